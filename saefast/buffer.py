@@ -1,0 +1,131 @@
+"""The shuffle buffer between a source and the trainer."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefast.errors import InputError, check
+from saefast.sources import Source
+
+
+class ShuffleBuffer:
+    """Turns a stream of rows into shuffled batches [batch_size, d_in].
+
+    It holds up to `capacity` rows. Each batch is a uniform sample without replacement of the rows held, and the
+    next rows of the stream take the places of those that left; at the end of a pass the buffer drains before
+    the next pass begins. So
+
+    - in one pass every row leaves exactly once; only the last rows of a pass, fewer than a batch, wait and leave
+      in the next one;
+    - a row stays for a geometrically distributed number of batches with mean capacity / batch_size, so rows
+      that were neighbours in the stream land in the same batch with probability about batch_size / capacity;
+    - batches depend on the source, the seed and the sizes alone, not on how the source is cut into tensors.
+
+    Args:
+        source: where the rows come from, read again when it ends.
+        nonfinite: what a row with NaN or Inf does: "stop" raises InputError, "skip" drops and counts it.
+    """
+
+    def __init__(
+        self, source: Source, batch_size: int, capacity: int, seed: int = 0, nonfinite: str = "stop"
+    ) -> None:
+        check(capacity >= batch_size, f"capacity: expected at least batch_size = {batch_size}, got {capacity}")
+        self.source, self.batch_size, self.nonfinite = source, batch_size, nonfinite
+        self.generator = torch.Generator().manual_seed(seed)
+        self.held = 0
+        self.row_of = torch.empty(capacity, dtype=torch.int64)  # stream row in each place
+        self.place: Tensor | None = None  # [capacity, d_in] in the source's dtype, made with the first rows
+        self.passes = 0  # finished ones
+        self.next_row = 0  # of this pass; counts skipped rows too
+        self.skipped = 0
+        self._stream: Iterator[Tensor] | None = None
+        self._chunk: Tensor | None = None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Batches [batch_size, d_in] without end, unless the source cannot be read a second time."""
+        while self._fill():
+            yield self._draw()
+
+    def sample(self, n: int) -> Tensor:
+        """Up to n of the rows that will come first, [n, d_in], without taking them out."""
+        if not self._fill():
+            raise InputError("source: expected at least one row, got none")
+        assert self.place is not None
+        return self.place[: min(n, self.held)]
+
+    def _fill(self) -> bool:
+        """Top up from the stream, beginning new passes until a batch is held; False when there is no more."""
+        self._pull(torch.arange(self.held, len(self.row_of)))
+        while self.held < self.batch_size:
+            if self.next_row == 0:
+                if self.passes == 0:
+                    raise InputError("source: expected at least one finite row, got none")
+                return False  # a new pass gave nothing: the source is a one-shot iterator
+            self.passes, self.next_row, self._stream, self._chunk = self.passes + 1, 0, None, None
+            self._pull(torch.arange(self.held, len(self.row_of)))
+        return True
+
+    def _draw(self) -> Tensor:
+        assert self.place is not None
+        holes = torch.randperm(self.held, generator=self.generator)[: self.batch_size]
+        batch = self.place[holes]
+        self.held -= len(holes)
+        filled = self._pull(holes)
+        # Where the stream could not fill a hole, the last rows move down into it.
+        holes = holes[filled:]
+        is_hole = torch.zeros(self.held + len(holes), dtype=torch.bool)
+        is_hole[holes] = True
+        low = is_hole[: self.held].nonzero().squeeze(1)
+        high = (~is_hole[self.held :]).nonzero().squeeze(1) + self.held
+        self.place[low], self.row_of[low] = self.place[high], self.row_of[high]
+        return batch
+
+    def _pull(self, holes: Tensor) -> int:
+        """Put the next rows of the stream into the places `holes`; returns how many there were."""
+        filled = 0
+        while filled < len(holes):
+            if self._chunk is None or len(self._chunk) == 0:
+                if self._stream is None:
+                    self._stream = self.source.rows(self.next_row)
+                self._chunk = next(self._stream, None)
+                if self._chunk is None:
+                    break
+            if self.place is None:
+                self.place = torch.empty(len(self.row_of), self.source.d_in, dtype=self._chunk.dtype)
+            rows, self._chunk = self._chunk[: len(holes) - filled], self._chunk[len(holes) - filled :]
+            numbers = torch.arange(self.next_row, self.next_row + len(rows))
+            self.next_row += len(rows)
+            finite = rows.isfinite().all(dim=1)
+            if not finite.all():
+                if self.nonfinite == "stop":
+                    row = int(numbers[~finite][0])
+                    raise InputError(
+                        f"source: row {row} holds NaN or Inf; nonfinite = 'skip' (--nonfinite skip) drops such rows"
+                    )
+                self.skipped += int((~finite).sum())
+                rows, numbers = rows[finite], numbers[finite]
+            where = holes[filled : filled + len(rows)]
+            self.place[where] = rows.to(self.place)
+            self.row_of[where] = numbers
+            filled += len(rows)
+        self.held += filled
+        return filled
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and numbers that restore the buffer exactly; the rows themselves only if they cannot be re-read."""
+        tensors = {"rng": self.generator.get_state(), "row_of": self.row_of[: self.held].clone()}
+        if not self.source.random_access and self.place is not None:
+            tensors["rows"] = self.place[: self.held].clone()
+        return tensors, {"passes": self.passes, "next_row": self.next_row, "skipped": self.skipped}
+
+    def load_state_dict(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        self.generator.set_state(tensors["rng"])
+        self.passes, self.next_row, self.skipped = (numbers[key] for key in ("passes", "next_row", "skipped"))
+        self._stream = self._chunk = None
+        row_of = tensors["row_of"]
+        self.held = len(row_of)
+        rows = self.source.take(row_of) if self.source.random_access else tensors["rows"]
+        self.place = torch.empty(len(self.row_of), self.source.d_in, dtype=rows.dtype)
+        self.place[: self.held], self.row_of[: self.held] = rows, row_of

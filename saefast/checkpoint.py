@@ -1,0 +1,104 @@
+"""The run folder: one atomic checkpoint that holds everything, the metrics, the config.
+
+RUN/run.json                 the two configs, the source, versions
+RUN/checkpoint.safetensors   the latest state of training: `--resume` goes on from it, bit for bit
+RUN/metrics.jsonl            one line per log step
+RUN/sae.safetensors, config.json   the trained SAE (`SAE.from_pretrained(RUN)`), written at the end
+RUN/curves.png               plots, written at the end
+"""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import saefast
+from saefast.buffer import ShuffleBuffer
+from saefast.config import SAEConfig, TrainConfig
+from saefast.errors import InputError, check
+from saefast.files import load_tensors, read_json, save_tensors, write_atomic, write_json
+from saefast.sources import Source
+from saefast.step import State
+
+RUN, CHECKPOINT, METRICS = "run.json", "checkpoint.safetensors", "metrics.jsonl"
+
+
+def open_run(
+    folder: Path, sae: SAEConfig, train: TrainConfig, source: Source, resume: bool, bytes_needed: int
+) -> bool:
+    """Make the run folder, or check that `resume` fits what it holds; True if there is a checkpoint to go on from.
+
+    Raises:
+        InputError: the folder exists and resume is False; a config differs from the run's; too little disk space.
+        OSError: the folder cannot be written.
+    """
+    # through JSON, so that tuples compare with what was read back
+    configs = json.loads(json.dumps({"sae": asdict(sae), "train": asdict(train)}))
+    if folder.exists() and any(folder.iterdir()):
+        check(resume, f"out: expected a new folder, {folder} exists; go on with --resume or choose another")
+        found = read_json(folder / RUN)
+        for part, fields in configs.items():
+            for name, value in fields.items():
+                was = found.get(part, {}).get(name)
+                check(was == value, f"{name}: the run in {folder} was started with {was!r}, got {value!r}")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        versions = {"saefast": saefast.__version__, "torch": torch.__version__}
+        threads = torch.get_num_threads()  # matrix products differ in the last bit between thread counts
+        description = {"source": source.describe(), "versions": versions, "threads": threads}
+        write_json(folder / RUN, configs | description)
+    free = shutil.disk_usage(folder).free
+    check(free > bytes_needed, f"out: {folder} needs {bytes_needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free")
+    return (folder / CHECKPOINT).exists()
+
+
+def save(folder: Path, state: State, input_scale: float, buffer: ShuffleBuffer) -> None:
+    """Replace the checkpoint atomically."""
+    tensors = {"num_tokens_since_fired": state.num_tokens_since_fired, "fired": state.fired}
+    for group in ("params", "exp_avg", "exp_avg_sq"):
+        tensors |= {f"{group}.{name}": t for name, t in getattr(state, group)._asdict().items()}
+    buffer_tensors, buffer_numbers = buffer.state_dict()
+    tensors |= {f"buffer.{name}": tensor for name, tensor in buffer_tensors.items()}
+    meta = {"step": state.step, "input_scale": input_scale, "buffer": buffer_numbers}
+    try:
+        save_tensors(folder / CHECKPOINT, tensors, meta)
+    except Exception as error:  # safetensors raises its own class for a full disk
+        kept = "the previous one is intact" if (folder / CHECKPOINT).exists() else "there is no previous one"
+        raise OSError(f"{folder / CHECKPOINT}: could not be written at step {state.step} ({error}); {kept}") from error
+
+
+def load(folder: Path, state: State, buffer: ShuffleBuffer) -> float:
+    """Restore `state` (in place, on its device) and `buffer` from the checkpoint; returns the input scale."""
+    path = folder / CHECKPOINT
+    tensors, meta, _ = load_tensors(path)
+    targets = {"num_tokens_since_fired": state.num_tokens_since_fired, "fired": state.fired}
+    for group in ("params", "exp_avg", "exp_avg_sq"):
+        targets |= {f"{group}.{name}": t for name, t in getattr(state, group)._asdict().items()}
+    for name, target in targets.items():
+        found = list(tensors[name].shape) if name in tensors else None
+        if found != list(target.shape):
+            raise InputError(f"{path}: {name}: expected shape {list(target.shape)}, got {found}")
+        target.copy_(tensors[name])
+    state.step = meta["step"]
+    prefix = "buffer."
+    buffer_tensors = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    buffer.load_state_dict(buffer_tensors, meta["buffer"])
+    return meta["input_scale"]
+
+
+def truncate_metrics(folder: Path, step: int) -> None:
+    """Drop the lines after `step` (and a half-written last one): the resumed run writes them again."""
+    path = folder / METRICS
+    kept = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            fields: dict[str, Any] = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if fields["step"] > step:
+            break
+        kept.append(line + "\n")
+    write_atomic(path, lambda temporary: temporary.write_text("".join(kept)))

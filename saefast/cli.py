@@ -1,0 +1,239 @@
+"""The command line: `saefast cache | train | evaluate | info`. Flags are generated from the dataclasses below."""
+
+import dataclasses
+import json
+import logging
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from tqdm import tqdm
+from tyro.conf import FlagConversionOff, OmitArgPrefixes, Positional, arg
+
+import saefast
+from saefast import backend, lm, shards
+from saefast.config import SAEConfig, TrainConfig
+from saefast.errors import InputError, check
+from saefast.evaluate import evaluate
+from saefast.files import load_tensors, read_json
+from saefast.sae import SAE
+from saefast.sources import open_source
+from saefast.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Write a language model's activations on some text to a shard folder.
+
+    An interrupted cache goes on where it stopped when the same command is given again.
+    """
+
+    model: Positional[str]
+    """Hugging Face causal language model: a local folder, or a name on the Hub."""
+    text: Positional[Path]
+    """A text file, a folder of them, or a .jsonl with a field "text"."""
+    hook: str
+    """Hook point: a module path for its output (model.layers.12), or path:in for its input."""
+    out: Path
+    """Shard folder to write."""
+    tokens: int | None = None
+    """Activations to keep at the most; default: all of the text."""
+    skip_tokens: int = 0
+    """Tokens of the text to pass over first, to cache a held-out part."""
+    context_length: int = 256
+    """Tokens per context."""
+    contexts_per_batch: int = 4
+    """Contexts per forward pass."""
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    """How activations are stored."""
+    sink_ratio: float | None = 10.0
+    """Drop rows with more than this many times the median norm (attention sinks); None keeps them."""
+    keep_special: bool = False
+    """Keep the rows of special tokens (end of text, ...)."""
+    device: str = "cpu"
+    """Where the language model runs."""
+
+    def run(self) -> None:
+        for name in ("tokens", "context_length", "contexts_per_batch"):
+            value = getattr(self, name)
+            check(value is None or value > 0, f"{name}: expected a positive integer, got {value}")
+        check(self.skip_tokens >= 0, f"skip_tokens: expected 0 or more, got {self.skip_tokens}")
+        next(lm.read_texts(self.text), None)  # a missing text is said before a model is loaded
+        model, tokenizer = lm.load_model(self.model, self.device)
+        contexts = lm.PackedContexts(lm.Texts(self.text), tokenizer, self.context_length, self.contexts_per_batch)
+        drop = () if self.keep_special else tokenizer.all_special_ids
+        source = lm.ModelSource(model, self.hook, contexts, drop, self.sink_ratio, {"use_cache": False})
+        notes = {
+            "text": str(self.text), "skip_tokens": self.skip_tokens, "context_length": self.context_length,
+            "contexts_per_batch": self.contexts_per_batch, "sink_ratio": self.sink_ratio,
+            "max_norm": source.max_norm if self.sink_ratio else None, "dropped_ids": sorted(drop),
+        }  # fmt: skip
+        dtype = getattr(torch, self.dtype)
+        writer = shards.ShardWriter(self.out, source.d_in, dtype, self.model, self.hook, notes)
+        batch_tokens = self.context_length * self.contexts_per_batch
+        first = -(-self.skip_tokens // batch_tokens) + writer.n_contexts // self.contexts_per_batch
+        with tqdm(total=self.tokens, initial=writer.n_tokens, unit="token", desc="cache") as bar:
+            for batch in source.model_batches(first):
+                room = len(batch.activations) if self.tokens is None else self.tokens - writer.n_tokens
+                if room <= 0:
+                    break
+                writer.append(batch.activations[:room], batch.contexts, batch.context[:room], batch.position[:room])
+                bar.update(min(room, len(batch.activations)))
+        check(writer.n_tokens > 0, f"text: expected at least {batch_tokens} tokens after skip_tokens, got fewer")
+        writer.close()
+        dropped = source.n_dropped
+        print(
+            f"{writer.n_tokens} activations of width {source.d_in} in {self.out}; dropped {dropped['sink']} attention "
+            f"sinks (norm above {source.max_norm:.4g}) and {dropped['special']} special tokens"
+        )
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a sparse autoencoder on a source of activations."""
+
+    source: Positional[Path]
+    """A shard folder (of `saefast cache`), a .npy or a .safetensors file: a matrix [tokens, d_in]."""
+    out: Path
+    """Run folder: config, checkpoint, metrics, the trained SAE, curves."""
+    d_sae: int
+    """Number of latents."""
+    k: int
+    """Active latents per token."""
+    train: OmitArgPrefixes[TrainConfig]
+    resume: bool = False
+    """Go on from the checkpoint in --out, bit for bit; without one, start."""
+    device: str | None = None
+    """Where to train; default: the GPU if there is one."""
+
+    def run(self) -> None:
+        source = open_source(self.source)
+        sae = SAE(SAEConfig(d_in=source.d_in, d_sae=self.d_sae, k=self.k), seed=self.train.seed)
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        trainer = Trainer(sae.to(device), self.train)
+        print(
+            f"training {self.d_sae} latents of width {source.d_in}, k = {self.k}, on {self.train.total_tokens} tokens; "
+            f"backend {trainer.ops.NAME} on {device}, fp32 parameters, products and moments"
+        )
+        if trainer.fit(source, self.out, self.resume):
+            print(f"done: {self.out} (`saefast evaluate {self.out} SOURCE` on held-out activations)")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate a trained SAE on held-out activations, and, if asked, inside its language model."""
+
+    run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Run folder, or any folder with sae.safetensors and config.json."""
+    source: Positional[Path]
+    """A shard folder, a .npy or a .safetensors file."""
+    json: Annotated[bool, FlagConversionOff] = False
+    in_model: bool = False
+    """Also splice the SAE into the model (SOURCE must be a shard folder of `saefast cache`)."""
+    contexts: int = 32
+    """Contexts of SOURCE for --in-model."""
+    backend: Literal["auto", "reference", "native", "triton"] = "auto"
+    """Which implementation of the ops runs."""
+
+    def run(self) -> None:
+        sae, source = SAE.from_pretrained(self.run_folder), open_source(self.source)
+        result = evaluate(sae, source, self.backend)._asdict()
+        density = torch.tensor(result.pop("density"))
+        result["density_quantiles"] = {
+            str(q): float(density.quantile(q)) for q in (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
+        }
+        if self.in_model:
+            result["in_model"] = self._in_model(sae, source)
+        _show(result, self.json)
+
+    def _in_model(self, sae: SAE, source: Any) -> dict[str, Any]:
+        from saefast.splice import evaluate_in_model
+
+        is_text = isinstance(source, shards.ShardSource) and source.index["model"] and "contexts" in source.shard(0)
+        check(bool(is_text), f"in_model: expected a shard folder of `saefast cache`, got {self.source}")
+        model, _ = lm.load_model(source.index["model"])
+        batches = source.shard(0)["contexts"][: self.contexts].long().split(4)
+        max_norm = source.index["notes"].get("max_norm") or float("inf")
+        return evaluate_in_model(sae, model, source.index["hook"], batches, max_norm)._asdict()
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a run, an SAE, a shard folder or an activation file holds; without PATH, what this machine offers."""
+
+    path: Positional[Path | None] = None
+    """Run folder, SAE folder, shard folder, .npy or .safetensors file."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> None:
+        result: dict[str, Any] = {}
+        if self.path is not None:
+            result["path"] = str(self.path)
+            result |= describe(self.path)
+        name, reason = backend.choose()
+        result["backend"] = {
+            "auto": name,
+            "why": reason,
+            "unavailable": {n: why for n in backend.MODULES if (why := backend.unavailable(n))},
+        }
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+        result["machine"] = {"gpu": gpu, "torch": torch.__version__, "threads": torch.get_num_threads()}
+        result["saefast"] = saefast.__version__
+        _show(result, self.json)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What `path` holds, as plain values."""
+    check(path.exists(), f"path: expected a run, an SAE, a shard folder or an activation file, found nothing at {path}")
+    if not (path / "run.json").exists() and not (path / "config.json").exists():
+        source = open_source(path)
+        return {"kind": "activations", "d_in": source.d_in} | source.describe()
+    found: dict[str, Any] = {"kind": "run" if (path / "run.json").exists() else "sae"}
+    if found["kind"] == "run":
+        found |= read_json(path / "run.json")
+        total = TrainConfig(**found["train"]).total_steps
+        found["progress"] = {"step": 0, "of": total}
+        if (path / "checkpoint.safetensors").exists():
+            _, meta, _ = load_tensors(path / "checkpoint.safetensors")
+            found["progress"] = {"step": meta["step"], "of": total}
+        lines = (path / "metrics.jsonl").read_text().splitlines() if (path / "metrics.jsonl").exists() else []
+        found["last_metrics"] = json.loads(lines[-1]) if lines else None
+    if (path / "config.json").exists():
+        sae = SAE.from_pretrained(path)
+        found["sae"] = asdict(sae.config)
+        found["parameters"] = sum(p.numel() for p in sae.parameters())
+    return found
+
+
+def _show(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    for key, value in result.items():
+        if isinstance(value, dict):
+            print(f"{key}:")
+            for inner, entry in value.items():
+                print(f"  {inner:22} {entry:.5g}" if isinstance(entry, float) else f"  {inner:22} {entry}")
+        else:
+            print(f"{key:24} {value:.5g}" if isinstance(value, float) else f"{key:24} {value}")
+
+
+COMMANDS = {"cache": Cache, "train": Train, "evaluate": Evaluate, "info": Info}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point. Bad input is one line on stderr and exit status 2."""
+    logging.basicConfig(format="saefast: %(message)s", stream=sys.stderr)
+    try:
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="saefast", description=__doc__, args=args).run()
+    except (InputError, OSError) as error:
+        print(f"saefast: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

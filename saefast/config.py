@@ -1,0 +1,128 @@
+"""The two configurations. Frozen, validated where they are made; the command line is generated from them."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from saefast.errors import check
+
+LOGGERS = ("wandb", "tensorboard", "trackio")
+
+
+def _positive(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        is_int = isinstance(value, int) and not isinstance(value, bool)
+        check(is_int and value > 0, f"{name}: expected a positive integer, got {value!r}")
+
+
+@dataclass(frozen=True)
+class SAEConfig:
+    """What an SAE is: everything needed to rebuild the module around its weights."""
+
+    d_in: int
+    """Width of the activations."""
+    d_sae: int
+    """Number of latents, the size of the dictionary."""
+    activation: Literal["topk"] = "topk"
+    """Which pre-activations become active: 'topk' keeps the k largest of each token."""
+    k: int = 32
+    """Active latents per token."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "d_in", "d_sae", "k")
+        check(self.k <= self.d_sae, f"k: expected at most d_sae = {self.d_sae}, got {self.k}")
+        check(self.activation == "topk", f"activation: expected 'topk', got {self.activation!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How an SAE is trained. Sizes are in tokens (activation rows), never in sequences."""
+
+    total_tokens: Annotated[int, tyro.conf.arg(name="tokens")]
+    """Tokens to train on; the source is read again when it is shorter."""
+    batch_size: int = 4096
+    """Tokens per optimizer step."""
+    lr: float | None = None
+    """Peak learning rate of Adam. Default: 2e-4 / sqrt(d_sae / 2^14) (Gao et al. 2024, arXiv 2406.04093)."""
+    warmup_fraction: float = 0.05
+    """Share of the steps over which the learning rate rises linearly from 0."""
+    decay_fraction: float = 0.2
+    """Share of the steps, at the end, over which it falls linearly to 0."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's decay rates of the first and second moment."""
+    eps: float = 6.25e-10
+    """Adam's epsilon; small because the loss is an average (OpenAI's value)."""
+    grad_clip: float | None = None
+    """Largest global norm of the gradient, exact; None does not clip."""
+    auxk_alpha: float = 1 / 32
+    """Weight of the AuxK loss that revives dead latents; 0 turns it off."""
+    k_aux: int | None = None
+    """Dead latents that AuxK uses per token. Default: d_in / 2."""
+    dead_feature_threshold: int = 10_000_000
+    """A latent is dead when it has not been active for this many tokens."""
+    init_b_dec: Literal["geometric_median", "mean", "none"] = "geometric_median"
+    """What `fit` sets b_dec to before the first step, from up to 32768 rows of the source."""
+    normalize_input: bool = True
+    """Train as if the input were scaled by one scalar to E||x||^2 = d_in. See `saefast.step.Hyper`."""
+    buffer_tokens: int = 131_072
+    """Rows in the shuffle buffer."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """Rows with NaN or Inf: stop with an error, or skip and count them."""
+    seed: int = 0
+    """Seed of the shuffling (and of the initial weights, on the command line)."""
+    backend: Literal["auto", "reference", "native", "triton"] = "auto"
+    """Which implementation of the ops runs the step."""
+    log_every: int = 10
+    """Steps between lines in metrics.jsonl."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; one is also written at the end and on SIGTERM or Ctrl-C."""
+    loggers: tuple[Literal["wandb", "tensorboard", "trackio"], ...] = ()
+    """Where metrics go besides metrics.jsonl; each needs the extra of the same name."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "total_tokens", "batch_size", "dead_feature_threshold", "buffer_tokens", "log_every")
+        _positive(self, "checkpoint_every")
+        for name in ("lr", "grad_clip"):
+            value = getattr(self, name)
+            ok = value is None or (math.isfinite(value) and value > 0)
+            check(ok, f"{name}: expected a positive number or None, got {value!r}")
+        for name in ("warmup_fraction", "decay_fraction"):
+            value = getattr(self, name)
+            check(0 <= value <= 1, f"{name}: expected a number from 0 to 1, got {value!r}")
+        in_range = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        check(in_range, f"betas: expected two numbers in [0, 1), got {self.betas!r}")
+        check(self.eps > 0, f"eps: expected a positive number, got {self.eps!r}")
+        check(self.auxk_alpha >= 0, f"auxk_alpha: expected 0 or more, got {self.auxk_alpha!r}")
+        if self.k_aux is not None:
+            _positive(self, "k_aux")
+        check(self.seed >= 0, f"seed: expected 0 or more, got {self.seed!r}")
+        check(
+            self.buffer_tokens >= self.batch_size,
+            f"buffer_tokens: expected at least batch_size = {self.batch_size}, got {self.buffer_tokens}",
+        )
+        for name, choices in (
+            ("init_b_dec", ("geometric_median", "mean", "none")),
+            ("nonfinite", ("stop", "skip")),
+            ("backend", ("auto", "reference", "native", "triton")),
+        ):
+            value = getattr(self, name)
+            check(value in choices, f"{name}: expected one of {list(choices)}, got {value!r}")
+        for logger in self.loggers:
+            check(logger in LOGGERS, f"loggers: expected any of {list(LOGGERS)}, got {logger!r}")
+
+    @property
+    def total_steps(self) -> int:
+        return math.ceil(self.total_tokens / self.batch_size)
+
+    def peak_lr(self, d_sae: int) -> float:
+        return self.lr if self.lr is not None else 2e-4 / math.sqrt(d_sae / 2**14)
+
+    def lr_at(self, step: int, d_sae: int) -> float:
+        """Learning rate of `step` (counted from 1): linear warm-up, constant, linear decay towards 0."""
+        warmup, decay = self.warmup_fraction * self.total_steps, self.decay_fraction * self.total_steps
+        rise = step / warmup if warmup else 1.0
+        fall = (self.total_steps + 1 - step) / decay if decay else 1.0
+        return self.peak_lr(d_sae) * max(0.0, min(1.0, rise, fall))

@@ -1,0 +1,91 @@
+"""Files that are whole or absent: atomic writes, and tensors with a checksum of their contents."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from saefast.errors import InputError
+
+
+_UMASK = os.umask(0o077)  # the only way to read it is to set it
+os.umask(_UMASK)
+
+
+def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
+    """Call `write(temporary path)`, flush it to disk and rename it to `path`: a reader sees the old or the new file.
+
+    A failure (full disk, kill) leaves `path` as it was; the temporary has a fixed name, so it never piles up.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary)
+        os.chmod(temporary, 0o666 & ~_UMASK)  # safetensors makes its files private
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n"))
+
+
+def read_json(path: Path) -> Any:
+    """Parsed JSON of `path`; InputError names the file if it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: expected a JSON file, found none") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected JSON, got {error}") from None
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, in order of the names."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.flatten().view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> str:
+    """Write a safetensors file atomically, with `meta` as JSON and the digest in its header; returns the digest."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    checksum = digest(tensors)
+    header = {"saefast": json.dumps(meta), "sha256": checksum}
+    write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+    return checksum
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """Tensors, meta and digest of a file of `save_tensors`; InputError names the file if any bit of it is wrong."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        meta, checksum = json.loads(header["saefast"]), header["sha256"]
+    except FileNotFoundError:
+        raise InputError(f"{path}: expected a file, found none") from None
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: corrupt or not written by saefast ({error})") from None
+    found = digest(tensors)
+    if found != checksum:
+        raise InputError(f"{path}: corrupt: expected SHA-256 {checksum[:16]}..., got {found[:16]}...")
+    return tensors, meta, checksum

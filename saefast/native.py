@@ -1,0 +1,45 @@
+"""The CPU backend: the ops of `saefast.reference`, with those that the C++ extension has in its place.
+
+The extension handles fp32 on the CPU; other dtypes and devices go to the reference, so every call works.
+"""
+
+import torch
+from torch import Tensor
+
+from saefast import reference
+from saefast.reference import (
+    AuxK,
+    Params,
+    adam_,
+    auxk,
+    decode,
+    encode,
+    grad_top_acts,
+    group_by_latent,
+    normalize_rows_,
+    param_grads,
+    project_rows_,
+    recon_loss,
+    total_variance,
+)
+
+try:
+    import saefast._C
+except ModuleNotFoundError as error:  # one that is there but does not load says itself why
+    raise ImportError("the C++ extension saefast._C is not built (no compiler at install time?)") from error
+
+__all__ = [
+    "NAME", "AuxK", "Params", "adam_", "auxk", "decode", "encode", "grad_top_acts", "group_by_latent",
+    "normalize_rows_", "param_grads", "project_rows_", "recon_loss", "topk", "total_variance",
+]  # fmt: skip
+
+NAME = "native"
+
+
+def topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """As `saefast.reference.topk`, bit for bit, but a NaN in `pre_acts` raises ValueError with its row."""
+    # The extension records no autograd graph, the reference does.
+    if pre_acts.dtype != torch.float32 or pre_acts.device.type != "cpu" or pre_acts.requires_grad:
+        return reference.topk(pre_acts, k)
+    top_acts, top_indices = saefast._C.topk(pre_acts.contiguous().numpy(), k, torch.get_num_threads())
+    return torch.from_numpy(top_acts), torch.from_numpy(top_indices)

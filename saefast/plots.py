@@ -1,0 +1,45 @@
+"""Curves of a run as PNG; needs the extra `viz` (matplotlib)."""
+
+import json
+import logging
+from pathlib import Path
+
+log = logging.getLogger("saefast")
+
+
+def curves(folder: Path) -> Path | None:
+    """Plot RUN/metrics.jsonl to RUN/curves.png; returns its path, or None (and says so) without matplotlib."""
+    try:
+        from matplotlib.figure import Figure  # no pyplot: no global state, no display
+    except ImportError:
+        log.warning("curves.png was not drawn: it needs `pip install saefast[viz]`")
+        return None
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    if not lines:
+        return None
+    tokens = [line["tokens"] for line in lines]
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    axes = figure.subplots(2, 3).flatten()
+    panels = [
+        ("fvu", "FVU (fraction of variance unexplained)", "log"),
+        ("l0", "L0 (active latents per token)", "linear"),
+        ("dead_frac", "dead latents (share)", "linear"),
+        ("lr", "learning rate", "linear"),
+        ("tokens_per_second", "tokens per second", "linear"),
+    ]
+    for axis, (key, title, scale) in zip(axes, panels):
+        axis.plot(tokens, [line[key] for line in lines], color="tab:blue", linewidth=1.2)
+        axis.set_title(title, fontsize=10)
+        axis.set_yscale(scale)
+        if scale == "linear":
+            axis.set_ylim(bottom=0)
+    histogram = lines[-1]["density_histogram"]
+    labels = ["<1e-5\nor never", "1e-5", "1e-4", "1e-3", "1e-2", ">0.1"]
+    axes[5].bar(labels, histogram, color="tab:blue")
+    axes[5].set_title("latents by density, end of run", fontsize=10)
+    for axis in axes[:5]:
+        axis.set_xlabel("tokens")
+        axis.grid(alpha=0.3)
+    path = folder / "curves.png"
+    figure.savefig(path, dpi=110, facecolor="white")  # opaque: readable on light and dark pages
+    return path

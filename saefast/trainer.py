@@ -1,0 +1,218 @@
+"""The trainer: `step(x)` for one batch, `fit(source)` for a whole run."""
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from saefast import checkpoint, loggers, plots
+from saefast.backend import load_backend
+from saefast.buffer import ShuffleBuffer
+from saefast.config import TrainConfig
+from saefast.errors import InputError, check
+from saefast.sae import SAE, geometric_median
+from saefast.sources import as_source
+from saefast.step import Hyper, Metrics, State, train_step
+
+INIT_ROWS = 32_768  # sample for b_dec and the input scale; what OpenAI uses for the geometric median
+DENSITY_EDGES = [-math.inf, -5, -4, -3, -2, -1, math.inf]  # log10 of the share of tokens a latent is active on
+
+log = logging.getLogger("saefast")
+
+
+class Trainer:
+    """Trains `sae` in place.
+
+    Args:
+        sae: on the device where training is to happen, fp32 (fp64 works with the reference backend).
+        config: see `TrainConfig`.
+
+    Raises:
+        InputError: the backend asked for cannot run here.
+    """
+
+    def __init__(self, sae: SAE, config: TrainConfig) -> None:
+        self.sae, self.config = sae, config
+        self.ops = load_backend(config.backend)
+        self.state = State.fresh(sae.params)
+        self.input_scale: float | None = None  # set from the first data seen
+        self._logged_step = 0
+
+    def step(self, x: Tensor) -> Metrics:
+        """One optimizer step on x [B, d_in], any B > 0. Metrics are those of x before the update.
+
+        Unlike `fit` it leaves b_dec where it is; the first x sets the scale of `normalize_input`.
+
+        Raises:
+            InputError: wrong shape, dtype or device, an empty batch, NaN or Inf in x.
+        """
+        self.sae.check_input(x)
+        check(len(x) > 0, f"x: expected at least one row, got {list(x.shape)}")
+        check(bool(x.isfinite().all()), "x: expected finite values, got NaN or Inf")
+        if self.input_scale is None:
+            self._set_input_scale(x)
+        return self._step(x)
+
+    def fit(self, source: Iterable[Tensor] | Tensor, out: str | Path | None = None, resume: bool = False) -> bool:
+        """Train for `config.total_tokens` on a source: any iterable of tensors [n, d_in] (see `saefast.sources`).
+
+        Args:
+            out: run folder for checkpoints, metrics, the trained SAE and its curves (see `saefast.checkpoint`).
+                None writes nothing.
+            resume: go on from the checkpoint in `out` if there is one; the result is the same bits as a run that
+                was never interrupted (same machine, same number of threads).
+
+        Returns:
+            True if the run is complete, False if SIGTERM or Ctrl-C stopped it after saving.
+
+        Raises:
+            InputError: the source or the folder do not fit; NaN or Inf in the data; the loss diverged.
+            OSError: `out` cannot be written. The last checkpoint is intact in every case.
+        """
+        config, state = self.config, self.state
+        rows = as_source(source, self.sae.config.d_in)
+        buffer = ShuffleBuffer(rows, config.batch_size, config.buffer_tokens, config.seed, config.nonfinite)
+        folder = None if out is None else Path(out)
+        if folder is not None:
+            found = checkpoint.open_run(folder, self.sae.config, config, rows, resume, self._bytes_to_save(buffer))
+            if found:
+                self.input_scale = checkpoint.load(folder, state, buffer)
+            checkpoint.truncate_metrics(folder, state.step)
+        if state.step == 0:
+            self._initialize(buffer.sample(INIT_ROWS).to(self.sae.W_enc))
+        send = self._open_loggers(folder)
+
+        n_steps = config.total_steps
+        self._logged_step, self._logged_at = state.step, time.perf_counter()
+        with (
+            tqdm(total=n_steps, initial=state.step, unit="step", mininterval=0.5, desc="train") as bar,
+            _stop_signals() as stop,
+        ):
+            batches = iter(buffer)
+            while state.step < n_steps and not stop.is_set():
+                x = next(batches, None)
+                if x is None:
+                    log.warning(f"the source cannot be read twice: it ended after {state.step} of {n_steps} steps")
+                    break
+                metrics = self._step(x.to(self.sae.W_enc))
+                bar.update()
+                if state.step % config.log_every == 0 or state.step == n_steps:
+                    line = self._line(metrics, buffer.skipped)
+                    bar.set_postfix({key: f"{line[key]:.4g}" for key in ("fvu", "l0", "dead_frac")})
+                    for to in send:
+                        to(line)
+                if folder is not None and state.step % config.checkpoint_every == 0 and state.step < n_steps:
+                    self._check_loss(metrics)
+                    checkpoint.save(folder, state, self._scale(), buffer)
+        if folder is None:
+            return not stop.is_set()
+        checkpoint.save(folder, state, self._scale(), buffer)
+        if stop.is_set() and state.step < n_steps:
+            log.warning(f"stopped at step {state.step} of {n_steps}, saved in {folder}; go on with --resume")
+            return False
+        self.sae.save_pretrained(folder)
+        plots.curves(folder)
+        return True
+
+    def _step(self, x: Tensor) -> Metrics:
+        sae, config = self.sae.config, self.config
+        hyper = Hyper(
+            k=sae.k,
+            lr=config.lr_at(self.state.step + 1, sae.d_sae),
+            betas=config.betas,
+            eps=config.eps,
+            input_scale=self._scale(),
+            grad_clip=config.grad_clip,
+            auxk_alpha=config.auxk_alpha,
+            k_aux=config.k_aux or max(1, sae.d_in // 2),
+            dead_feature_threshold=config.dead_feature_threshold,
+        )
+        with torch.no_grad():
+            return train_step(self.ops, self.state, x, hyper)
+
+    def _check_loss(self, metrics: Metrics) -> None:
+        """Raise before a diverged state is logged or saved."""
+        if not math.isfinite(metrics.loss):
+            peak = self.config.peak_lr(self.sae.config.d_sae)
+            raise InputError(
+                f"lr: the loss is {float(metrics.loss)} at step {self.state.step}: training diverged; "
+                f"expected a learning rate below {peak:.3g}; checkpoints hold the state before"
+            )
+
+    def _initialize(self, sample: Tensor) -> None:
+        """Set the input scale, and b_dec to the centre of the data."""
+        self._set_input_scale(sample)
+        if self.config.init_b_dec != "none":
+            median = self.config.init_b_dec == "geometric_median"
+            self.sae.b_dec.data.copy_(geometric_median(sample) if median else sample.mean(dim=0))
+
+    def _set_input_scale(self, sample: Tensor) -> None:
+        mean_square = float(sample.double().square().sum(dim=1).mean())
+        normalize = self.config.normalize_input and mean_square > 0
+        self.input_scale = math.sqrt(self.sae.config.d_in / mean_square) if normalize else 1.0
+
+    def _scale(self) -> float:
+        assert self.input_scale is not None
+        return self.input_scale
+
+    def _line(self, metrics: Metrics, skipped: int) -> dict[str, Any]:
+        """One line of metrics.jsonl: plain numbers, and the counts since the last line."""
+        state, batch_size = self.state, self.config.batch_size
+        values = {key: float(value) for key, value in metrics._asdict().items()}
+        self._check_loss(metrics)
+        steps, now = state.step - self._logged_step, time.perf_counter()
+        window = (state.step - 1) % self.config.log_every + 1  # steps `fired` was counted over
+        density = (state.fired / (window * batch_size)).log10()
+        histogram = [int(((density > a) & (density <= b)).sum()) for a, b in zip(DENSITY_EDGES, DENSITY_EDGES[1:])]
+        histogram[0] += int(density.isneginf().sum())  # latents never active in the window
+        line = {"step": state.step, "tokens": state.step * batch_size} | values
+        line |= {"density_histogram": histogram, "rows_skipped": skipped}
+        line |= {"tokens_per_second": round(steps * batch_size / (now - self._logged_at), 1)}
+        state.fired.zero_()
+        self._logged_step, self._logged_at = state.step, now
+        return line
+
+    def _open_loggers(self, folder: Path | None) -> list[loggers.Log]:
+        if folder is None:
+            return []
+        described = {"sae": asdict(self.sae.config), "train": asdict(self.config)}
+        services = [loggers.open_logger(name, folder, described) for name in self.config.loggers]
+        return [loggers.jsonl(folder / checkpoint.METRICS), *services]
+
+    def _bytes_to_save(self, buffer: ShuffleBuffer) -> int:
+        """Two checkpoints (the new one is whole before the old one goes) and the exported SAE."""
+        params = sum(p.numel() * p.element_size() for p in self.sae.params)
+        row = 8 if buffer.source.random_access else 8 + 4 * self.sae.config.d_in
+        return 7 * params + 2 * row * self.config.buffer_tokens + 2**20
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM or Ctrl-C sets, so that the loop ends between two steps; a second one ends at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # Python allows signal handlers in the main thread only
+        return
+    previous = {}
+
+    def handle(number: int, frame: Any) -> None:
+        stop.set()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
