@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def decode() -> Result:
                 "same_bits": True,
             }
             for label, function in (("triton", triton_decode), ("reference", reference.decode)):
-                timing = time_ms(lambda f=function, i=inputs: f(*i), flush_l2=True, seconds=3)
+                timing = time_ms(partial(function, *inputs), flush_l2=True, seconds=3)
                 gigabytes = 1e-6 * decode_bytes(B, K, D, W_dec.element_size())
                 row[label] = timing | {"gb_per_s": round(gigabytes / timing["median_ms"])}
             result[f"{name} {dtype_name}"] = row
@@ -209,7 +210,7 @@ def step() -> Result:
             if DEVICE == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             losses[label] = [float(run(x)) for x in batches]
-            timing = time_ms(lambda f=run, x=batches[0]: f(x), samples=30, seconds=8)
+            timing = time_ms(partial(run, batches[0]), samples=30, seconds=8)
             row[label] = timing | {"tokens_per_s": round(1e3 * B / timing["median_ms"])}
             if DEVICE == "cuda":
                 row[label]["peak_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20)

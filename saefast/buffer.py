@@ -50,21 +50,18 @@ class ShuffleBuffer:
 
     def sample(self, n: int) -> Tensor:
         """Up to n of the rows that will come first, [n, d_in], without taking them out."""
-        if not self._fill():
-            raise InputError("source: expected at least one row, got none")
-        assert self.place is not None
+        self._fill()
+        if self.place is None or self.held == 0:
+            raise InputError("source: expected at least one finite row, got none")
         return self.place[: min(n, self.held)]
 
     def _fill(self) -> bool:
         """Top up from the stream, beginning new passes until a batch is held; False when there is no more."""
         self._pull(torch.arange(self.held, len(self.row_of)))
         while self.held < self.batch_size:
-            if self.next_row == 0:
-                if self.passes == 0:
-                    raise InputError("source: expected at least one finite row, got none")
-                return False  # a new pass gave nothing: the source is a one-shot iterator
             self.passes, self.next_row, self._stream, self._chunk = self.passes + 1, 0, None, None
-            self._pull(torch.arange(self.held, len(self.row_of)))
+            if self._pull(torch.arange(self.held, len(self.row_of))) == 0:
+                return False  # a one-shot iterator, or no finite row in it
         return True
 
     def _draw(self) -> Tensor:

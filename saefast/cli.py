@@ -1,6 +1,5 @@
 """The command line: `saefast cache | train | evaluate | info`. Flags are generated from the dataclasses below."""
 
-import dataclasses
 import json
 import logging
 import sys
@@ -91,6 +90,17 @@ class Cache:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainFlags(TrainConfig):
+    """How to train. Sizes are in tokens (activation rows), never in sequences."""
+
+    total_tokens: Annotated[int, arg(name="tokens")]
+    """Tokens to train on; the source is read again when it is shorter."""
+
+    def __post_init__(self) -> None:
+        """Nothing: `Train.run` makes the TrainConfig, so that its errors are one line and not tyro's box."""
+
+
 @dataclass(frozen=True)
 class Train:
     """Train a sparse autoencoder on a source of activations."""
@@ -103,19 +113,20 @@ class Train:
     """Number of latents."""
     k: int
     """Active latents per token."""
-    train: OmitArgPrefixes[TrainConfig]
+    train: OmitArgPrefixes[TrainFlags]
     resume: bool = False
     """Go on from the checkpoint in --out, bit for bit; without one, start."""
     device: str | None = None
     """Where to train; default: the GPU if there is one."""
 
     def run(self) -> None:
+        config = TrainConfig(**asdict(self.train))
         source = open_source(self.source)
-        sae = SAE(SAEConfig(d_in=source.d_in, d_sae=self.d_sae, k=self.k), seed=self.train.seed)
+        sae = SAE(SAEConfig(d_in=source.d_in, d_sae=self.d_sae, k=self.k), seed=config.seed)
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        trainer = Trainer(sae.to(device), self.train)
+        trainer = Trainer(sae.to(device), config)
         print(
-            f"training {self.d_sae} latents of width {source.d_in}, k = {self.k}, on {self.train.total_tokens} tokens; "
+            f"training {self.d_sae} latents of width {source.d_in}, k = {self.k}, on {config.total_tokens} tokens; "
             f"backend {trainer.ops.NAME} on {device}, fp32 parameters, products and moments"
         )
         if trainer.fit(source, self.out, self.resume):

@@ -1,10 +1,8 @@
-"""The two configurations. Frozen, validated where they are made; the command line is generated from them."""
+"""The two configurations. Frozen, validated where they are made; the command line (`cli.py`) is generated from them."""
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from saefast.errors import check
 
@@ -41,7 +39,7 @@ class SAEConfig:
 class TrainConfig:
     """How an SAE is trained. Sizes are in tokens (activation rows), never in sequences."""
 
-    total_tokens: Annotated[int, tyro.conf.arg(name="tokens")]
+    total_tokens: int
     """Tokens to train on; the source is read again when it is shorter."""
     batch_size: int = 4096
     """Tokens per optimizer step."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from saefast import reference
+from saefast.errors import InputError
 from saefast.reference import (
     AuxK,
     Params,
@@ -14,6 +15,7 @@ from saefast.reference import (
     auxk,
     decode,
     encode,
+    fvu,
     grad_top_acts,
     group_by_latent,
     normalize_rows_,
@@ -29,7 +31,7 @@ except ModuleNotFoundError as error:  # one that is there but does not load says
     raise ImportError("the C++ extension saefast._C is not built (no compiler at install time?)") from error
 
 __all__ = [
-    "NAME", "AuxK", "Params", "adam_", "auxk", "decode", "encode", "grad_top_acts", "group_by_latent",
+    "NAME", "AuxK", "Params", "adam_", "auxk", "decode", "encode", "fvu", "grad_top_acts", "group_by_latent",
     "normalize_rows_", "param_grads", "project_rows_", "recon_loss", "topk", "total_variance",
 ]  # fmt: skip
 
@@ -37,9 +39,12 @@ NAME = "native"
 
 
 def topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """As `saefast.reference.topk`, bit for bit, but a NaN in `pre_acts` raises ValueError with its row."""
+    """As `saefast.reference.topk`, bit for bit, but a NaN in `pre_acts` raises InputError with its row."""
     # The extension records no autograd graph, the reference does.
     if pre_acts.dtype != torch.float32 or pre_acts.device.type != "cpu" or pre_acts.requires_grad:
         return reference.topk(pre_acts, k)
-    top_acts, top_indices = saefast._C.topk(pre_acts.contiguous().numpy(), k, torch.get_num_threads())
+    try:
+        top_acts, top_indices = saefast._C.topk(pre_acts.contiguous().numpy(), k, torch.get_num_threads())
+    except ValueError as error:
+        raise InputError(f"{error} (in training: it diverged, choose a lower lr)") from None
     return torch.from_numpy(top_acts), torch.from_numpy(top_indices)

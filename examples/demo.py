@@ -1,0 +1,81 @@
+"""One command from nothing to a dictionary of a real language model: SmolLM2-135M, real text, an SAE, its features.
+
+    python examples/demo.py            everything lands in data/ and runs/demo
+    python examples/demo.py --debian   richer text: dictionaries, DNA, logs, manuals (Debian's packages)
+
+The steps are the ones a user would type; each is printed before it runs. What is there already is not made again,
+and an interrupted demo goes on where it stopped. The recipe was chosen by experiment: benchmarks/LOG.md.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import corpus
+import smollm2
+
+from saefast import SAE, cli, open_source
+from saefast.features import Feature, strongest_features
+
+DATA, RUN = Path("data"), Path("runs/demo")
+HOOK = "model.layers.12"  # the residual stream in the middle of 30 blocks
+TRAIN_TOKENS, HELDOUT_TOKENS = 220_000, 16_384
+RECIPE = "--d-sae 4608 --k 32 --tokens 440000 --batch-size 512 --lr 3e-3 --dead-feature-threshold 50000"
+
+
+def saefast(command: str) -> None:
+    print(f"\n$ saefast {command}", flush=True)
+    cli.main(command.split())
+
+
+def show(feature: Feature, tokenizer: object) -> str:
+    """A feature as text: each example on a line, the active token in [brackets]."""
+    lines = [f"\nlatent {feature.latent}: {feature.energy:.1%} of the energy, active on {feature.density:.2%} of tokens"]
+    for example in feature.examples:
+        before, token, after = (
+            tokenizer.decode(ids)  # type: ignore[attr-defined]
+            for ids in (
+                example.tokens[: example.position],
+                example.tokens[example.position : example.position + 1],
+                example.tokens[example.position + 1 :],
+            )
+        )
+        lines.append(f"  {example.act:8.1f}  " + " ".join(f"{before}[{token}]{after}".split()))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    start = time.perf_counter()
+    debian = "--debian" in sys.argv
+    model = smollm2.prepare(DATA)
+    text = corpus.prepare(DATA, debian)
+    acts, heldout, run = DATA / f"acts-{text.stem}", DATA / f"heldout-{text.stem}", RUN
+    if debian:
+        run = RUN.with_name("demo-debian")
+    if not _complete(heldout):  # held-out text begins well after the last training token
+        skip = TRAIN_TOKENS + 40_000
+        saefast(f"cache {model} {text} --hook {HOOK} --out {heldout} --tokens {HELDOUT_TOKENS} --skip-tokens {skip}")
+    if not _complete(acts):
+        saefast(f"cache {model} {text} --hook {HOOK} --out {acts} --tokens {TRAIN_TOKENS}")
+    saefast(f"train {acts} --out {run} {RECIPE} --seed 0 --checkpoint-every 200 --resume")
+    saefast(f"evaluate {run} {heldout} --in-model")
+
+    print("\nThe ten strongest features and where they are most active:")
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    features = strongest_features(SAE.from_pretrained(run), open_source(acts))
+    report = "\n".join(show(feature, tokenizer) for feature in features)
+    (run / "features.txt").write_text(report + "\n")
+    print(report)
+    print(f"\nIn {run}: sae.safetensors, curves.png, metrics.jsonl, features.txt. {time.perf_counter() - start:.0f} s.")
+
+
+def _complete(folder: Path) -> bool:
+    index = folder / "index.json"
+    return index.exists() and json.loads(index.read_text())["complete"]
+
+
+if __name__ == "__main__":
+    main()

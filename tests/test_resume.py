@@ -1,0 +1,160 @@
+"""A run that is killed, stopped or fails goes on to the same bits as one that was not."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+
+import saefast
+from saefast.files import load_tensors
+from saefast.sources import IterableSource, TensorSource
+
+# A fork server that has torch loaded: each of the many short-lived runs starts in milliseconds.
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["torch", "saefast"])
+
+STEPS = 60
+
+
+def make_source(kind):
+    generator = torch.Generator().manual_seed(5)
+    rows = torch.randn(900, 16, generator=generator) @ torch.randn(16, 16, generator=generator) + 2
+    return TensorSource(rows) if kind == "random access" else IterableSource(list(rows.split(37)), 16)
+
+
+def train(out, kind, resume=True, pause=0.0):
+    torch.set_num_threads(1)
+    config = saefast.TrainConfig(
+        total_tokens=STEPS * 64, batch_size=64, buffer_tokens=256, lr=3e-3, log_every=3, checkpoint_every=2,
+        dead_feature_threshold=200, k_aux=4,
+    )  # fmt: skip
+    trainer = saefast.Trainer(saefast.SAE(saefast.SAEConfig(d_in=16, d_sae=96, k=4)), config)
+    if pause:
+        step = trainer._step
+        trainer._step = lambda x: (time.sleep(pause), step(x))[1]
+    return trainer.fit(make_source(kind), out, resume)
+
+
+def result(out):
+    """Every bit a run leaves behind, except the times."""
+    tensors, meta, _ = load_tensors(out / "checkpoint.safetensors")
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["tokens_per_second"]
+    return tensors, meta, lines, (out / "sae.safetensors").read_bytes()
+
+
+def assert_same(got, want):
+    assert got[1:] == want[1:]
+    assert got[0].keys() == want[0].keys()
+    for name, tensor in want[0].items():
+        assert torch.equal(got[0][name], tensor), name
+
+
+def kill_repeatedly(out, kind, n_kills, seed):
+    """Start, SIGKILL at a random moment, resume, ... then let it finish; returns the kills that hit a live run."""
+    rng, hits = random.Random(seed), 0
+    while hits < n_kills:
+        child = context.Process(target=train, args=(out, kind, True, 0.004))
+        child.start()
+        time.sleep(rng.uniform(0.0, 0.45))
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        if child.exitcode == 0:  # finished before the kill: begin another run
+            break
+        hits += 1
+    train(out, kind)
+    return hits
+
+
+@pytest.mark.parametrize("kind", ["random access", "iterable"])
+def test_killed_runs_resume_to_the_same_bits(tmp_path, kind):
+    _kill_test(tmp_path, kind, n_points=5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["random access", "iterable"])
+def test_fifty_random_kill_points(tmp_path, kind):
+    _kill_test(tmp_path, kind, n_points=50)
+
+
+def _kill_test(tmp_path, kind, n_points):
+    train(tmp_path / "whole", kind)
+    want = result(tmp_path / "whole")
+    points = run = 0
+    while points < n_points:
+        out = tmp_path / f"killed-{run}"
+        points += kill_repeatedly(out, kind, min(3, n_points - points), seed=run)
+        assert_same(result(out), want)
+        run += 1
+    print(f"{points} kill points in {run} runs, all bit-identical")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stop_signals_save_and_exit_cleanly(tmp_path, number):
+    train(tmp_path / "whole", "random access")
+    child = context.Process(target=train, args=(tmp_path / "stopped", "random access", True, 0.02))
+    child.start()
+    while not (tmp_path / "stopped" / "metrics.jsonl").exists():
+        assert child.is_alive()
+        time.sleep(0.01)
+    time.sleep(0.2)
+    os.kill(child.pid, number)
+    child.join()
+    assert child.exitcode == 0
+    _, meta, _ = load_tensors(tmp_path / "stopped" / "checkpoint.safetensors")
+    assert 0 < meta["step"] < STEPS
+    assert not (tmp_path / "stopped" / "sae.safetensors").exists()
+    assert train(tmp_path / "stopped", "random access")
+    assert_same(result(tmp_path / "stopped"), result(tmp_path / "whole"))
+
+
+def test_resume_of_a_finished_run_changes_nothing(tmp_path):
+    train(tmp_path / "run", "random access")
+    want = result(tmp_path / "run")
+    assert train(tmp_path / "run", "random access")
+    assert_same(result(tmp_path / "run"), want)
+
+
+def test_an_existing_run_is_not_overwritten(tmp_path):
+    train(tmp_path / "run", "random access")
+    before = {file: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    with pytest.raises(saefast.InputError, match="out: expected a new folder"):
+        train(tmp_path / "run", "random access", resume=False)
+    assert {file: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_corrupt_checkpoint_is_named(tmp_path):
+    train(tmp_path / "run", "random access")
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(saefast.InputError, match="checkpoint.safetensors: corrupt"):
+        train(tmp_path / "run", "random access")
+
+
+def test_a_failed_save_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
+    def full_disk(tensors, path, metadata):
+        path.write_bytes(b"half a file")
+        raise OSError(28, "No space left on device")
+
+    saves = iter(range(100))
+    from saefast import files
+
+    save_file = files.save_file
+    monkeypatch.setattr(
+        files, "save_file", lambda *args, **kw: (full_disk if next(saves) == 5 else save_file)(*args, **kw)
+    )
+    with pytest.raises(OSError, match="No space left on device.*previous one is intact"):
+        train(tmp_path / "run", "random access")
+    monkeypatch.undo()
+    train(tmp_path / "whole", "random access")
+    train(tmp_path / "run", "random access")
+    assert_same(result(tmp_path / "run"), result(tmp_path / "whole"))
