@@ -32,6 +32,7 @@ import checkout
 import torch
 import triton
 from compile_gate import SHAPES, Shape
+from plain import PlainStep
 from torch import Tensor
 
 from saefast import SAE, SAEConfig, TrainConfig, Trainer, reference
@@ -168,25 +169,7 @@ def trainer_step(sae: SAE, config: TrainConfig) -> Step:
 
 
 def dense_step(sae: SAE, config: TrainConfig) -> Step:
-    """The step as it is usually written: autograd through dense activations, and torch's fused Adam."""
-    k = sae.config.k  # `run` must not hold on to `sae`, whose memory would count
-    params = W_enc, b_enc, W_dec, b_dec = [param.clone().requires_grad_() for param in sae.params]
-    adam = torch.optim.Adam(params, config.lr, config.betas, config.eps, fused=True)
-
-    def run(x: Tensor) -> Tensor:
-        pre_acts = torch.addmm(b_enc, x - b_dec, W_enc.T)
-        top_acts, top_indices = pre_acts.topk(k, dim=1)
-        acts = torch.zeros_like(pre_acts).scatter(1, top_indices, top_acts.relu())
-        loss = reference.fvu(torch.addmm(b_dec, acts, W_dec), x)
-        adam.zero_grad()
-        loss.backward()
-        with torch.no_grad():
-            reference.project_rows_(W_dec.grad, W_dec)
-            adam.step()
-            reference.normalize_rows_(W_dec)
-        return loss.detach()
-
-    return run
+    return PlainStep(sae.params, sae.config.k, config.lr, config.betas, config.eps)
 
 
 def step() -> Result:

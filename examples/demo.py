@@ -31,7 +31,9 @@ def saefast(command: str) -> None:
 
 def show(feature: Feature, tokenizer: object) -> str:
     """A feature as text: each example on a line, the active token in [brackets]."""
-    lines = [f"\nlatent {feature.latent}: {feature.energy:.1%} of the energy, active on {feature.density:.2%} of tokens"]
+    lines = [
+        f"\nlatent {feature.latent}: {feature.energy:.1%} of the energy, active on {feature.density:.2%} of tokens"
+    ]
     for example in feature.examples:
         before, token, after = (
             tokenizer.decode(ids)  # type: ignore[attr-defined]
@@ -55,7 +57,9 @@ def main() -> None:
         run = RUN.with_name("demo-debian")
     if not _complete(heldout):  # held-out text begins well after the last training token
         skip = TRAIN_TOKENS + 40_000
-        saefast(f"cache {model} {text} --hook {HOOK} --out {heldout} --tokens {HELDOUT_TOKENS} --skip-tokens {skip}")
+        saefast(
+            f"cache {model} {text} --hook {HOOK} --out {heldout} --tokens {HELDOUT_TOKENS} --skip-tokens {skip}"
+        )
     if not _complete(acts):
         saefast(f"cache {model} {text} --hook {HOOK} --out {acts} --tokens {TRAIN_TOKENS}")
     saefast(f"train {acts} --out {run} {RECIPE} --seed 0 --checkpoint-every 200 --resume")
@@ -69,7 +73,9 @@ def main() -> None:
     report = "\n".join(show(feature, tokenizer) for feature in features)
     (run / "features.txt").write_text(report + "\n")
     print(report)
-    print(f"\nIn {run}: sae.safetensors, curves.png, metrics.jsonl, features.txt. {time.perf_counter() - start:.0f} s.")
+    print(
+        f"\nIn {run}: sae.safetensors, curves.png, metrics.jsonl, features.txt. {time.perf_counter() - start:.0f} s."
+    )
 
 
 def _complete(folder: Path) -> bool:

@@ -9,4 +9,13 @@ from saefast.sources import open_source
 from saefast.trainer import Trainer
 
 __version__ = "0.1.0"
-__all__ = ["SAE", "InputError", "SAEConfig", "TrainConfig", "Trainer", "evaluate", "load_backend", "open_source"]
+__all__ = [
+    "SAE",
+    "InputError",
+    "SAEConfig",
+    "TrainConfig",
+    "Trainer",
+    "evaluate",
+    "load_backend",
+    "open_source",
+]

@@ -52,9 +52,9 @@ def load_backend(name: str = "auto") -> ModuleType:
         InputError: unknown name, or a backend asked for by name that cannot run here.
     """
     if name == "auto":
-        name, reason = choose()
+        name, why = choose()
         if name == "reference":
-            _say_once(f"backend: reference (plain PyTorch), because of {reason}")
+            _say_once(f"backend: reference (plain PyTorch); {why}")
     elif name not in MODULES:
         raise InputError(f"backend: expected one of {['auto', *MODULES]}, got {name!r}")
     elif reason := unavailable(name):

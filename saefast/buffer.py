@@ -31,7 +31,9 @@ class ShuffleBuffer:
     def __init__(
         self, source: Source, batch_size: int, capacity: int, seed: int = 0, nonfinite: str = "stop"
     ) -> None:
-        check(capacity >= batch_size, f"capacity: expected at least batch_size = {batch_size}, got {capacity}")
+        check(
+            capacity >= batch_size, f"capacity: expected at least batch_size = {batch_size}, got {capacity}"
+        )
         self.source, self.batch_size, self.nonfinite = source, batch_size, nonfinite
         self.generator = torch.Generator().manual_seed(seed)
         self.held = 0

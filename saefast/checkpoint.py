@@ -51,7 +51,10 @@ def open_run(
         description = {"source": source.describe(), "versions": versions, "threads": threads}
         write_json(folder / RUN, configs | description)
     free = shutil.disk_usage(folder).free
-    check(free > bytes_needed, f"out: {folder} needs {bytes_needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free")
+    check(
+        free > bytes_needed,
+        f"out: {folder} needs {bytes_needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free",
+    )
     return (folder / CHECKPOINT).exists()
 
 
@@ -62,12 +65,19 @@ def save(folder: Path, state: State, input_scale: float, buffer: ShuffleBuffer) 
         tensors |= {f"{group}.{name}": t for name, t in getattr(state, group)._asdict().items()}
     buffer_tensors, buffer_numbers = buffer.state_dict()
     tensors |= {f"buffer.{name}": tensor for name, tensor in buffer_tensors.items()}
-    meta = {"step": state.step, "input_scale": input_scale, "buffer": buffer_numbers}
+    meta = {
+        "step": state.step,
+        "fired_tokens": state.fired_tokens,
+        "input_scale": input_scale,
+        "buffer": buffer_numbers,
+    }
     try:
         save_tensors(folder / CHECKPOINT, tensors, meta)
     except Exception as error:  # safetensors raises its own class for a full disk
         kept = "the previous one is intact" if (folder / CHECKPOINT).exists() else "there is no previous one"
-        raise OSError(f"{folder / CHECKPOINT}: could not be written at step {state.step} ({error}); {kept}") from error
+        raise OSError(
+            f"{folder / CHECKPOINT}: could not be written at step {state.step} ({error}); {kept}"
+        ) from error
 
 
 def load(folder: Path, state: State, buffer: ShuffleBuffer) -> float:
@@ -82,7 +92,7 @@ def load(folder: Path, state: State, buffer: ShuffleBuffer) -> float:
         if found != list(target.shape):
             raise InputError(f"{path}: {name}: expected shape {list(target.shape)}, got {found}")
         target.copy_(tensors[name])
-    state.step = meta["step"]
+    state.step, state.fired_tokens = meta["step"], meta["fired_tokens"]
     prefix = "buffer."
     buffer_tensors = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     buffer.load_state_dict(buffer_tensors, meta["buffer"])

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -62,7 +63,9 @@ class Cache:
         check(self.skip_tokens >= 0, f"skip_tokens: expected 0 or more, got {self.skip_tokens}")
         next(lm.read_texts(self.text), None)  # a missing text is said before a model is loaded
         model, tokenizer = lm.load_model(self.model, self.device)
-        contexts = lm.PackedContexts(lm.Texts(self.text), tokenizer, self.context_length, self.contexts_per_batch)
+        contexts = lm.PackedContexts(
+            lm.Texts(self.text), tokenizer, self.context_length, self.contexts_per_batch
+        )
         drop = () if self.keep_special else tokenizer.all_special_ids
         source = lm.ModelSource(model, self.hook, contexts, drop, self.sink_ratio, {"use_cache": False})
         notes = {
@@ -79,9 +82,13 @@ class Cache:
                 room = len(batch.activations) if self.tokens is None else self.tokens - writer.n_tokens
                 if room <= 0:
                     break
-                writer.append(batch.activations[:room], batch.contexts, batch.context[:room], batch.position[:room])
+                writer.append(
+                    batch.activations[:room], batch.contexts, batch.context[:room], batch.position[:room]
+                )
                 bar.update(min(room, len(batch.activations)))
-        check(writer.n_tokens > 0, f"text: expected at least {batch_tokens} tokens after skip_tokens, got fewer")
+        check(
+            writer.n_tokens > 0, f"text: expected at least {batch_tokens} tokens after skip_tokens, got fewer"
+        )
         writer.close()
         dropped = source.n_dropped
         print(
@@ -163,7 +170,9 @@ class Evaluate:
     def _in_model(self, sae: SAE, source: Any) -> dict[str, Any]:
         from saefast.splice import evaluate_in_model
 
-        is_text = isinstance(source, shards.ShardSource) and source.index["model"] and "contexts" in source.shard(0)
+        is_text = (
+            isinstance(source, shards.ShardSource) and source.index["model"] and "contexts" in source.shard(0)
+        )
         check(bool(is_text), f"in_model: expected a shard folder of `saefast cache`, got {self.source}")
         model, _ = lm.load_model(source.index["model"])
         batches = source.shard(0)["contexts"][: self.contexts].long().split(4)
@@ -199,7 +208,10 @@ class Info:
 
 def describe(path: Path) -> dict[str, Any]:
     """What `path` holds, as plain values."""
-    check(path.exists(), f"path: expected a run, an SAE, a shard folder or an activation file, found nothing at {path}")
+    check(
+        path.exists(),
+        f"path: expected a run, an SAE, a shard folder or an activation file, found nothing at {path}",
+    )
     if not (path / "run.json").exists() and not (path / "config.json").exists():
         source = open_source(path)
         return {"kind": "activations", "d_in": source.d_in} | source.describe()
@@ -233,7 +245,7 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
             print(f"{key:24} {value:.5g}" if isinstance(value, float) else f"{key:24} {value}")
 
 
-COMMANDS = {"cache": Cache, "train": Train, "evaluate": Evaluate, "info": Info}
+COMMANDS: dict[str, Callable[..., Any]] = {"cache": Cache, "train": Train, "evaluate": Evaluate, "info": Info}
 
 
 def main(args: list[str] | None = None) -> None:

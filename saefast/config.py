@@ -92,11 +92,12 @@ class TrainConfig:
             check(0 <= value <= 1, f"{name}: expected a number from 0 to 1, got {value!r}")
         in_range = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         check(in_range, f"betas: expected two numbers in [0, 1), got {self.betas!r}")
-        check(self.eps > 0, f"eps: expected a positive number, got {self.eps!r}")
-        check(self.auxk_alpha >= 0, f"auxk_alpha: expected 0 or more, got {self.auxk_alpha!r}")
+        check(0 < self.eps < math.inf, f"eps: expected a positive number, got {self.eps!r}")
+        check(0 <= self.auxk_alpha < math.inf, f"auxk_alpha: expected 0 or more, got {self.auxk_alpha!r}")
         if self.k_aux is not None:
             _positive(self, "k_aux")
-        check(self.seed >= 0, f"seed: expected 0 or more, got {self.seed!r}")
+        is_seed = type(self.seed) is int and 0 <= self.seed < 2**63
+        check(is_seed, f"seed: expected an integer from 0 to 2^63 - 1, got {self.seed!r}")
         check(
             self.buffer_tokens >= self.batch_size,
             f"buffer_tokens: expected at least batch_size = {self.batch_size}, got {self.buffer_tokens}",

@@ -30,7 +30,7 @@ class Feature(NamedTuple):
 
 
 def strongest_features(
-    sae: SAE, source: ShardSource, n_features: int = 10, n_examples: int = 5, max_density: float = 0.1
+    sae: SAE, source: ShardSource, n_features: int = 10, n_examples: int = 5, max_density: float = 0.02
 ) -> list[Feature]:
     """The latents that carry most of the activation energy, and where they are most active.
 
@@ -42,7 +42,10 @@ def strongest_features(
     Raises:
         InputError: the source holds no text, or has another width.
     """
-    check("contexts" in source.shard(0), f"source: expected shards made from text, {source.folder} has no token ids")
+    check(
+        "contexts" in source.shard(0),
+        f"source: expected shards made from text, {source.folder} has no token ids",
+    )
     d_sae = sae.config.d_sae
     energy, count, n_tokens = torch.zeros(d_sae, dtype=torch.float64), torch.zeros(d_sae), 0
     for _, acts, indices in _codes(sae, source):
@@ -59,7 +62,7 @@ def strongest_features(
         context_of = source.shard(shard)["context"]
         for latent, found in best.items():
             token, slot = ((indices == latent) & (acts > 0)).nonzero(as_tuple=True)
-            for i, act in zip(token.tolist(), acts[token, slot].tolist()):
+            for i, act in zip(token.tolist(), acts[token, slot].tolist(), strict=True):
                 key = (shard, int(context_of[first_row + i - int(source.starts[shard])]))
                 if act > found.get(key, (0.0, 0))[0]:
                     found[key] = (act, first_row + i)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from saefast.errors import InputError
 
-
 _UMASK = os.umask(0o077)  # the only way to read it is to set it
 os.umask(_UMASK)
 
@@ -55,21 +54,22 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: expected JSON, got {error}") from None
 
 
-def digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes, in order of the names."""
-    sha = hashlib.sha256()
+def digest(tensors: dict[str, Tensor], meta: str = "") -> str:
+    """SHA-256 over `meta`, then names, dtypes, shapes and bytes, in order of the names."""
+    sha = hashlib.sha256(meta.encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        sha.update(tensor.flatten().view(torch.uint8).numpy())
+        sha.update(tensor.flatten().view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> str:
     """Write a safetensors file atomically, with `meta` as JSON and the digest in its header; returns the digest."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    checksum = digest(tensors)
-    header = {"saefast": json.dumps(meta), "sha256": checksum}
+    text = json.dumps(meta)
+    checksum = digest(tensors, text)
+    header = {"saefast": f"{checksum} {text}"}  # one entry: safetensors writes several in random order
     write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=header))
     return checksum
 
@@ -80,12 +80,13 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        meta, checksum = json.loads(header["saefast"]), header["sha256"]
+        checksum, text = header["saefast"].split(" ", 1)
+        meta = json.loads(text)
     except FileNotFoundError:
         raise InputError(f"{path}: expected a file, found none") from None
     except (SafetensorError, ValueError, KeyError) as error:
         raise InputError(f"{path}: corrupt or not written by saefast ({error})") from None
-    found = digest(tensors)
+    found = digest(tensors, text)
     if found != checksum:
         raise InputError(f"{path}: corrupt: expected SHA-256 {checksum[:16]}..., got {found[:16]}...")
     return tensors, meta, checksum

@@ -37,7 +37,9 @@ class HookPoint:
         modules = dict(model.named_modules())
         if path not in modules or side not in ("", "in") or not path:
             near = difflib.get_close_matches(path, modules, n=4, cutoff=0.3)
-            raise InputError(f"hook: expected a module path or path:in, got {hook!r}; near it: {', '.join(near)}")
+            raise InputError(
+                f"hook: expected a module path or path:in, got {hook!r}; near it: {', '.join(near)}"
+            )
         self.model, self.module, self.is_input = model, modules[path], side == "in"
 
     def _register(self, function: Any) -> Any:
@@ -120,7 +122,10 @@ class ModelSource(Source):
         sink_ratio: float | None = 10.0,
         forward_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        check(sink_ratio is None or sink_ratio > 0, f"sink_ratio: expected a positive number or None, got {sink_ratio}")
+        check(
+            sink_ratio is None or sink_ratio > 0,
+            f"sink_ratio: expected a positive number or None, got {sink_ratio}",
+        )
         self.model, self.hook_name, self.batches = model.eval(), hook, batches
         self.hook = HookPoint(model, hook)
         self.drop_ids = torch.tensor(sorted(drop_ids), dtype=torch.int64)
@@ -151,7 +156,9 @@ class ModelSource(Source):
             if is_tokens and len(self.drop_ids):
                 keep &= ~torch.isin(batch.flatten(), self.drop_ids.to(batch.device)).to(flat.device)
                 self.n_dropped["special"] += int((~keep).sum())
-            is_sink = flat.norm(dim=1) > (self.max_norm or float("inf"))  # a row with NaN passes: the buffer stops it
+            is_sink = flat.norm(dim=1) > (
+                self.max_norm or float("inf")
+            )  # a row with NaN passes: the buffer stops it
             self.n_dropped["sink"] += int((keep & is_sink).sum())
             keep &= ~is_sink
             row = keep.nonzero().squeeze(1).cpu()
@@ -167,7 +174,12 @@ class ModelSource(Source):
             seen += n
 
     def describe(self) -> dict[str, Any]:
-        return {"type": "model", "hook": self.hook_name, "sink_ratio": self.sink_ratio, "max_norm": self.max_norm}
+        return {
+            "type": "model",
+            "hook": self.hook_name,
+            "sink_ratio": self.sink_ratio,
+            "max_norm": self.max_norm,
+        }
 
 
 def load_model(path: str, device: str = "cpu") -> tuple[Any, Any]:
@@ -181,9 +193,12 @@ def load_model(path: str, device: str = "cpu") -> tuple[Any, Any]:
     except ImportError:
         raise InputError("model: a language model needs `pip install saefast[lm]`") from None
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device).eval()
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        model = nn.Module.to(model, device)
     except (OSError, ValueError) as error:
-        raise InputError(f"model: expected a Hugging Face causal language model at {path!r}, got: {_line(error)}") from None
+        raise InputError(
+            f"model: expected a Hugging Face causal language model at {path!r}, got: {_line(error)}"
+        ) from None
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError, AttributeError) as error:
@@ -212,9 +227,14 @@ def read_texts(path: str | Path) -> Iterator[str]:
         InputError: nothing there, no text in it, or a .jsonl line without the field "text".
     """
     path = Path(path)
-    check(path.exists(), f"text: expected a file, a folder or a .jsonl with a text field, found nothing at {path}")
+    check(
+        path.exists(),
+        f"text: expected a file, a folder or a .jsonl with a text field, found nothing at {path}",
+    )
     if path.is_dir():
-        files = sorted(f for f in path.rglob("*") if f.suffix in (".txt", ".md", ".py", ".jsonl") and f.is_file())
+        files = sorted(
+            f for f in path.rglob("*") if f.suffix in (".txt", ".md", ".py", ".jsonl") and f.is_file()
+        )
         check(bool(files), f"text: expected *.txt, *.md, *.py or *.jsonl in {path}, found none")
         for file in files:
             yield from read_texts(file)
@@ -223,7 +243,9 @@ def read_texts(path: str | Path) -> Iterator[str]:
             try:
                 text = json.loads(line)["text"]
             except (json.JSONDecodeError, KeyError, TypeError):
-                raise InputError(f'text: {path} line {number}: expected a JSON object with a field "text"') from None
+                raise InputError(
+                    f'text: {path} line {number}: expected a JSON object with a field "text"'
+                ) from None
             if text:
                 yield text
     else:
@@ -239,7 +261,9 @@ class PackedContexts:
     after the last full batch are left out.
     """
 
-    def __init__(self, texts: Iterable[str], tokenizer: Any, context_length: int = 256, batch: int = 4) -> None:
+    def __init__(
+        self, texts: Iterable[str], tokenizer: Any, context_length: int = 256, batch: int = 4
+    ) -> None:
         check(context_length > 0, f"context_length: expected a positive integer, got {context_length}")
         check(batch > 0, f"contexts_per_batch: expected a positive integer, got {batch}")
         self.texts, self.tokenizer, self.shape = texts, tokenizer, (batch, context_length)

@@ -11,6 +11,7 @@ def curves(folder: Path) -> Path | None:
     """Plot RUN/metrics.jsonl to RUN/curves.png; returns its path, or None (and says so) without matplotlib."""
     try:
         from matplotlib.figure import Figure  # no pyplot: no global state, no display
+        from matplotlib.ticker import EngFormatter
     except ImportError:
         log.warning("curves.png was not drawn: it needs `pip install saefast[viz]`")
         return None
@@ -27,18 +28,22 @@ def curves(folder: Path) -> Path | None:
         ("lr", "learning rate", "linear"),
         ("tokens_per_second", "tokens per second", "linear"),
     ]
-    for axis, (key, title, scale) in zip(axes, panels):
+    for axis, (key, title, scale) in zip(axes, panels, strict=False):
         axis.plot(tokens, [line[key] for line in lines], color="tab:blue", linewidth=1.2)
         axis.set_title(title, fontsize=10)
         axis.set_yscale(scale)
         if scale == "linear":
-            axis.set_ylim(bottom=0)
-    histogram = lines[-1]["density_histogram"]
-    labels = ["<1e-5\nor never", "1e-5", "1e-4", "1e-3", "1e-2", ">0.1"]
-    axes[5].bar(labels, histogram, color="tab:blue")
-    axes[5].set_title("latents by density, end of run", fontsize=10)
+            axis.set_ylim(0, 1.1 * max(line[key] for line in lines) or 1)
+    counted = [line for line in lines if "density_histogram" in line]
+    if counted:
+        labels = ["<1e-5\nor never", "1e-5", "1e-4", "1e-3", "1e-2", ">0.1"]
+        axes[5].bar(labels, counted[-1]["density_histogram"], color="tab:blue")
+        axes[5].set_title(
+            f"latents by density, last {counted[-1]['density_tokens']} tokens counted", fontsize=10
+        )
     for axis in axes[:5]:
         axis.set_xlabel("tokens")
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 400k
         axis.grid(alpha=0.3)
     path = folder / "curves.png"
     figure.savefig(path, dpi=110, facecolor="white")  # opaque: readable on light and dark pages

@@ -137,7 +137,12 @@ def param_grads(
     def sum_rows(rows: Tensor, weights: Tensor) -> Tensor:
         """out[f] = sum over the pairs of latent f of weights[pair] * rows[token]."""
         return F.embedding_bag(
-            tokens, rows, offsets, mode="sum", per_sample_weights=weights.flatten()[pairs], include_last_offset=True
+            tokens,
+            rows,
+            offsets,
+            mode="sum",
+            per_sample_weights=weights.flatten()[pairs],
+            include_last_offset=True,
         )
 
     grad_b_enc = torch.zeros_like(params.b_enc)
@@ -158,16 +163,20 @@ def auxk(x: Tensor, x_hat: Tensor, params: Params, dead: Tensor, k_aux: int) -> 
 
     dead: [n_dead] int64 indices of the dead latents. e counts as a constant. Unlike sparsify (1.3.3), the
     gradient reaches the encoder; unlike openai's code, b_dec is not added to e_hat (paper's form).
+    k_aux is large and the dead are few, so dense products over the dead rows beat the sparse ops.
     """
-    residual = x - x_hat
-    rows = Params(params.W_enc[dead], params.b_enc[dead], params.W_dec[dead], params.b_dec)
-    pre_acts = encode(x, rows.W_enc, rows.b_enc, rows.b_dec)
-    top_acts, top_indices = topk(pre_acts, min(k_aux, len(dead)))
-    e_hat = decode(top_acts, top_indices, rows.W_dec, torch.zeros_like(params.b_dec))
-    loss, grad_e_hat = recon_loss(e_hat, residual)
-    grad_acts = grad_top_acts(grad_e_hat, rows.W_dec, top_acts, top_indices)
-    grads = param_grads(x, rows, top_acts, top_indices, grad_e_hat, grad_acts)
-    return AuxK(loss, grads._replace(b_dec=-(grads.b_enc @ rows.W_enc)))
+    W_enc, b_enc, W_dec = params.W_enc[dead], params.b_enc[dead], params.W_dec[dead]
+    pre_acts = encode(x, W_enc, b_enc, params.b_dec)
+    if k_aux < len(dead):
+        top_acts, top_indices = topk(pre_acts, k_aux)
+        acts = torch.zeros_like(pre_acts).scatter_(1, top_indices.long(), top_acts)
+    else:
+        acts = pre_acts.relu_()
+    loss, grad_e_hat = recon_loss(acts @ W_dec, x - x_hat)
+    grad_acts = (grad_e_hat @ W_dec.T) * (acts > 0)
+    grad_b_enc = grad_acts.sum(dim=0)
+    grads = Params(grad_acts.T @ (x - params.b_dec), grad_b_enc, acts.T @ grad_e_hat, -(grad_b_enc @ W_enc))
+    return AuxK(loss, grads)
 
 
 def project_rows_(grad_W_dec: Tensor, W_dec: Tensor) -> Tensor:

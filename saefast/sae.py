@@ -102,7 +102,9 @@ class SAE(nn.Module):
         except TypeError as error:
             raise InputError(f"{folder / CONFIG}: expected the fields of SAEConfig, got {error}") from None
         if not (folder / WEIGHTS).exists():
-            raise InputError(f"{folder / WEIGHTS}: expected a file, found none (a run that is not finished has none)")
+            raise InputError(
+                f"{folder / WEIGHTS}: expected a file, found none (a run that is not finished has none)"
+            )
         try:
             tensors = load_file(folder / WEIGHTS)
         except (SafetensorError, ValueError) as error:
@@ -111,7 +113,11 @@ class SAE(nn.Module):
         for name, param in sae.params._asdict().items():
             found = list(tensors[name].shape) if name in tensors else None
             if found != list(param.shape):
-                raise InputError(f"{folder / WEIGHTS}: {name}: expected shape {list(param.shape)}, got {found}")
+                raise InputError(
+                    f"{folder / WEIGHTS}: {name}: expected shape {list(param.shape)}, got {found}"
+                )
+        others = ", ".join(sorted(tensors.keys() - set(sae.params._fields)))
+        check(not others, f"{folder / WEIGHTS}: expected the tensors of an SAE only, got also {others}")
         sae.load_state_dict(tensors)
         return sae.to(device)
 

@@ -3,7 +3,8 @@
 index.json
     format "saefast-activations", version 1, complete (false while being written), d_in, dtype ("float16", ...),
     n_tokens, model, hook (or null), notes (what the writer wants kept: rows dropped and why, context length, ...),
-    shards: [{file, n_tokens, n_contexts, bytes, sha256}]; sha256 is `saefast.files.digest` of the tensors.
+    shards: [{file, n_tokens, n_contexts, bytes, sha256}]; sha256 is `saefast.files.digest` of the tensors
+    and the shard's own metadata.
 
 shard-00000.safetensors
     activations [n, d_in]; and, when the rows come from text,
@@ -27,6 +28,17 @@ from saefast.sources import Source
 
 FORMAT, VERSION, INDEX = "saefast-activations", 1, "index.json"
 SHARD_TOKENS = 65_536
+FIELDS = {"complete", "d_in", "dtype", "n_tokens", "model", "hook", "notes", "shards"}
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The index of a shard folder, complete or not."""
+    index = read_json(folder / INDEX)
+    is_ours = isinstance(index, dict) and index.get("format") == FORMAT and index.get("version") == VERSION
+    check(
+        is_ours and index.keys() >= FIELDS, f"{folder / INDEX}: expected a {FORMAT} index, version {VERSION}"
+    )
+    return index
 
 
 class ShardWriter:
@@ -56,13 +68,17 @@ class ShardWriter:
         }  # fmt: skip
         if (self.folder / INDEX).exists():
             found = read_json(self.folder / INDEX)
-            check(not found["complete"], f"out: expected a new folder, {self.folder} already holds a finished cache")
+            check(
+                not found["complete"],
+                f"out: expected a new folder, {self.folder} already holds a finished cache",
+            )
             for key in ("d_in", "dtype", "model", "hook", "notes"):
                 same = found[key] == self.index[key]
                 check(same, f"out: {self.folder} was begun with {key} = {found[key]}, got {self.index[key]}")
             self.index = found
         else:
-            empty = not self.folder.exists() or not any(self.folder.iterdir())
+            # a writer killed before its first index leaves a temporary of `write_atomic`
+            empty = not self.folder.exists() or all(path.suffix == ".tmp" for path in self.folder.iterdir())
             check(empty, f"out: expected a new or empty folder, {self.folder} holds other files")
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / INDEX, self.index)
@@ -140,9 +156,15 @@ class ShardSource(Source):
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.index = index = read_json(self.folder / INDEX)
-        is_ours = isinstance(index, dict) and index.get("format") == FORMAT and index.get("version") == VERSION
+        is_ours = (
+            isinstance(index, dict) and index.get("format") == FORMAT and index.get("version") == VERSION
+        )
+        is_ours = is_ours and index.keys() >= FIELDS
         check(is_ours, f"{self.folder / INDEX}: expected a {FORMAT} index, version {VERSION}")
-        check(index["complete"], f"{self.folder}: this cache is incomplete; run `saefast cache` again to finish it")
+        check(
+            index["complete"],
+            f"{self.folder}: this cache is incomplete; run `saefast cache` again to finish it",
+        )
         check(index["n_tokens"] > 0, f"{self.folder}: expected at least one activation, the cache is empty")
         self.d_in: int = index["d_in"]
         sizes = [0] + [shard["n_tokens"] for shard in index["shards"]]
@@ -150,18 +172,24 @@ class ShardSource(Source):
         for shard in index["shards"]:
             path = self.folder / shard["file"]
             bytes_found = path.stat().st_size if path.exists() else "no file"
-            check(bytes_found == shard["bytes"], f"{path}: expected {shard['bytes']} bytes, found {bytes_found}")
+            check(
+                bytes_found == shard["bytes"], f"{path}: expected {shard['bytes']} bytes, found {bytes_found}"
+            )
 
     def __len__(self) -> int:
         return self.index["n_tokens"]
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019 (tensors are memory-mapped; a source lives as long as its run)
+    @functools.cache  # noqa: B019 (tensors are memory-mapped; a source lives as long as its run)
     def shard(self, i: int) -> dict[str, Tensor]:
         """The tensors of shard i, verified."""
         path = self.folder / self.index["shards"][i]["file"]
         tensors, _, checksum = load_tensors(path)
         if checksum != self.index["shards"][i]["sha256"]:
             raise InputError(f"{path}: not the shard that {INDEX} lists (its SHA-256 differs)")
+        found, shape = tensors["activations"], [self.index["shards"][i]["n_tokens"], self.d_in]
+        fits = list(found.shape) == shape and str(found.dtype) == f"torch.{self.index['dtype']}"
+        want = f"{shape} in torch.{self.index['dtype']}, as {INDEX} says"
+        check(fits, f"{path}: expected activations {want}, got {list(found.shape)} in {found.dtype}")
         return tensors
 
     def rows(self, start: int = 0) -> Iterator[Tensor]:
@@ -182,7 +210,9 @@ class ShardSource(Source):
         """Token ids around `row` in its context, and the place of the row's own token among them."""
         i = int(torch.searchsorted(self.starts, torch.tensor(row), right=True)) - 1
         shard, local = self.shard(i), row - int(self.starts[i])
-        check("contexts" in shard, f"{self.folder}: expected a cache made from text, this one has no token ids")
+        check(
+            "contexts" in shard, f"{self.folder}: expected a cache made from text, this one has no token ids"
+        )
         tokens, position = shard["contexts"][shard["context"][local]], int(shard["position"][local])
         first = max(0, position - before)
         return tokens[first : position + after + 1].tolist(), position - first

@@ -49,7 +49,9 @@ class TensorSource(Source):
     def __init__(self, tensor: Tensor, name: str = "source", path: Path | None = None) -> None:
         check(tensor.ndim == 2, f"{name}: expected shape [n, d_in], got {list(tensor.shape)}")
         check(tensor.is_floating_point(), f"{name}: expected a floating-point dtype, got {tensor.dtype}")
-        check(tensor.numel() > 0, f"{name}: expected at least one row, got an empty tensor {list(tensor.shape)}")
+        check(
+            tensor.numel() > 0, f"{name}: expected at least one row, got an empty tensor {list(tensor.shape)}"
+        )
         self.tensor, self.path, self.d_in = tensor, path, tensor.shape[1]
 
     def __len__(self) -> int:
@@ -70,7 +72,10 @@ class IterableSource(Source):
     """Any iterable of tensors [n, d_in]. To resume, it is read again from its start and the seen rows dropped."""
 
     def __init__(self, iterable: Iterable[Tensor], d_in: int) -> None:
-        check(isinstance(iterable, Iterable), f"source: expected an iterable of tensors, got {type(iterable).__name__}")
+        check(
+            isinstance(iterable, Iterable),
+            f"source: expected an iterable of tensors, got {type(iterable).__name__}",
+        )
         self.iterable, self.d_in = iterable, d_in
 
     def rows(self, start: int = 0) -> Iterator[Tensor]:
@@ -100,11 +105,15 @@ class SyntheticSource(Source):
     def __init__(
         self, d_in: int, n_features: int, n_active: int, n_tokens: int, noise: float = 0.0, seed: int = 0
     ) -> None:
-        check(0 < n_active <= n_features, f"n_active: expected 1 to n_features = {n_features}, got {n_active}")
+        check(
+            0 < n_active <= n_features, f"n_active: expected 1 to n_features = {n_features}, got {n_active}"
+        )
         self.d_in, self.n_features, self.n_active = d_in, n_features, n_active
         self.n_tokens, self.noise, self.seed = n_tokens, noise, seed
         generator = torch.Generator().manual_seed(seed)
-        self.directions = torch.nn.functional.normalize(torch.randn(n_features, d_in, generator=generator), dim=1)
+        self.directions = torch.nn.functional.normalize(
+            torch.randn(n_features, d_in, generator=generator), dim=1
+        )
         self.offset = torch.randn(d_in, generator=generator) / d_in**0.5
 
     def __len__(self) -> int:
@@ -152,15 +161,18 @@ def open_source(path: str | Path) -> Source:
     from saefast.shards import ShardSource  # shards.py imports this module
 
     path = Path(path)
-    check(path.exists(), f"source: expected a shard folder, .npy or .safetensors file, found nothing at {path}")
+    check(
+        path.exists(), f"source: expected a shard folder, .npy or .safetensors file, found nothing at {path}"
+    )
     if path.is_dir():
         return ShardSource(path)
     if path.suffix == ".npy":
         try:
-            array = np.load(path, mmap_mode="c", allow_pickle=False)  # copy on write: never writes to the file
-        except (ValueError, OSError, EOFError) as error:
+            array = np.lib.format.open_memmap(path, mode="c")  # copy on write: never writes to the file
+        except (ValueError, OSError) as error:
             raise InputError(f"source: {path} is not a readable .npy file ({error})") from None
-        check(array.dtype.kind == "f", f"source: {path}: expected a floating-point dtype, got {array.dtype}")
+        native = array.dtype in (np.float16, np.float32, np.float64)  # not of the other byte order, or longer
+        check(native, f"source: {path}: expected a floating-point dtype of torch, got {array.dtype.str}")
         return TensorSource(torch.from_numpy(array), f"source: {path}", path)
     if path.suffix == ".safetensors":
         try:

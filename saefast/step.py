@@ -38,14 +38,15 @@ class State:
     exp_avg: Params
     exp_avg_sq: Params
     num_tokens_since_fired: Tensor  # [F] int64
-    fired: Tensor  # [F] int64, tokens in which the latent was active since the count was last cleared
+    fired: Tensor  # [F] int64, tokens in which the latent was active, of the last `fired_tokens`
+    fired_tokens: int = 0
     step: int = 0
 
     @classmethod
     def fresh(cls, params: Params) -> "State":
-        zeros = [Params(*(torch.zeros_like(p) for p in params)) for _ in range(2)]
-        counts = [torch.zeros_like(params.b_enc, dtype=torch.int64) for _ in range(2)]
-        return cls(params, *zeros, *counts)
+        exp_avg, exp_avg_sq = (Params(*(torch.zeros_like(p) for p in params)) for _ in range(2))
+        since, fired = (torch.zeros_like(params.b_enc, dtype=torch.int64) for _ in range(2))
+        return cls(params, exp_avg, exp_avg_sq, since, fired)
 
 
 class Metrics(NamedTuple):
@@ -82,7 +83,7 @@ def train_step(ops: ModuleType, state: State, x: Tensor, hyper: Hyper) -> Metric
         grads.b_dec.add_(aux.grads.b_dec, alpha=hyper.auxk_alpha)
 
     ops.project_rows_(grads.W_dec, W_dec)
-    scales = Params(W_enc=1.0, b_enc=hyper.input_scale, W_dec=1.0, b_dec=hyper.input_scale)
+    scales = (1.0, hyper.input_scale, 1.0, hyper.input_scale)  # in the order of Params
     grad_norm = torch.stack([grad.norm() / scale for grad, scale in zip(grads, scales, strict=True)]).norm()
     if hyper.grad_clip is not None:
         factor = (hyper.grad_clip / (grad_norm + 1e-6)).clamp(max=1)  # as torch.nn.utils.clip_grad_norm_
@@ -98,6 +99,7 @@ def train_step(ops: ModuleType, state: State, x: Tensor, hyper: Hyper) -> Metric
     active = top_acts > 0
     fired = torch.bincount(top_indices.flatten(), active.flatten(), minlength=len(b_enc)).long()
     state.fired += fired
+    state.fired_tokens += len(x)
     state.num_tokens_since_fired += len(x)
     state.num_tokens_since_fired[fired > 0] = 0
     return Metrics(

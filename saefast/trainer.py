@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,16 @@ from saefast.sources import as_source
 from saefast.step import Hyper, Metrics, State, train_step
 
 INIT_ROWS = 32_768  # sample for b_dec and the input scale; what OpenAI uses for the geometric median
-DENSITY_EDGES = [-math.inf, -5, -4, -3, -2, -1, math.inf]  # log10 of the share of tokens a latent is active on
+DENSITY_EDGES = [
+    -math.inf,
+    -5,
+    -4,
+    -3,
+    -2,
+    -1,
+    math.inf,
+]  # log10 of the share of tokens a latent is active on
+DENSITY_TOKENS = 100_000  # that share is counted over at least as many
 
 log = logging.getLogger("saefast")
 
@@ -63,7 +73,9 @@ class Trainer:
             self._set_input_scale(x)
         return self._step(x)
 
-    def fit(self, source: Iterable[Tensor] | Tensor, out: str | Path | None = None, resume: bool = False) -> bool:
+    def fit(
+        self, source: Iterable[Tensor] | Tensor, out: str | Path | None = None, resume: bool = False
+    ) -> bool:
         """Train for `config.total_tokens` on a source: any iterable of tensors [n, d_in] (see `saefast.sources`).
 
         Args:
@@ -84,7 +96,9 @@ class Trainer:
         buffer = ShuffleBuffer(rows, config.batch_size, config.buffer_tokens, config.seed, config.nonfinite)
         folder = None if out is None else Path(out)
         if folder is not None:
-            found = checkpoint.open_run(folder, self.sae.config, config, rows, resume, self._bytes_to_save(buffer))
+            found = checkpoint.open_run(
+                folder, self.sae.config, config, rows, resume, self._bytes_to_save(buffer)
+            )
             if found:
                 self.input_scale = checkpoint.load(folder, state, buffer)
             checkpoint.truncate_metrics(folder, state.step)
@@ -102,7 +116,9 @@ class Trainer:
             while state.step < n_steps and not stop.is_set():
                 x = next(batches, None)
                 if x is None:
-                    log.warning(f"the source cannot be read twice: it ended after {state.step} of {n_steps} steps")
+                    log.warning(
+                        f"the source cannot be read twice: it ended after {state.step} of {n_steps} steps"
+                    )
                     break
                 metrics = self._step(x.to(self.sae.W_enc))
                 bar.update()
@@ -171,16 +187,24 @@ class Trainer:
         values = {key: float(value) for key, value in metrics._asdict().items()}
         self._check_loss(metrics)
         steps, now = state.step - self._logged_step, time.perf_counter()
-        window = (state.step - 1) % self.config.log_every + 1  # steps `fired` was counted over
-        density = (state.fired / (window * batch_size)).log10()
-        histogram = [int(((density > a) & (density <= b)).sum()) for a, b in zip(DENSITY_EDGES, DENSITY_EDGES[1:])]
-        histogram[0] += int(density.isneginf().sum())  # latents never active in the window
-        line = {"step": state.step, "tokens": state.step * batch_size} | values
-        line |= {"density_histogram": histogram, "rows_skipped": skipped}
+        line: dict[str, Any] = (
+            {"step": state.step, "tokens": state.step * batch_size} | values | {"rows_skipped": skipped}
+        )
         line |= {"tokens_per_second": round(steps * batch_size / (now - self._logged_at), 1)}
-        state.fired.zero_()
         self._logged_step, self._logged_at = state.step, now
+        first_is_last = state.step == self.config.total_steps and state.fired_tokens == line["tokens"]
+        if state.fired_tokens >= DENSITY_TOKENS or first_is_last:
+            line |= {"density_tokens": state.fired_tokens, "density_histogram": self._density_histogram()}
+            state.fired.zero_()
+            state.fired_tokens = 0
         return line
+
+    def _density_histogram(self) -> list[int]:
+        """Number of latents between the DENSITY_EDGES; the first also counts those never active."""
+        density = (self.state.fired / self.state.fired_tokens).log10()
+        inside = [(density > a) & (density <= b) for a, b in pairwise(DENSITY_EDGES)]
+        inside[0] |= density.isneginf()
+        return [int(mask.sum()) for mask in inside]
 
     def _open_loggers(self, folder: Path | None) -> list[loggers.Log]:
         if folder is None:
@@ -203,16 +227,19 @@ def _stop_signals() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield stop  # Python allows signal handlers in the main thread only
         return
-    previous = {}
+    previous: dict[signal.Signals, Any] = {}
 
     def handle(number: int, frame: Any) -> None:
         stop.set()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        restore()
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    def restore() -> None:
+        for caught, handler in previous.items():
+            signal.signal(caught, handler)
+
+    for caught in (signal.SIGINT, signal.SIGTERM):
+        previous[caught] = signal.signal(caught, handle)
     try:
         yield stop
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        restore()

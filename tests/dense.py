@@ -19,7 +19,16 @@ def fvu(x_hat: Tensor, x: Tensor) -> Tensor:
     return (x_hat - x).square().sum() / (x - x.mean(dim=0)).square().sum()
 
 
-def auxk(x: Tensor, x_hat: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, dead: Tensor, k_aux: int):
+def auxk(
+    x: Tensor,
+    x_hat: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    dead: Tensor,
+    k_aux: int,
+):
     residual = (x - x_hat).detach()
     pre_acts = ((x - b_dec) @ W_enc.T + b_enc).masked_fill(~dead, -torch.inf)
     k_aux = min(k_aux, int(dead.sum()))
@@ -31,7 +40,9 @@ def auxk(x: Tensor, x_hat: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, 
 class Trainer:
     """Dense autograd + torch.optim.Adam + decoder-gradient projection + unit-norm decoder + AuxK + exact clipping."""
 
-    def __init__(self, params, k, lr, eps, betas=(0.9, 0.999), bias_scale=1.0, clip=None, aux=None, fused=False):
+    def __init__(
+        self, params, k, lr, eps, betas=(0.9, 0.999), bias_scale=1.0, clip=None, aux=None, fused=False
+    ):
         self.params = [p.detach().clone().requires_grad_() for p in params]
         W_enc, b_enc, W_dec, b_dec = self.params
         groups = [

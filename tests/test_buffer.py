@@ -65,7 +65,9 @@ def test_batches_do_not_depend_on_how_the_source_is_cut():
 @pytest.mark.parametrize("stop", [0, 1, 3, 11, 17, 30])
 def test_state_restores_the_same_batches(stop, random_access):
     def make():
-        source = TensorSource(numbered(100)) if random_access else IterableSource(list(numbered(100).split(7)), 2)
+        source = (
+            TensorSource(numbered(100)) if random_access else IterableSource(list(numbered(100).split(7)), 2)
+        )
         return ShuffleBuffer(source, 8, 32, seed=3)
 
     whole = make()

@@ -44,7 +44,9 @@ def test_gradients_equal_autograd(B, D, F, K):
     torch.testing.assert_close(x_hat, want_x_hat.detach(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(fvu, loss.detach(), rtol=1e-12, atol=1e-12)
     for name, got, leaf in zip(Params._fields, grads, leaves):
-        torch.testing.assert_close(got, leaf.grad, rtol=1e-10, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            got, leaf.grad, rtol=1e-10, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 @pytest.mark.parametrize("k_aux", [1, 5, 100])
@@ -61,7 +63,9 @@ def test_auxk_gradients_equal_autograd(k_aux):
     torch.testing.assert_close(got.loss, loss.detach())
     for name, grad, leaf in zip(Params._fields, got.grads, leaves):
         want = leaf.grad if name == "b_dec" else leaf.grad[dead]
-        torch.testing.assert_close(grad, want, rtol=1e-10, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            grad, want, rtol=1e-10, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}"
+        )
         if name != "b_dec":
             assert not leaf.grad[~dead].any()
 
@@ -74,7 +78,9 @@ def test_a_latent_active_in_every_token_and_one_in_none():
     _, grad_x_hat = reference.recon_loss(reference.decode(top_acts, top_indices, *params[2:]), x)
     grad_acts = reference.grad_top_acts(grad_x_hat, params.W_dec, top_acts, top_indices)
     grads = reference.param_grads(x, params, top_acts, top_indices, grad_x_hat, grad_acts)
-    assert grads.W_dec[2].any() and not grads.W_dec[5].any() and not grads.W_enc[5].any() and grads.b_enc[5] == 0
+    assert (
+        grads.W_dec[2].any() and not grads.W_dec[5].any() and not grads.W_enc[5].any() and grads.b_enc[5] == 0
+    )
 
 
 def test_empty_batch():

@@ -104,7 +104,9 @@ def test_smallest_and_largest_k(x64, backend, k):
     if saefast.backend.unavailable(backend):
         pytest.skip(saefast.backend.unavailable(backend))
     sae = saefast.SAE(saefast.SAEConfig(d_in=24, d_sae=80, k=k))
-    trainer = saefast.Trainer(sae, saefast.TrainConfig(total_tokens=960, batch_size=96, lr=1e-3, backend=backend))
+    trainer = saefast.Trainer(
+        sae, saefast.TrainConfig(total_tokens=960, batch_size=96, lr=1e-3, backend=backend)
+    )
     first = float(trainer.step(x64.float()).fvu)
     for _ in range(8):
         metrics = trainer.step(x64.float())

@@ -21,7 +21,13 @@ def data(n=2000, d_in=16):
 
 
 def make(d_sae=96, **options):
-    options = {"total_tokens": 64 * 50, "batch_size": 64, "buffer_tokens": 512, "lr": 3e-3, "log_every": 5} | options
+    options = {
+        "total_tokens": 64 * 50,
+        "batch_size": 64,
+        "buffer_tokens": 512,
+        "lr": 3e-3,
+        "log_every": 5,
+    } | options
     sae = saefast.SAE(saefast.SAEConfig(d_in=16, d_sae=d_sae, k=4))
     return saefast.Trainer(sae, saefast.TrainConfig(**options))
 
@@ -64,9 +70,10 @@ def test_metrics_lines_hold_what_a_reader_plots(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(5, 51, 5))
     for line in lines:
-        assert sum(line["density_histogram"]) == 96 and line["tokens"] == 64 * line["step"]
+        assert line["tokens"] == 64 * line["step"]
         assert 0 < line["fvu"] < 2 and 0 < line["l0"] <= 4 and line["tokens_per_second"] > 0
     assert lines[-1]["fvu"] < lines[0]["fvu"]
+    assert sum(lines[-1]["density_histogram"]) == 96 and lines[-1]["density_tokens"] == 64 * 50
     assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
     assert saefast.evaluate(saefast.SAE.from_pretrained(tmp_path / "run"), data()).fvu < 0.5
 
@@ -75,7 +82,11 @@ def test_metrics_lines_hold_what_a_reader_plots(tmp_path):
 def test_b_dec_starts_at_the_centre_of_the_data(init):
     trainer = make(init_b_dec=init, lr=1e-12, total_tokens=64)
     trainer.fit(data())
-    want = {"geometric_median": geometric_median(data()[:512]), "mean": data()[:512].mean(0), "none": torch.zeros(16)}
+    want = {
+        "geometric_median": geometric_median(data()[:512]),
+        "mean": data()[:512].mean(0),
+        "none": torch.zeros(16),
+    }
     torch.testing.assert_close(trainer.sae.b_dec.data, want[init], rtol=1e-4, atol=1e-5)
 
 
@@ -142,5 +153,7 @@ print(status("VmHWM") - before)
     params, pre_acts = 2 * 256 * 16384 * 4 / mib, 2048 * 16384 * 4 / mib
     # The parameters are there before the step; the zeroed moments take memory only when first written.
     allowed = 2 * params + params + pre_acts
-    print(f"peak {peak:.0f} MiB above the parameters, allowed {allowed:.0f} MiB: moments, gradients, pre-activations")
+    print(
+        f"peak {peak:.0f} MiB above the parameters, allowed {allowed:.0f} MiB: moments, gradients, pre-activations"
+    )
     assert pre_acts < peak < 1.1 * allowed

@@ -14,10 +14,9 @@ ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
 if not ON_GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read where @triton.jit decorates, so before the import below
 
+from saefast import reference
 from saefast.triton_kernels import decode
 from saefast.triton_kernels.decode import decode_config
-
-from saefast import reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # in Triton
 DEVICE = "cuda" if ON_GPU else "cpu"

@@ -1,0 +1,93 @@
+"""Does saefast train to the same numbers as plain PyTorch? The same run twice, on the same batches, step by step.
+
+    python benchmarks/curve_parity.py SHARDS HELDOUT [--d-sae 4608 --k 32 --tokens 440000 ...]
+
+One is `Trainer` on the chosen backend, the other dense autograd with torch.optim.Adam (`plain.py`). Written to
+benchmarks/results/curve_parity.json: both curves, the largest relative difference, held-out FVU and seconds of both.
+"""
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+
+import torch
+from plain import PlainStep
+
+from saefast import SAE, SAEConfig, TrainConfig, Trainer, evaluate, open_source
+from saefast.buffer import ShuffleBuffer
+from saefast.trainer import INIT_ROWS
+
+RESULT = Path(__file__).parent / "results" / "curve_parity.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source")
+    parser.add_argument("heldout")
+    parser.add_argument("--d-sae", type=int, default=4608)
+    parser.add_argument("--k", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=440_000)
+    parser.add_argument("--batch-size", type=int, default=512)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--dead-feature-threshold", type=int, default=50_000)
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    args = parser.parse_args()
+
+    source = open_source(args.source)
+    config = TrainConfig(
+        total_tokens=args.tokens, batch_size=args.batch_size, lr=args.lr, backend=args.backend,
+        dead_feature_threshold=args.dead_feature_threshold,
+    )  # fmt: skip
+    sae = SAE(SAEConfig(d_in=source.d_in, d_sae=args.d_sae, k=args.k))
+    trainer = Trainer(sae, config)
+    buffer = ShuffleBuffer(source, config.batch_size, config.buffer_tokens, config.seed)
+    trainer._initialize(buffer.sample(INIT_ROWS).to(sae.W_enc))  # what fit does before its first step
+    assert config.lr and trainer.input_scale
+    aux = (config.auxk_alpha, source.d_in // 2, config.dead_feature_threshold)
+    plain = PlainStep(sae.params, args.k, config.lr, config.betas, config.eps, trainer.input_scale, aux)
+
+    curves: dict[str, list[float]] = {"saefast": [], "plain": []}
+    seconds = dict.fromkeys(curves, 0.0)
+    for step, batch in zip(range(1, config.total_steps + 1), buffer, strict=False):
+        x = batch.to(sae.W_enc)
+        plain.set_lr(config.lr_at(step, args.d_sae))
+        start = time.perf_counter()
+        curves["saefast"].append(float(trainer._step(x).fvu))
+        middle = time.perf_counter()
+        curves["plain"].append(float(plain(x)))
+        seconds["saefast"] += middle - start
+        seconds["plain"] += time.perf_counter() - middle
+    heldout = {"saefast": evaluate(sae, open_source(args.heldout))}
+    for param, trained in zip(sae.params, plain.params, strict=True):
+        param.copy_(trained.detach())
+    heldout["plain"] = evaluate(sae, open_source(args.heldout))
+
+    ours, theirs = torch.tensor(curves["saefast"]), torch.tensor(curves["plain"])
+    difference = (ours / theirs - 1).abs()
+    result = {
+        "command": f"d_in={source.d_in} d_sae={args.d_sae} k={args.k} B={args.batch_size} lr={args.lr}",
+        "machine": {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
+        "versions": {"torch": torch.__version__, "backend": trainer.ops.NAME},
+        "steps": len(ours),
+        "largest_relative_difference": {
+            "first 10 steps": float(difference[:10].max()),
+            "first 100 steps": float(difference[:100].max()),
+            "all": float(difference.max()),
+        },
+        "heldout_fvu": {name: value.fvu for name, value in heldout.items()},
+        "heldout_dead_frac": {name: value.dead_frac for name, value in heldout.items()},
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "fvu_every_20_steps": {name: [round(v, 5) for v in curve[::20]] for name, curve in curves.items()},
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({key: value for key, value in result.items() if key != "fvu_every_20_steps"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
