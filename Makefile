@@ -14,6 +14,7 @@ test: $(VENV)/ready
 
 bench: $(VENV)/ready
 	$(BIN)/python -P -m pytest benchmarks
+	$(BIN)/python benchmarks/step_ratios.py
 
 gpu: $(VENV)/ready
 	$(BIN)/python benchmarks/gpu.py

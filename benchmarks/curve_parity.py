@@ -45,7 +45,7 @@ def main() -> None:
     )  # fmt: skip
     sae = SAE(SAEConfig(d_in=source.d_in, d_sae=args.d_sae, k=args.k))
     trainer = Trainer(sae, config)
-    buffer = ShuffleBuffer(source, config.batch_size, config.buffer_tokens, config.seed)
+    buffer = ShuffleBuffer(source, config.batch_size, config.buffer_rows, config.seed)
     trainer._initialize(buffer.sample(INIT_ROWS).to(sae.W_enc))  # what fit does before its first step
     assert config.lr and trainer.input_scale
     aux = (config.auxk_alpha, source.d_in // 2, config.dead_feature_threshold)

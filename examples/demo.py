@@ -17,6 +17,7 @@ import smollm2
 
 from saefast import SAE, cli, open_source
 from saefast.features import Feature, strongest_features
+from saefast.files import write_json
 
 DATA, RUN = Path("data"), Path("runs/demo")
 HOOK = "model.layers.12"  # the residual stream in the middle of 30 blocks
@@ -63,7 +64,10 @@ def main() -> None:
     if not _complete(acts):
         saefast(f"cache {model} {text} --hook {HOOK} --out {acts} --tokens {TRAIN_TOKENS}")
     saefast(f"train {acts} --out {run} {RECIPE} --seed 0 --checkpoint-every 200 --resume")
-    saefast(f"evaluate {run} {heldout} --in-model")
+    print(f"\n$ saefast evaluate {run} {heldout} --in-model", flush=True)
+    figures = cli.Evaluate(run, heldout, in_model=True).result()
+    cli.show(figures)
+    write_json(run / "evaluation.json", figures)
 
     print("\nThe ten strongest features and where they are most active:")
     from transformers import AutoTokenizer
@@ -73,9 +77,8 @@ def main() -> None:
     report = "\n".join(show(feature, tokenizer) for feature in features)
     (run / "features.txt").write_text(report + "\n")
     print(report)
-    print(
-        f"\nIn {run}: sae.safetensors, curves.png, metrics.jsonl, features.txt. {time.perf_counter() - start:.0f} s."
-    )
+    print(f"\nIn {run}: sae.safetensors, curves.png, metrics.jsonl, evaluation.json, features.txt.")
+    print(f"This took {time.perf_counter() - start:.0f} s.")
 
 
 def _complete(folder: Path) -> bool:

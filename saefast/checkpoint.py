@@ -8,6 +8,7 @@ RUN/curves.png               plots, written at the end
 """
 
 import json
+import logging
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,8 @@ from saefast.files import load_tensors, read_json, save_tensors, write_atomic, w
 from saefast.sources import Source
 from saefast.step import State
 
+log = logging.getLogger("saefast")
+
 RUN, CHECKPOINT, METRICS = "run.json", "checkpoint.safetensors", "metrics.jsonl"
 
 
@@ -37,6 +40,11 @@ def open_run(
     """
     # through JSON, so that tuples compare with what was read back
     configs = json.loads(json.dumps({"sae": asdict(sae), "train": asdict(train)}))
+    described = {
+        "source": json.loads(json.dumps(source.describe())),
+        "versions": {"saefast": saefast.__version__, "torch": torch.__version__},
+        "threads": torch.get_num_threads(),  # matrix products differ in the last bit between thread counts
+    }
     if folder.exists() and any(folder.iterdir()):
         check(resume, f"out: expected a new folder, {folder} exists; go on with --resume or choose another")
         found = read_json(folder / RUN)
@@ -44,12 +52,18 @@ def open_run(
             for name, value in fields.items():
                 was = found.get(part, {}).get(name)
                 check(was == value, f"{name}: the run in {folder} was started with {was!r}, got {value!r}")
+        for name, value in described["source"].items():
+            was = found["source"].get(name)
+            same = was == value or name == "path"  # a folder may move
+            check(same, f"source: the run in {folder} was started with {name} = {was!r}, got {value!r}")
+        if found["threads"] != described["threads"]:
+            log.warning(
+                f"the run was started with {found['threads']} threads, now there are {described['threads']}: "
+                "it goes on, but not to the same bits"
+            )
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        versions = {"saefast": saefast.__version__, "torch": torch.__version__}
-        threads = torch.get_num_threads()  # matrix products differ in the last bit between thread counts
-        description = {"source": source.describe(), "versions": versions, "threads": threads}
-        write_json(folder / RUN, configs | description)
+        write_json(folder / RUN, configs | described)
     free = shutil.disk_usage(folder).free
     check(
         free > bytes_needed,

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 from tqdm import tqdm
-from tyro.conf import FlagConversionOff, OmitArgPrefixes, Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 import saefast
 from saefast import backend, lm, shards
@@ -61,6 +61,7 @@ class Cache:
             value = getattr(self, name)
             check(value is None or value > 0, f"{name}: expected a positive integer, got {value}")
         check(self.skip_tokens >= 0, f"skip_tokens: expected 0 or more, got {self.skip_tokens}")
+        check_device(self.device)
         next(lm.read_texts(self.text), None)  # a missing text is said before a model is loaded
         model, tokenizer = lm.load_model(self.model, self.device)
         contexts = lm.PackedContexts(
@@ -97,6 +98,13 @@ class Cache:
         )
 
 
+def check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError):  # torch without CUDA raises the latter
+        raise InputError(f"device: expected a device of this machine, got {name!r}") from None
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainFlags(TrainConfig):
     """How to train. Sizes are in tokens (activation rows), never in sequences."""
@@ -131,6 +139,7 @@ class Train:
         source = open_source(self.source)
         sae = SAE(SAEConfig(d_in=source.d_in, d_sae=self.d_sae, k=self.k), seed=config.seed)
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        check_device(device)
         trainer = Trainer(sae.to(device), config)
         print(
             f"training {self.d_sae} latents of width {source.d_in}, k = {self.k}, on {config.total_tokens} tokens; "
@@ -148,7 +157,8 @@ class Evaluate:
     """Run folder, or any folder with sae.safetensors and config.json."""
     source: Positional[Path]
     """A shard folder, a .npy or a .safetensors file."""
-    json: Annotated[bool, FlagConversionOff] = False
+    json: bool = False
+    """Print JSON."""
     in_model: bool = False
     """Also splice the SAE into the model (SOURCE must be a shard folder of `saefast cache`)."""
     contexts: int = 32
@@ -157,15 +167,19 @@ class Evaluate:
     """Which implementation of the ops runs."""
 
     def run(self) -> None:
+        show(self.result(), self.json)
+
+    def result(self) -> dict[str, Any]:
+        """The figures as plain values."""
+        check(self.contexts > 0, f"contexts: expected a positive integer, got {self.contexts}")
         sae, source = SAE.from_pretrained(self.run_folder), open_source(self.source)
         result = evaluate(sae, source, self.backend)._asdict()
         density = torch.tensor(result.pop("density"))
-        result["density_quantiles"] = {
-            str(q): float(density.quantile(q)) for q in (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
-        }
+        quantiles = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
+        result["density_quantiles"] = {str(q): float(density.quantile(q)) for q in quantiles}
         if self.in_model:
             result["in_model"] = self._in_model(sae, source)
-        _show(result, self.json)
+        return result
 
     def _in_model(self, sae: SAE, source: Any) -> dict[str, Any]:
         from saefast.splice import evaluate_in_model
@@ -198,12 +212,22 @@ class Info:
         result["backend"] = {
             "auto": name,
             "why": reason,
+            "instruction_sets": native_isas(),
             "unavailable": {n: why for n in backend.MODULES if (why := backend.unavailable(n))},
         }
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         result["machine"] = {"gpu": gpu, "torch": torch.__version__, "threads": torch.get_num_threads()}
         result["saefast"] = saefast.__version__
-        _show(result, self.json)
+        show(result, self.json)
+
+
+def native_isas() -> list[str] | None:
+    """What the C++ extension can use on this processor; None if it is not built."""
+    try:
+        import saefast._C
+    except ImportError:
+        return None
+    return list(saefast._C.isas())
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -217,13 +241,18 @@ def describe(path: Path) -> dict[str, Any]:
         return {"kind": "activations", "d_in": source.d_in} | source.describe()
     found: dict[str, Any] = {"kind": "run" if (path / "run.json").exists() else "sae"}
     if found["kind"] == "run":
-        found |= read_json(path / "run.json")
-        total = TrainConfig(**found["train"]).total_steps
+        try:
+            found |= read_json(path / "run.json")
+            total = TrainConfig(**found["train"]).total_steps
+        except (TypeError, KeyError, InputError):
+            raise InputError(f"{path / 'run.json'}: expected the description of a run") from None
         found["progress"] = {"step": 0, "of": total}
         if (path / "checkpoint.safetensors").exists():
             _, meta, _ = load_tensors(path / "checkpoint.safetensors")
             found["progress"] = {"step": meta["step"], "of": total}
-        lines = (path / "metrics.jsonl").read_text().splitlines() if (path / "metrics.jsonl").exists() else []
+        metrics = path / "metrics.jsonl"
+        # whole lines only: a kill can cut the last one
+        lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
         found["last_metrics"] = json.loads(lines[-1]) if lines else None
     if (path / "config.json").exists():
         sae = SAE.from_pretrained(path)
@@ -232,7 +261,8 @@ def describe(path: Path) -> dict[str, Any]:
     return found
 
 
-def _show(result: dict[str, Any], as_json: bool) -> None:
+def show(result: dict[str, Any], as_json: bool = False) -> None:
+    """Print nested figures as aligned lines, or as JSON."""
     if as_json:
         print(json.dumps(result, indent=2))
         return

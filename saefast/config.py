@@ -65,8 +65,8 @@ class TrainConfig:
     """What `fit` sets b_dec to before the first step, from up to 32768 rows of the source."""
     normalize_input: bool = True
     """Train as if the input were scaled by one scalar to E||x||^2 = d_in. See `saefast.step.Hyper`."""
-    buffer_tokens: int = 131_072
-    """Rows in the shuffle buffer."""
+    buffer_tokens: int | None = None
+    """Rows in the shuffle buffer. Default: 131072, or four batches if that is more."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """Rows with NaN or Inf: stop with an error, or skip and count them."""
     seed: int = 0
@@ -81,7 +81,7 @@ class TrainConfig:
     """Where metrics go besides metrics.jsonl; each needs the extra of the same name."""
 
     def __post_init__(self) -> None:
-        _positive(self, "total_tokens", "batch_size", "dead_feature_threshold", "buffer_tokens", "log_every")
+        _positive(self, "total_tokens", "batch_size", "dead_feature_threshold", "log_every")
         _positive(self, "checkpoint_every")
         for name in ("lr", "grad_clip"):
             value = getattr(self, name)
@@ -98,10 +98,13 @@ class TrainConfig:
             _positive(self, "k_aux")
         is_seed = type(self.seed) is int and 0 <= self.seed < 2**63
         check(is_seed, f"seed: expected an integer from 0 to 2^63 - 1, got {self.seed!r}")
-        check(
-            self.buffer_tokens >= self.batch_size,
-            f"buffer_tokens: expected at least batch_size = {self.batch_size}, got {self.buffer_tokens}",
-        )
+        if self.buffer_tokens is not None:
+            _positive(self, "buffer_tokens")
+            enough = self.buffer_tokens >= self.batch_size
+            check(
+                enough,
+                f"buffer_tokens: expected at least batch_size = {self.batch_size}, got {self.buffer_tokens}",
+            )
         for name, choices in (
             ("init_b_dec", ("geometric_median", "mean", "none")),
             ("nonfinite", ("stop", "skip")),
@@ -115,6 +118,10 @@ class TrainConfig:
     @property
     def total_steps(self) -> int:
         return math.ceil(self.total_tokens / self.batch_size)
+
+    @property
+    def buffer_rows(self) -> int:
+        return self.buffer_tokens or max(131_072, 4 * self.batch_size)
 
     def peak_lr(self, d_sae: int) -> float:
         return self.lr if self.lr is not None else 2e-4 / math.sqrt(d_sae / 2**14)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from saefast import reference
 from saefast.backend import load_backend
 from saefast.errors import check
 from saefast.sae import SAE
@@ -20,6 +21,7 @@ class Evaluation(NamedTuple):
     n_tokens: int
     fvu: float  # sum ||x_hat - x||^2 / sum ||x - mean(x)||^2
     explained_variance: float  # 1 - variance of (x_hat - x) / variance of x: forgives a constant offset
+    normalized_mse: float  # mean of ||x_hat - x||^2 / ||x||^2
     cosine: float  # mean cosine similarity of x and x_hat
     l0: float  # mean active latents per token
     dead_frac: float  # share of latents active on none of the rows
@@ -37,7 +39,7 @@ def evaluate(sae: SAE, source: Iterable[Tensor] | Tensor, backend: str = "auto")
     params, k, d_sae = sae.params, sae.config.k, sae.config.d_sae
     rows_at_once = max(1, MAX_PRE_ACTS // d_sae)
     n_tokens = rows_skipped = n_active = 0
-    squared_error = squared_norm = cosine = 0.0
+    squared_error = squared_norm = normalized_mse = cosine = 0.0
     sum_x = torch.zeros(sae.config.d_in, dtype=torch.float64)
     sum_error = torch.zeros_like(sum_x)
     count = torch.zeros(d_sae, dtype=torch.int64)
@@ -53,6 +55,7 @@ def evaluate(sae: SAE, source: Iterable[Tensor] | Tensor, backend: str = "auto")
                 n_active += int((acts > 0).sum())
                 squared_error += float(error.square().sum())
                 squared_norm += float(x.double().square().sum())
+                normalized_mse += float(reference.normalized_mse(x_hat, x)) * len(x)
                 cosine += float(torch.cosine_similarity(x, x_hat, dim=1).double().sum())
                 sum_x += x.double().sum(dim=0).cpu()
                 sum_error += error.sum(dim=0).cpu()
@@ -60,11 +63,13 @@ def evaluate(sae: SAE, source: Iterable[Tensor] | Tensor, backend: str = "auto")
     check(n_tokens > 0, "source: expected at least one finite row, got none")
     variance = squared_norm - float(sum_x.square().sum()) / n_tokens
     error_variance = squared_error - float(sum_error.square().sum()) / n_tokens
-    scale = variance if variance > 0 else float("nan")  # one row, or equal rows, have no FVU
+    # one row, or equal rows, have no FVU: what is left of their variance is rounding
+    scale = variance if variance > 1e-12 * squared_norm else float("nan")
     return Evaluation(
         n_tokens=n_tokens,
         fvu=squared_error / scale,
         explained_variance=1 - error_variance / scale,
+        normalized_mse=normalized_mse / n_tokens,
         cosine=cosine / n_tokens,
         l0=n_active / n_tokens,
         dead_frac=float((count == 0).double().mean()),

@@ -30,7 +30,7 @@ class Feature(NamedTuple):
 
 
 def strongest_features(
-    sae: SAE, source: ShardSource, n_features: int = 10, n_examples: int = 5, max_density: float = 0.02
+    sae: SAE, source: ShardSource, n_features: int = 10, n_examples: int = 5, max_density: float = 0.005
 ) -> list[Feature]:
     """The latents that carry most of the activation energy, and where they are most active.
 

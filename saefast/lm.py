@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from saefast.errors import InputError, check
@@ -45,9 +46,12 @@ class HookPoint:
     def _register(self, function: Any) -> Any:
         """Call function(activations) at the hook point; what it returns, if not None, takes their place."""
 
-        def on_input(module: nn.Module, args: tuple[Any, ...]) -> Any:
-            new = function(args[0])
-            return None if new is None else (new, *args[1:])
+        def on_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            name = None if args else next(iter(kwargs))  # Hugging Face blocks call attention by keyword
+            new = function(args[0] if name is None else kwargs[name])
+            if new is None:
+                return None
+            return ((new, *args[1:]), kwargs) if name is None else (args, kwargs | {name: new})
 
         def on_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             if isinstance(output, Tensor):
@@ -56,7 +60,7 @@ class HookPoint:
             return None if new is None else (new, *output[1:])
 
         if self.is_input:
-            return self.module.register_forward_pre_hook(on_input)
+            return self.module.register_forward_pre_hook(on_input, with_kwargs=True)
         return self.module.register_forward_hook(on_output)
 
     def capture(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -64,6 +68,10 @@ class HookPoint:
         captured: list[Tensor] = []
 
         def keep(activations: Tensor) -> None:
+            is_float = (
+                isinstance(activations, Tensor) and activations.is_floating_point() and activations.ndim > 1
+            )
+            check(is_float, "hook: expected a module with floating-point activations [..., n, d_in] there")
             captured.append(activations)
             raise _Stop
 
@@ -195,13 +203,13 @@ def load_model(path: str, device: str = "cpu") -> tuple[Any, Any]:
     try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         model = nn.Module.to(model, device)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"model: expected a Hugging Face causal language model at {path!r}, got: {_line(error)}"
         ) from None
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # noqa: BLE001 (a corrupt tokenizer.json raises a bare Exception)
         raise InputError(f"model: {path!r} has no usable tokenizer: {_line(error)}") from None
     return model, tokenizer
 
@@ -231,27 +239,35 @@ def read_texts(path: str | Path) -> Iterator[str]:
         path.exists(),
         f"text: expected a file, a folder or a .jsonl with a text field, found nothing at {path}",
     )
+    files = [path]
     if path.is_dir():
         files = sorted(
             f for f in path.rglob("*") if f.suffix in (".txt", ".md", ".py", ".jsonl") and f.is_file()
         )
         check(bool(files), f"text: expected *.txt, *.md, *.py or *.jsonl in {path}, found none")
-        for file in files:
-            yield from read_texts(file)
-    elif path.suffix == ".jsonl":
-        for number, line in enumerate(path.open(encoding="utf-8", errors="replace"), 1):
+    empty = True
+    for file in files:
+        for text in _read_jsonl(file) if file.suffix == ".jsonl" else [_read(file)]:
+            if text.strip():
+                empty = False
+                yield text
+    check(not empty, f"text: expected some text, {path} is empty")
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _read_jsonl(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
             try:
                 text = json.loads(line)["text"]
             except (json.JSONDecodeError, KeyError, TypeError):
-                raise InputError(
-                    f'text: {path} line {number}: expected a JSON object with a field "text"'
-                ) from None
-            if text:
-                yield text
-    else:
-        text = path.read_text(encoding="utf-8", errors="replace")
-        check(bool(text.strip()), f"text: expected some text, {path} is empty")
-        yield text
+                text = None
+            ok = isinstance(text, str)
+            check(ok, f'text: {path} line {number}: expected a JSON object with a field "text"')
+            yield text
 
 
 class PackedContexts:
@@ -271,11 +287,13 @@ class PackedContexts:
     def __iter__(self) -> Iterator[Tensor]:
         separator = self.tokenizer.eos_token_id
         pending: list[int] = []
-        size = self.shape[0] * self.shape[1]
+        size, n_batches = self.shape[0] * self.shape[1], 0
         for text in self.texts:
             pending += self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
             if separator is not None:
                 pending.append(separator)
-            while len(pending) >= size:
-                yield torch.tensor(pending[:size]).view(self.shape)
-                pending = pending[size:]
+            whole = len(pending) // size * size
+            for i in range(0, whole, size):
+                yield torch.tensor(pending[i : i + size]).view(self.shape)
+            pending, n_batches = pending[whole:], n_batches + whole // size
+        check(n_batches > 0, f"text: expected at least {size} tokens for one batch, got {len(pending)}")

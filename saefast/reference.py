@@ -84,6 +84,11 @@ def fvu(x_hat: Tensor, x: Tensor) -> Tensor:
     return (x_hat - x).square().sum() / total_variance(x)
 
 
+def normalized_mse(x_hat: Tensor, x: Tensor) -> Tensor:
+    """[B, D], [B, D] -> []: mean over the rows of ||x_hat - x||^2 / ||x||^2, OpenAI's normalised MSE; a metric."""
+    return ((x_hat - x).square().sum(dim=1) / x.square().sum(dim=1)).mean()
+
+
 def recon_loss(x_hat: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """x_hat, x [B, D] -> fvu [], grad_x_hat [B, D]. The denominator of FVU does not depend on x_hat."""
     error, scale = x_hat - x, total_variance(x)

@@ -46,7 +46,8 @@ class ShardWriter:
 
     Args:
         folder: made if absent. One that holds a finished cache is refused; an interrupted one is continued if
-            everything else given here is the same: `n_contexts` says how many contexts it has already.
+            everything else given here is the same (or nothing is written yet): `n_contexts` says how many contexts
+            it has already.
         d_in, dtype: of the activations. model, hook, notes: recorded in the index.
         shard_tokens: rows after which a shard is written.
     """
@@ -67,15 +68,19 @@ class ShardWriter:
             "n_tokens": 0, "model": model, "hook": hook, "notes": notes or {}, "shards": [],
         }  # fmt: skip
         if (self.folder / INDEX).exists():
-            found = read_json(self.folder / INDEX)
+            found = read_index(self.folder)
             check(
                 not found["complete"],
                 f"out: expected a new folder, {self.folder} already holds a finished cache",
             )
-            for key in ("d_in", "dtype", "model", "hook", "notes"):
-                same = found[key] == self.index[key]
-                check(same, f"out: {self.folder} was begun with {key} = {found[key]}, got {self.index[key]}")
-            self.index = found
+            if found["shards"]:
+                for key in ("d_in", "dtype", "model", "hook", "notes"):
+                    given = self.index[key]
+                    check(
+                        found[key] == given,
+                        f"out: {self.folder} was begun with {key} = {found[key]}, got {given}",
+                    )
+                self.index = found
         else:
             # a writer killed before its first index leaves a temporary of `write_atomic`
             empty = not self.folder.exists() or all(path.suffix == ".tmp" for path in self.folder.iterdir())

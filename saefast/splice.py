@@ -77,10 +77,16 @@ def evaluate_in_model(
             sums[name] += float(F.nll_loss(spliced, target, reduction="sum"))
             if name == "ce_sae":
                 sums["kl"] += float(F.kl_div(spliced, clean, reduction="sum", log_target=True))
+    check(n_tokens > 0, "batches: expected contexts of at least two tokens, got one")
     means = {name: value / n_tokens for name, value in sums.items()}
+
+    def recovered(ablated: float) -> float:
+        gap = ablated - means["ce"]
+        return (ablated - means["ce_sae"]) / gap if gap else float("nan")  # nothing lost, nothing to recover
+
     return Splice(
         n_tokens=n_tokens,
         **means,
-        loss_recovered=(means["ce_zero"] - means["ce_sae"]) / (means["ce_zero"] - means["ce"]),
-        loss_recovered_mean=(means["ce_mean"] - means["ce_sae"]) / (means["ce_mean"] - means["ce"]),
+        loss_recovered=recovered(means["ce_zero"]),
+        loss_recovered_mean=recovered(means["ce_mean"]),
     )

@@ -92,8 +92,9 @@ class Trainer:
             OSError: `out` cannot be written. The last checkpoint is intact in every case.
         """
         config, state = self.config, self.state
+        check(out is not None or not resume, "resume: expected a run folder in `out`, got None")
         rows = as_source(source, self.sae.config.d_in)
-        buffer = ShuffleBuffer(rows, config.batch_size, config.buffer_tokens, config.seed, config.nonfinite)
+        buffer = ShuffleBuffer(rows, config.batch_size, config.buffer_rows, config.seed, config.nonfinite)
         folder = None if out is None else Path(out)
         if folder is not None:
             found = checkpoint.open_run(
@@ -217,7 +218,7 @@ class Trainer:
         """Two checkpoints (the new one is whole before the old one goes) and the exported SAE."""
         params = sum(p.numel() * p.element_size() for p in self.sae.params)
         row = 8 if buffer.source.random_access else 8 + 4 * self.sae.config.d_in
-        return 7 * params + 2 * row * self.config.buffer_tokens + 2**20
+        return 7 * params + 2 * row * self.config.buffer_rows + 2**20
 
 
 @contextmanager

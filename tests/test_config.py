@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import itertools
 
 import pytest
 
@@ -24,7 +25,14 @@ def test_sae_sizes_are_positive_integers(name, value):
         sae_config(**{name: value})
 
 
-SIZES = ["total_tokens", "batch_size", "dead_feature_threshold", "buffer_tokens", "log_every", "checkpoint_every"]
+SIZES = [
+    "total_tokens",
+    "batch_size",
+    "dead_feature_threshold",
+    "buffer_tokens",
+    "log_every",
+    "checkpoint_every",
+]
 
 
 @pytest.mark.parametrize("value", [0, -5, False, 3.0, "10"], ids=repr)
@@ -93,11 +101,15 @@ def test_configs_are_frozen(made):
 @pytest.mark.parametrize("made", [SAEConfig, TrainConfig])
 def test_every_field_is_documented(made):
     body = ast.parse(inspect.getsource(config)).body
-    statements = next(node.body for node in body if isinstance(node, ast.ClassDef) and node.name == made.__name__)
+    statements = next(
+        node.body for node in body if isinstance(node, ast.ClassDef) and node.name == made.__name__
+    )
     documented = {
         field.target.id
-        for field, doc in zip(statements, statements[1:])
-        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant)
+        for field, doc in itertools.pairwise(statements)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(doc, ast.Expr)
+        and isinstance(doc.value, ast.Constant)
     }
     assert documented == {field.name for field in dataclasses.fields(made)}
 
@@ -108,7 +120,9 @@ def test_default_lr_falls_with_the_root_of_d_sae(d_sae, want):
     assert train_config(lr=0.125).peak_lr(d_sae) == 0.125
 
 
-@pytest.mark.parametrize("tokens,batch_size,want", [(1000, 10, 100), (1001, 10, 101), (1, 10, 1), (10, 10, 1)])
+@pytest.mark.parametrize(
+    "tokens,batch_size,want", [(1000, 10, 100), (1001, 10, 101), (1, 10, 1), (10, 10, 1)]
+)
 def test_total_steps_covers_all_tokens(tokens, batch_size, want):
     assert train_config(total_tokens=tokens, batch_size=batch_size).total_steps == want
 

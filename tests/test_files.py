@@ -31,7 +31,9 @@ def tensors():
 META = {"step": 15, "scale": 0.25, "nested": {"text": 'a "quoted" word'}}
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=repr
+)
 def test_a_failing_writer_leaves_the_old_file_and_no_temporary(tmp_path, error):
     path = tmp_path / "file"
     write_atomic(path, lambda temporary: temporary.write_text("old"))
@@ -108,8 +110,13 @@ for name, write in {{
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert "tensors failed:" in done.stdout and "json failed:" in done.stdout
     assert names(tmp_path) == ["json", "tensors"]
-    assert torch.equal(load_tensors(tmp_path / "tensors")[0]["x"], torch.ones(10)) and read_json(tmp_path / "json") == [1]
-    assert [oct(os.stat(tmp_path / name).st_mode & 0o777) for name in ("json", "tensors")] == ["0o640", "0o640"]
+    assert torch.equal(load_tensors(tmp_path / "tensors")[0]["x"], torch.ones(10)) and read_json(
+        tmp_path / "json"
+    ) == [1]
+    assert [oct(os.stat(tmp_path / name).st_mode & 0o777) for name in ("json", "tensors")] == [
+        "0o640",
+        "0o640",
+    ]
 
 
 def test_tensors_and_meta_come_back_bit_for_bit(tmp_path):
@@ -126,7 +133,13 @@ def test_tensors_and_meta_come_back_bit_for_bit(tmp_path):
     assert meta == META and found == checksum and got.keys() == want.keys()
     for name, tensor in want.items():
         assert got[name].dtype == tensor.dtype and got[name].shape == tensor.shape
-        assert got[name].contiguous().flatten().view(torch.uint8).equal(tensor.contiguous().flatten().view(torch.uint8))
+        assert (
+            got[name]
+            .contiguous()
+            .flatten()
+            .view(torch.uint8)
+            .equal(tensor.contiguous().flatten().view(torch.uint8))
+        )
 
 
 def test_a_flipped_bit_in_any_byte_is_noticed_and_the_file_named(tmp_path):

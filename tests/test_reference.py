@@ -1,8 +1,6 @@
 """The specification against autograd of the dense formula in fp64, and torch.optim.Adam."""
 
-import sys
-from pathlib import Path
-
+import dense
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,9 +8,6 @@ from hypothesis import strategies as st
 
 from saefast import reference
 from saefast.reference import Params
-
-sys.path.insert(0, str(Path(__file__).parent))
-import dense
 
 CASES = [(1, 8, 1, 1), (7, 5, 13, 3), (33, 24, 40, 40), (64, 16, 128, 8), (5, 3, 300, 64), (50, 24, 2, 1)]
 

@@ -1,18 +1,14 @@
 """The `SAE` module against the dense formula; its files; the centre it starts from."""
 
 import json
-import sys
-from pathlib import Path
 
+import dense
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from saefast import SAE, InputError, SAEConfig
 from saefast.sae import geometric_median
-
-sys.path.insert(0, str(Path(__file__).parent))
-import dense
 
 
 def make(d_in=6, d_sae=20, k=3, dtype=torch.float64):
@@ -51,7 +47,9 @@ def test_encode_gives_the_largest_in_descending_order_and_decode_sums_them():
     torch.testing.assert_close(acts, want.values[:, :3].relu())
     total = torch.stack([acts[i] @ sae.W_dec[indices[i].long()] for i in range(9)]) + sae.b_dec
     torch.testing.assert_close(sae.decode(acts, indices), total)
-    torch.testing.assert_close(sae.decode(acts[:, :1], indices[:, :1].long())[0], acts[0, 0] * sae.W_dec[indices[0, 0]] + sae.b_dec)
+    torch.testing.assert_close(
+        sae.decode(acts[:, :1], indices[:, :1].long())[0], acts[0, 0] * sae.W_dec[indices[0, 0]] + sae.b_dec
+    )
 
 
 def test_a_fresh_sae_has_unit_decoder_rows_tied_weights_and_depends_on_the_seed():
@@ -59,7 +57,9 @@ def test_a_fresh_sae_has_unit_decoder_rows_tied_weights_and_depends_on_the_seed(
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(20))
     assert torch.equal(sae.W_enc, sae.W_dec) and sae.W_enc.data_ptr() != sae.W_dec.data_ptr()
     assert not sae.b_enc.any() and not sae.b_dec.any()
-    assert torch.equal(sae.W_dec, SAE(sae.config, seed=1).W_dec) and not torch.equal(sae.W_dec, SAE(sae.config).W_dec)
+    assert torch.equal(sae.W_dec, SAE(sae.config, seed=1).W_dec) and not torch.equal(
+        sae.W_dec, SAE(sae.config).W_dec
+    )
 
 
 def test_autograd_through_the_module_equals_the_dense_formula():
@@ -97,7 +97,9 @@ def test_input_that_does_not_fit_is_refused(x, message):
 
 
 def test_decode_refuses_indices_of_another_shape():
-    with pytest.raises(InputError, match=r"^top_indices: expected the shape of top_acts \[2, 3\], got \[2, 4\]$"):
+    with pytest.raises(
+        InputError, match=r"^top_indices: expected the shape of top_acts \[2, 3\], got \[2, 4\]$"
+    ):
         make().decode(torch.ones(2, 3).double(), torch.zeros(2, 4).int())
 
 
@@ -115,7 +117,10 @@ def test_save_and_load_are_bit_exact(tmp_path):
         assert torch.equal(got, want) and got.dtype == want.dtype
     x = rows(dtype=torch.float32)
     assert torch.equal(loaded(x).x_hat, sae(x).x_hat)
-    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == ["config.json", "sae.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == [
+        "config.json",
+        "sae.safetensors",
+    ]
 
 
 def saved(tmp_path):
@@ -164,7 +169,9 @@ def test_missing_and_unknown_tensors_are_named(tmp_path):
     with pytest.raises(InputError, match=r"sae\.safetensors: b_enc: expected shape \[20\], got None"):
         SAE.from_pretrained(tmp_path)
     save_file(tensors | {"threshold": torch.ones(20)}, path)
-    with pytest.raises(InputError, match=r"sae\.safetensors: expected the tensors of an SAE only, got also threshold"):
+    with pytest.raises(
+        InputError, match=r"sae\.safetensors: expected the tensors of an SAE only, got also threshold"
+    ):
         SAE.from_pretrained(tmp_path)
 
 
@@ -183,7 +190,9 @@ def sum_of_distances(x, point):
 def test_geometric_median_has_the_least_sum_of_distances():
     x = rows(200, 5) ** 3
     median = geometric_median(x)
-    best = torch.zeros(5, dtype=torch.float64, requires_grad=True)  # the oracle: gradient descent with Newton steps
+    best = torch.zeros(
+        5, dtype=torch.float64, requires_grad=True
+    )  # the oracle: gradient descent with Newton steps
     optimizer = torch.optim.LBFGS([best], max_iter=500, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
 
     def loss():

@@ -137,11 +137,18 @@ def test_a_writer_killed_before_its_first_index_can_begin_again(tmp_path):
     "changed", [{"dtype": torch.float16}, {"model": "other"}, {"hook": "layers.2"}, {"notes": {}}], ids=str
 )
 def test_an_interrupted_cache_is_not_continued_with_other_settings(tmp_path, changed):
-    writer(tmp_path / "cache").append(*part(0))
+    stopped = writer(tmp_path / "cache")
+    for number in range(4):
+        stopped.append(*part(number))
     before = contents(tmp_path / "cache")
     with pytest.raises(InputError, match=f"^out: .*cache was begun with {next(iter(changed))} = "):
         writer(tmp_path / "cache", **changed)
-    assert contents(tmp_path / "cache") == before
+    assert contents(tmp_path / "cache") == before and len(before) > 1
+
+
+def test_a_cache_that_ended_before_its_first_shard_can_be_begun_with_other_settings(tmp_path):
+    writer(tmp_path / "cache", model="misspelt").append(*part(0))
+    assert write(tmp_path / "cache").index["model"] == "a model"
 
 
 def test_a_finished_folder_and_one_with_other_files_are_refused(tmp_path):
@@ -250,10 +257,11 @@ def edited(folder, **changes):
 def test_an_index_of_another_format_or_without_a_field_is_refused(tmp_path, changes):
     write(tmp_path / "cache")
     edited(tmp_path / "cache", **changes)
-    with pytest.raises(
-        InputError, match=r"cache/index\.json: expected a saefast-activations index, version 1"
-    ):
-        ShardSource(tmp_path / "cache")
+    for open_it in (ShardSource, writer):
+        with pytest.raises(
+            InputError, match=r"cache/index\.json: expected a saefast-activations index, version 1"
+        ):
+            open_it(tmp_path / "cache")
 
 
 @pytest.mark.parametrize("changes", [{"d_in": 5}, {"dtype": "float16"}], ids=str)

@@ -1,16 +1,11 @@
 """A whole training step, over several steps, against dense autograd + torch.optim.Adam."""
 
-import sys
-from pathlib import Path
-
+import dense
 import pytest
 import torch
 
 import saefast
 from saefast.step import train_step  # noqa: F401 (the subject; reached through Trainer)
-
-sys.path.insert(0, str(Path(__file__).parent))
-import dense
 
 
 def make(dtype, seed=3, **options):

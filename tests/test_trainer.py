@@ -2,17 +2,14 @@
 
 import json
 import sys
-from pathlib import Path
 
+import dense
 import pytest
 import torch
 
 import saefast
 from saefast.sae import geometric_median
 from saefast.sources import TensorSource
-
-sys.path.insert(0, str(Path(__file__).parent))
-import dense
 
 
 def data(n=2000, d_in=16):

@@ -1,0 +1,120 @@
+"""Which recipe the demo uses, and is it at least as good as the best peer's? Held-out FVU after the same tokens.
+
+    pip install eai-sparsify==1.3.3 && pip uninstall -y torchvision    # in an environment of its own
+    python benchmarks/recipe.py data/acts-corpus data/heldout-corpus   # writes benchmarks/results/recipe.json
+
+Everybody trains d_sae 4608, k 32 on the same shuffled batches of the demo's cache, with b_dec at the centre of the
+data and a learning rate tuned per optimizer and batch size. sparsify runs as its trainer does: its module, its
+optimizers, decoder normalised before and gradient projected after each backward pass.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from saefast import SAE, SAEConfig, TrainConfig, Trainer, evaluate, open_source
+from saefast.buffer import ShuffleBuffer
+from saefast.trainer import INIT_ROWS
+
+RESULT = Path(__file__).parent / "results" / "recipe.json"
+D_SAE, K = 4608, 32
+GRID = [
+    *[("saefast Adam, AuxK", lr, 512) for lr in (2e-3, 3e-3, 4e-3)],
+    *[("saefast Adam, AuxK", lr, 1024) for lr in (3e-3, 4e-3, 6e-3)],
+    *[("sparsify signum", lr, 512) for lr in (3e-3, 5e-3, 8e-3)],
+    *[("sparsify signum", lr, 1024) for lr in (5e-3, 8e-3, 12e-3)],
+    *[("sparsify Adam", lr, 512) for lr in (1e-3, 2e-3, 4e-3)],
+]
+
+
+def train_saefast(buffer: ShuffleBuffer, lr: float, steps: int) -> SAE:
+    sae = SAE(SAEConfig(d_in=buffer.source.d_in, d_sae=D_SAE, k=K))
+    batch_size = buffer.batch_size
+    config = TrainConfig(
+        total_tokens=steps * batch_size, batch_size=batch_size, lr=lr, dead_feature_threshold=50_000
+    )
+    trainer = Trainer(sae, config)
+    trainer._initialize(buffer.sample(INIT_ROWS).to(sae.W_enc))
+    for x in batches(buffer, steps):
+        trainer.step(x)
+    return sae
+
+
+def train_sparsify(optimizer: str, buffer: ShuffleBuffer, lr: float, steps: int) -> SAE:
+    from schedulefree import ScheduleFreeWrapper
+    from sparsify.config import SparseCoderConfig
+    from sparsify.sign_sgd import SignSGD
+    from sparsify.sparse_coder import SparseCoder
+
+    torch.manual_seed(0)
+    coder = SparseCoder(buffer.source.d_in, SparseCoderConfig(num_latents=D_SAE, k=K))
+    schedule = None
+    if optimizer == "signum":
+        opt = ScheduleFreeWrapper(SignSGD([{"params": list(coder.parameters()), "lr": lr}]), momentum=0.95)
+        opt.train()
+    else:  # linear warm-up and linear decay to 0, as sparsify schedules Adam
+        opt = torch.optim.Adam(coder.parameters(), lr=lr)
+        warmup = steps / 20
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            opt, lambda s: min((s + 1) / warmup, (steps - s) / (steps - warmup))
+        )
+    for step, x in enumerate(batches(buffer, steps)):
+        if step == 0:
+            coder.b_dec.data = x.mean(dim=0)
+        coder.set_decoder_norm_to_unit_norm()
+        coder(x=x, y=x).fvu.backward()
+        coder.remove_gradient_parallel_to_decoder_directions()
+        opt.step()
+        opt.zero_grad()
+        if schedule:
+            schedule.step()
+    if optimizer == "signum":
+        opt.eval()
+    coder.set_decoder_norm_to_unit_norm()
+    sae = SAE(
+        SAEConfig(d_in=buffer.source.d_in, d_sae=D_SAE, k=K)
+    )  # the same arithmetic: evaluated by one code
+    trained = (coder.encoder.weight, coder.encoder.bias, coder.W_dec, coder.b_dec)
+    for param, value in zip(sae.params, trained, strict=True):
+        param.copy_(value.detach())
+    return sae
+
+
+def batches(buffer: ShuffleBuffer, steps: int) -> Iterator[Tensor]:
+    for _, x in zip(range(steps), buffer, strict=False):
+        yield x.float()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source")
+    parser.add_argument("heldout")
+    parser.add_argument("--tokens", type=int, default=440_000)
+    args = parser.parse_args()
+    runs = []
+    for who, lr, batch_size in GRID:
+        buffer = ShuffleBuffer(open_source(args.source), batch_size, 131_072)
+        steps = args.tokens // batch_size
+        if who.startswith("saefast"):
+            sae = train_saefast(buffer, lr, steps)
+        else:
+            sae = train_sparsify(who.split()[1], buffer, lr, steps)
+        result = evaluate(sae, open_source(args.heldout))
+        runs.append(
+            {"who": who, "lr": lr, "batch_size": batch_size, "fvu": result.fvu, "dead": result.dead_frac}
+        )
+        print(json.dumps(runs[-1]), flush=True)
+        RESULT.parent.mkdir(parents=True, exist_ok=True)
+        RESULT.write_text(
+            json.dumps({"tokens": args.tokens, "d_sae": D_SAE, "k": K, "runs": runs}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

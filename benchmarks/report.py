@@ -1,0 +1,89 @@
+"""Renders the README's table of figures from benchmarks/results/*.json.
+
+python benchmarks/report.py            rewrite the part of README.md between the two markers
+python benchmarks/report.py --check    exit 1 if README.md does not say what the results say
+"""
+
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
+BEGIN, END = "<!-- figures: python benchmarks/report.py -->", "<!-- end of figures -->"
+
+
+def table() -> str:
+    demo, parity, step, recipe = (
+        json.loads((RESULTS / f"{name}.json").read_text())
+        for name in ("demo", "curve_parity", "step_cpu", "recipe")
+    )
+    model = demo["in_model"]
+    rows = [
+        (
+            "The demo's SAE on held-out tokens: FVU",
+            f"{demo['fvu']:.4f} at L0 {demo['l0']:.1f}",
+            "`make demo`",
+        ),
+        (
+            "The same inside the language model: loss recovered",
+            f"{model['loss_recovered']:.1%} of zero ablation, {model['loss_recovered_mean']:.1%} of mean ablation",
+            "`make demo`",
+        ),
+        (
+            f"Plain autograd + `torch.optim.Adam` on the same {parity['steps']} batches: held-out FVU",
+            f"{parity['heldout_fvu']['plain']:.4f} (ours {parity['heldout_fvu']['saefast']:.4f})",
+            "`curve_parity.py`",
+        ),
+        (
+            "Largest relative difference of the two loss curves",
+            "{first 10 steps:.0e} in the first 10 steps, {all:.0e} in all".format(
+                **parity["largest_relative_difference"]
+            ),
+            "`curve_parity.py`",
+        ),
+    ]
+    for who in dict.fromkeys(run["who"] for run in recipe["runs"]):
+        best = min((run for run in recipe["runs"] if run["who"] == who), key=lambda run: run["fvu"])
+        setting = f"{best['fvu']:.4f} (lr {best['lr']:g}, batch {best['batch_size']})"
+        rows.append(
+            (f"Held-out FVU after {recipe['tokens']:,} tokens, best setting of {who}", setting, "`recipe.py`")
+        )
+    for name in ("demo", "residual", "mlp"):
+        case = step[name]
+        shape = "B {B}, d_in {d_in}, d_sae {d_sae}, k {k}".format(**case["shape"])
+        native, plain = (case["contenders"][who] for who in ("native", "plain"))
+        low, high = native["percentiles_10_90"]
+        faster = f"{native['times_faster_than_plain']:.1f}x faster ({low:.1f} to {high:.1f}); "
+        faster += f"{native['seconds_median']:.3f} s against {plain['seconds_median']:.3f} s"
+        rows.append(
+            (
+                f"Training step, {shape}: against plain dense PyTorch",
+                faster,
+                "`step_ratios.py`",
+            )
+        )
+    machine = step["machine"]
+    lines = ["| what | measured | command |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    note = (
+        f"Machine: {machine['cpu']}, {machine['cores']} cores, no GPU; torch {step['versions']['torch']}, fp32, "
+        f"default allocator. Ratios are medians within interleaved rounds of one process, with the 10th and 90th "
+        f"percentile. Scripts are in `benchmarks/`, their results in `benchmarks/results/`."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def main() -> None:
+    text = README.read_text()
+    head, rest = text.split(BEGIN)
+    tail = rest.split(END)[1]
+    wanted = f"{head}{BEGIN}\n{table()}\n{END}{tail}"
+    if "--check" in sys.argv:
+        sys.exit(
+            0 if wanted == text else "README.md does not say what benchmarks/results/ says: run report.py"
+        )
+    README.write_text(wanted)
+
+
+if __name__ == "__main__":
+    main()

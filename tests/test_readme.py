@@ -1,0 +1,29 @@
+"""The README says what is there. Its commands are run by .ci/run."""
+
+import re
+from pathlib import Path
+
+import report
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_figures_are_those_of_the_results():
+    text = README.split(report.BEGIN)[1].split(report.END)[0]
+    assert text.strip() == report.table()
+
+
+def test_the_tree_lists_every_module():
+    tree = README.split("## What is where")[1]
+    for path in (ROOT / "saefast").glob("*.py"):
+        if path.stem != "__init__":
+            assert re.search(rf"\b{path.name}\b", tree), path.name
+
+
+def test_files_that_are_named_exist():
+    for name in re.findall(r"`((?:benchmarks|docs|saefast|tests|csrc|examples)/[\w./]*)`|\]\(([\w./]+)\)", README):
+        assert (ROOT / (name[0] or name[1])).exists(), name
+    make = (ROOT / "Makefile").read_text()
+    for word in re.findall(r"make (\w+)", README):
+        assert f"\n{word}:" in make, word
