@@ -47,6 +47,8 @@ def open_run(
     }
     if folder.exists() and any(folder.iterdir()):
         check(resume, f"out: expected a new folder, {folder} exists; go on with --resume or choose another")
+    started = (folder / CHECKPOINT).exists()
+    if started:
         found = read_json(folder / RUN)
         for part, fields in configs.items():
             for name, value in fields.items():
@@ -61,7 +63,7 @@ def open_run(
                 f"the run was started with {found['threads']} threads, now there are {described['threads']}: "
                 "it goes on, but not to the same bits"
             )
-    else:
+    else:  # a new run, or one that was stopped before its first checkpoint
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / RUN, configs | described)
     free = shutil.disk_usage(folder).free
@@ -69,7 +71,7 @@ def open_run(
         free > bytes_needed,
         f"out: {folder} needs {bytes_needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free",
     )
-    return (folder / CHECKPOINT).exists()
+    return started
 
 
 def save(folder: Path, state: State, input_scale: float, buffer: ShuffleBuffer) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -264,7 +265,7 @@ def describe(path: Path) -> dict[str, Any]:
 def show(result: dict[str, Any], as_json: bool = False) -> None:
     """Print nested figures as aligned lines, or as JSON."""
     if as_json:
-        print(json.dumps(result, indent=2))
+        print(json.dumps(strict(result), indent=2))
         return
     for key, value in result.items():
         if isinstance(value, dict):
@@ -273,6 +274,13 @@ def show(result: dict[str, Any], as_json: bool = False) -> None:
                 print(f"  {inner:22} {entry:.5g}" if isinstance(entry, float) else f"  {inner:22} {entry}")
         else:
             print(f"{key:24} {value:.5g}" if isinstance(value, float) else f"{key:24} {value}")
+
+
+def strict(value: Any) -> Any:
+    """The same with None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: strict(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {"cache": Cache, "train": Train, "evaluate": Evaluate, "info": Info}

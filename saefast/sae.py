@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from saefast import reference
 from saefast.config import SAEConfig
 from saefast.errors import InputError, check
-from saefast.files import read_json, write_atomic, write_json
+from saefast.files import load_tensors, read_json, save_tensors, write_json
 
 WEIGHTS, CONFIG = "sae.safetensors", "config.json"
 
@@ -82,12 +80,11 @@ class SAE(nn.Module):
         return SAEOutput(x_hat, reference.fvu(x_hat, x), top_acts, top_indices)
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write `sae.safetensors` and `config.json` into the folder `path`, each atomically."""
+        """Write `sae.safetensors` and `config.json` into the folder `path`, each atomically, with a checksum."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.params._asdict().items()}
         write_json(folder / CONFIG, asdict(self.config))
-        write_atomic(folder / WEIGHTS, lambda temporary: save_file(tensors, temporary))
+        save_tensors(folder / WEIGHTS, self.params._asdict(), asdict(self.config))
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str | torch.device = "cpu") -> "SAE":
@@ -105,10 +102,7 @@ class SAE(nn.Module):
             raise InputError(
                 f"{folder / WEIGHTS}: expected a file, found none (a run that is not finished has none)"
             )
-        try:
-            tensors = load_file(folder / WEIGHTS)
-        except (SafetensorError, ValueError) as error:
-            raise InputError(f"{folder / WEIGHTS}: corrupt or not safetensors ({error})") from None
+        tensors, _, _ = load_tensors(folder / WEIGHTS)
         sae = cls(config)
         for name, param in sae.params._asdict().items():
             found = list(tensors[name].shape) if name in tensors else None

@@ -22,7 +22,9 @@ def test_the_tree_lists_every_module():
 
 
 def test_files_that_are_named_exist():
-    for name in re.findall(r"`((?:benchmarks|docs|saefast|tests|csrc|examples)/[\w./]*)`|\]\(([\w./]+)\)", README):
+    for name in re.findall(
+        r"`((?:benchmarks|docs|saefast|tests|csrc|examples)/[\w./]*)`|\]\(([\w./]+)\)", README
+    ):
         assert (ROOT / (name[0] or name[1])).exists(), name
     make = (ROOT / "Makefile").read_text()
     for word in re.findall(r"make (\w+)", README):

@@ -158,3 +158,30 @@ def test_a_failed_save_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     train(tmp_path / "whole", "random access")
     train(tmp_path / "run", "random access")
     assert_same(result(tmp_path / "run"), result(tmp_path / "whole"))
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_again_with_resume(tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".run.json.tmp").write_text('{"half')  # killed while writing run.json
+    train(out, "random access")
+    assert (out / "sae.safetensors").exists()
+
+
+@pytest.mark.parametrize("change", ["k", "lr", "source"])
+def test_resume_with_something_else_names_what_differs(tmp_path, change):
+    train(tmp_path / "run", "random access")
+    k, lr, rows = 4, 3e-3, 900
+    if change == "k":
+        k = 5
+    elif change == "lr":
+        lr = 1e-3
+    else:
+        rows = 800
+    config = saefast.TrainConfig(
+        total_tokens=STEPS * 64, batch_size=64, buffer_tokens=256, lr=lr, log_every=3, checkpoint_every=2,
+        dead_feature_threshold=200, k_aux=4,
+    )  # fmt: skip
+    trainer = saefast.Trainer(saefast.SAE(saefast.SAEConfig(d_in=16, d_sae=96, k=k)), config)
+    with pytest.raises(saefast.InputError, match=f"{change}: the run in .* was started with"):
+        trainer.fit(TensorSource(torch.randn(rows, 16)), tmp_path / "run", resume=True)

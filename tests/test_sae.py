@@ -5,7 +5,6 @@ import json
 import dense
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from saefast import SAE, InputError, SAEConfig
 from saefast.sae import geometric_median
@@ -164,11 +163,11 @@ def test_a_config_that_is_no_object_of_fields_is_refused(tmp_path, text):
 
 def test_missing_and_unknown_tensors_are_named(tmp_path):
     path = saved(tmp_path) / "sae.safetensors"
-    tensors = load_file(path)
-    save_file({name: tensor for name, tensor in tensors.items() if name != "b_enc"}, path)
+    tensors, meta, _ = load_tensors(path)
+    save_tensors(path, {name: tensor for name, tensor in tensors.items() if name != "b_enc"}, meta)
     with pytest.raises(InputError, match=r"sae\.safetensors: b_enc: expected shape \[20\], got None"):
         SAE.from_pretrained(tmp_path)
-    save_file(tensors | {"threshold": torch.ones(20)}, path)
+    save_tensors(path, tensors | {"threshold": torch.ones(20)}, meta)
     with pytest.raises(
         InputError, match=r"sae\.safetensors: expected the tensors of an SAE only, got also threshold"
     ):
@@ -179,7 +178,16 @@ def test_missing_and_unknown_tensors_are_named(tmp_path):
 def test_corrupt_weights_are_named(tmp_path, cut):
     path = saved(tmp_path) / "sae.safetensors"
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(InputError, match=r"sae\.safetensors: corrupt or not safetensors"):
+    with pytest.raises(InputError, match=r"sae\.safetensors: corrupt"):
+        SAE.from_pretrained(tmp_path)
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    path = saved(tmp_path) / "sae.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"sae\.safetensors: corrupt: expected SHA-256"):
         SAE.from_pretrained(tmp_path)
 
 
