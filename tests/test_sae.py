@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from saefast import SAE, InputError, SAEConfig
+from saefast.files import load_tensors, save_tensors
 from saefast.sae import geometric_median
 
 
