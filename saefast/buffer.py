@@ -59,21 +59,27 @@ class ShuffleBuffer:
 
     def _fill(self) -> bool:
         """Top up from the stream, beginning new passes until a batch is held; False when there is no more."""
-        self._pull(torch.arange(self.held, len(self.row_of)))
+        self._top_up()
         while self.held < self.batch_size:
             self.passes, self.next_row, self._stream, self._chunk = self.passes + 1, 0, None, None
-            if self._pull(torch.arange(self.held, len(self.row_of))) == 0:
+            if self._top_up() == 0:
                 return False  # a one-shot iterator, or no finite row in it
         return True
 
     def _draw(self) -> Tensor:
         assert self.place is not None
+        before = self.generator.get_state()
         holes = torch.randperm(self.held, generator=self.generator)[: self.batch_size]
+        try:
+            rows, numbers = self._next_rows(len(holes))
+        except BaseException:  # NaN in a row, a damaged shard: the buffer stays as it was and can be saved
+            self.generator.set_state(before)
+            raise
         batch = self.place[holes]
-        self.held -= len(holes)
-        filled = self._pull(holes)
+        self._put(holes[: len(numbers)], rows, numbers)
         # Where the stream could not fill a hole, the last rows move down into it.
-        holes = holes[filled:]
+        holes = holes[len(numbers) :]
+        self.held -= len(holes)
         is_hole = torch.zeros(self.held + len(holes), dtype=torch.bool)
         is_hole[holes] = True
         low = is_hole[: self.held].nonzero().squeeze(1)
@@ -81,36 +87,51 @@ class ShuffleBuffer:
         self.place[low], self.row_of[low] = self.place[high], self.row_of[high]
         return batch
 
-    def _pull(self, holes: Tensor) -> int:
-        """Put the next rows of the stream into the places `holes`; returns how many there were."""
-        filled = 0
-        while filled < len(holes):
-            if self._chunk is None or len(self._chunk) == 0:
-                if self._stream is None:
-                    self._stream = self.source.rows(self.next_row)
-                self._chunk = next(self._stream, None)
-                if self._chunk is None:
-                    break
-            if self.place is None:
-                self.place = torch.empty(len(self.row_of), self.source.d_in, dtype=self._chunk.dtype)
-            rows, self._chunk = self._chunk[: len(holes) - filled], self._chunk[len(holes) - filled :]
-            numbers = torch.arange(self.next_row, self.next_row + len(rows))
-            self.next_row += len(rows)
-            finite = rows.isfinite().all(dim=1)
-            if not finite.all():
-                if self.nonfinite == "stop":
-                    row = int(numbers[~finite][0])
-                    raise InputError(
-                        f"source: row {row} holds NaN or Inf; nonfinite = 'skip' (--nonfinite skip) drops such rows"
-                    )
-                self.skipped += int((~finite).sum())
-                rows, numbers = rows[finite], numbers[finite]
-            where = holes[filled : filled + len(rows)]
-            self.place[where] = rows.to(self.place)
+    def _top_up(self) -> int:
+        """Fill the free places from the stream; returns how many rows came."""
+        rows, numbers = self._next_rows(len(self.row_of) - self.held)
+        self._put(torch.arange(self.held, self.held + len(numbers)), rows, numbers)
+        self.held += len(numbers)
+        return len(numbers)
+
+    def _put(self, where: Tensor, rows: list[Tensor], numbers: Tensor) -> None:
+        if self.place is None and rows:
+            self.place = torch.empty(len(self.row_of), self.source.d_in, dtype=rows[0].dtype)
+        if self.place is not None and rows:
+            self.place[where] = torch.cat(rows).to(self.place)
             self.row_of[where] = numbers
-            filled += len(rows)
-        self.held += filled
-        return filled
+
+    def _next_rows(self, n: int) -> tuple[list[Tensor], Tensor]:
+        """The next n finite rows of the pass, as pieces, and their numbers; fewer at its end."""
+        first_row, skipped = self.next_row, self.skipped
+        pieces: list[Tensor] = []
+        numbers: list[Tensor] = []
+        try:
+            while n > 0:
+                if self._chunk is None or len(self._chunk) == 0:
+                    self._stream = self._stream or self.source.rows(self.next_row)
+                    self._chunk = next(self._stream, None)
+                    if self._chunk is None:
+                        break
+                rows, self._chunk = self._chunk[:n], self._chunk[n:]
+                number = torch.arange(self.next_row, self.next_row + len(rows))
+                self.next_row += len(rows)
+                finite = rows.isfinite().all(dim=1)
+                if not finite.all():
+                    if self.nonfinite == "stop":
+                        row = int(number[~finite][0])
+                        raise InputError(
+                            f"source: row {row} holds NaN or Inf; nonfinite = 'skip' (--nonfinite skip) drops such rows"
+                        )
+                    self.skipped += int((~finite).sum())
+                    rows, number = rows[finite], number[finite]
+                pieces.append(rows)
+                numbers.append(number)
+                n -= len(rows)
+        except BaseException:
+            self.next_row, self.skipped, self._stream, self._chunk = first_row, skipped, None, None
+            raise
+        return pieces, torch.cat(numbers) if numbers else torch.empty(0, dtype=torch.int64)
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and numbers that restore the buffer exactly; the rows themselves only if they cannot be re-read."""

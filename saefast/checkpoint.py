@@ -26,6 +26,7 @@ from saefast.step import State
 
 log = logging.getLogger("saefast")
 
+MAY_CHANGE = ("nonfinite", "checkpoint_every", "loggers")  # on resume: nothing already done depends on them
 RUN, CHECKPOINT, METRICS = "run.json", "checkpoint.safetensors", "metrics.jsonl"
 
 
@@ -53,6 +54,8 @@ def open_run(
         for part, fields in configs.items():
             for name, value in fields.items():
                 was = found.get(part, {}).get(name)
+                if name in MAY_CHANGE:
+                    continue
                 check(was == value, f"{name}: the run in {folder} was started with {was!r}, got {value!r}")
         for name, value in described["source"].items():
             was = found["source"].get(name)

@@ -164,9 +164,10 @@ class ModelSource(Source):
             if is_tokens and len(self.drop_ids):
                 keep &= ~torch.isin(batch.flatten(), self.drop_ids.to(batch.device)).to(flat.device)
                 self.n_dropped["special"] += int((~keep).sum())
-            is_sink = flat.norm(dim=1) > (
-                self.max_norm or float("inf")
-            )  # a row with NaN passes: the buffer stops it
+            norm = flat.norm(
+                dim=1
+            )  # NaN and Inf pass: they are no sinks, and the buffer stops or counts them
+            is_sink = (norm > (self.max_norm or float("inf"))) & norm.isfinite()
             self.n_dropped["sink"] += int((keep & is_sink).sum())
             keep &= ~is_sink
             row = keep.nonzero().squeeze(1).cpu()

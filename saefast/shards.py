@@ -160,12 +160,7 @@ class ShardSource(Source):
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.index = index = read_json(self.folder / INDEX)
-        is_ours = (
-            isinstance(index, dict) and index.get("format") == FORMAT and index.get("version") == VERSION
-        )
-        is_ours = is_ours and index.keys() >= FIELDS
-        check(is_ours, f"{self.folder / INDEX}: expected a {FORMAT} index, version {VERSION}")
+        self.index = index = read_index(self.folder)
         check(
             index["complete"],
             f"{self.folder}: this cache is incomplete; run `saefast cache` again to finish it",

@@ -85,7 +85,7 @@ class Trainer:
                 was never interrupted (same machine, same number of threads).
 
         Returns:
-            True if the run is complete, False if SIGTERM or Ctrl-C stopped it after saving.
+            True if the run is complete; False if SIGTERM or Ctrl-C stopped it, after saving, or the source ended.
 
         Raises:
             InputError: the source or the folder do not fit; NaN or Inf in the data; the loss diverged.
@@ -109,13 +109,19 @@ class Trainer:
 
         n_steps = config.total_steps
         self._logged_step, self._logged_at = state.step, time.perf_counter()
+        metrics = None
         with (
             tqdm(total=n_steps, initial=state.step, unit="step", mininterval=0.5, desc="train") as bar,
             _stop_signals() as stop,
         ):
             batches = iter(buffer)
             while state.step < n_steps and not stop.is_set():
-                x = next(batches, None)
+                try:
+                    x = next(batches, None)
+                except InputError:  # NaN in the data, a damaged shard: what was learnt so far is kept
+                    if folder is not None and metrics is not None:
+                        self._save(folder, metrics, buffer)
+                    raise
                 if x is None:
                     log.warning(
                         f"the source cannot be read twice: it ended after {state.step} of {n_steps} steps"
@@ -129,17 +135,21 @@ class Trainer:
                     for to in send:
                         to(line)
                 if folder is not None and state.step % config.checkpoint_every == 0 and state.step < n_steps:
-                    self._check_loss(metrics)
-                    checkpoint.save(folder, state, self._scale(), buffer)
+                    self._save(folder, metrics, buffer)
         if folder is None:
-            return not stop.is_set()
-        checkpoint.save(folder, state, self._scale(), buffer)
+            return state.step == n_steps
+        if metrics is not None:
+            self._save(folder, metrics, buffer)
         if stop.is_set() and state.step < n_steps:
             log.warning(f"stopped at step {state.step} of {n_steps}, saved in {folder}; go on with --resume")
             return False
         self.sae.save_pretrained(folder)
         plots.curves(folder)
-        return True
+        return state.step == n_steps
+
+    def _save(self, folder: Path, metrics: Metrics, buffer: ShuffleBuffer) -> None:
+        self._check_loss(metrics)
+        checkpoint.save(folder, self.state, self._scale(), buffer)
 
     def _step(self, x: Tensor) -> Metrics:
         sae, config = self.sae.config, self.config

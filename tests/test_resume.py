@@ -185,3 +185,44 @@ def test_resume_with_something_else_names_what_differs(tmp_path, change):
     trainer = saefast.Trainer(saefast.SAE(saefast.SAEConfig(d_in=16, d_sae=96, k=k)), config)
     with pytest.raises(saefast.InputError, match=f"{change}: the run in .* was started with"):
         trainer.fit(TensorSource(torch.randn(rows, 16)), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("damage", ["nan", "shard"])
+def test_bad_data_in_the_middle_of_a_run_loses_nothing(tmp_path, damage):
+    """What was learnt before the bad row is saved; with it skipped, or repaired, the run goes on."""
+    from saefast.shards import ShardWriter
+
+    rows = make_source("random access").tensor.repeat(4, 1)
+    broken = rows.clone()
+    broken[2500] = float("nan")
+    for name, data in (("good", rows), ("bad", broken if damage == "nan" else rows)):
+        writer = ShardWriter(tmp_path / name, 16, torch.float32, shard_tokens=500)
+        for chunk in data.split(500):
+            writer.append(chunk)
+        writer.close()
+    if damage == "shard":
+        shard = tmp_path / "bad" / "shard-00005.safetensors"
+        whole = shard.read_bytes()
+        shard.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+
+    def run(source, out, resume=False, **options):
+        config = saefast.TrainConfig(
+            total_tokens=STEPS * 64, batch_size=64, buffer_tokens=256, lr=3e-3, log_every=3, **options
+        )
+        trainer = saefast.Trainer(saefast.SAE(saefast.SAEConfig(d_in=16, d_sae=96, k=4)), config)
+        return trainer.fit(saefast.open_source(source), out, resume)
+
+    with pytest.raises(
+        saefast.InputError, match="row 2500 holds NaN" if damage == "nan" else "shard-00005.*corrupt"
+    ):
+        run(tmp_path / "bad", tmp_path / "run")
+    _, meta, _ = load_tensors(tmp_path / "run" / "checkpoint.safetensors")
+    assert meta["step"] > 30
+    if damage == "nan":
+        run(tmp_path / "bad", tmp_path / "run", resume=True, nonfinite="skip")
+        run(tmp_path / "bad", tmp_path / "whole", nonfinite="skip")
+    else:
+        shard.write_bytes(whole)
+        run(tmp_path / "bad", tmp_path / "run", resume=True)
+        run(tmp_path / "good", tmp_path / "whole")
+    assert_same(result(tmp_path / "run"), result(tmp_path / "whole"))
