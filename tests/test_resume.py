@@ -57,9 +57,9 @@ def assert_same(got, want):
 
 
 def kill_repeatedly(out, kind, n_kills, seed):
-    """Start, SIGKILL at a random moment, resume, ... then let it finish; returns the kills that hit a live run."""
-    rng, hits = random.Random(seed), 0
-    while hits < n_kills:
+    """Start, SIGKILL at a random moment, resume, ... then let it finish; returns the step on disk after each kill."""
+    rng, steps = random.Random(seed), []
+    while len(steps) < n_kills:
         child = context.Process(target=train, args=(out, kind, True, 0.004))
         child.start()
         time.sleep(rng.uniform(0.0, 0.45))
@@ -67,9 +67,10 @@ def kill_repeatedly(out, kind, n_kills, seed):
         child.join()
         if child.exitcode == 0:  # finished before the kill: begin another run
             break
-        hits += 1
+        started = (out / "checkpoint.safetensors").exists()
+        steps.append(load_tensors(out / "checkpoint.safetensors")[1]["step"] if started else 0)
     train(out, kind)
-    return hits
+    return steps
 
 
 @pytest.mark.parametrize("kind", ["random access", "iterable"])
@@ -87,13 +88,14 @@ def test_fifty_random_kill_points(tmp_path, kind):
 def _kill_test(tmp_path, kind, n_points):
     train(tmp_path / "whole", kind)
     want = result(tmp_path / "whole")
-    points = run = 0
-    while points < n_points:
+    steps, run = [], 0
+    while len(steps) < n_points:
         out = tmp_path / f"killed-{run}"
-        points += kill_repeatedly(out, kind, min(3, n_points - points), seed=run)
+        steps += kill_repeatedly(out, kind, min(3, n_points - len(steps)), seed=run)
         assert_same(result(out), want)
         run += 1
-    print(f"{points} kill points in {run} runs, all bit-identical")
+    print(f"{kind}: {len(steps)} kill points in {run} runs, all bit-identical; last saved steps: {steps}")
+    assert sum(0 < step < STEPS for step in steps) >= len(steps) / 3  # most kills are to hit a run under way
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
