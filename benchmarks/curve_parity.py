@@ -32,8 +32,8 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=440_000)
     parser.add_argument("--batch-size", type=int, default=512)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--dead-feature-threshold", type=int, default=50_000)
+    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--dead-feature-threshold", type=int, default=20_000)
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
@@ -41,7 +41,7 @@ def main() -> None:
     source = open_source(args.source)
     config = TrainConfig(
         total_tokens=args.tokens, batch_size=args.batch_size, lr=args.lr, backend=args.backend,
-        dead_feature_threshold=args.dead_feature_threshold,
+        betas=(0.9, 0.99), decay_fraction=0.95, dead_feature_threshold=args.dead_feature_threshold,
     )  # fmt: skip
     sae = SAE(SAEConfig(d_in=source.d_in, d_sae=args.d_sae, k=args.k))
     trainer = Trainer(sae, config)

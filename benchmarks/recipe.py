@@ -23,11 +23,12 @@ from saefast.trainer import INIT_ROWS
 RESULT = Path(__file__).parent / "results" / "recipe.json"
 D_SAE, K = 4608, 32
 GRID = [
-    *[("saefast Adam, AuxK", lr, 512) for lr in (2e-3, 3e-3, 4e-3)],
-    *[("saefast Adam, AuxK", lr, 1024) for lr in (3e-3, 4e-3, 6e-3)],
+    *[("saefast Adam", lr, 512) for lr in (2e-3, 3e-3, 4e-3, 6e-3)],
+    *[("saefast Adam", lr, 1024) for lr in (4e-3, 6e-3)],
     *[("sparsify signum", lr, 512) for lr in (3e-3, 5e-3, 8e-3)],
     *[("sparsify signum", lr, 1024) for lr in (5e-3, 8e-3, 12e-3)],
-    *[("sparsify Adam", lr, 512) for lr in (1e-3, 2e-3, 4e-3)],
+    *[("sparsify Adam", lr, 512) for lr in (1e-3, 2e-3, 4e-3, 6e-3)],
+    *[("sparsify Adam", lr, 1024) for lr in (4e-3,)],
 ]
 
 
@@ -35,7 +36,7 @@ def train_saefast(buffer: ShuffleBuffer, lr: float, steps: int) -> SAE:
     sae = SAE(SAEConfig(d_in=buffer.source.d_in, d_sae=D_SAE, k=K))
     batch_size = buffer.batch_size
     config = TrainConfig(
-        total_tokens=steps * batch_size, batch_size=batch_size, lr=lr, dead_feature_threshold=50_000
+        total_tokens=steps * batch_size, batch_size=batch_size, lr=lr, dead_feature_threshold=20_000
     )
     trainer = Trainer(sae, config)
     trainer._initialize(buffer.sample(INIT_ROWS).to(sae.W_enc))
@@ -96,9 +97,15 @@ def main() -> None:
     parser.add_argument("source")
     parser.add_argument("heldout")
     parser.add_argument("--tokens", type=int, default=440_000)
+    parser.add_argument(
+        "--only", default="", help="measure those whose name begins so, keep the other results"
+    )
     args = parser.parse_args()
-    runs = []
+    old = json.loads(RESULT.read_text())["runs"] if args.only else []
+    runs = [run for run in old if not run["who"].startswith(args.only)]
     for who, lr, batch_size in GRID:
+        if not who.startswith(args.only):
+            continue
         buffer = ShuffleBuffer(open_source(args.source), batch_size, 131_072)
         steps = args.tokens // batch_size
         if who.startswith("saefast"):

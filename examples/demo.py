@@ -22,7 +22,10 @@ from saefast.files import write_json
 DATA, RUN = Path("data"), Path("runs/demo")
 HOOK = "model.layers.12"  # the residual stream in the middle of 30 blocks
 TRAIN_TOKENS, HELDOUT_TOKENS = 220_000, 16_384
-RECIPE = "--d-sae 4608 --k 32 --tokens 440000 --batch-size 512 --lr 2e-3 --dead-feature-threshold 50000"
+RECIPE = (
+    "--d-sae 4608 --k 32 --tokens 440000 --batch-size 512 --lr 4e-3 --betas 0.9 0.99 --decay-fraction 0.95"
+)
+RECIPE += " --dead-feature-threshold 20000"
 
 
 def saefast(command: str) -> None:

@@ -62,7 +62,10 @@ class TrainConfig:
     dead_feature_threshold: int = 10_000_000
     """A latent is dead when it has not been active for this many tokens."""
     init_b_dec: Literal["geometric_median", "mean", "none"] = "geometric_median"
-    """What `fit` sets b_dec to before the first step, from up to 32768 rows of the source."""
+    """What `fit` sets b_dec to before the first step, from up to 32768 rows of the source, if it is still 0."""
+    init_encoder_scale: float = 0.3
+    """What `fit` multiplies the encoder of a fresh SAE (W_enc equal to W_dec) by before the first step. A smaller
+    encoder turns faster at the same learning rate; measured in benchmarks/LOG.md."""
     normalize_input: bool = True
     """Train as if the input were scaled by one scalar to E||x||^2 = d_in. See `saefast.step.Hyper`."""
     buffer_tokens: int | None = None
@@ -92,6 +95,8 @@ class TrainConfig:
             check(0 <= value <= 1, f"{name}: expected a number from 0 to 1, got {value!r}")
         in_range = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         check(in_range, f"betas: expected two numbers in [0, 1), got {self.betas!r}")
+        scale = self.init_encoder_scale
+        check(0 < scale < math.inf, f"init_encoder_scale: expected a positive number, got {scale!r}")
         check(0 < self.eps < math.inf, f"eps: expected a positive number, got {self.eps!r}")
         check(0 <= self.auxk_alpha < math.inf, f"auxk_alpha: expected 0 or more, got {self.auxk_alpha!r}")
         if self.k_aux is not None:

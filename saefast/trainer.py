@@ -177,11 +177,15 @@ class Trainer:
             )
 
     def _initialize(self, sample: Tensor) -> None:
-        """Set the input scale, and b_dec to the centre of the data."""
+        """Set the input scale; of a fresh SAE also b_dec, to the centre of the data, and the size of W_enc."""
         self._set_input_scale(sample)
-        if self.config.init_b_dec != "none":
-            median = self.config.init_b_dec == "geometric_median"
-            self.sae.b_dec.data.copy_(geometric_median(sample) if median else sample.mean(dim=0))
+        sae, init = self.sae, self.config.init_b_dec
+        if init != "none" and not sae.b_dec.any():
+            sae.b_dec.data.copy_(
+                geometric_median(sample) if init == "geometric_median" else sample.mean(dim=0)
+            )
+        if torch.equal(sae.W_enc, sae.W_dec):
+            sae.W_enc.data.mul_(self.config.init_encoder_scale)
 
     def _set_input_scale(self, sample: Tensor) -> None:
         mean_square = float(sample.double().square().sum(dim=1).mean())

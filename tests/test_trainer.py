@@ -53,6 +53,7 @@ def test_batches_of_fit_are_those_of_the_buffer_and_the_curve_is_autograds(tmp_p
     config = trainer.config
     buffer = ShuffleBuffer(TensorSource(data()), 64, 512, seed=config.seed)
     sample = buffer.sample(32768)
+    start[0] *= config.init_encoder_scale
     start[3] = geometric_median(sample)
     scale = float((16 / sample.double().square().sum(dim=1).mean()).sqrt())
     oracle = dense.Trainer(start, 4, config.lr, config.eps, bias_scale=scale)
@@ -85,6 +86,16 @@ def test_b_dec_starts_at_the_centre_of_the_data(init):
         "none": torch.zeros(16),
     }
     torch.testing.assert_close(trainer.sae.b_dec.data, want[init], rtol=1e-4, atol=1e-5)
+
+
+def test_a_trained_sae_is_not_initialised_again():
+    first = make()
+    first.fit(data())
+    before = [p.clone() for p in first.sae.params]
+    second = saefast.Trainer(first.sae, saefast.TrainConfig(total_tokens=64, batch_size=64, lr=1e-12))
+    second.fit(data())
+    for a, b in zip(before, first.sae.params):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_nan_in_the_data_stops_or_is_skipped_and_reported(tmp_path):
