@@ -36,8 +36,9 @@ def train_saefast(buffer: ShuffleBuffer, lr: float, steps: int) -> SAE:
     sae = SAE(SAEConfig(d_in=buffer.source.d_in, d_sae=D_SAE, k=K))
     batch_size = buffer.batch_size
     config = TrainConfig(
-        total_tokens=steps * batch_size, batch_size=batch_size, lr=lr, dead_feature_threshold=20_000
-    )
+        total_tokens=steps * batch_size, batch_size=batch_size, lr=lr, betas=(0.9, 0.99), decay_fraction=0.95,
+        dead_feature_threshold=20_000,
+    )  # fmt: skip
     trainer = Trainer(sae, config)
     trainer._initialize(buffer.sample(INIT_ROWS).to(sae.W_enc))
     for x in batches(buffer, steps):
