@@ -92,7 +92,7 @@ def main() -> None:
         "malloc": os.environ.get("GLIBC_TUNABLES", "default"),
     }
     for name, shape in shapes.items():
-        rows = measure(contenders(shape), 5 if smoke or name == "mlp" else 15)
+        rows = measure(contenders(shape), 5 if smoke else 15)
         result[name] = {
             "shape": dict(zip(("B", "d_in", "d_sae", "k"), shape, strict=True)),
             "contenders": rows,

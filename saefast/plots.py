@@ -38,9 +38,8 @@ def curves(folder: Path) -> Path | None:
     if counted:
         labels = ["<1e-5\nor never", "1e-5", "1e-4", "1e-3", "1e-2", ">0.1"]
         axes[5].bar(labels, counted[-1]["density_histogram"], color="tab:blue")
-        axes[5].set_title(
-            f"latents by density, last {counted[-1]['density_tokens']} tokens counted", fontsize=10
-        )
+        counted_over = f"{counted[-1]['density_tokens']:,} tokens"
+        axes[5].set_title(f"latents by density, last {counted_over}", fontsize=10)
     for axis in axes[:5]:
         axis.set_xlabel("tokens")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 400k
