@@ -27,5 +27,5 @@ def test_files_that_are_named_exist():
     ):
         assert (ROOT / (name[0] or name[1])).exists(), name
     make = (ROOT / "Makefile").read_text()
-    for word in re.findall(r"`make (\w+)`|^make (\w+)", README, re.M):
+    for word in re.findall(r"`make (\w+)`|^make (\w+)", README, re.MULTILINE):
         assert f"\n{word[0] or word[1]}:" in make, word
