@@ -7,7 +7,7 @@ PINS := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints.txt)
 TORCH := $(if $(PINS),torch==2.13.0,torch)
 
 demo: $(VENV)/ready
-	$(BIN)/python examples/demo.py
+	$(BIN)/python examples/demo.py $(if $(DEBIAN),--debian)
 
 test: $(VENV)/ready
 	$(BIN)/python -P -m pytest -m "not slow and not gpu"

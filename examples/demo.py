@@ -1,7 +1,7 @@
 """One command from nothing to a dictionary of a real language model: SmolLM2-135M, real text, an SAE, its features.
 
     python examples/demo.py            everything lands in data/ and runs/demo
-    python examples/demo.py --debian   richer text: dictionaries, DNA, logs, manuals (Debian's packages)
+    python examples/demo.py --debian   the same in runs/demo-debian, on richer text from Debian's packages
 
 The steps are the ones a user would type; each is printed before it runs. What is there already is not made again,
 and an interrupted demo goes on where it stopped. The recipe was chosen by experiment: benchmarks/LOG.md.

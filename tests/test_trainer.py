@@ -5,9 +5,11 @@ import sys
 
 import dense
 import pytest
+import tiny_lm
 import torch
 
 import saefast
+from saefast.lm import ModelSource
 from saefast.sae import geometric_median
 from saefast.sources import TensorSource
 
@@ -165,3 +167,26 @@ print(status("VmHWM") - before)
         f"peak {peak:.0f} MiB above the parameters, allowed {allowed:.0f} MiB: moments, gradients, pre-activations"
     )
     assert pre_acts < peak < 1.1 * allowed
+
+
+def test_training_on_a_live_model_and_resuming_it(tmp_path):
+    """No cache in between: the model runs while the SAE trains; its source cannot be read at random, only again."""
+    generator = torch.Generator().manual_seed(1)
+    batches = list(torch.randint(2, 64, (12, 2, 16), generator=generator))
+
+    def train(out, stop_after=None):
+        source = ModelSource(tiny_lm.model(), "model.layers.1", batches)
+        sae = saefast.SAE(saefast.SAEConfig(d_in=source.d_in, d_sae=64, k=4))
+        config = saefast.TrainConfig(
+            total_tokens=32 * 30, batch_size=32, buffer_tokens=128, lr=3e-3, log_every=5, checkpoint_every=4
+        )
+        trainer = saefast.Trainer(sae, config)
+        step = trainer._step
+        trainer._step = lambda x: pytest.fail("stop here") if trainer.state.step == stop_after else step(x)
+        trainer.fit(source, out, resume=True)
+        return sae.params
+
+    whole = train(tmp_path / "whole")
+    with pytest.raises(pytest.fail.Exception, match="stop here"):
+        train(tmp_path / "run", stop_after=18)
+    assert all(torch.equal(a, b) for a, b in zip(whole, train(tmp_path / "run")))
