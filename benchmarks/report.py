@@ -45,8 +45,14 @@ def table() -> str:
         ),
     ]
     for who in dict.fromkeys(run["who"] for run in recipe["runs"]):
-        best = min((run for run in recipe["runs"] if run["who"] == who), key=lambda run: run["fvu"])
+        runs = [run for run in recipe["runs"] if run["who"] == who]
+        best = min((run for run in runs if run["seed"] == 0), key=lambda run: run["fvu"])
+        same = [
+            run["fvu"] for run in runs if (run["lr"], run["batch_size"]) == (best["lr"], best["batch_size"])
+        ]
         setting = f"{best['fvu']:.4f} (lr {best['lr']:g}, batch {best['batch_size']})"
+        if len(same) > 1:
+            setting += f"; over {len(same)} seeds {min(same):.4f} to {max(same):.4f}"
         rows.append(
             (f"Held-out FVU after {recipe['tokens']:,} tokens, best setting of {who}", setting, "`recipe.py`")
         )
