@@ -32,9 +32,9 @@ class Cache:
     An interrupted cache goes on where it stopped when the same command is given again.
     """
 
-    model: Positional[str]
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
     """Hugging Face causal language model: a local folder, or a name on the Hub."""
-    text: Positional[Path]
+    text: Annotated[Positional[Path], arg(metavar="TEXT")]
     """A text file, a folder of them, or a .jsonl with a field "text"."""
     hook: str
     """Hook point: a module path for its output (model.layers.12), or path:in for its input."""
@@ -121,7 +121,7 @@ class TrainFlags(TrainConfig):
 class Train:
     """Train a sparse autoencoder on a source of activations."""
 
-    source: Positional[Path]
+    source: Annotated[Positional[Path], arg(metavar="SOURCE")]
     """A shard folder (of `saefast cache`), a .npy or a .safetensors file: a matrix [tokens, d_in]."""
     out: Path
     """Run folder: config, checkpoint, metrics, the trained SAE, curves."""
@@ -156,7 +156,7 @@ class Evaluate:
 
     run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
     """Run folder, or any folder with sae.safetensors and config.json."""
-    source: Positional[Path]
+    source: Annotated[Positional[Path], arg(metavar="SOURCE")]
     """A shard folder, a .npy or a .safetensors file."""
     json: bool = False
     """Print JSON."""
@@ -207,8 +207,7 @@ class Info:
     def run(self) -> None:
         result: dict[str, Any] = {}
         if self.path is not None:
-            result["path"] = str(self.path)
-            result |= describe(self.path)
+            result = {"path": str(self.path)} | describe(self.path)
         name, reason = backend.choose()
         result["backend"] = {
             "auto": name,
@@ -288,9 +287,10 @@ COMMANDS: dict[str, Callable[..., Any]] = {"cache": Cache, "train": Train, "eval
 
 def main(args: list[str] | None = None) -> None:
     """Entry point. Bad input is one line on stderr and exit status 2."""
-    logging.basicConfig(format="saefast: %(message)s", stream=sys.stderr)
+    logging.basicConfig(format="saefast: %(message)s")
     try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="saefast", description=__doc__, args=args).run()
+        about = "Train and evaluate sparse autoencoders on language-model activations."
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="saefast", description=about, args=args).run()
     except (InputError, OSError) as error:
         print(f"saefast: error: {error}", file=sys.stderr)
         sys.exit(2)
