@@ -1,6 +1,6 @@
 """Decode: K rows per token (reference), dense activations times W_dec, and the Triton kernel where there is a GPU.
 
-    pytest benchmarks/bench_decode.py -o python_functions='bench_*' -k smoke
+    pytest benchmarks/bench_decode.py -k smoke
 
 Each is compared with fp64 before it is timed.
 """

@@ -19,6 +19,17 @@ def nan_in_fresh_memory(monkeypatch):
     monkeypatch.setattr(torch, "empty", filled)
 
 
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """See `tiny_world`; no test changes any of it."""
+    import tiny_world  # it loads transformers, which most tests do without
+
+    folder = tiny_world.make(tmp_path_factory.mktemp("world"))
+    before = tiny_world.contents(folder)
+    yield folder
+    assert tiny_world.contents(folder) == before
+
+
 @pytest.fixture
 def x64():
     """A batch [96, 24] in fp64 with a large mean, as residual streams have."""

@@ -10,21 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_world
 import torch
 from safetensors.torch import save_file
 from tiny_world import CACHE, TRAIN, contents, run
 
 from saefast import SAE, cli, open_source
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """See `tiny_world`; no test changes any of it."""
-    folder = tiny_world.make(tmp_path_factory.mktemp("world"))
-    before = contents(folder)
-    yield folder
-    assert contents(folder) == before
 
 
 def test_cache_writes_the_activations_of_the_text(world):

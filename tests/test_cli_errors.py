@@ -6,17 +6,7 @@ import re
 import numpy as np
 import pytest
 import tiny_lm
-import tiny_world
 from tiny_world import CACHE, TRAIN, contents, run
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """See `tiny_world`; no test changes any of it."""
-    folder = tiny_world.make(tmp_path_factory.mktemp("world"))
-    before = contents(folder)
-    yield folder
-    assert contents(folder) == before
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 import saefast
-from saefast.step import train_step  # noqa: F401 (the subject; reached through Trainer)
 
 
 def make(dtype, seed=3, **options):
