@@ -2,6 +2,8 @@
 
 import importlib
 import logging
+import os
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 import torch
@@ -14,16 +16,19 @@ MODULES = {
     "triton": "saefast.triton_kernels",
 }
 OPS = (
-    "encode", "topk", "decode", "recon_loss", "grad_top_acts", "group_by_latent", "param_grads", "auxk",
-    "project_rows_", "normalize_rows_", "adam_",
+    "centre", "encode_topk", "encode_batch_topk", "encode_threshold", "decode", "decode_error", "group_by_latent",
+    "grad_top_acts", "row_grads", "adam_rows_", "update_", "keep_topk", "relu_encode", "dense_error",
+    "dense_grad_acts", "outer_sum",
 )  # fmt: skip
+OLDEST_GPU = (8, 0)  # Ampere: bf16 matrix products and asynchronous copies
+OLDEST_TRITON = (3, 3)
 log = logging.getLogger("saefast")
 
 
 def unavailable(name: str) -> str | None:
     """Why backend `name` cannot be used on this machine, or None if it can."""
-    if name == "triton" and not torch.cuda.is_available():
-        return "no CUDA GPU was found"
+    if name == "triton" and (reason := _no_triton()):
+        return reason
     try:
         module = importlib.import_module(MODULES[name])
     except ImportError as error:
@@ -32,33 +37,56 @@ def unavailable(name: str) -> str | None:
     return f"{MODULES[name]} does not have {', '.join(missing)} yet" if missing else None
 
 
-def choose() -> tuple[str, str]:
-    """The backend that 'auto' takes on this machine, and why."""
-    preferred = "triton" if torch.cuda.is_available() else "native"
+def _no_triton() -> str | None:
+    try:
+        found = version("triton")
+    except PackageNotFoundError:
+        return "the package triton is not installed"
+    if tuple(int(part) for part in found.split(".")[:2]) < OLDEST_TRITON:
+        return f"triton {found} is too old, {'.'.join(map(str, OLDEST_TRITON))} or newer is needed"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return None  # the kernels run in Triton's interpreter, on the CPU
+    if not torch.cuda.is_available():
+        return "no CUDA GPU was found"
+    capability = torch.cuda.get_device_capability()
+    if capability < OLDEST_GPU:
+        name = torch.cuda.get_device_name()
+        return f"{name} has compute capability {capability[0]}.{capability[1]}, 8.0 or newer is needed"
+    return None
+
+
+def choose(device: str) -> tuple[str, str]:
+    """The backend that 'auto' takes for tensors on `device` ("cpu" or "cuda"), and why."""
+    preferred = "triton" if device == "cuda" else "native"
     reason = unavailable(preferred)
     if reason is None:
         return preferred, "a CUDA GPU is present" if preferred == "triton" else "the C++ extension is built"
     return "reference", f"{preferred}: {reason}"
 
 
-def load_backend(name: str = "auto") -> ModuleType:
+def load_backend(name: str = "auto", device: str = "cpu") -> ModuleType:
     """Return the module of ops: `saefast.reference`, `saefast.native` or `saefast.triton_kernels`.
 
     Args:
         name: "reference" (plain PyTorch, any device), "native" (CPU, C++ extension), "triton" (NVIDIA GPU), or
-            "auto": triton on a machine with a GPU, else native; reference if that one cannot run, said once.
+            "auto": triton for a GPU, else native; reference if that one cannot run, said once.
+        device: type of the device that holds the tensors, "cpu" or "cuda".
 
     Raises:
         InputError: unknown name, or a backend asked for by name that cannot run here.
     """
     if name == "auto":
-        name, why = choose()
+        name, why = choose(device)
         if name == "reference":
             _say_once(f"backend: reference (plain PyTorch); {why}")
     elif name not in MODULES:
         raise InputError(f"backend: expected one of {['auto', *MODULES]}, got {name!r}")
     elif reason := unavailable(name):
         raise InputError(f"backend: {name!r} cannot be used here: {reason}; 'auto' picks one that can")
+    elif name == "triton" and device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise InputError(f"backend: 'triton' needs an SAE on a CUDA device, got one on {device!r}")
+    elif name == "native" and device != "cpu":
+        raise InputError(f"backend: 'native' needs an SAE on the CPU, got one on {device!r}")
     return importlib.import_module(MODULES[name])
 
 

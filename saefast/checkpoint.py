@@ -22,7 +22,7 @@ from saefast.config import SAEConfig, TrainConfig
 from saefast.errors import InputError, check
 from saefast.files import load_tensors, read_json, save_tensors, write_atomic, write_json
 from saefast.sources import Source
-from saefast.step import State
+from saefast.state import State
 
 log = logging.getLogger("saefast")
 
@@ -53,9 +53,9 @@ def open_run(
         found = read_json(folder / RUN)
         for part, fields in configs.items():
             for name, value in fields.items():
-                was = found.get(part, {}).get(name)
-                if name in MAY_CHANGE:
+                if name in MAY_CHANGE or name not in found.get(part, {}):  # an option younger than the run
                     continue
+                was = found[part][name]
                 check(was == value, f"{name}: the run in {folder} was started with {was!r}, got {value!r}")
         for name, value in described["source"].items():
             was = found["source"].get(name)
@@ -77,16 +77,23 @@ def open_run(
     return started
 
 
+def bytes_needed(state: State, buffer: ShuffleBuffer) -> int:
+    """Disk for two checkpoints (the new one is whole before the old one goes) and the exported SAE in fp32."""
+    saved = sum(tensor.nbytes for tensor in state.tensors().values())
+    exported = 4 * sum(tensor.numel() for tensor in state.params)
+    row = 8 if buffer.source.random_access else 8 + 4 * buffer.source.d_in
+    return 2 * (saved + row * len(buffer.row_of)) + exported + 2**20
+
+
 def save(folder: Path, state: State, input_scale: float, buffer: ShuffleBuffer) -> None:
     """Replace the checkpoint atomically."""
-    tensors = {"num_tokens_since_fired": state.num_tokens_since_fired, "fired": state.fired}
-    for group in ("params", "exp_avg", "exp_avg_sq"):
-        tensors |= {f"{group}.{name}": t for name, t in getattr(state, group)._asdict().items()}
+    tensors = state.tensors()
     buffer_tensors, buffer_numbers = buffer.state_dict()
     tensors |= {f"buffer.{name}": tensor for name, tensor in buffer_tensors.items()}
     meta = {
         "step": state.step,
         "fired_tokens": state.fired_tokens,
+        "dead_capacity": state.dead_capacity,
         "input_scale": input_scale,
         "buffer": buffer_numbers,
     }
@@ -103,15 +110,15 @@ def load(folder: Path, state: State, buffer: ShuffleBuffer) -> float:
     """Restore `state` (in place, on its device) and `buffer` from the checkpoint; returns the input scale."""
     path = folder / CHECKPOINT
     tensors, meta, _ = load_tensors(path)
-    targets = {"num_tokens_since_fired": state.num_tokens_since_fired, "fired": state.fired}
-    for group in ("params", "exp_avg", "exp_avg_sq"):
-        targets |= {f"{group}.{name}": t for name, t in getattr(state, group)._asdict().items()}
-    for name, target in targets.items():
-        found = list(tensors[name].shape) if name in tensors else None
-        if found != list(target.shape):
-            raise InputError(f"{path}: {name}: expected shape {list(target.shape)}, got {found}")
+    for name, target in state.tensors().items():
+        found = (list(tensors[name].shape), tensors[name].dtype) if name in tensors else None
+        expected = (list(target.shape), target.dtype)
+        if found != expected:
+            raise InputError(f"{path}: {name}: expected shape and dtype {expected}, got {found}")
         target.copy_(tensors[name])
     state.step, state.fired_tokens = meta["step"], meta["fired_tokens"]
+    state.dead_capacity = meta.get("dead_capacity", 0)  # 0.1.0 before the GPU engine had none
+    state.refresh()
     prefix = "buffer."
     buffer_tensors = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     buffer.load_state_dict(buffer_tensors, meta["buffer"])

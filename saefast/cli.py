@@ -144,7 +144,7 @@ class Train:
         trainer = Trainer(sae.to(device), config)
         print(
             f"training {self.d_sae} latents of width {source.d_in}, k = {self.k}, on {config.total_tokens} tokens; "
-            f"backend {trainer.ops.NAME} on {device}, fp32 parameters, products and moments"
+            f"backend {trainer.ops.NAME} on {device}, {trainer.precision}"
         )
         if trainer.fit(source, self.out, self.resume):
             print(f"done: {self.out} (`saefast evaluate {self.out} SOURCE` on held-out activations)")
@@ -208,7 +208,7 @@ class Info:
         result: dict[str, Any] = {}
         if self.path is not None:
             result = {"path": str(self.path)} | describe(self.path)
-        name, reason = backend.choose()
+        name, reason = backend.choose("cuda" if torch.cuda.is_available() else "cpu")
         result["backend"] = {
             "auto": name,
             "why": reason,

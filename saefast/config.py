@@ -76,6 +76,18 @@ class TrainConfig:
     """Seed of the shuffling (and of the initial weights, on the command line)."""
     backend: Literal["auto", "reference", "native", "triton"] = "auto"
     """Which implementation of the ops runs the step."""
+    compute_dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Format of the operands of the products; sums are always fp32. 'auto': bf16 on a GPU, fp32 on a CPU. fp32
+    products on a GPU follow `torch.set_float32_matmul_precision`."""
+    param_dtype: Literal["fp32", "split", "bf16"] = "fp32"
+    """How the weight matrices are kept: 'fp32' (and a bf16 copy), 'split' (the same precision in 4 bytes: bf16 and
+    the 16 bits below), 'bf16' (2 bytes, rounded stochastically). See `saefast.storage`."""
+    state_dtype: Literal["fp32", "bf16", "int8"] = "fp32"
+    """How Adam's moments are kept: 8, 4 or 2 bytes per parameter."""
+    rescore: int = 0
+    """With 16-bit products: latents beyond k that are scored again in fp32 before the k largest are taken."""
+    cuda_graph: bool = True
+    """On a GPU, record the step once and replay it; False launches every kernel from Python (for debugging)."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
     checkpoint_every: int = 1000
@@ -114,9 +126,19 @@ class TrainConfig:
             ("init_b_dec", ("geometric_median", "mean", "none")),
             ("nonfinite", ("stop", "skip")),
             ("backend", ("auto", "reference", "native", "triton")),
+            ("compute_dtype", ("auto", "fp32", "bf16", "fp16")),
+            ("param_dtype", ("fp32", "split", "bf16")),
+            ("state_dtype", ("fp32", "bf16", "int8")),
         ):
             value = getattr(self, name)
             check(value in choices, f"{name}: expected one of {list(choices)}, got {value!r}")
+        fits = self.param_dtype == "fp32" or self.compute_dtype in ("auto", "bf16")
+        check(
+            fits,
+            f"compute_dtype: expected 'bf16' with param_dtype = {self.param_dtype!r}, got {self.compute_dtype!r}",
+        )
+        is_count = type(self.rescore) is int and self.rescore >= 0
+        check(is_count, f"rescore: expected 0 or a positive integer, got {self.rescore!r}")
         for logger in self.loggers:
             check(logger in LOGGERS, f"loggers: expected any of {list(LOGGERS)}, got {logger!r}")
 

@@ -1,6 +1,7 @@
 """How good a trained SAE is, on held-out activations. The evaluation inside the language model is in `lm.py`."""
 
 from collections.abc import Iterable
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -29,14 +30,20 @@ class Evaluation(NamedTuple):
     rows_skipped: int  # rows with NaN or Inf, left out of everything above
 
 
+def encode(ops: ModuleType, params: reference.Params, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The code of x [B, d_in] in the precision of the SAE: top_acts, top_indices [B, k]."""
+    centred, _ = ops.centre(x, params.b_dec, params.b_dec.dtype)
+    return ops.encode_topk(centred, params.W_enc.to(centred.dtype), params.b_enc, k)
+
+
 def evaluate(sae: SAE, source: Iterable[Tensor] | Tensor, backend: str = "auto") -> Evaluation:
     """Evaluate `sae` on one pass over a source of tensors [n, d_in], in memory bounded at any d_sae.
 
     Raises:
         InputError: the source has another width or no finite rows.
     """
-    ops = load_backend(backend)
     params, k, d_sae = sae.params, sae.config.k, sae.config.d_sae
+    ops = load_backend(backend, params.W_enc.device.type)
     rows_at_once = max(1, MAX_PRE_ACTS // d_sae)
     n_tokens = rows_skipped = n_active = 0
     squared_error = squared_norm = normalized_mse = cosine = 0.0
@@ -47,8 +54,8 @@ def evaluate(sae: SAE, source: Iterable[Tensor] | Tensor, backend: str = "auto")
         for chunk in as_source(source, sae.config.d_in):
             finite = chunk.isfinite().all(dim=1)
             rows_skipped += int((~finite).sum())
-            for x in chunk[finite].to(params.W_enc).split(rows_at_once):
-                acts, indices = ops.topk(ops.encode(x, params.W_enc, params.b_enc, params.b_dec), k)
+            for x in chunk[finite].to(params.b_dec).split(rows_at_once):
+                acts, indices = encode(ops, params, x, k)
                 x_hat = ops.decode(acts, indices, params.W_dec, params.b_dec)
                 error = (x_hat - x).double()
                 n_tokens += len(x)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from saefast.backend import load_backend
 from saefast.errors import check
+from saefast.evaluate import encode
 from saefast.sae import SAE
 from saefast.shards import ShardSource
 
@@ -76,11 +77,11 @@ def strongest_features(
 
 def _codes(sae: SAE, source: ShardSource, rows_at_once: int = 4096) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(first row, top_acts, top_indices) over the source; no piece crosses a shard."""
-    ops, params = load_backend("auto"), sae.params
+    params = sae.params
+    ops = load_backend("auto", params.W_enc.device.type)
     first_row = 0
     for chunk in source:
         for x in chunk.split(rows_at_once):
-            pre_acts = ops.encode(x.to(params.W_enc), params.W_enc, params.b_enc, params.b_dec)
-            acts, indices = ops.topk(pre_acts, sae.config.k)
+            acts, indices = encode(ops, params, x.to(params.b_dec), sae.config.k)
             yield first_row, acts.cpu(), indices.cpu()
             first_row += len(x)

@@ -9,20 +9,22 @@ from torch import Tensor
 from saefast import reference
 from saefast.errors import InputError
 from saefast.reference import (
-    AuxK,
-    Params,
-    adam_,
-    auxk,
+    adam_rows_,
+    centre,
     decode,
+    decode_error,
+    dense_error,
+    dense_grad_acts,
     encode,
-    fvu,
+    encode_batch_topk,
+    encode_threshold,
     grad_top_acts,
     group_by_latent,
-    normalize_rows_,
-    param_grads,
-    project_rows_,
-    recon_loss,
-    total_variance,
+    keep_topk,
+    outer_sum,
+    relu_encode,
+    row_grads,
+    update_,
 )
 
 try:
@@ -31,11 +33,21 @@ except ModuleNotFoundError as error:  # one that is there but does not load says
     raise ImportError("the C++ extension saefast._C is not built (no compiler at install time?)") from error
 
 __all__ = [
-    "NAME", "AuxK", "Params", "adam_", "auxk", "decode", "encode", "fvu", "grad_top_acts", "group_by_latent",
-    "normalize_rows_", "param_grads", "project_rows_", "recon_loss", "topk", "total_variance",
+    "NAME", "adam_rows_", "centre", "decode", "decode_error", "dense_error", "dense_grad_acts", "encode",
+    "encode_batch_topk", "encode_threshold", "encode_topk", "grad_top_acts", "group_by_latent", "keep_topk",
+    "outer_sum", "relu_encode", "row_grads", "topk", "update_",
 ]  # fmt: skip
 
 NAME = "native"
+
+
+def encode_topk(
+    centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, scale: Tensor | None = None, rescore: int = 0
+) -> tuple[Tensor, Tensor]:
+    """As `saefast.reference.encode_topk`."""
+    if scale is not None or rescore or centred.dtype != b_enc.dtype:
+        return reference.encode_topk(centred, W_enc, b_enc, k, scale, rescore)
+    return topk(torch.addmm(b_enc, centred, W_enc.T), k)
 
 
 def topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:

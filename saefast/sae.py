@@ -57,7 +57,8 @@ class SAE(nn.Module):
         d_in, weight = self.config.d_in, self.W_enc
         ok = isinstance(x, Tensor) and x.ndim == 2 and x.shape[1] == d_in
         check(ok, f"x: expected a tensor [B, {d_in}], got {list(getattr(x, 'shape', [type(x).__name__]))}")
-        check(x.dtype == weight.dtype, f"x: expected dtype {weight.dtype}, got {x.dtype}")
+        dtype = self.b_dec.dtype  # W_enc and W_dec may be kept in bf16
+        check(x.dtype == dtype, f"x: expected dtype {dtype}, got {x.dtype}")
         check(x.device == weight.device, f"x: expected device {weight.device}, got {x.device}")
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,12 +80,15 @@ class SAE(nn.Module):
         x_hat = self.decode(top_acts, top_indices)
         return SAEOutput(x_hat, reference.fvu(x_hat, x), top_acts, top_indices)
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write `sae.safetensors` and `config.json` into the folder `path`, each atomically, with a checksum."""
+    def save_pretrained(self, path: str | Path, params: reference.Params | None = None) -> None:
+        """Write `sae.safetensors` and `config.json` into the folder `path`, each atomically, with a checksum.
+
+        params: written in place of the module's own, for a trainer that keeps them more precisely.
+        """
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CONFIG, asdict(self.config))
-        save_tensors(folder / WEIGHTS, self.params._asdict(), asdict(self.config))
+        save_tensors(folder / WEIGHTS, (params or self.params)._asdict(), asdict(self.config))
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str | torch.device = "cpu") -> "SAE":

@@ -2,12 +2,11 @@
 
 import logging
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import asdict
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,22 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from saefast import checkpoint, loggers, plots
+from saefast import auxk, checkpoint, loggers, plots
 from saefast.backend import load_backend
 from saefast.buffer import ShuffleBuffer
 from saefast.config import TrainConfig
 from saefast.errors import InputError, check
+from saefast.graph import GraphedStep
+from saefast.memory import out_of_memory_help
 from saefast.sae import SAE, geometric_median
+from saefast.signals import stop_signals
 from saefast.sources import as_source
-from saefast.step import Hyper, Metrics, State, train_step
+from saefast.state import State
+from saefast.step import Hyper, Metrics, Plan, train_step
+from saefast.storage import load_weight, random_bits, store_weight_
 
 INIT_ROWS = 32_768  # sample for b_dec and the input scale; what OpenAI uses for the geometric median
-DENSITY_EDGES = [
+DENSITY_EDGES = (
     -math.inf,
     -5,
     -4,
@@ -34,8 +38,10 @@ DENSITY_EDGES = [
     -2,
     -1,
     math.inf,
-]  # log10 of the share of tokens a latent is active on
+)  # log10 of the share of tokens a latent is active on
 DENSITY_TOKENS = 100_000  # that share is counted over at least as many
+STEPS_BETWEEN_DEAD_COUNTS = 16  # on a GPU; each waits for the device once
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 log = logging.getLogger("saefast")
 
@@ -44,19 +50,42 @@ class Trainer:
     """Trains `sae` in place.
 
     Args:
-        sae: on the device where training is to happen, fp32 (fp64 works with the reference backend).
+        sae: on the device where training is to happen, fp32 (fp64 works with the reference backend). With
+            param_dtype "split" or "bf16" its weight matrices become bf16.
         config: see `TrainConfig`.
 
     Raises:
-        InputError: the backend asked for cannot run here.
+        InputError: the backend asked for cannot run here; the device has too little memory.
     """
 
     def __init__(self, sae: SAE, config: TrainConfig) -> None:
         self.sae, self.config = sae, config
-        self.ops = load_backend(config.backend)
-        self.state = State.fresh(sae.params)
+        self.on_gpu = sae.W_enc.device.type == "cuda"
+        self.ops = load_backend(config.backend, sae.W_enc.device.type)
+        self.compute_dtype = self._compute_dtype()
+        with out_of_memory_help(sae.config, config):
+            self.state = State.fresh(sae.params, config.param_dtype, config.state_dtype, self.compute_dtype)
+        sae.W_enc.data, sae.W_dec.data = self.state.weights.enc.weight, self.state.weights.dec.weight
         self.input_scale: float | None = None  # set from the first data seen
         self._logged_step = 0
+        graphs = self.on_gpu and self.ops.NAME == "triton" and config.cuda_graph
+        self._run = GraphedStep(self.ops, self.state) if graphs else partial(train_step, self.ops, self.state)
+        self._watched: deque[tuple[int, torch.cuda.Event, Tensor]] = deque()
+
+    def _compute_dtype(self) -> torch.dtype:
+        """Of the products: what the config says; by default bf16 for the kernels of a GPU, else that of the SAE."""
+        config, own = self.config, self.sae.b_dec.dtype
+        if config.compute_dtype != "auto":
+            return DTYPES[config.compute_dtype]
+        if config.param_dtype != "fp32" or (self.ops.NAME == "triton" and self.on_gpu):
+            return torch.bfloat16
+        return own
+
+    @property
+    def precision(self) -> str:
+        """The formats in one line, printed at the start."""
+        products, config = str(self.compute_dtype).removeprefix("torch."), self.config
+        return f"products in {products}, parameters {config.param_dtype}, moments {config.state_dtype}"
 
     def step(self, x: Tensor) -> Metrics:
         """One optimizer step on x [B, d_in], any B > 0. Metrics are those of x before the update.
@@ -64,11 +93,13 @@ class Trainer:
         Unlike `fit` it leaves b_dec where it is; the first x sets the scale of `normalize_input`.
 
         Raises:
-            InputError: wrong shape, dtype or device, an empty batch, NaN or Inf in x.
+            InputError: wrong shape, dtype or device, an empty batch, NaN or Inf in x. On a GPU the step does not
+                wait to see: a batch with NaN or Inf changes no weight, and a later call raises.
         """
         self.sae.check_input(x)
         check(len(x) > 0, f"x: expected at least one row, got {list(x.shape)}")
-        check(bool(x.isfinite().all()), "x: expected finite values, got NaN or Inf")
+        if not self.on_gpu:
+            check(bool(x.isfinite().all()), "x: expected finite values, got NaN or Inf")
         if self.input_scale is None:
             self._set_input_scale(x)
         return self._step(x)
@@ -98,13 +129,13 @@ class Trainer:
         folder = None if out is None else Path(out)
         if folder is not None:
             found = checkpoint.open_run(
-                folder, self.sae.config, config, rows, resume, self._bytes_to_save(buffer)
+                folder, self.sae.config, config, rows, resume, checkpoint.bytes_needed(state, buffer)
             )
             if found:
                 self.input_scale = checkpoint.load(folder, state, buffer)
             checkpoint.truncate_metrics(folder, state.step)
         if state.step == 0:
-            self._initialize(buffer.sample(INIT_ROWS).to(self.sae.W_enc))
+            self._initialize(buffer.sample(INIT_ROWS).to(self.sae.b_dec))
         send = self._open_loggers(folder)
 
         n_steps = config.total_steps
@@ -112,7 +143,7 @@ class Trainer:
         metrics = None
         with (
             tqdm(total=n_steps, initial=state.step, unit="step", mininterval=0.5, desc="train") as bar,
-            _stop_signals() as stop,
+            stop_signals() as stop,
         ):
             batches = iter(buffer)
             while state.step < n_steps and not stop.is_set():
@@ -127,7 +158,7 @@ class Trainer:
                         f"the source cannot be read twice: it ended after {state.step} of {n_steps} steps"
                     )
                     break
-                metrics = self._step(x.to(self.sae.W_enc))
+                metrics = self._step(x.to(self.sae.b_dec))
                 bar.update()
                 if state.step % config.log_every == 0 or state.step == n_steps:
                     line = self._line(metrics, buffer.skipped)
@@ -143,7 +174,7 @@ class Trainer:
         if stop.is_set() and state.step < n_steps:
             log.warning(f"stopped at step {state.step} of {n_steps}, saved in {folder}; go on with --resume")
             return False
-        self.sae.save_pretrained(folder)
+        self.sae.save_pretrained(folder, state.exported())
         plots.curves(folder)
         return state.step == n_steps
 
@@ -152,24 +183,56 @@ class Trainer:
         checkpoint.save(folder, self.state, self._scale(), buffer)
 
     def _step(self, x: Tensor) -> Metrics:
-        sae, config = self.sae.config, self.config
-        hyper = Hyper(
+        config, state = self.config, self.state
+        self._raise_for_earlier_steps()
+        hyper = Hyper(self._lr(state.step + 1), config.betas, config.eps, self._scale())
+        dtype = torch.float32 if self.on_gpu else torch.float64
+        numbers = torch.tensor(hyper.numbers(state.step + 1, len(x)), dtype=dtype)
+        if self.on_gpu:
+            numbers = numbers.pin_memory().to(x.device, non_blocking=True)
+        with torch.no_grad(), out_of_memory_help(self.sae.config, config):
+            metrics = self._run(x, self._plan(len(x)), numbers)
+        state.step += 1
+        state.fired_tokens += len(x)
+        if self.on_gpu:
+            loss, event = metrics.loss.to("cpu", non_blocking=True), torch.cuda.Event()
+            event.record()
+            self._watched.append((state.step, event, loss))
+        return metrics
+
+    def _lr(self, step: int) -> float:
+        return self.config.lr_at(step, self.sae.config.d_sae)
+
+    def _plan(self, batch_size: int) -> Plan:
+        sae, config, state = self.sae.config, self.config, self.state
+        interval = STEPS_BETWEEN_DEAD_COUNTS if self.on_gpu else 1
+        if config.auxk_alpha and state.step % interval == 0:
+            state.dead_capacity = auxk.capacity(
+                state.num_tokens_since_fired, config.dead_feature_threshold,
+                (interval - 1) * batch_size, exact=not self.on_gpu,
+            )  # fmt: skip
+        return Plan(
             k=sae.k,
-            lr=config.lr_at(self.state.step + 1, sae.d_sae),
-            betas=config.betas,
-            eps=config.eps,
-            input_scale=self._scale(),
+            compute_dtype=self.compute_dtype,
+            rescore=config.rescore,
             grad_clip=config.grad_clip,
             auxk_alpha=config.auxk_alpha,
             k_aux=config.k_aux or max(1, sae.d_in // 2),
             dead_feature_threshold=config.dead_feature_threshold,
+            dead_capacity=state.dead_capacity,
         )
-        with torch.no_grad():
-            return train_step(self.ops, self.state, x, hyper)
+
+    def _raise_for_earlier_steps(self) -> None:
+        """What the device has finished by now is looked at, without waiting for the rest."""
+        while self._watched and self._watched[0][1].query():
+            step, _, loss = self._watched.popleft()
+            check(
+                math.isfinite(loss), f"x: NaN or Inf in the batch of step {step}, or lr too high: loss {loss}"
+            )
 
     def _check_loss(self, metrics: Metrics) -> None:
         """Raise before a diverged state is logged or saved."""
-        if not math.isfinite(metrics.loss):
+        if not math.isfinite(metrics.loss):  # waits for the device
             peak = self.config.peak_lr(self.sae.config.d_sae)
             raise InputError(
                 f"lr: the loss is {float(metrics.loss)} at step {self.state.step}: training diverged; "
@@ -184,8 +247,12 @@ class Trainer:
             sae.b_dec.data.copy_(
                 geometric_median(sample) if init == "geometric_median" else sample.mean(dim=0)
             )
-        if torch.equal(sae.W_enc, sae.W_dec):
-            sae.W_enc.data.mul_(self.config.init_encoder_scale)
+        enc, dec = self.state.weights.enc, self.state.weights.dec
+        if torch.equal(enc.weight, dec.weight):
+            rows = torch.arange(len(enc.weight), device=enc.weight.device)
+            scaled = load_weight(dec) * self.config.init_encoder_scale
+            store_weight_(enc, scaled, random_bits(rows, scaled.shape[1], 0, 0))
+        self.state.refresh()
 
     def _set_input_scale(self, sample: Tensor) -> None:
         mean_square = float(sample.double().square().sum(dim=1).mean())
@@ -199,7 +266,8 @@ class Trainer:
     def _line(self, metrics: Metrics, skipped: int) -> dict[str, Any]:
         """One line of metrics.jsonl: plain numbers, and the counts since the last line."""
         state, batch_size = self.state, self.config.batch_size
-        values = {key: float(value) for key, value in metrics._asdict().items()}
+        values = {key: float(value) for key, value in metrics._asdict().items() if key != "code_size"}
+        values["lr"] = self._lr(state.step)
         self._check_loss(metrics)
         steps, now = state.step - self._logged_step, time.perf_counter()
         line: dict[str, Any] = (
@@ -227,34 +295,3 @@ class Trainer:
         described = {"sae": asdict(self.sae.config), "train": asdict(self.config)}
         services = [loggers.open_logger(name, folder, described) for name in self.config.loggers]
         return [loggers.jsonl(folder / checkpoint.METRICS), *services]
-
-    def _bytes_to_save(self, buffer: ShuffleBuffer) -> int:
-        """Two checkpoints (the new one is whole before the old one goes) and the exported SAE."""
-        params = sum(p.numel() * p.element_size() for p in self.sae.params)
-        row = 8 if buffer.source.random_access else 8 + 4 * self.sae.config.d_in
-        return 7 * params + 2 * row * self.config.buffer_rows + 2**20
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM or Ctrl-C sets, so that the loop ends between two steps; a second one ends at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # Python allows signal handlers in the main thread only
-        return
-    previous: dict[signal.Signals, Any] = {}
-
-    def handle(number: int, frame: Any) -> None:
-        stop.set()
-        restore()
-
-    def restore() -> None:
-        for caught, handler in previous.items():
-            signal.signal(caught, handler)
-
-    for caught in (signal.SIGINT, signal.SIGTERM):
-        previous[caught] = signal.signal(caught, handle)
-    try:
-        yield stop
-    finally:
-        restore()

@@ -78,9 +78,9 @@ def test_figures_do_not_depend_on_the_size_of_the_blocks_or_chunks(monkeypatch, 
         sys.modules["saefast.evaluate"], "MAX_PRE_ACTS", entries
     )  # the name is the function's too
     blocks = []
-    encode = saefast.reference.encode
+    centre = saefast.reference.centre
     monkeypatch.setattr(
-        saefast.reference, "encode", lambda x, *rest: blocks.append(len(x)) or encode(x, *rest)
+        saefast.reference, "centre", lambda x, *rest: blocks.append(len(x)) or centre(x, *rest)
     )
     result = evaluate(sae, list(x.split(33)), "reference")
     assert max(blocks) == max(1, entries // 40) and sum(blocks) == 100

@@ -1,0 +1,83 @@
+"""AuxK: dead latents learn to explain what the others leave (Gao et al. 2024, arXiv 2406.04093, section 2.4).
+
+    e     = x - x_hat, a constant
+    e_hat = sum over the k_aux largest pre-activations among the dead latents of act * W_dec row
+    loss  = ||e_hat - e||^2 / ||e - mean(e)||^2
+
+k_aux is large and the dead are few, so dense products over their compacted rows beat the sparse ops. Unlike sparsify
+(1.3.3), the gradient reaches the encoder; unlike openai's code, b_dec is not added to e_hat (the paper's form).
+
+How many latents are dead is known on the device only, but shapes must be known on the host. `capacity` asks once in
+a while: a latent can be dead within the next n tokens only if it is silent for threshold - n already, so those are
+counted and room is made for all of them. It is never too small, and nothing waits in between.
+"""
+
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saefast.reference_update import Aux
+from saefast.storage import Weights
+
+
+class Dead(NamedTuple):
+    """The dead latents, compacted."""
+
+    latents: Tensor  # [C] int64; the first `number` are the dead in ascending order, the rest is latent 0
+    number: Tensor  # [] int64
+    slots: Tensor  # [F] int32: the place of each latent in `latents`, -1 if it is not dead
+
+
+def capacity(num_tokens_since_fired: Tensor, threshold: int, tokens_ahead: int, exact: bool) -> int:
+    """Room for all latents that can be dead before `tokens_ahead` more tokens were seen. Waits for the device.
+
+    exact: no more than that; else 128 times a power of two, so that there are few different shapes.
+    """
+    n = int((num_tokens_since_fired >= threshold - tokens_ahead).sum())
+    if n == 0 or exact:
+        return n
+    rounded = 128
+    while rounded < n:
+        rounded *= 2
+    return min(rounded, len(num_tokens_since_fired))
+
+
+def find_dead(num_tokens_since_fired: Tensor, threshold: int, capacity: int) -> Dead:
+    dead = num_tokens_since_fired >= threshold
+    places = dead.cumsum(0) - 1
+    slots = torch.where(dead, places, -1)
+    # every latent writes its number to its place, those that are not dead to one past the end
+    latents = places.new_zeros(capacity + 1)
+    latents.scatter_(0, torch.where(dead, places, capacity).clamp_max(capacity), _numbers(dead))
+    return Dead(latents[:capacity], dead.sum(), slots.to(torch.int32))
+
+
+def _numbers(like: Tensor) -> Tensor:
+    return torch.arange(len(like), device=like.device)
+
+
+def auxk(
+    ops: ModuleType, weights: Weights, centred: Tensor, error: Tensor, dead: Dead, k_aux: int, alpha: float
+) -> tuple[Tensor, Aux]:
+    """centred, error [B, D] -> loss [] (unweighted; 0 if nothing is dead), alpha times its gradients."""
+    W_enc, W_dec = weights.enc.shadow[dead.latents], weights.dec.shadow[dead.latents]
+    b_enc = weights.b_enc.value[dead.latents]
+    pre_acts = torch.addmm(b_enc.to(centred.dtype), centred, W_enc.T)
+    acts = ops.keep_topk(pre_acts, k_aux, dead.number)
+    aux_error, squares = ops.dense_error(acts, W_dec, error, sign=-1.0)
+    _, variance = ops.centre(error, torch.zeros_like(weights.b_dec.value), error.dtype)
+    loss = torch.where(dead.number > 0, squares.sum() / variance, 0.0)
+
+    scale = 2 * alpha / variance
+    grad_acts = ops.dense_grad_acts(aux_error, W_dec, acts, torch.zeros_like(variance))
+    grad_b_enc = grad_acts.sum(dim=0, dtype=b_enc.dtype) * scale
+    aux = Aux(
+        slots=dead.slots,
+        W_enc=ops.outer_sum(grad_acts, centred).mul_(scale),
+        b_enc=grad_b_enc,
+        W_dec=ops.outer_sum(acts, aux_error).mul_(scale),
+        b_dec=-(grad_b_enc @ W_enc.to(b_enc.dtype)),
+    )
+    return loss, aux

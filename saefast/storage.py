@@ -1,0 +1,175 @@
+"""How a weight matrix and its Adam moments are kept in memory, and the random bits for rounding them.
+
+Bytes per parameter, of weight + copy for the products + both moments, with products in 16 bits:
+
+    param_dtype   fp32 4+2    split 2+2 (the high half is the copy)    bf16 2 (stochastic rounding, no master)
+    state_dtype   fp32 4+4    bf16 2+2                                 int8 1+1 and 8 bytes per row
+
+So fp32 with fp32 moments takes 14 bytes, split with int8 6, bf16 with int8 4. All arithmetic is fp32; only what is
+kept between two steps is rounded. This module is the specification of `saefast.triton_kernels.storage`.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MASK = 0xFFFFFFFF
+
+
+class Matrix(NamedTuple):
+    """A weight matrix [F, D], one contiguous row per latent, with its optimizer state."""
+
+    weight: Tensor  # fp32 (fp64 in tests), or bf16
+    low: Tensor | None  # int16: the low half of an fp32 whose high half is `weight`; param_dtype "split"
+    shadow: Tensor  # in the dtype of the products; `weight` itself if that is its dtype
+    exp_avg: Tensor  # fp32, bf16 or int8
+    exp_avg_sq: Tensor  # fp32, bf16 or uint8
+    scales: (
+        Tensor | None
+    )  # [F, 2] fp32: largest |exp_avg| and largest sqrt(exp_avg_sq) of each row; int8 only
+
+
+class Vector(NamedTuple):
+    """A bias with its moments, always whole precision."""
+
+    value: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+
+
+class Weights(NamedTuple):
+    """The parameters of an SAE as the engine keeps them."""
+
+    enc: Matrix
+    dec: Matrix
+    b_enc: Vector  # [F]
+    b_dec: Vector  # [D]
+
+
+def mix(bits: Tensor) -> Tensor:
+    """A hash of 32-bit integers kept in int64: Wellons' lowbias32 (nullprogram.com/blog/2018/07/31)."""
+    bits = bits ^ (bits >> 16)
+    bits = (bits * 0x7FEB352D) & MASK
+    bits = bits ^ (bits >> 15)
+    bits = (bits * 0x846CA68B) & MASK
+    return bits ^ (bits >> 16)
+
+
+def random_bits(rows: Tensor, n_columns: int, step: int, salt: int) -> Tensor:
+    """Random 32-bit integers [len(rows), n_columns] in int64, a function of row, column, step and salt alone.
+
+    salt: 0 for W_enc, 1 for W_dec. The lower 16 bits round the weight, the upper 16 exp_avg_sq; exp_avg takes
+    the upper 16 of the hash of the hash.
+    """
+    of_step = mix(torch.tensor((2 * step + salt) & MASK, device=rows.device))
+    of_row = mix(rows.long() ^ of_step)
+    return mix(torch.arange(n_columns, device=rows.device) ^ of_row[:, None])
+
+
+def to_bf16_stochastic(value: Tensor, bits: Tensor) -> Tensor:
+    """Round fp32 to one of its two bf16 neighbours, up with the probability that keeps the mean.
+
+    bits: integers whose lower 16 bits are uniform.
+    """
+    rounded = (value.view(torch.int32) + (bits & 0xFFFF).to(torch.int32)) & -0x10000
+    return rounded.view(torch.float32).to(torch.bfloat16)
+
+
+def split_fp32(value: Tensor) -> tuple[Tensor, Tensor]:
+    """fp32 -> high (bf16) and low (int16), from which `join_fp32` gives the same bits back.
+
+    high is `value` rounded to nearest, halves away from zero: rounded to even, a half would not fit into low.
+    """
+    bits = value.view(torch.int32)
+    high = (bits + 0x8000) >> 16
+    return high.to(torch.int16).view(torch.bfloat16), (bits - (high << 16)).to(torch.int16)
+
+
+def join_fp32(high: Tensor, low: Tensor) -> Tensor:
+    return ((high.view(torch.int16).to(torch.int32) << 16) + low.to(torch.int32)).view(torch.float32)
+
+
+def to_codes(magnitude: Tensor, scale: Tensor, levels: int, uniform: Tensor) -> Tensor:
+    """magnitude [n, D] >= 0, scale [n] -> codes 0..levels (fp32) with magnitude ~ scale * (code / levels)^2.
+
+    Squared, because moments within a row span orders of magnitude. Between two codes the choice is random, with
+    the probability that keeps the mean: rounding to nearest would hold a decaying average in its place.
+    uniform: in [0, 1).
+    """
+    ratio = magnitude / scale.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+    below = (ratio.sqrt() * levels).floor().clamp_max(levels - 1)
+    low, high = (below / levels).square(), ((below + 1) / levels).square()
+    return below + (uniform * (high - low) < ratio - low)
+
+
+def load_weight(matrix: Matrix) -> Tensor:
+    """The weight in whole precision; not a copy where it is kept so."""
+    if matrix.low is not None:
+        return join_fp32(matrix.weight, matrix.low)
+    return matrix.weight.float() if matrix.weight.dtype == torch.bfloat16 else matrix.weight
+
+
+def store_weight_(matrix: Matrix, value: Tensor, bits: Tensor) -> None:
+    """Keep `value` [F, D] and its copy for the products. bits: of `random_bits`."""
+    if matrix.low is not None:
+        high, low = split_fp32(value)
+        matrix.weight.copy_(high)
+        matrix.low.copy_(low)
+    elif matrix.weight.dtype == torch.bfloat16:
+        matrix.weight.copy_(to_bf16_stochastic(value, bits))
+    elif matrix.weight.data_ptr() != value.data_ptr():
+        matrix.weight.copy_(value)
+    if matrix.shadow is not matrix.weight:
+        matrix.shadow.copy_(matrix.weight)
+
+
+def load_moments(matrix: Matrix) -> tuple[Tensor, Tensor]:
+    """exp_avg and exp_avg_sq in whole precision; not copies where they are kept so."""
+    m, v, scales = matrix.exp_avg, matrix.exp_avg_sq, matrix.scales
+    if scales is None:
+        return (m.float(), v.float()) if m.dtype == torch.bfloat16 else (m, v)
+    code = m.float() / 127
+    return code * code.abs() * scales[:, :1], ((v.float() / 255).square() * scales[:, 1:]).square()
+
+
+def store_moments_(matrix: Matrix, m: Tensor, v: Tensor, bits: Tensor) -> None:
+    """Keep both moments. bf16 rounds exp_avg to nearest and exp_avg_sq stochastically: with beta2 = 0.999 the
+    nearest bf16 of a decaying average is the one it already is."""
+    if matrix.scales is not None:
+        root = v.sqrt()
+        scales = torch.stack([m.abs().amax(dim=1), root.amax(dim=1)], dim=1)
+        code_m = to_codes(m.abs(), scales[:, 0], 127, (mix(bits) >> 16) / 2**16)
+        code_v = to_codes(root, scales[:, 1], 255, (bits >> 16) / 2**16)
+        code_v = torch.where(v > 0, code_v.clamp_min(1), code_v)  # a zero would divide by epsilon
+        matrix.exp_avg.copy_(code_m * m.sign())
+        matrix.exp_avg_sq.copy_(code_v)
+        matrix.scales.copy_(scales)
+    elif matrix.exp_avg.dtype == torch.bfloat16:
+        matrix.exp_avg.copy_(m)
+        matrix.exp_avg_sq.copy_(to_bf16_stochastic(v, bits >> 16))
+    elif matrix.exp_avg.data_ptr() != m.data_ptr():
+        matrix.exp_avg.copy_(m)
+        matrix.exp_avg_sq.copy_(v)
+
+
+def allocate(weight: Tensor, param_dtype: str, state_dtype: str, compute_dtype: torch.dtype) -> Matrix:
+    """A Matrix around `weight` [F, D] (used in place where its dtype fits) with zero moments.
+
+    param_dtype: "fp32" (also leaves fp64 as it is), "split" or "bf16"; state_dtype: "fp32", "bf16" or "int8".
+    compute_dtype: of the products. With "split" and "bf16" it must be bf16: the copy costs nothing then.
+    """
+    low = None
+    if param_dtype == "split":
+        weight, low = split_fp32(weight.float())
+    elif param_dtype == "bf16":
+        weight = weight.to(torch.bfloat16)
+    shadow = weight if weight.dtype == compute_dtype else weight.to(compute_dtype)
+    dtypes = {
+        "fp32": (weight.dtype if param_dtype == "fp32" else torch.float32,) * 2,
+        "bf16": (torch.bfloat16, torch.bfloat16),
+        "int8": (torch.int8, torch.uint8),
+    }[state_dtype]
+    exp_avg, exp_avg_sq = (torch.zeros_like(weight, dtype=dtype) for dtype in dtypes)
+    scales = weight.new_zeros(len(weight), 2, dtype=torch.float32) if state_dtype == "int8" else None
+    return Matrix(weight, low, shadow, exp_avg, exp_avg_sq, scales)

@@ -1,0 +1,118 @@
+"""What is kept between two steps, and that rounding keeps the mean."""
+
+import pytest
+import torch
+
+from saefast import storage
+from saefast.storage import Vector, Weights, allocate
+
+
+def matrix(param_dtype, state_dtype, compute_dtype=torch.bfloat16, shape=(64, 96)):
+    weight = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    return weight, allocate(weight.clone(), param_dtype, state_dtype, compute_dtype)
+
+
+def bits(shape, step=1):
+    return storage.random_bits(torch.arange(shape[0]), shape[1], step, 0)
+
+
+def test_split_keeps_every_bit():
+    value = torch.randint(-(2**31), 2**31, (100_000,), generator=torch.Generator().manual_seed(0)).to(
+        torch.int32
+    )
+    value = torch.cat([value, (value & -0x10000) | 0x8000])  # halves between two bf16
+    value = value.view(torch.float32)
+    value = value[value.abs() < 3e38]  # the largest bf16; NaN and Inf are no weights
+    high, low = storage.split_fp32(value)
+    assert torch.equal(storage.join_fp32(high, low).view(torch.int32), value.view(torch.int32))
+    assert ((high.float() - value).abs() <= (value.to(torch.bfloat16).float() - value).abs()).all()
+
+
+@pytest.mark.parametrize("value", [1.001, -3.0004e-5, 7e8])
+def test_stochastic_rounding_keeps_the_mean(value):
+    many = torch.full((400, 250), value)
+    rounded = storage.to_bf16_stochastic(many, bits(many.shape)).double()
+    assert len(rounded.unique()) == 2
+    spacing = float(rounded.max() - rounded.min())
+    assert abs(float(rounded.mean()) - float(many[0, 0])) < 5 * spacing / 2 / 100_000**0.5
+
+
+def test_stochastic_rounding_leaves_a_bf16_alone():
+    exact = torch.randn(30, 40).to(torch.bfloat16)
+    assert torch.equal(storage.to_bf16_stochastic(exact.float(), bits(exact.shape)), exact)
+
+
+def test_random_bits_depend_on_row_column_step_and_salt_alone():
+    rows = torch.arange(50)
+    base = storage.random_bits(rows, 20, 3, 0)
+    assert torch.equal(base[7:9], storage.random_bits(rows[7:9], 20, 3, 0))
+    for other in (storage.random_bits(rows, 20, 4, 0), storage.random_bits(rows, 20, 3, 1)):
+        assert (other == base).float().mean() < 0.01
+    assert base.min() >= 0 and base.max() < 2**32 and len(base.unique()) > 990
+    share = torch.stack([((base >> b) & 1).float().mean() for b in range(32)])
+    assert (share - 0.5).abs().max() < 0.09
+
+
+def test_codes_keep_the_mean_and_have_small_steps_near_zero():
+    magnitude = torch.tensor([[1e-4, 0.003, 0.2, 1.0]]).repeat(20_000, 1)
+    uniform = torch.rand(magnitude.shape, generator=torch.Generator().manual_seed(0))
+    codes = storage.to_codes(magnitude, torch.full((20_000,), 2.0), 127, uniform)
+    values = 2 * (codes / 127).square()
+    torch.testing.assert_close(values.mean(dim=0), magnitude[0], rtol=0.03, atol=0)
+    assert codes.min() >= 0 and codes.max() <= 127
+
+
+@pytest.mark.parametrize("param_dtype", ["fp32", "split", "bf16"])
+@pytest.mark.parametrize("state_dtype", ["fp32", "bf16", "int8"])
+def test_what_is_stored_is_loaded_and_takes_the_stated_bytes(param_dtype, state_dtype):
+    weight, kept = matrix(param_dtype, state_dtype)
+    value = weight + 0.001
+    m, v = torch.randn_like(value) * 1e-3, torch.randn_like(value).square() * 1e-6
+    storage.store_weight_(kept, value, bits(value.shape))
+    storage.store_moments_(kept, m, v, bits(value.shape))
+    loaded, (got_m, got_v) = storage.load_weight(kept), storage.load_moments(kept)
+    exact = param_dtype != "bf16"
+    torch.testing.assert_close(loaded, value, rtol=0 if exact else 2**-7, atol=0)
+    torch.testing.assert_close(kept.shadow.float(), value, rtol=2**-7, atol=0)
+    tolerance = {"fp32": 0, "bf16": 2**-7, "int8": 0.02}[state_dtype]
+    scale = m.abs().amax(dim=1, keepdim=True)
+    assert ((got_m - m).abs() <= tolerance * (m.abs() if state_dtype != "int8" else scale)).all()
+    assert (got_v > 0).all() or state_dtype == "bf16"
+    torch.testing.assert_close(got_v.mean(), v.mean(), rtol=0.02, atol=0)
+
+    parts = {id(t): t for t in kept if t is not None and t is not kept.scales}
+    per_parameter = sum(t.nbytes for t in parts.values()) / value.numel()
+    copy = 2 if param_dtype == "fp32" else 0
+    want = {"fp32": 4, "split": 4, "bf16": 2}[param_dtype] + copy
+    assert per_parameter == want + {"fp32": 8, "bf16": 4, "int8": 2}[state_dtype]
+
+
+def test_a_decaying_average_reaches_zero_in_every_format():
+    """With rounding to nearest, 0.999 of a bf16 is that bf16 again and old gradients would count for ever."""
+    for state_dtype in ("fp32", "bf16", "int8"):
+        _, kept = matrix("fp32", state_dtype)
+        start = torch.full(kept.weight.shape, 1e-6)
+        storage.store_moments_(kept, start, start, bits(start.shape))
+        for step in range(2000):
+            m, v = storage.load_moments(kept)
+            storage.store_moments_(kept, m * 0.9, v * 0.999, bits(start.shape, step))
+        _, v = storage.load_moments(kept)
+        torch.testing.assert_close(float(v.mean()), 1e-6 * 0.999**2000, rtol=0.15, atol=0)
+
+
+def test_two_million_latents_of_width_4096_fit_into_141_gb():
+    """By the bytes of the tensors themselves, which live on the meta device."""
+    F, D = 2**21, 4096
+
+    def total(param_dtype, state_dtype):
+        weight = torch.empty(F, D, device="meta")
+        matrices = [allocate(weight, param_dtype, state_dtype, torch.bfloat16) for _ in range(2)]
+        vectors = [Vector(*torch.empty(3, n, device="meta")) for n in (F, D)]
+        parts = [t for part in Weights(*matrices, *vectors) for t in part if t is not None]
+        return sum(t.nbytes for t in {id(t): t for t in parts}.values()) / 1e9
+
+    batch = 8192 * D * 20 / 1e9 + 8.6  # x, centred, error, and 8 GiB of pre-activations at a time
+    assert total("bf16", "int8") + batch < 80
+    assert total("bf16", "bf16") + batch < 115
+    assert total("split", "int8") + batch < 115
+    assert total("fp32", "fp32") > 141
