@@ -2,26 +2,26 @@
 
     python benchmarks/compile_gate.py            compile, print the table, compare it with the committed one
     python benchmarks/compile_gate.py --write    the same, and replace tests/triton_compile_table.json
+    python benchmarks/compile_gate.py --only gemm   only kernels with that in their name; nothing is compared
 
-Exits with 1 on register spills, on too much shared memory, and on figures that differ from the table. Those belong to
-one Triton version; under another one only the limits are checked.
+Exits with 1 on register spills, on too much shared memory, on a matrix product without the tensor cores' instruction,
+on an offset that is multiplied in 32 bits (d_sae * batch and d_sae * d_in pass 2^31), and on figures that differ from
+the table. Those belong to one Triton version; under another one only the limits are checked.
 
-To add a kernel, add a call of its launcher to `calls`. The call runs on meta tensors, which have shapes but no memory,
-and each kernel it launches is recorded instead of run, so what is compiled is what the launcher would launch.
+What is compiled is what would be launched: the training step itself runs on meta tensors, which have shapes but no
+memory, and each kernel is recorded instead of run. So this also shows that a step never asks the device for a value:
+a meta tensor has none. Kernels outside the step are called in `other_calls`.
 """
 
 import argparse
-import inspect
 import json
+import multiprocessing
 import os
-import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
 if __name__ == "__main__":
     os.environ.pop("TRITON_INTERPRET", None)  # an interpreted kernel cannot be compiled
@@ -29,35 +29,58 @@ if __name__ == "__main__":
 import checkout  # noqa: F401
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction, mangle_type
+from compile_one import Launch, compile_launch, launches, signature_of
+from shapes import SHAPES, Shape
+
+from saefast.reference import Params
+from saefast.state import State
+from saefast.step import Plan, train_step
 
 TABLE = Path(__file__).resolve().parent.parent / "tests" / "triton_compile_table.json"
-CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes of a thread block, by sm version
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-class Shape(NamedTuple):
-    """Tokens, d_in, d_sae, k."""
+@dataclass(frozen=True)
+class Case:
+    """A way to train: everything that chooses kernels besides the shape."""
 
-    B: int
-    D: int
-    F: int
-    K: int
+    plan: dict[str, Any] = field(default_factory=dict)
+    param_dtype: str = "fp32"
+    state_dtype: str = "fp32"
+    shapes: tuple[str, ...] = ("small", "A", "B", "C")
+    dtypes: tuple[str, ...] = ("bf16",)
 
 
-SHAPES = {
-    "small": Shape(1024, 576, 4608, 32),
-    "A": Shape(8192, 768, 24576, 32),
-    "B": Shape(8192, 2304, 65536, 64),
-    "C": Shape(8192, 4096, 262144, 64),
+CASES = {
+    "topk": Case(dtypes=("bf16", "fp16", "fp32")),
+    "topk-rescore": Case({"rescore": 8}),
+    "topk-clip": Case({"grad_clip": 1.0}),
+    "topk-auxk": Case({"auxk_alpha": 1 / 32, "k_aux": 256, "dead_capacity": 1024}, shapes=("small", "B")),
+    "split-int8": Case(param_dtype="split", state_dtype="int8"),
+    "split-fp32": Case(param_dtype="split", shapes=("B",)),
+    "bf16-int8": Case(param_dtype="bf16", state_dtype="int8"),
+    "bf16-bf16": Case(param_dtype="bf16", state_dtype="bf16"),
+    "fp32-bf16": Case(state_dtype="bf16", shapes=("B",)),
+    "batch-topk": Case({"activation": "batch_topk"}, dtypes=("bf16", "fp32")),
+    "relu": Case({"activation": "relu", "code_capacity": 2**20}, dtypes=("bf16", "fp32")),
+    "relu-dense": Case({"activation": "relu_dense"}, dtypes=("bf16", "fp32")),
 }
 
 
-def calls(shape: Shape, dtype: torch.dtype) -> Iterator[Callable[[], object]]:
-    """One call for each launcher of `saefast.triton_kernels`."""
+def step_call(shape: Shape, dtype: torch.dtype, case: Case) -> Callable[[], object]:
+    """One training step on meta tensors."""
+    from saefast import triton_kernels as ops
+
+    B, D, F, K = shape
+    params = Params(*(torch.empty(size, device="meta") for size in ((F, D), (F,), (F, D), (D,))))
+    state = State.fresh(params, case.param_dtype, case.state_dtype, dtype)
+    x, numbers = torch.empty(B, D, device="meta"), torch.empty(12, device="meta")
+    return lambda: train_step(ops, state, x, Plan(K, dtype, **case.plan), numbers)
+
+
+def other_calls(shape: Shape, dtype: torch.dtype) -> Iterator[Callable[[], object]]:
+    """What users call outside of training: see `saefast.autograd`."""
     from saefast import triton_kernels as ops
 
     B, D, F, K = shape
@@ -65,79 +88,72 @@ def calls(shape: Shape, dtype: torch.dtype) -> Iterator[Callable[[], object]]:
     def tensor(*size: int, dtype: torch.dtype = dtype) -> torch.Tensor:
         return torch.empty(size, dtype=dtype, device="meta")
 
-    top_acts, top_indices = tensor(B, K), tensor(B, K, dtype=torch.int32)
-    W_dec, b_dec = tensor(F, D), tensor(D)
-    yield lambda: ops.decode(top_acts, top_indices, W_dec, b_dec)
+    acts, indices = tensor(B, K, dtype=torch.float32), tensor(B, K, dtype=torch.int32)
+    W_dec, b_dec = tensor(F, D), tensor(D, dtype=torch.float32)
+    groups = (
+        tensor(F + 1, dtype=torch.int32),
+        tensor(B * K, dtype=torch.int32),
+        tensor(B * K, dtype=torch.int32),
+    )
+    yield lambda: ops.decode(acts, indices, W_dec, b_dec)
+    yield lambda: ops.grad_top_acts(tensor(B, D), W_dec, acts, indices)
+    yield lambda: ops.sum_rows(groups, acts, tensor(B, D))
 
 
-class Launch(NamedTuple):
-    """A kernel with the arguments it was launched with."""
-
-    kernel: JITFunction
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+class Job(NamedTuple):
+    row: str  # its name in the table
+    launch: Launch
+    sm: int
 
 
-def launches(call: Callable[[], object]) -> list[Launch]:
-    """The kernels that `call` launches, none of them run."""
-    recorded: list[Launch] = []
-
-    def record(kernel: JITFunction, *args: Any, grid: object, warmup: bool, **kwargs: Any) -> None:
-        recorded.append(Launch(kernel, args, kwargs))
-
-    with mock.patch.object(JITFunction, "run", record):
-        call()
-    return recorded
-
-
-def compile_launch(launch: Launch, sm: int) -> dict[str, int]:
-    """Compile for sm_`sm` as Triton would at this launch, and read the figures off the result."""
-    kernel, args, kwargs = launch
-    options = {name: value for name, value in kwargs.items() if name not in kernel.arg_names}
-    arguments = {name: value for name, value in kwargs.items() if name in kernel.arg_names}
-    bound = inspect.signature(kernel.fn).bind(*args, **arguments)
-    bound.apply_defaults()
-
-    signature, constants, attributes = {}, {}, {}
-    for position, (param, value) in enumerate(zip(kernel.params, bound.arguments.values(), strict=True)):
-        is_number = isinstance(value, int) and not isinstance(value, bool)
-        if param.is_constexpr or value is None or (is_number and value == 1 and not param.do_not_specialize):
-            signature[param.name] = "constexpr"
-            constants[param.name] = value
-            continue
-        signature[param.name] = mangle_type(value)
-        # torch allocates on multiples of 16 bytes and more; of numbers Triton looks at the value itself
-        offset = value.storage_offset() * value.itemsize if isinstance(value, torch.Tensor) else value
-        if isinstance(offset, int) and offset % 16 == 0 and not param.do_not_specialize:
-            attributes[(position,)] = [["tt.divisibility", 16]]
-
-    source = ASTSource(kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        cubin.write(compiled.asm["cubin"])
-        cubin.flush()
-        usage = subprocess.check_output([CUOBJDUMP, "--dump-resource-usage", cubin.name], text=True)
-    resources = {name: int(n) for name, n in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
-    loads = re.findall(r"ld\.global[\w:.]*?(?:\.v(\d))?\.[bsuf](\d+)\s", compiled.asm["ptx"])
-    return {
-        "registers": resources["REG"],
-        "spilled_bytes": resources["STACK"] + resources["LOCAL"],  # per thread; without spills, no stack
-        "shared_bytes": compiled.metadata.shared,
-        "widest_load": max((int(count or 1) * int(bits) // 8 for count, bits in loads), default=0),  # bytes
-    }
-
-
-def compile_all() -> dict[str, dict[str, int]]:
-    """Figures by kernel, shape, dtype and target. Triton's cache makes equal compilations cost nothing."""
-    table = {}
-    for shape_name, shape in SHAPES.items():
-        for dtype_name, dtype in DTYPES.items():
-            for call in calls(shape, dtype):
-                for launch in launches(call):
+def jobs(only: str = "") -> list[Job]:
+    """Everything to compile. A kernel that one call launches in several versions has a number for each."""
+    found: dict[str, Job] = {}
+    for case_name, case in CASES.items():
+        for shape_name in case.shapes:
+            for dtype_name in case.dtypes:
+                shape, dtype = SHAPES[shape_name], DTYPES[dtype_name]
+                calls = [step_call(shape, dtype, case)]
+                calls += other_calls(shape, dtype) if case_name == "topk" else []
+                for launch in (launch for call in calls for launch in launches(call)):
                     for sm in SHARED_LIMIT:
-                        row = f"{launch.kernel.__name__.strip('_')} {shape_name} {dtype_name} sm_{sm}"
-                        assert row not in table, f"two launches named {row!r}"
-                        table[row] = compile_launch(launch, sm)
+                        name = launch.kernel.__name__.strip("_")
+                        if only not in name:
+                            continue
+                        parts = [name, case_name, shape_name, dtype_name, f"sm_{sm}"]
+                        version = 1
+                        while (row := " ".join(parts)) in found and describe(found[row].launch) != describe(
+                            launch
+                        ):
+                            version += 1
+                            parts[0] = f"{name}/{version}"
+                        found[row] = Job(row, launch, sm)
+    return list(found.values())
+
+
+def describe(launch: Launch) -> str:
+    """Equal for launches that compile to the same code."""
+    return str(signature_of(launch)) + str(sorted(launch.kwargs.items(), key=str))
+
+
+_jobs: list[Job] = []  # filled before the worker processes are forked: kernels cannot be sent to them
+
+
+def compile_job(index: int) -> dict[str, int]:
+    return compile_launch(_jobs[index].launch, _jobs[index].sm)
+
+
+def compile_all(only: str = "") -> dict[str, dict[str, int]]:
+    """Figures by kernel, case, shape, dtype and target. Equal code is compiled once."""
+    _jobs[:] = jobs(only)
+    unique: dict[str, int] = {}
+    for i, job in enumerate(_jobs):
+        unique.setdefault(f"{job.launch.kernel.__name__} {job.sm} {describe(job.launch)}", i)
+    with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
+        figures = dict(zip(unique, pool.imap(compile_job, unique.values(), chunksize=1), strict=True))
+    table = {
+        job.row: figures[f"{job.launch.kernel.__name__} {job.sm} {describe(job.launch)}"] for job in _jobs
+    }
     return dict(sorted(table.items()))
 
 
@@ -148,6 +164,10 @@ def over_limits(table: dict[str, dict[str, int]]) -> list[str]:
         limit = SHARED_LIMIT[int(row.rpartition("sm_")[2])]
         if figures["spilled_bytes"]:
             complaints.append(f"{row}: {figures['spilled_bytes']} bytes of registers spilled per thread")
+        if "gemm" in row and "fp32" not in row and not figures["matrix_products"]:
+            complaints.append(f"{row}: no matrix instruction in the product")
+        if figures["narrow_offsets"]:
+            complaints.append(f"{row}: {figures['narrow_offsets']} offsets are multiplied in 32 bits")
         if figures["shared_bytes"] > limit:
             complaints.append(f"{row}: {figures['shared_bytes']} bytes of shared memory, limit {limit}")
     return complaints
@@ -161,13 +181,17 @@ def differences(table: dict[str, dict[str, int]], committed: dict[str, dict[str,
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", default="", help="compile kernels with this in their name, compare nothing")
     parser.add_argument("--write", action="store_true", help=f"write {TABLE.name}")
     args = parser.parse_args()
 
-    table = compile_all()
+    table = compile_all(args.only)
     for row, figures in table.items():
-        print(f"{row:34}", *(f"{name} {value:<7}" for name, value in figures.items()))
+        print(f"{row:52}", *(f"{name} {value:<7}" for name, value in figures.items()))
     problems = over_limits(table)
+    if args.only:
+        print(*problems, sep="\n", file=sys.stderr)
+        return 1 if problems else 0
     if args.write and not problems:
         rows = ",\n".join(f"    {json.dumps(row)}: {json.dumps(figures)}" for row, figures in table.items())
         TABLE.write_text(f'{{\n  "triton": "{triton.__version__}",\n  "kernels": {{\n{rows}\n  }}\n}}\n')

@@ -1,13 +1,26 @@
 """Where metrics go: always metrics.jsonl in the run folder, and the optional services a user asks for."""
 
 import json
+import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from saefast.errors import InputError
 
 Log = Callable[[dict[str, Any]], None]
+DENSITY_EDGES = (
+    -math.inf,
+    -5,
+    -4,
+    -3,
+    -2,
+    -1,
+    math.inf,
+)  # log10 of the share of tokens a latent is active on
 
 
 def jsonl(path: Path) -> Log:
@@ -51,3 +64,14 @@ def open_logger(name: str, folder: Path, config: dict[str, Any]) -> Log:
         return lambda line: trackio.log(line)
     except ImportError as error:
         raise InputError(f"loggers: {name!r} needs `pip install saefast[{name}]` ({error})") from None
+
+
+def density_histogram(fired: Tensor, n_tokens: int) -> list[int]:
+    """Number of latents between the DENSITY_EDGES; the first also counts those never active.
+
+    fired: [F], tokens of n_tokens in which each latent was active.
+    """
+    density = (fired / n_tokens).log10()
+    inside = [(density > a) & (density <= b) for a, b in pairwise(DENSITY_EDGES)]
+    inside[0] |= density.isneginf()
+    return [int(mask.sum()) for mask in inside]

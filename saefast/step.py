@@ -79,21 +79,20 @@ def train_step(ops: ModuleType, state: State, x: Tensor, plan: Plan, numbers: Te
     n_dead = (state.num_tokens_since_fired >= plan.dead_feature_threshold).sum()
     centred, variance = ops.centre(x, b_dec, plan.compute_dtype)
 
+    code_size = None
     if plan.activation == "relu_dense":
         acts, l1, fired = ops.relu_encode(centred, weights.enc.shadow, weights.b_enc.value)
         error, squares = ops.dense_error(acts, weights.dec.shadow, centred)
     else:
         acts, indices, row_offsets = select(ops, state, centred, plan)
+        if row_offsets is not None:
+            code_size, row_offsets = row_offsets[-1], row_offsets.clamp(max=len(acts))
         error, squares = ops.decode_error(
             acts, indices, weights.dec.shadow, b_dec, x, plan.compute_dtype, row_offsets
         )
         groups = ops.group_by_latent(acts, indices, n_latents, row_offsets)
         fired, l1 = groups[0].diff(), acts.sum()
     n_active = fired.sum()
-    code_size = n_active
-    if plan.activation == "relu":
-        assert row_offsets is not None
-        code_size = row_offsets[-1]
 
     fvu = squares.sum() / variance
     auxk_loss, aux = torch.zeros_like(fvu), None
@@ -126,7 +125,7 @@ def train_step(ops: ModuleType, state: State, x: Tensor, plan: Plan, numbers: Te
         dead_frac=n_dead / n_latents,
         auxk_loss=auxk_loss,
         grad_norm=squared_norm.sqrt(),
-        code_size=code_size,
+        code_size=n_active if code_size is None else code_size,
     )
 
 

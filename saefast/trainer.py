@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +29,6 @@ from saefast.step import Hyper, Metrics, Plan, train_step
 from saefast.storage import load_weight, random_bits, store_weight_
 
 INIT_ROWS = 32_768  # sample for b_dec and the input scale; what OpenAI uses for the geometric median
-DENSITY_EDGES = (
-    -math.inf,
-    -5,
-    -4,
-    -3,
-    -2,
-    -1,
-    math.inf,
-)  # log10 of the share of tokens a latent is active on
 DENSITY_TOKENS = 100_000  # that share is counted over at least as many
 STEPS_BETWEEN_DEAD_COUNTS = 16  # on a GPU; each waits for the device once
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -63,6 +53,13 @@ class Trainer:
         self.on_gpu = sae.W_enc.device.type == "cuda"
         self.ops = load_backend(config.backend, sae.W_enc.device.type)
         self.compute_dtype = self._compute_dtype()
+        for name, param in sae.params._asdict().items():
+            strides = param.stride()
+            check(param.is_contiguous(), f"sae: {name}: expected contiguous memory, got strides {strides}")
+        if self.on_gpu and sae.config.d_in % 8:
+            log.warning(
+                f"d_in = {sae.config.d_in}: works, but only rows of a multiple of 8 are read at full speed"
+            )
         with out_of_memory_help(sae.config, config):
             self.state = State.fresh(sae.params, config.param_dtype, config.state_dtype, self.compute_dtype)
         sae.W_enc.data, sae.W_dec.data = self.state.weights.enc.weight, self.state.weights.dec.weight
@@ -191,7 +188,7 @@ class Trainer:
         if self.on_gpu:
             numbers = numbers.pin_memory().to(x.device, non_blocking=True)
         with torch.no_grad(), out_of_memory_help(self.sae.config, config):
-            metrics = self._run(x, self._plan(len(x)), numbers)
+            metrics = self._run(x.contiguous(), self._plan(len(x)), numbers)
         state.step += 1
         state.fired_tokens += len(x)
         if self.on_gpu:
@@ -277,17 +274,13 @@ class Trainer:
         self._logged_step, self._logged_at = state.step, now
         first_is_last = state.step == self.config.total_steps and state.fired_tokens == line["tokens"]
         if state.fired_tokens >= DENSITY_TOKENS or first_is_last:
-            line |= {"density_tokens": state.fired_tokens, "density_histogram": self._density_histogram()}
+            line |= {
+                "density_tokens": state.fired_tokens,
+                "density_histogram": loggers.density_histogram(state.fired, state.fired_tokens),
+            }
             state.fired.zero_()
             state.fired_tokens = 0
         return line
-
-    def _density_histogram(self) -> list[int]:
-        """Number of latents between the DENSITY_EDGES; the first also counts those never active."""
-        density = (self.state.fired / self.state.fired_tokens).log10()
-        inside = [(density > a) & (density <= b) for a, b in pairwise(DENSITY_EDGES)]
-        inside[0] |= density.isneginf()
-        return [int(mask.sum()) for mask in inside]
 
     def _open_loggers(self, folder: Path | None) -> list[loggers.Log]:
         if folder is None:

@@ -1,0 +1,114 @@
+"""Records what a call would launch, and compiles one kernel for a GPU that is not here. Used by compile_gate.py."""
+
+import inspect
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction, mangle_type
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+class Launch(NamedTuple):
+    """A kernel with the arguments it was launched with."""
+
+    kernel: JITFunction
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def launches(call: Callable[[], object]) -> list[Launch]:
+    """The kernels that `call` launches, none of them run."""
+    recorded: list[Launch] = []
+
+    def record(kernel: JITFunction, *args: Any, grid: object, warmup: bool, **kwargs: Any) -> None:
+        recorded.append(Launch(kernel, args, kwargs))
+
+    with mock.patch.object(JITFunction, "run", record):
+        call()
+    return recorded
+
+
+def signature_of(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any], dict[str, Any]]:
+    """Types, constants, attributes and options with which Triton would compile this launch."""
+    kernel, args, kwargs = launch
+    options = {name: value for name, value in kwargs.items() if name not in kernel.arg_names}
+    arguments = {name: value for name, value in kwargs.items() if name in kernel.arg_names}
+    bound = inspect.signature(kernel.fn).bind(*args, **arguments)
+    bound.apply_defaults()
+    signature, constants, attributes = {}, {}, {}
+    for position, (param, value) in enumerate(zip(kernel.params, bound.arguments.values(), strict=True)):
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        if param.is_constexpr or value is None or (is_number and value == 1 and not param.do_not_specialize):
+            signature[param.name] = "constexpr"
+            constants[param.name] = value
+            continue
+        signature[param.name] = mangle_type(value)
+        # torch allocates on multiples of 16 bytes and more; of numbers Triton looks at the value itself
+        offset = value.storage_offset() * value.itemsize if isinstance(value, torch.Tensor) else value
+        if isinstance(offset, int) and offset % 16 == 0 and not param.do_not_specialize:
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    return signature, constants, attributes, options
+
+
+def compile_launch(launch: Launch, sm: int) -> dict[str, int]:
+    """Compile for sm_`sm` as Triton would at this launch, and read the figures off the result."""
+    signature, constants, attributes, options = signature_of(launch)
+    source = ASTSource(launch.kernel, signature, constants, attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        usage = subprocess.check_output([CUOBJDUMP, "--dump-resource-usage", cubin.name], text=True)
+        code = subprocess.check_output([CUOBJDUMP, "--dump-sass", cubin.name], text=True)
+    resources = {name: int(n) for name, n in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+    loads = re.findall(r"ld\.global[\w:.]*?(?:\.v(\d))?\.[bsuf](\d+)\s", compiled.asm["ptx"])
+    loads += [("", bits) for bits in WIDE_COPIES.findall(compiled.asm["ptx"])]
+    return {
+        "registers": resources["REG"],
+        "spilled_bytes": resources["STACK"] + resources["LOCAL"],  # per thread; without spills, no stack
+        "shared_bytes": compiled.metadata.shared,
+        "widest_load": max((int(count or 1) * int(bits) // 8 for count, bits in loads), default=0),  # bytes
+        "matrix_products": len(MATRIX_PRODUCT.findall(code)),
+        "narrow_offsets": len(narrow_offsets(compiled.asm["ttir"])),
+    }
+
+
+WIDE_COPIES = re.compile(r"cp\.async\.c[ag]\.shared\.global[\w:.]* \[[^]]*\], \[[^]]*\], 0x(\w+)")
+MATRIX_PRODUCT = re.compile(r"\b(?:HGMMA|HMMA|UTCHMMA|UTCQMMA|QGMMA)\b")  # sm_90, sm_80, sm_100
+
+
+def narrow_offsets(ttir: str) -> list[str]:
+    """Pointer offsets of 32 bits with a product of two variables in them; a product by a constant is a tile's start."""
+    defined: dict[str, tuple[str, list[str], str]] = {}
+    for line in ttir.splitlines():
+        if found := re.match(r"\s*(%[\w#:]+) = ([\w.]+) (.*?) : (.*?)(?: loc\(.*)?$", line):
+            name, operation, operands, types = found.groups()
+            defined[name] = operation, re.findall(r"%\w+", operands), types
+
+    def has_product(name: str, seen: set[str]) -> bool:
+        if name in seen or name not in defined:
+            return False
+        seen.add(name)
+        operation, operands, types = defined[name]
+        if operation in ("tt.load", "arith.extsi", "arith.divsi", "arith.remsi", "tt.reduce", "arith.cmpi"):
+            return False  # another value, or already wide
+        constant = any(defined.get(operand, ("",))[0] == "arith.constant" for operand in operands)
+        if operation == "arith.muli" and types.endswith("i32") | ("xi32" in types) and not constant:
+            return True
+        return any(has_product(operand, seen) for operand in operands)
+
+    complaints = []
+    for name, (operation, operands, types) in defined.items():
+        if operation == "tt.addptr" and "i32" in types.rpartition(",")[2] and has_product(operands[1], set()):
+            complaints.append(name)
+    return complaints
