@@ -69,7 +69,10 @@ def compile_launch(launch: Launch, sm: int) -> dict[str, int]:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
         usage = subprocess.check_output([CUOBJDUMP, "--dump-resource-usage", cubin.name], text=True)
-        code = subprocess.check_output([CUOBJDUMP, "--dump-sass", cubin.name], text=True)
+        # disassembling takes longer than compiling: only where there is a product to be found
+        has_product = bool(PTX_PRODUCT.search(compiled.asm["ptx"]))
+        sass = [CUOBJDUMP, "--dump-sass", cubin.name]
+        code = subprocess.check_output(sass, text=True) if has_product else ""
     resources = {name: int(n) for name, n in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     loads = re.findall(r"ld\.global[\w:.]*?(?:\.v(\d))?\.[bsuf](\d+)\s", compiled.asm["ptx"])
     loads += [("", bits) for bits in WIDE_COPIES.findall(compiled.asm["ptx"])]
@@ -84,6 +87,7 @@ def compile_launch(launch: Launch, sm: int) -> dict[str, int]:
 
 
 WIDE_COPIES = re.compile(r"cp\.async\.c[ag]\.shared\.global[\w:.]* \[[^]]*\], \[[^]]*\], 0x(\w+)")
+PTX_PRODUCT = re.compile(r"\b(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)\b")
 MATRIX_PRODUCT = re.compile(r"\b(?:HGMMA|HMMA|UTCHMMA|UTCQMMA|QGMMA)\b")  # sm_90, sm_80, sm_100
 
 

@@ -1,213 +1,165 @@
 """What `make gpu` runs: is it right on this GPU, and how fast? Under eight minutes, one JSON file per GPU model.
 
-    python benchmarks/gpu.py              write benchmarks/results/<gpu>.json
-    python benchmarks/gpu.py --fresh      the same, doing again what that file already holds for these sources
-    python benchmarks/gpu.py --rehearse   the same code on the CPU at toy sizes, into a temporary folder, in a minute
+    python benchmarks/gpu.py                    write benchmarks/results/<gpu>.json
+    python benchmarks/gpu.py --only step peers  these parts only, in the order of PARTS
+    python benchmarks/gpu.py --fresh            the same, doing again what that file already holds for these sources
+    python benchmarks/gpu.py --part-list        what there is to run
+    python benchmarks/gpu.py --rehearse         the same code on the CPU at toy sizes, into a temporary folder
 
-Parts run in the order of `PARTS` and are saved one by one; a run that was cut off goes on where it stopped. Nothing
-needs to be installed but torch, triton, pytest and the dependencies of saefast (see checkout.py). No part reports a
-time before its results have been compared with higher precision or with the baseline's.
+A part is a list of items. They run one after another in a process of the part's own, and each result is saved when it is
+there; an item that fails, hangs or spoils CUDA for its process costs itself and no other. What is most worth knowing
+comes first, so a run that is cut off has answered that; the next run goes on with what is missing or failed. Nothing needs
+to be installed but torch, triton, pytest and the dependencies of saefast (see checkout.py). No part reports a time before
+its results have been compared with higher precision or with the baseline's.
 """
 
 import argparse
-import gc
+import contextlib
 import hashlib
 import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__" and "--rehearse" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
 
-import checkout
+import gpu_checks
+import gpu_curve
+import gpu_peers
+import gpu_predictions
+import gpu_stages
+import gpu_step
 import torch
 import triton
-from compile_gate import SHAPES, Shape
-from plain import PlainStep
-from torch import Tensor
+from gpu_common import DEVICE, REHEARSAL, ROOT, Part, Report, Result, free, synchronize
 
-from saefast import SAE, SAEConfig, TrainConfig, Trainer, reference
-from saefast.backend import unavailable
-
-ROOT = checkout.ROOT
-REHEARSAL = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if REHEARSAL else "cuda"
-Result = dict[str, Any]
-
-if REHEARSAL:
-    SHAPES = {"toy": Shape(B=6, D=40, F=96, K=5)}
-    DECODE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}  # the interpreter gets bf16 wrong
-    STEPS = list(SHAPES)
-else:
-    DECODE_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-    STEPS = ["small", "A", "B"]
+PARTS: dict[str, Part] = {
+    "machine": gpu_checks.MACHINE,
+    "correctness": gpu_checks.CORRECTNESS,
+    "step": gpu_step.STEP,
+    "stages": gpu_stages.STAGES,
+    "predictions": gpu_predictions.PREDICTED,
+    "curve": gpu_curve.CURVE,
+    "peers": gpu_peers.PEER,
+    "sanitizer": gpu_checks.SANITIZERS,
+    "formats": gpu_step.FORMAT,
+}
+SECONDS = 470  # for everything; what is not begun by then is left to the next run
+PATIENCE = 4 if REHEARSAL else 1  # times the limits: a machine without a GPU may be shared
+SPOILT = 3  # exit code of a process that can no longer use the GPU
+TEXTS = ("error", "out_of_memory", "said", "prediction")  # printed, besides numbers
 
 
-def time_ms(
-    run: Callable[[], object], flush_l2: bool = False, samples: int = 50, seconds: float = 3.0
-) -> Result:
-    """Median, 10th and 90th percentile over `samples` runs, or as many as fit in `seconds` (at least five)."""
-    samples = 5 if REHEARSAL else samples
-    scratch = (
-        torch.empty(2**28 if DEVICE == "cuda" else 1, dtype=torch.int8, device=DEVICE) if flush_l2 else None
-    )
-    for _ in range(3):
-        run()
-    times: list[float] = []
-    deadline = time.perf_counter() + seconds
-    while len(times) < 5 or (len(times) < samples and time.perf_counter() < deadline):
-        if scratch is not None:
-            scratch.zero_()
-        if DEVICE == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            run()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end))
-        else:
-            began = time.perf_counter()
-            run()
-            times.append(1e3 * (time.perf_counter() - began))
-    p10, median, p90 = torch.tensor(times).quantile(torch.tensor([0.1, 0.5, 0.9])).tolist()
-    return {
-        "median_ms": round(median, 4),
-        "p10_ms": round(p10, 4),
-        "p90_ms": round(p90, 4),
-        "samples": len(times),
-    }
+def attempt(name: str, item: str, report: Report) -> Result:
+    try:
+        return PARTS[name].items[item](report)
+    except Exception as error:  # noqa: BLE001 what comes after it must run in any case
+        causes = (error, error.__cause__)
+        if any(isinstance(cause, torch.OutOfMemoryError) for cause in causes):
+            return {"out_of_memory": str(error).splitlines()[0][:300]}
+        where = "".join(traceback.format_exception(error)[-4:])
+        return {"error": f"{type(error).__name__}: {error}"[:3000], "where": where[-3000:]}
 
 
-def pytest(*arguments: str) -> str:
-    """Run pytest in a process of its own and return its last line. Exit code 5 is 'no such tests', no failure."""
-    paths = [str(ROOT / "benchmarks"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    command = [sys.executable, "-m", "pytest", "-p", "checkout", "-p", "no:cacheprovider", "-q", *arguments]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode in (0, 5), run.stdout[-4000:] + run.stderr[-2000:]
-    return run.stdout.strip().splitlines()[-1]
+def work(name: str, path: Path, log: Path, items: list[str]) -> int:
+    """The process of a part: a line of JSON for each item."""
+    report: Report = json.loads(path.read_text())["parts"]
+    supervisor = os.getppid()
+    for item in items:
+        if os.getppid() != supervisor:
+            return 0  # nobody waits for the results any more
+        result = attempt(name, item, report)
+        report.setdefault(name, {})[item] = result
+        with log.open("a") as lines:
+            lines.write(json.dumps({item: result}) + "\n")
+        try:
+            synchronize()
+            free()
+        except RuntimeError:  # a fault in a kernel, maybe of a benchmark that went before
+            return SPOILT
+    return 0
 
 
-def correctness() -> Result:
-    """The tests of the kernels, then whatever else needs a GPU."""
-    kernels = [f"tests/test_triton_{name}.py" for name in ("decode",)]
-    result = {"kernels": pytest(*kernels)}
-    if not REHEARSAL:
-        result["gpu"] = pytest("-m", "gpu", "tests/test_gpu.py")
-    return result
+def supervise(
+    name: str, items: list[str], path: Path, log: Path, deadline: float
+) -> Iterator[tuple[str, Result]]:
+    """Run `items` in a process and yield results as they come, until it ends or an item must be stopped."""
+    log.write_text("")
+    limit, left = PATIENCE * PARTS[name].item_seconds, list(items)
+    command = [sys.executable, __file__, "--work", name, str(path), str(log), *items]
+    process = subprocess.Popen(command, start_new_session=True)  # killed with what it started
+    began = time.monotonic()
+    try:
+        while True:
+            running = process.poll() is None
+            lines = log.read_text().rpartition("\n")[0].splitlines()
+            for line in lines[len(items) - len(left) :]:
+                yield from json.loads(line).items()
+                left, began = left[1:], time.monotonic()
+            now = time.monotonic()
+            if not running:
+                if left and process.returncode not in (0, SPOILT):
+                    yield left[0], {"error": f"its process ended with exit code {process.returncode}"}
+                return
+            if now > deadline:
+                return
+            if now - began > limit:
+                yield left[0], {"error": f"stopped after {limit} s"}
+                return
+            time.sleep(0.05)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
-def relative_error(got: Tensor, exact: Tensor) -> float:
-    return float((got.double() - exact).norm() / exact.norm())
+def run_part(name: str, path: Path, full: Result, deadline: float, folder: Path) -> list[str]:
+    """Run what is missing of a part and save each result. Returns the items that failed or were not reached."""
+    part, found = PARTS[name], full["parts"].setdefault(name, {})
+    if found.get("sources") != full["sources"]:
+        found.clear()
+    found |= {"sources": full["sources"], "commit": full["commit"]}
+    kept = [item for item in part.items if item in found and "error" not in found[item]]
+    pending = [item for item in part.items if item not in kept]
+    if kept:
+        print(f"{name}: {len(kept)} of {len(part.items)} done earlier, --fresh runs them again", flush=True)
+    began, before = time.monotonic(), found.get("seconds", 0)
+    deadline = min(deadline, began + PATIENCE * part.seconds)
+    failed = []
+    while pending and time.monotonic() < deadline:
+        path.write_text(json.dumps(full, indent=1) + "\n")
+        for item, result in supervise(name, pending, path, folder / "log", deadline):
+            found[item] = result
+            found["seconds"] = round(before + time.monotonic() - began, 1)
+            path.write_text(json.dumps(full, indent=1) + "\n")
+            pending = pending[pending.index(item) + 1 :]
+            failed += [item] * ("error" in result)
+            print(f"{name}: {item}: {one_line(result)}", flush=True)
+    if pending:
+        print(f"{name}: not reached in time: {', '.join(pending)}", flush=True)
+    return failed + pending
 
 
-def copy_speed() -> Result:
-    """The roof for whatever moves bytes."""
-    source = torch.randn(2**29 if DEVICE == "cuda" else 2**10, device=DEVICE)
-    target = torch.empty_like(source)
-    timing = time_ms(lambda: target.copy_(source))
-    return timing | {"gb_per_s": round(2e-6 * source.nbytes / timing["median_ms"])}
-
-
-def decode() -> Result:
-    """Triton against reference.decode. GB/s count each row each time it is used, found in a cache or not."""
-    from saefast.triton_kernels import decode as triton_decode
-    from saefast.triton_kernels.decode import decode_bytes
-
-    result: Result = {"copy": copy_speed()}
-    for name, (B, D, F, K) in SHAPES.items():
-        for dtype_name, dtype in DECODE_DTYPES.items():
-            torch.manual_seed(0)
-            W_dec = torch.randn(F, D, dtype=dtype, device=DEVICE).mul_(D**-0.5)
-            top_acts = torch.randn(B, K, dtype=dtype, device=DEVICE).abs()
-            top_indices = torch.randint(F, (B, K), dtype=torch.int32, device=DEVICE)  # latents equally likely
-            inputs = top_acts, top_indices, W_dec, torch.randn(D, dtype=dtype, device=DEVICE)
-
-            some = slice(0, 64)  # tokens checked in fp64, which for all of them would need much memory
-            rows = W_dec[top_indices[some].long()].double()
-            exact = inputs[3].double() + torch.einsum("bk,bkd->bd", top_acts[some].double(), rows)
-            ours, theirs = triton_decode(*inputs), reference.decode(*inputs)
-            error, torch_error = relative_error(ours[some], exact), relative_error(theirs[some], exact)
-            assert error <= 2 * torch_error + 1e-6, (
-                f"{name} {dtype_name}: error {error} against torch's {torch_error}"
-            )
-            distance = relative_error(ours, theirs.double())
-            assert distance <= 4 * torch_error + 1e-6, (
-                f"{name} {dtype_name}: {distance} from torch over all tokens"
-            )
-            assert torch.equal(ours, triton_decode(*inputs)), f"{name} {dtype_name}: two runs differ"
-
-            row: Result = {
-                "shape": [B, D, F, K],
-                "error": error,
-                "torch_error": torch_error,
-                "same_bits": True,
-            }
-            for label, function in (("triton", triton_decode), ("reference", reference.decode)):
-                timing = time_ms(partial(function, *inputs), flush_l2=True, seconds=3)
-                gigabytes = 1e-6 * decode_bytes(B, K, D, W_dec.element_size())
-                row[label] = timing | {"gb_per_s": round(gigabytes / timing["median_ms"])}
-            result[f"{name} {dtype_name}"] = row
-    return result
-
-
-Step = Callable[[Tensor], Tensor]  # x -> the loss before the update
-
-
-def trainer_step(sae: SAE, config: TrainConfig) -> Step:
-    trainer = Trainer(sae, config)
-    return lambda x: trainer.step(x).loss
-
-
-def dense_step(sae: SAE, config: TrainConfig) -> Step:
-    return PlainStep(sae.params, sae.config.k, config.lr, config.betas, config.eps)
-
-
-def step() -> Result:
-    """Trainer.step on each backend that can run here, against `dense_step`, in fp32 from the same start."""
-    result: Result = {"float32_matmul_precision": torch.get_float32_matmul_precision()}
-    backends = [name for name in ("reference", "triton") if unavailable(name) is None]
-    for name in STEPS:
-        B, D, F, K = SHAPES[name]
-        torch.manual_seed(0)
-        batches = torch.randn(4, B, D, device=DEVICE)
-        row: Result = {"shape": [B, D, F, K]}
-        losses: dict[str, list[float]] = {}
-        for label in ("dense", *backends):
-            sae = SAE(SAEConfig(d_in=D, d_sae=F, activation="topk", k=K)).to(DEVICE)
-            config = TrainConfig(
-                batch_size=B, total_tokens=1000 * B, lr=1e-4, warmup_fraction=0, decay_fraction=0,
-                normalize_input=False, seed=0, backend="reference" if label == "dense" else label,
-            )  # fmt: skip
-            run = dense_step(sae, config) if label == "dense" else trainer_step(sae, config)
-            del sae
-            if DEVICE == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            losses[label] = [float(run(x)) for x in batches]
-            timing = time_ms(partial(run, batches[0]), samples=30, seconds=8)
-            row[label] = timing | {"tokens_per_s": round(1e3 * B / timing["median_ms"])}
-            if DEVICE == "cuda":
-                row[label]["peak_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20)
-            del run
-            gc.collect()
-        row["losses"] = losses
-        for label in backends:
-            torch.testing.assert_close(losses[label], losses["dense"], rtol=1e-3, atol=0)
-        result[name] = row
-    return result
-
-
-PART_SECONDS = 150  # three of these stay under the eight minutes
-PARTS: dict[str, Callable[[], Result]] = {"correctness": correctness, "decode": decode, "step": step}
+def one_line(result: Result, prefix: str = "") -> str:
+    """The figures of a result, without its lists, long texts and spreads."""
+    shown = []
+    for key, value in result.items():
+        if key in ("p10_ms", "p90_ms", "samples", "reserved_gb"):
+            continue
+        if isinstance(value, dict):
+            shown.append(one_line(value, f"{prefix}{key}."))
+        elif isinstance(value, (bool, int, float, type(None))) or key in TEXTS:
+            shown.append(f"{prefix}{key} {value if not isinstance(value, float) else round(value, 6)}"[:400])
+    return ", ".join(filter(None, shown))
 
 
 def header() -> Result:
@@ -235,50 +187,44 @@ def header() -> Result:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--fresh", action="store_true", help="run every part again")
+    parser.add_argument("--fresh", action="store_true", help="do again what was done earlier")
     parser.add_argument("--rehearse", action="store_true", help="toy sizes on the CPU")
+    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help="run these parts")
+    parser.add_argument("--part-list", action="store_true", help="print parts, items and limits, run nothing")
+    parser.add_argument("--seconds", type=int, default=SECONDS, help=f"for everything, default {SECONDS}")
     parser.add_argument("--out", type=Path, help="folder for the JSON file (default: benchmarks/results)")
-    parser.add_argument("--part", nargs=2, metavar=("NAME", "FILE"), help=argparse.SUPPRESS)
+    parser.add_argument("--work", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.part:  # this is the process of one part
-        name, file = args.part
-        Path(file).write_text(json.dumps(PARTS[name]()))
+    if args.work:  # this is the process of a part
+        name, path, log, *items = args.work
+        return work(name, Path(path), Path(log), items)
+    if args.part_list:
+        for name, part in PARTS.items():
+            print(f"{name} ({part.seconds} s, {part.item_seconds} s an item): {', '.join(part.items)}")
         return 0
     if DEVICE == "cuda" and not torch.cuda.is_available():
         print("benchmarks/gpu.py: no CUDA GPU was found; --rehearse runs it on the CPU", file=sys.stderr)
         return 2
 
+    deadline = time.monotonic() + args.seconds
+    unfinished = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.out or (Path(temporary) if REHEARSAL else ROOT / "benchmarks" / "results")
         folder.mkdir(parents=True, exist_ok=True)
-        report = header() | {"parts": {}}
-        path = folder / f"{re.sub(r'[^a-z0-9]+', '-', report['device'].lower())}.json"
-        if path.exists() and not args.fresh:
-            earlier = json.loads(path.read_text())
-            if earlier["sources"] == report["sources"]:
-                report["parts"] = earlier["parts"]
-
-        failed = []
+        full = header() | {"parts": {}}
+        path = folder / f"{re.sub(r'[^a-z0-9]+', '-', full['device'].lower())}.json"
+        if path.exists():
+            full["parts"] = json.loads(path.read_text())["parts"]
         for name in PARTS:
-            if name in report["parts"]:
-                print(f"{name}: done earlier, --fresh runs it again")
+            if args.only and name not in args.only:
                 continue
-            # A process each: a fault in a kernel spoils CUDA for the rest of its process.
-            file = Path(temporary) / f"{name}.json"
-            command = [sys.executable, __file__, "--part", name, str(file), *(["--rehearse"] * REHEARSAL)]
-            began = time.perf_counter()
-            try:
-                subprocess.run(command, check=True, timeout=PART_SECONDS)
-            except subprocess.SubprocessError as error:
-                print(f"{name}: {error}", file=sys.stderr)
-                failed.append(name)
-                continue
-            seconds = round(time.perf_counter() - began, 1)
-            report["parts"][name] = json.loads(file.read_text()) | {"seconds": seconds}
-            path.write_text(json.dumps(report, indent=2) + "\n")
-            print(f"{name}:", json.dumps(report["parts"][name]), flush=True)
-        print(f"failed: {', '.join(failed)}" if failed else f"all parts done: {path}")
-    return 1 if failed else 0
+            if args.fresh:
+                full["parts"].pop(name, None)
+            unfinished[name] = run_part(name, path, full, deadline, Path(temporary))
+        summary = [f"{name}: {item}" for name, items in unfinished.items() for item in items]
+        print(f"failed or not reached: {'; '.join(summary)}" if summary else f"all done: {path}")
+        print(f"{full['device']}: {time.monotonic() - deadline + args.seconds:.0f} s, {path}")
+    return 1 if summary else 0
 
 
 if __name__ == "__main__":

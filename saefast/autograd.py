@@ -1,20 +1,21 @@
 """Differentiable encode and decode, for an SAE inside your own model or with your own loss.
 
-    from torch.nn.functional import mse_loss
-    from saefast.autograd import sae_forward
-
-    x_hat, top_acts, top_indices = sae_forward(x, W_enc, b_enc, W_dec, b_dec, k=32)
-    (mse_loss(x_hat, x) + 1e-3 * top_acts.sum()).backward()
+    >>> from torch.nn.functional import mse_loss
+    >>> x, W = torch.randn(64, 8), torch.randn(32, 8)
+    >>> W_enc, W_dec = W.clone().requires_grad_(), W.requires_grad_()
+    >>> b_enc, b_dec = torch.zeros(32, requires_grad=True), torch.zeros(8, requires_grad=True)
+    >>> x_hat, top_acts, top_indices = sae_forward(x, W_enc, b_enc, W_dec, b_dec, k=4)
+    >>> (mse_loss(x_hat, x) + 1e-3 * top_acts.sum()).backward()
+    >>> W_enc.grad.shape
+    torch.Size([32, 8])
 
 Shapes: x [B, D], W_enc and W_dec [F, D] with one row per latent, b_enc [F], b_dec [D]. The values are those of
-`saefast.reference`; gradients are the exact ones of the sparse formula, summed over the active entries of each latent in
-a fixed order. No [B, F] tensor is made but the pre-activations in the forward pass of the reference backend.
+`saefast.reference`. Gradients are summed over the active entries of each latent in a fixed order, so they are the same
+bits every time, and no dense gradient [B, F] is made. An entry is active where its activation is positive, and only
+there does a gradient reach it. Which latents are selected is not differentiated. Gradients of gradients raise an error.
 
-An entry of the code is active where its activation is positive, and only there does a gradient reach it. Which latents
-are selected is not differentiated, as usual for TopK. Gradients of gradients raise an error.
-
-Everything is a `torch.library` operator (see `saefast.autograd_ops`), so `torch.compile(fullgraph=True)` keeps each as one node of its graph. Training
-an SAE by itself is faster with `saefast.Trainer`, which never stores a gradient.
+Everything is a `torch.library` operator (see `saefast.autograd_ops`), so `torch.compile(fullgraph=True)` works.
+Training an SAE by itself is faster with `saefast.Trainer`, which never stores a gradient.
 """
 
 import torch

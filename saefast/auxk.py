@@ -47,15 +47,12 @@ def capacity(num_tokens_since_fired: Tensor, threshold: int, tokens_ahead: int, 
 def find_dead(num_tokens_since_fired: Tensor, threshold: int, capacity: int) -> Dead:
     dead = num_tokens_since_fired >= threshold
     places = dead.cumsum(0) - 1
-    slots = torch.where(dead, places, -1)
-    # every latent writes its number to its place, those that are not dead to one past the end
+    listed = dead & (places < capacity)
+    slots = torch.where(listed, places, -1)
+    # every latent writes its number to its place, those that have none to one past the end
     latents = places.new_zeros(capacity + 1)
-    latents.scatter_(0, torch.where(dead, places, capacity).clamp_max(capacity), _numbers(dead))
-    return Dead(latents[:capacity], dead.sum(), slots.to(torch.int32))
-
-
-def _numbers(like: Tensor) -> Tensor:
-    return torch.arange(len(like), device=like.device)
+    latents.scatter_(0, torch.where(listed, places, capacity), torch.arange(len(dead), device=dead.device))
+    return Dead(latents[:capacity], listed.sum(), slots.to(torch.int32))
 
 
 def auxk(

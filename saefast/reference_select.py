@@ -60,7 +60,8 @@ def above_threshold(
         capacity: N. None counts first, which waits for the device. With a number nothing waits, and what does not
             fit is left out: `row_offsets[B]` is the number found, larger than N then, and the caller must check it.
     """
-    token, latent = (pre_acts > threshold).nonzero(as_tuple=True)
+    # expanded: a 0-dimensional tensor would be rounded to the format of pre_acts before it is compared
+    token, latent = (pre_acts > threshold.expand(pre_acts.shape[1])).nonzero(as_tuple=True)
     acts, n_found = pre_acts[token, latent], len(token)
     row_offsets = torch.bincount(token, minlength=len(pre_acts)).cumsum(0)
     capacity = n_found if capacity is None else capacity

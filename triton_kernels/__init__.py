@@ -1,8 +1,24 @@
-"""The Triton backend: the functions of `saefast.reference`, one kernel file each, for NVIDIA GPUs.
+"""The Triton backend: the functions of `saefast.reference`, one file each, for NVIDIA GPUs.
 
 Imported as `saefast.triton_kernels`. Depends on torch and triton only: tensors and numbers in, tensors out.
 """
 
-from saefast.triton_kernels.decode import decode
+from saefast.triton_kernels.backward import grad_top_acts
+from saefast.triton_kernels.batch_topk import batch_topk
+from saefast.triton_kernels.centre import centre
+from saefast.triton_kernels.decode import decode, decode_error
+from saefast.triton_kernels.dense import dense_error, dense_grad_acts, outer_sum, prefer_sparse, relu_encode
+from saefast.triton_kernels.encode import encode_batch_topk, encode_threshold, encode_topk
+from saefast.triton_kernels.group import group_by_latent
+from saefast.triton_kernels.keep_topk import keep_topk
+from saefast.triton_kernels.sum_rows import sum_rows
+from saefast.triton_kernels.threshold import above_threshold
+from saefast.triton_kernels.topk import topk
+from saefast.triton_kernels.update import adam_rows_, row_grads, update_
 
-__all__ = ["decode"]
+NAME = "triton"
+__all__ = [
+    "NAME", "above_threshold", "adam_rows_", "batch_topk", "centre", "decode", "decode_error", "dense_error",
+    "dense_grad_acts", "encode_batch_topk", "encode_threshold", "encode_topk", "grad_top_acts", "group_by_latent",
+    "keep_topk", "outer_sum", "prefer_sparse", "relu_encode", "row_grads", "sum_rows", "topk", "update_",
+]  # fmt: skip

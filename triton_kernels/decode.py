@@ -1,9 +1,10 @@
-"""Decode: rebuild each token from its K active latents.
+"""Decode: rebuild each token from its active latents, and what is wrong with the result.
 
-    x_hat[b] = b_dec + sum_j top_acts[b, j] * W_dec[top_indices[b, j]]
+    x_hat[b] = b_dec + sum_j acts[b, j] * W_dec[indices[b, j]]        error = x_hat - x
 
 Two FLOPs per element of W_dec gathered, so memory bandwidth bounds it; `decode_bytes` counts that traffic. Rows used
-by several tokens may come from the L2 cache, down to one read of each row. Spec: `saefast.reference.decode`.
+by several tokens may come from the L2 cache, down to one read of each row. `decode_error` neither rounds x_hat before
+it subtracts x nor writes it. Spec: `saefast.reference.decode`, `saefast.reference.decode_error`.
 """
 
 from dataclasses import dataclass
@@ -15,13 +16,49 @@ from torch import Tensor
 
 
 @triton.jit
+def entries_of_token(b, row_offsets_ptr, K):
+    """Where the entries of token b begin and end in the flattened code, int32. K: N in the ragged layout."""
+    if row_offsets_ptr is None:
+        return b * K, b * K + K
+    else:
+        # row_offsets may count entries that found no place in the code (`reference.above_threshold`).
+        return tl.load(row_offsets_ptr + b), tl.minimum(tl.load(row_offsets_ptr + b + 1), K)
+
+
+@triton.jit
+def _x_hat(
+    acts_ptr, indices_ptr, row_offsets_ptr, W_dec_ptr, b_dec_ptr, d, K, D,
+    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Columns d of the x_hat of program_id(0), fp32; 0 where d >= D."""
+    in_row = d < D
+    first, end = entries_of_token(tl.program_id(0), row_offsets_ptr, K)
+
+    # The rows of a tile are summed apart from each other until the end: no reduction in the loop. With stages, those of
+    # two iterations are in flight (cp.async); without, ptxas loads row after row to save registers.
+    partial = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
+    for start in tl.range(first, end, BLOCK_K, num_stages=3):
+        j = start + tl.arange(0, BLOCK_K)
+        act = tl.load(acts_ptr + j, mask=j < end, other=0.0).to(tl.float32)
+        f = tl.load(indices_ptr + j, mask=j < end, other=0).to(tl.int64)  # F * D passes 2^31
+        row_ptrs = W_dec_ptr + f[:, None] * D + d[None, :]
+        active = act != 0  # the row of an inactive slot is not read
+        rows = tl.load(row_ptrs, mask=active[:, None] & in_row[None, :], other=0.0).to(tl.float32)
+        partial += act[:, None] * rows
+
+    b_dec = tl.load(b_dec_ptr + d, mask=in_row, other=0.0).to(tl.float32)
+    return b_dec + tl.sum(partial, axis=0)
+
+
+@triton.jit
 def _decode_kernel(
-    top_acts_ptr,  # [B, K]
-    top_indices_ptr,  # [B, K]
+    acts_ptr,  # [B, K], or [N]
+    indices_ptr,  # [B, K], or [N]
+    row_offsets_ptr,  # None, or [B + 1]
     W_dec_ptr,  # [F, D]
     b_dec_ptr,  # [D]
     x_hat_ptr,  # [B, D] out
-    K,
+    K,  # or N
     D,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -29,27 +66,36 @@ def _decode_kernel(
     # Tokens vary fastest, so the programs running together read one slice of columns of W_dec: less L2 to miss.
     b = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    in_row = d < D
+    x_hat = _x_hat(acts_ptr, indices_ptr, row_offsets_ptr, W_dec_ptr, b_dec_ptr, d, K, D, BLOCK_K, BLOCK_D)
+    tl.store(x_hat_ptr + b * D + d, x_hat.to(x_hat_ptr.dtype.element_ty), mask=d < D)
 
-    # BLOCK_K rows are in flight at a time, each summed apart from the others until the end: no reduction in the loop.
-    partial = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
-    for start in range(0, K, BLOCK_K):
-        j = start + tl.arange(0, BLOCK_K)
-        act = tl.load(top_acts_ptr + b * K + j, mask=j < K, other=0.0).to(tl.float32)
-        f = tl.load(top_indices_ptr + b * K + j, mask=j < K, other=0).to(tl.int64)  # F * D passes 2^31
-        row_ptrs = W_dec_ptr + f[:, None] * D + d[None, :]
-        active = act != 0  # the row of an inactive slot is not read
-        rows = tl.load(row_ptrs, mask=active[:, None] & in_row[None, :], other=0.0).to(tl.float32)
-        partial += act[:, None] * rows
 
-    b_dec = tl.load(b_dec_ptr + d, mask=in_row, other=0.0).to(tl.float32)
-    x_hat = b_dec + tl.sum(partial, axis=0)
-    tl.store(x_hat_ptr + b * D + d, x_hat.to(x_hat_ptr.dtype.element_ty), mask=in_row)
+@triton.jit
+def _decode_error_kernel(
+    acts_ptr,  # [B, K], or [N]
+    indices_ptr,  # [B, K], or [N]
+    row_offsets_ptr,  # None, or [B + 1]
+    W_dec_ptr,  # [F, D]
+    b_dec_ptr,  # [D]
+    x_ptr,  # [B, D]
+    error_ptr,  # [B, D] out
+    squares_ptr,  # [B, programs of a token] out
+    K,  # or N
+    D,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    b = tl.program_id(0).to(tl.int64)
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    x_hat = _x_hat(acts_ptr, indices_ptr, row_offsets_ptr, W_dec_ptr, b_dec_ptr, d, K, D, BLOCK_K, BLOCK_D)
+    error = x_hat - tl.load(x_ptr + b * D + d, mask=d < D, other=0.0).to(tl.float32)
+    tl.store(error_ptr + b * D + d, error.to(error_ptr.dtype.element_ty), mask=d < D)
+    tl.store(squares_ptr + b * tl.num_programs(1) + tl.program_id(1), tl.sum(error * error))
 
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """Launch configuration of `_decode_kernel`."""
+    """Launch configuration of both kernels."""
 
     BLOCK_K: int  # rows of W_dec loaded per iteration
     BLOCK_D: int  # columns of a program
@@ -57,17 +103,22 @@ class DecodeConfig:
 
 
 def decode_config(K: int, D: int, itemsize: int) -> DecodeConfig:
-    """Tiles for W_dec of `itemsize` bytes per element.
+    """Tiles for W_dec of `itemsize` bytes per element. K: of a token, at most.
 
     BLOCK_D is the widest tile that pads D by at most an eighth. A thread reads 16 bytes of a row, and where a row fills
     the warps it does so for every row of the tile, so that the rows are summed inside the thread. BLOCK_K gives each
-    thread four such loads to wait for at once.
+    thread four such loads per iteration.
     """
-    BLOCK_D = next((block for block in (512, 256) if -D % block <= D // 8), 128)
-    BLOCK_D = min(BLOCK_D, triton.next_power_of_2(D))
+    BLOCK_D = columns_of_tile(D)
     num_warps = max(1, BLOCK_D * itemsize // (32 * 16))
     BLOCK_K = num_warps * 32 * 16 * 4 // (BLOCK_D * itemsize)
-    return DecodeConfig(min(BLOCK_K, triton.next_power_of_2(K)), BLOCK_D, num_warps)
+    return DecodeConfig(min(BLOCK_K, triton.next_power_of_2(max(K, 1))), BLOCK_D, num_warps)
+
+
+def columns_of_tile(D: int) -> int:
+    """The widest tile up to 512 that pads D by at most an eighth, else 128, or the least that holds D."""
+    BLOCK_D = next((block for block in (512, 256) if -D % block <= D // 8), 128)
+    return min(BLOCK_D, triton.next_power_of_2(D))
 
 
 def decode_bytes(B: int, K: int, D: int, itemsize: int) -> int:
@@ -76,23 +127,74 @@ def decode_bytes(B: int, K: int, D: int, itemsize: int) -> int:
 
 
 def decode(
-    top_acts: Tensor, top_indices: Tensor, W_dec: Tensor, b_dec: Tensor, *, config: DecodeConfig | None = None
+    acts: Tensor,
+    indices: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    row_offsets: Tensor | None = None,
+    *,
+    config: DecodeConfig | None = None,
 ) -> Tensor:
-    """[B, K], [B, K] int32, [F, D], [D] -> x_hat [B, D], summed in fp32, in the wider dtype of W_dec and b_dec."""
-    (B, K), (_, D) = top_acts.shape, W_dec.shape
-    assert top_indices.shape == (B, K), f"top_indices: expected {(B, K)}, got {tuple(top_indices.shape)}"
-    assert b_dec.shape == (D,), f"b_dec: expected {(D,)}, got {tuple(b_dec.shape)}"
-    tensors = {"top_acts": top_acts, "top_indices": top_indices, "W_dec": W_dec, "b_dec": b_dec}
-    for name, tensor in tensors.items():
-        assert tensor.is_contiguous(), f"{name}: expected contiguous memory, got strides {tensor.stride()}"
-
+    """A code, [F, D], [D] -> x_hat [B, D], summed in fp32, in the wider dtype of W_dec and b_dec."""
+    B, K = check_code(acts, indices, row_offsets)
+    D = W_dec.shape[1]
+    check("W_dec", W_dec, (W_dec.shape[0], D))
+    check("b_dec", b_dec, (D,))
     dtype = torch.promote_types(W_dec.dtype, b_dec.dtype)
     x_hat = torch.empty(B, D, dtype=dtype, device=W_dec.device)
     if B == 0:
         return x_hat
     config = config or decode_config(K, D, W_dec.element_size())
     _decode_kernel[(B, triton.cdiv(D, config.BLOCK_D))](
-        top_acts, top_indices, W_dec, b_dec, x_hat, K, D,
+        acts, indices, row_offsets, W_dec, b_dec, x_hat, K, D,
         BLOCK_K=config.BLOCK_K, BLOCK_D=config.BLOCK_D, num_warps=config.num_warps,
     )  # fmt: skip
     return x_hat
+
+
+def decode_error(
+    acts: Tensor,
+    indices: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    x: Tensor,
+    dtype: torch.dtype,
+    row_offsets: Tensor | None = None,
+    *,
+    config: DecodeConfig | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A code, [F, D], [D], x [B, D] -> error [B, D] in `dtype`, ||error||^2 of each row before rounding [B] fp32."""
+    B, K = check_code(acts, indices, row_offsets)
+    D = W_dec.shape[1]
+    check("W_dec", W_dec, (W_dec.shape[0], D))
+    check("b_dec", b_dec, (D,))
+    check("x", x, (B, D))
+    config = config or decode_config(K, D, W_dec.element_size())
+    n_tiles = triton.cdiv(D, config.BLOCK_D)
+    error = torch.empty(B, D, dtype=dtype, device=W_dec.device)
+    squares = torch.empty(B, n_tiles, dtype=torch.float32, device=W_dec.device)
+    if B > 0:
+        _decode_error_kernel[(B, n_tiles)](
+            acts, indices, row_offsets, W_dec, b_dec, x, error, squares, K, D,
+            BLOCK_K=config.BLOCK_K, BLOCK_D=config.BLOCK_D, num_warps=config.num_warps,
+        )  # fmt: skip
+    return error, squares.sum(dim=1)
+
+
+def check(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    assert tensor.shape == shape, f"{name}: expected {shape}, got {tuple(tensor.shape)}"
+    assert tensor.is_contiguous(), f"{name}: expected contiguous memory, got strides {tensor.stride()}"
+
+
+def check_code(acts: Tensor, indices: Tensor, row_offsets: Tensor | None) -> tuple[int, int]:
+    """-> B, and K or, in the ragged layout, N: the most entries a token can have."""
+    if row_offsets is None:
+        (B, K) = shape = tuple(acts.shape)
+    else:
+        (K,) = shape = tuple(acts.shape)
+        B = len(row_offsets) - 1
+        check("row_offsets", row_offsets, (B + 1,))
+    assert acts.numel() < 2**31, f"acts: expected positions that fit int32, got {acts.numel()} entries"
+    check("acts", acts, shape)
+    check("indices", indices, shape)
+    return B, K

@@ -1,0 +1,187 @@
+"""Dense products in tiles: what the kernels of `pre_acts` and `dense` share.
+
+    acc = left [M, K] @ right [N, K].T, or @ right [K, N] with NN, in fp32
+
+The epilogue works on the accumulator before anything is written. 2 M N K FLOPs bound the whole (`gemm_flops`). The grid
+is persistent: one program per multiprocessor takes tile after tile, and on sm_90 the loads of its next tile run under
+the epilogue of the last. Every element is summed by one program in ascending k, so the result depends on neither the
+grid nor the run. fp16 and bf16 operands are multiplied exactly; fp32 ones exactly with precision "ieee", rounded to 10
+bits of mantissa with "tf32".
+
+On sm_90 operands are read by TMA (descriptors made on the host, so a CUDA graph keeps them) where rows begin on
+multiples of 16 bytes, as they do with d_in and d_sae multiples of 8; otherwise, and on sm_80, through pointers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+N_SMS = 132  # multiprocessors of an H100 and an H200
+OFFLINE_CAPABILITY = (
+    9,
+    0,
+)  # assumed where no GPU runs the kernels; the compile gate sets it to what it compiles for
+
+
+@triton.jit
+def tile_offsets(tile, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
+    """First row and column of a tile. Down GROUP_M tiles, then right: tiles in work at the same time share rows in L2."""
+    n_down, n_right = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
+    first = tile // (GROUP_M * n_right) * GROUP_M
+    height = min(n_down - first, GROUP_M)
+    within = tile % (GROUP_M * n_right)
+    return (first + within % height) * BLOCK_M, within // height * BLOCK_N
+
+
+@triton.jit
+def product(
+    left,  # [M, K]: a descriptor with TMA, else a pointer
+    right,  # [N, K], or [K, N] with NN
+    row,
+    col,
+    M,
+    N,
+    K,
+    NN: tl.constexpr,
+    TMA: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """The tile [BLOCK_M, BLOCK_N] of the product at (row, col)."""
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    rows = (row + tl.arange(0, BLOCK_M))[:, None]
+    cols = (col + tl.arange(0, BLOCK_N))[None, :]
+    for start in range(0, K, BLOCK_K):
+        if TMA:
+            a = left.load([row, start])
+            b = right.load([start, col]) if NN else right.load([col, start]).T
+        else:
+            k = start + tl.arange(0, BLOCK_K)
+            a_ptrs = left + rows.to(tl.int64) * K + k[None, :]
+            a = tl.load(a_ptrs, mask=(rows < M) & (k < K)[None, :], other=0.0)
+            if NN:
+                b_ptrs = right + k[:, None].to(tl.int64) * N + cols
+            else:
+                b_ptrs = right + cols.to(tl.int64) * K + k[:, None]
+            b = tl.load(b_ptrs, mask=(k < K)[:, None] & (cols < N), other=0.0)
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit
+def halves(acc):
+    """The left and the right half of a tile. The epilogue of a half needs half the registers, hence spills none."""
+    M: tl.constexpr = acc.shape[0]
+    N: tl.constexpr = acc.shape[1]
+    return tl.split(tl.permute(tl.reshape(acc, (M, 2, N // 2)), (0, 2, 1)))
+
+
+@dataclass(frozen=True)
+class GemmConfig:
+    """Launch configuration of a kernel made of `product` and an epilogue."""
+
+    BLOCK_M: int
+    BLOCK_N: int
+    BLOCK_K: int
+    num_warps: int
+    num_stages: int
+    TMA: bool
+    FLATTEN: bool  # one loop over the k of all tiles, so that loads run ahead into the next tile
+    GROUP_M: int = 8
+
+
+WIDE = GemmConfig(128, 256, 64, 8, 3, TMA=True, FLATTEN=True)
+NARROW = GemmConfig(128, 128, 64, 8, 4, TMA=True, FLATTEN=True)
+TF32 = GemmConfig(128, 128, 32, 8, 3, TMA=True, FLATTEN=True)
+NARROW_POINTERS = GemmConfig(128, 128, 64, 8, 3, TMA=False, FLATTEN=False)
+TF32_POINTERS = GemmConfig(128, 128, 32, 8, 3, TMA=False, FLATTEN=False)
+IEEE = GemmConfig(
+    128, 128, 16, 8, 2, TMA=False, FLATTEN=False
+)  # no tensor cores; TMA or 3 stages would spill
+
+
+def gemm_config(
+    M: int,
+    N: int,
+    K: int,
+    dtype: torch.dtype,
+    NN: bool = False,
+    precision: str = "ieee",
+    capability: tuple[int, int] = (9, 0),
+) -> GemmConfig:
+    """Tiles without spills and within shared memory (163 KB on sm_80, 227 KB from sm_90).
+
+    On sm_90 WIDE reads 0.75 of the shared memory that NARROW reads per FLOP, but its last round of tiles leaves more
+    multiprocessors idle: whichever needs less time, counting a column of NARROW as 1.1 of WIDE (a guess).
+    """
+    aligned = K * dtype.itemsize % 16 == 0 and (not NN or N * dtype.itemsize % 16 == 0)
+    by_pointers = capability < (9, 0) or not aligned
+    if dtype == torch.float32 and precision == "ieee":
+        return IEEE
+    if dtype == torch.float32:
+        return TF32_POINTERS if by_pointers else TF32
+    if by_pointers:
+        return NARROW_POINTERS
+
+    def time(config: GemmConfig) -> int:
+        tiles = triton.cdiv(M, config.BLOCK_M) * triton.cdiv(N, config.BLOCK_N)
+        return triton.cdiv(tiles, N_SMS) * config.BLOCK_N
+
+    wide = capability[0] == 9 and 10 * time(WIDE) <= 11 * time(NARROW)
+    return WIDE if wide else NARROW
+
+
+def gemm_flops(M: int, N: int, K: int) -> int:
+    """Floating-point operations of one product."""
+    return 2 * M * N * K
+
+
+def device_capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else OFFLINE_CAPABILITY
+
+
+def launch(
+    kernel: JITFunction,
+    left: Tensor,
+    right: Tensor,
+    *arguments: Tensor | float | None,
+    config: GemmConfig,
+    NN: bool = False,
+    precision: str = "ieee",
+) -> None:
+    """Run `kernel`(left, right, *arguments, M, N, K, constants) over all tiles of the product."""
+    (M, K), N = left.shape, right.shape[1 if NN else 0]
+    shape = (K, N) if NN else (N, K)
+    assert right.shape == shape, f"right: expected {shape}, got {tuple(right.shape)}"
+    assert left.dtype == right.dtype, f"right: expected {left.dtype}, got {right.dtype}"
+    tensors = {"left": left, "right": right}
+    tensors |= {f"argument {i}": t for i, t in enumerate(arguments) if isinstance(t, Tensor)}
+    for name, tensor in tensors.items():
+        assert tensor.is_contiguous(), f"{name}: expected contiguous memory, got strides {tensor.stride()}"
+
+    if config.TMA:
+        block = [config.BLOCK_K, config.BLOCK_N] if NN else [config.BLOCK_N, config.BLOCK_K]
+        left = TensorDescriptor.from_tensor(left, [config.BLOCK_M, config.BLOCK_K])
+        right = TensorDescriptor.from_tensor(right, block)
+    on_gpu = tensors["left"].is_cuda
+    n_sms = torch.cuda.get_device_properties(left.device).multi_processor_count if on_gpu else N_SMS
+    tiles = triton.cdiv(M, config.BLOCK_M) * triton.cdiv(N, config.BLOCK_N)
+    kernel[(min(tiles, n_sms),)](
+        left, right, *arguments, M, N, K,
+        TMA=config.TMA, PRECISION=precision, BLOCK_M=config.BLOCK_M, BLOCK_N=config.BLOCK_N, BLOCK_K=config.BLOCK_K,
+        GROUP_M=config.GROUP_M, FLATTEN=config.FLATTEN, num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+
+
+def wide_product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """left @ right kept in fp32, by the library (cuBLAS)."""
+    if left.is_cuda and left.dtype != torch.float32:
+        return torch.mm(left, right, out_dtype=torch.float32, out=out)
+    return torch.mm(left.float(), right.float(), out=out)

@@ -1,0 +1,142 @@
+"""A row of D numbers in registers, for kernels that hold whole rows.
+
+Triton's blocks are powers of two, so a row is a tuple of them: as many as fit of the width at which each thread has one
+vector, then one or two for the rest: 2304 = 1024 + 1024 + 256 without a lane of padding. Every thread holds the same
+columns whatever the row, and in every dtype, so rows are added and converted without talking to other threads.
+
+PIECES is a constexpr tuple of (start, width, vector). The padding of the last piece loads as 0.
+"""
+
+import triton
+import triton.language as tl
+
+Pieces = tuple[tuple[int, int, int], ...]
+
+
+def pieces_of(D: int, num_warps: int, vector: int) -> Pieces:
+    """Pieces of a row of D for `num_warps`, with vectors of at most `vector` elements."""
+    threads = 32 * num_warps
+    widths = [vector * threads] * (D // (vector * threads))
+    rest = D - sum(widths)
+    if rest:
+        first = 1 << (rest.bit_length() - 1)
+        second = triton.next_power_of_2(rest - first) if rest > first else 0
+        widths += [2 * first] if second == first else [first, second] if second else [first]
+    starts = [sum(widths[:i]) for i in range(len(widths))]
+    return tuple(
+        (start, width, min(vector, max(1, width // threads)))
+        for start, width in zip(starts, widths, strict=True)
+    )
+
+
+@triton.jit
+def zeros(PIECES: tl.constexpr):
+    row = ()
+    for i in tl.static_range(len(PIECES)):
+        row += (tl.zeros((tl.constexpr(PIECES[i][1]),), tl.float32),)
+    return row
+
+
+@triton.jit
+def load_row(ptr, offset, D: tl.constexpr, PIECES: tl.constexpr):
+    """The row that starts at ptr + offset (int64), in the dtype of memory.
+
+    What is read once in a step should not push out of the cache what is read often.
+    """
+    row = ()
+    for i in tl.static_range(len(PIECES)):
+        cols = tl.arange(0, PIECES[i][1])
+        at = tl.multiple_of(offset + PIECES[i][0] + cols, tl.constexpr(PIECES[i][2]))
+        if PIECES[i][0] + PIECES[i][1] <= D:
+            row += (tl.load(ptr + at, eviction_policy="evict_first"),)
+        else:
+            in_row = cols < D - PIECES[i][0]
+            row += (tl.load(ptr + at, mask=in_row, other=0, eviction_policy="evict_first"),)
+    return row
+
+
+@triton.jit
+def store_row(ptr, offset, row, D: tl.constexpr, PIECES: tl.constexpr):
+    for i in tl.static_range(len(PIECES)):
+        cols = tl.arange(0, PIECES[i][1])
+        at = tl.multiple_of(offset + PIECES[i][0] + cols, tl.constexpr(PIECES[i][2]))
+        value = row[i].to(ptr.dtype.element_ty)
+        if PIECES[i][0] + PIECES[i][1] <= D:
+            tl.store(ptr + at, value)
+        else:
+            tl.store(ptr + at, value, mask=cols < D - PIECES[i][0])
+
+
+@triton.jit
+def gather_rows(ptr, rows, valid, D: tl.constexpr, PIECES: tl.constexpr):
+    """rows [R] int64 -> tuple of [R, width]. Rows without `valid` and the padding are 0."""
+    tiles = ()
+    for i in tl.static_range(len(PIECES)):
+        cols = tl.arange(0, PIECES[i][1])
+        at = (rows * D + PIECES[i][0])[:, None] + cols[None, :]
+        at = tl.multiple_of(at, [1, tl.constexpr(PIECES[i][2])])
+        mask = valid[:, None]
+        if PIECES[i][0] + PIECES[i][1] > D:
+            mask = mask & (cols < D - PIECES[i][0])[None, :]
+        tiles += (tl.load(ptr + at, mask=mask, other=0.0, eviction_policy="evict_last"),)
+    return tiles
+
+
+@triton.jit
+def add_scaled(row, scale, other):
+    """row + scale * other in fp32."""
+    out = ()
+    for i in tl.static_range(len(row)):
+        out += (row[i] + scale * other[i].to(tl.float32),)
+    return out
+
+
+@triton.jit
+def add_rows(row, scales, tiles):
+    """row + sum over r of scales[r] * tiles[r] in fp32."""
+    out = ()
+    for i in tl.static_range(len(row)):
+        out += (row[i] + tl.sum(scales[:, None] * tiles[i].to(tl.float32), axis=0),)
+    return out
+
+
+@triton.jit
+def dot(left, right):
+    """Pieces of one width are added first: each reduction waits for all threads."""
+    products = left[0] * right[0]
+    total = 0.0
+    for i in tl.static_range(1, len(left)):
+        if left[i].shape[0] == left[i - 1].shape[0]:
+            products += left[i] * right[i]
+        else:
+            total += tl.sum(products)
+            products = left[i] * right[i]
+    return total + tl.sum(products)
+
+
+@triton.jit
+def largest(row):
+    """The largest |x| of a row."""
+    largest_of = tl.abs(row[0])
+    result = 0.0
+    for i in tl.static_range(1, len(row)):
+        if row[i].shape[0] == row[i - 1].shape[0]:
+            largest_of = tl.maximum(largest_of, tl.abs(row[i]))
+        else:
+            result = tl.maximum(result, tl.max(largest_of))
+            largest_of = tl.abs(row[i])
+    return tl.maximum(result, tl.max(largest_of))
+
+
+@triton.jit
+def row_dots(tiles, row):
+    """-> [R]: the product of each of R rows with `row`."""
+    products = tiles[0].to(tl.float32) * row[0][None, :]
+    total = tl.zeros((tiles[0].shape[0],), tl.float32)
+    for i in tl.static_range(1, len(row)):
+        if row[i].shape[0] == row[i - 1].shape[0]:
+            products += tiles[i].to(tl.float32) * row[i][None, :]
+        else:
+            total += tl.sum(products, axis=1)
+            products = tiles[i].to(tl.float32) * row[i][None, :]
+    return total + tl.sum(products, axis=1)

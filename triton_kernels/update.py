@@ -1,0 +1,197 @@
+"""Update: backward, projection, Adam and unit norm in one pass over the weights, latent by latent.
+
+For latent f with the active entries p of token t[p] and activation a[p], with error = x_hat - x:
+
+    dz[p]    = grad_scale * <error[t[p]], W_dec[f]> + l1
+    dW_dec   = sum_p grad_scale * a[p] * error[t[p]], without its part along W_dec[f]
+    dW_enc   = sum_p dz[p] * centred[t[p]]          db_enc = sum_p dz[p]
+    db_dec   = grad_scale * sum_b error[b] - sum_f db_enc[f] * W_enc[f]
+
+then Adam on all of it, and W_dec[f] scaled to unit norm. A program keeps the rows of its latent in registers, so the
+gradients never are in memory: what is moved is the state, read and written once, and the gathered rows (`update_bytes`).
+Memory bandwidth bounds it. `row_grads` stores the gradients instead and `adam_rows_` reads them, which costs
+16 bytes per pair of parameters more and gives their norm before they are used.
+
+Sums have a fixed order: the same inputs give the same bits. Rows of more than 8192 do not fit into the registers of
+a thread block; part of them waits in its L1 cache. Spec: `saefast.reference.update_`, `row_grads`, `adam_rows_`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from saefast.triton_kernels.hot import chunk_kernel, chunk_offsets, most_chunks
+from saefast.triton_kernels.rows import Pieces, pieces_of
+from saefast.triton_kernels.storage import pointers, state_bytes
+from saefast.triton_kernels.update_kernels import _adam_rows_kernel, _b_dec_kernel, _update_kernel
+
+Grads = tuple[Tensor, Tensor, Tensor, Tensor]  # W_enc, b_enc, W_dec, b_dec
+
+
+@dataclass(frozen=True)
+class UpdateConfig:
+    """Launch configuration of the update kernels."""
+
+    num_warps: int
+    vector: int  # elements of a row that a thread loads at once
+    R: int  # active entries loaded at once
+    programs: int  # at most; latent j belongs to program j modulo their number
+    chunk: int  # active entries of a latent that one program sums up
+    maxnreg: int  # registers of a thread, so that 16 warps fit on a multiprocessor
+
+    def pieces(self, D: int) -> Pieces:
+        return pieces_of(D, self.num_warps, self.vector)
+
+
+def update_config(weights, device: torch.device) -> UpdateConfig:
+    """At most 16 elements of a row per thread up to D = 8192, and as many programs as run at the same time.
+
+    A thread stores at most 16 bytes at once, so with anything kept in fp32 its vector is 4 elements; one vector for
+    all formats spares the exchange between threads.
+    """
+    D = weights.enc.weight.shape[1]
+    num_warps = next((n for n in (1, 2, 4, 8) if D <= 512 * n), 16)
+    kept = (t for t in (*pointers(weights.enc)[:5], *pointers(weights.dec)[:5]) if t is not None)
+    vector = 4 if any(t.element_size() > 2 for t in kept) else 8
+    multiprocessors = 132
+    if device.type == "cuda":
+        multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+    return UpdateConfig(num_warps, vector, 2, multiprocessors * 16 // num_warps, 256, 128)
+
+
+def update_bytes(weights, n_entries: int, itemsize: int) -> int:
+    """Bytes that `update_` moves with `n_entries` active entries and error and centred of `itemsize`.
+
+    fp32 weights and moments with a bf16 copy take 52 bytes per pair of parameters, split with int8 moments 24, bf16
+    with int8 16. Gathered rows count in full: where error and centred fit into the L2 cache, less is read.
+    """
+    F, D = weights.enc.weight.shape
+    state = F * D * (state_bytes(weights.enc) + state_bytes(weights.dec)) + F * 24
+    return state + n_entries * (2 * D * itemsize + 12)
+
+
+def check_weights(weights) -> tuple[int, int]:
+    F, D = weights.enc.weight.shape
+    for name, matrix in (("W_enc", weights.enc), ("W_dec", weights.dec)):
+        for tensor in pointers(matrix):
+            assert tensor is None or tensor.is_contiguous(), f"{name}: expected contiguous memory"
+        assert matrix.weight.shape == (F, D), f"{name}: expected {(F, D)}, got {tuple(matrix.weight.shape)}"
+    return F, D
+
+
+def launch_update(
+    weights, centred, error, acts, indices, row_offsets, groups, grad_scale, aux, numbers, step, grads, config
+) -> tuple[Grads, Tensor]:  # fmt: skip
+    """With `grads` of W_enc, b_enc, W_dec to fill in, or None to apply them at once -> all four, squared norm."""
+    F, D = check_weights(weights)
+    B, N, device = len(error), acts.numel(), error.device
+    for name, tensor in {"centred": centred, "error": error}.items():
+        assert tensor.shape == (B, D), f"{name}: expected {(B, D)}, got {tuple(tensor.shape)}"
+        assert tensor.is_contiguous(), f"{name}: expected contiguous memory, got strides {tensor.stride()}"
+    assert acts.is_contiguous(), f"acts: expected contiguous memory, got strides {acts.stride()}"
+    offsets, pairs, tokens = groups
+    assert offsets.shape == (F + 1,), f"offsets: expected {(F + 1,)}, got {tuple(offsets.shape)}"
+
+    config = config or update_config(weights, device)
+    pieces, P = config.pieces(D), min(config.programs, F)
+    options = {"D": D, "PIECES": pieces, "num_warps": config.num_warps, "maxnreg": config.maxnreg}
+    enc, dec = pointers(weights.enc), pointers(weights.dec)
+    C = most_chunks(N, F, config.chunk)
+    starts = chunk_offsets(offsets, config.chunk)
+    chunks = [torch.empty(size, dtype=torch.float32, device=device) for size in ((C, D), (C, D), (C,))]
+    if C:
+        chunk_kernel[(C,)](
+            *dec[:2], centred, error, acts, *groups, starts, *chunks, grad_scale, numbers, F,
+            STEPS=(F - 1).bit_length(), R=config.R, CHUNK=config.chunk, **options,
+        )  # fmt: skip
+    partial, squares = (torch.empty(size, dtype=torch.float32, device=device) for size in ((P, D), (P,)))
+    rows_of_aux = (None,) * 4 if aux is None else aux[:4]
+    _update_kernel[(P,)](
+        *enc, *dec, *weights.b_enc, *(grads or (None,) * 3), centred, error, acts, *groups, starts, *chunks,
+        *rows_of_aux, grad_scale, numbers, step, partial, squares, F, P, R=config.R, CHUNK=config.chunk, **options,
+    )  # fmt: skip
+    grad_b_dec, squared = (torch.empty(size, dtype=torch.float32, device=device) for size in ((D,), ()))
+    _b_dec_kernel[(1,)](
+        *((None,) * 3 if grads else weights.b_dec), error.sum(dim=0, dtype=torch.float32), partial.sum(dim=0),
+        None if aux is None else aux[4], squares, grad_b_dec, squared, grad_scale, numbers, P, D, BLOCK=1024,
+    )  # fmt: skip
+    return (*(grads or (None,) * 3), grad_b_dec), squared
+
+
+def update_(
+    weights, centred: Tensor, error: Tensor, acts: Tensor, indices: Tensor, row_offsets: Tensor | None, groups,
+    grad_scale: Tensor, aux, numbers: Tensor, step: Tensor, *, config: UpdateConfig | None = None,
+) -> Tensor:  # fmt: skip
+    """Backward and optimizer step in place -> squared norm of the gradients []. A grad_scale of NaN changes nothing.
+
+    Args:
+        weights: `saefast.storage.Weights`.
+        centred, error: [B, D] of one dtype.
+        acts, indices, row_offsets: a code; what is active in it is taken from `groups`, of `group_by_latent`.
+        aux: `saefast.reference_update.Aux` or None.
+        numbers: [12] fp32, `saefast.reference_update.Numbers`.
+        step: [] int64.
+    """
+    return launch_update(
+        weights,
+        centred,
+        error,
+        acts,
+        indices,
+        row_offsets,
+        groups,
+        grad_scale,
+        aux,
+        numbers,
+        step,
+        None,
+        config,
+    )[1]
+
+
+def row_grads(
+    weights, centred: Tensor, error: Tensor, acts: Tensor, indices: Tensor, row_offsets: Tensor | None, groups,
+    grad_scale: Tensor, aux, numbers: Tensor, *, config: UpdateConfig | None = None,
+) -> tuple[Grads, Tensor]:  # fmt: skip
+    """As `update_` without the step -> fp32 gradients of W_enc, b_enc, W_dec (projected), b_dec; squared norm []."""
+    F, D = weights.enc.weight.shape
+    grads = [torch.empty(size, dtype=torch.float32, device=error.device) for size in ((F, D), (F,), (F, D))]
+    return launch_update(
+        weights,
+        centred,
+        error,
+        acts,
+        indices,
+        row_offsets,
+        groups,
+        grad_scale,
+        aux,
+        numbers,
+        None,
+        grads,
+        config,
+    )
+
+
+def adam_rows_(
+    weights,
+    grads: Grads,
+    factor: Tensor,
+    numbers: Tensor,
+    step: Tensor,
+    *,
+    config: UpdateConfig | None = None,
+) -> None:
+    """One Adam step with the gradients times `factor` [], unit norm for W_dec. A factor of NaN changes nothing."""
+    F, D = check_weights(weights)
+    for name, grad in zip(("W_enc", "b_enc", "W_dec", "b_dec"), grads, strict=True):
+        assert grad.dtype == torch.float32, f"gradient of {name}: expected float32, got {grad.dtype}"
+        assert grad.is_contiguous(), f"gradient of {name}: expected contiguous memory, got {grad.stride()}"
+    config = config or update_config(weights, grads[0].device)
+    P = min(config.programs, F)
+    _adam_rows_kernel[(P,)](
+        *pointers(weights.enc), *pointers(weights.dec), *weights.b_enc, *weights.b_dec, *grads,
+        factor, numbers, step, F, P,
+        D=D, PIECES=config.pieces(D), num_warps=config.num_warps, maxnreg=config.maxnreg,
+    )  # fmt: skip
