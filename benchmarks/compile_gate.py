@@ -20,8 +20,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 if __name__ == "__main__":
     os.environ.pop("TRITON_INTERPRET", None)  # an interpreted kernel cannot be compiled
@@ -101,60 +103,58 @@ def other_calls(shape: Shape, dtype: torch.dtype) -> Iterator[Callable[[], objec
 
 
 class Job(NamedTuple):
-    row: str  # its name in the table
+    row: str  # its name in the table: kernel, case, shape, dtype and target in which it is first met
     launch: Launch
     sm: int
 
 
 def jobs(only: str = "") -> list[Job]:
-    """Everything to compile. A kernel that one call launches in several versions has a number for each."""
+    """Everything to compile, equal code once. What one call launches in several versions has a number for each."""
+    from saefast.triton_kernels import gemm
+
     found: dict[str, Job] = {}
+    rows: set[str] = set()
     for case_name, case in CASES.items():
-        for shape_name in case.shapes:
-            for dtype_name in case.dtypes:
-                shape, dtype = SHAPES[shape_name], DTYPES[dtype_name]
-                calls = [step_call(shape, dtype, case)]
-                calls += other_calls(shape, dtype) if case_name == "topk" else []
-                for launch in (launch for call in calls for launch in launches(call)):
-                    for sm in SHARED_LIMIT:
-                        name = launch.kernel.__name__.strip("_")
-                        if only not in name:
-                            continue
-                        parts = [name, case_name, shape_name, dtype_name, f"sm_{sm}"]
-                        version = 1
-                        while (row := " ".join(parts)) in found and describe(found[row].launch) != describe(
-                            launch
-                        ):
-                            version += 1
-                            parts[0] = f"{name}/{version}"
-                        found[row] = Job(row, launch, sm)
+        for shape_name, dtype_name, sm in product(case.shapes, case.dtypes, SHARED_LIMIT):
+            shape, dtype = SHAPES[shape_name], DTYPES[dtype_name]
+            calls = [step_call(shape, dtype, case)]
+            calls += other_calls(shape, dtype) if case_name == "topk" else []
+            with mock.patch.object(gemm, "OFFLINE_CAPABILITY", divmod(sm, 10)):
+                recorded = [launch for call in calls for launch in launches(call)]
+            for launch in recorded:
+                name, code = launch.kernel.__name__.strip("_"), f"{sm} {describe(launch)}"
+                if code in found or only not in name:
+                    continue
+                row, version = f"{name} {case_name} {shape_name} {dtype_name} sm_{sm}", 1
+                while row in rows:
+                    version += 1
+                    row = f"{name}/{version} {case_name} {shape_name} {dtype_name} sm_{sm}"
+                rows.add(row)
+                found[code] = Job(row, launch, sm)
     return list(found.values())
 
 
 def describe(launch: Launch) -> str:
     """Equal for launches that compile to the same code."""
-    return str(signature_of(launch)) + str(sorted(launch.kwargs.items(), key=str))
+    return f"{launch.kernel.__module__} {launch.kernel.__name__} {signature_of(launch)}"
 
 
 _jobs: list[Job] = []  # filled before the worker processes are forked: kernels cannot be sent to them
 
 
 def compile_job(index: int) -> dict[str, int]:
-    return compile_launch(_jobs[index].launch, _jobs[index].sm)
+    try:
+        return compile_launch(_jobs[index].launch, _jobs[index].sm)
+    except Exception as error:
+        raise RuntimeError(f"{_jobs[index].row}: {error}") from error
 
 
 def compile_all(only: str = "") -> dict[str, dict[str, int]]:
-    """Figures by kernel, case, shape, dtype and target. Equal code is compiled once."""
+    """Figures by row."""
     _jobs[:] = jobs(only)
-    unique: dict[str, int] = {}
-    for i, job in enumerate(_jobs):
-        unique.setdefault(f"{job.launch.kernel.__name__} {job.sm} {describe(job.launch)}", i)
     with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
-        figures = dict(zip(unique, pool.imap(compile_job, unique.values(), chunksize=1), strict=True))
-    table = {
-        job.row: figures[f"{job.launch.kernel.__name__} {job.sm} {describe(job.launch)}"] for job in _jobs
-    }
-    return dict(sorted(table.items()))
+        figures = pool.map(compile_job, range(len(_jobs)), chunksize=1)
+    return dict(sorted(zip((job.row for job in _jobs), figures, strict=True)))
 
 
 def over_limits(table: dict[str, dict[str, int]]) -> list[str]:
@@ -181,10 +181,14 @@ def differences(table: dict[str, dict[str, int]], committed: dict[str, dict[str,
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--list", action="store_true", help="print the rows, compile nothing")
     parser.add_argument("--only", default="", help="compile kernels with this in their name, compare nothing")
     parser.add_argument("--write", action="store_true", help=f"write {TABLE.name}")
     args = parser.parse_args()
 
+    if args.list:
+        print(*(job.row for job in jobs(args.only)), sep="\n")
+        return 0
     table = compile_all(args.only)
     for row, figures in table.items():
         print(f"{row:52}", *(f"{name} {value:<7}" for name, value in figures.items()))

@@ -75,18 +75,19 @@ def compile_launch(launch: Launch, sm: int) -> dict[str, int]:
         code = subprocess.check_output(sass, text=True) if has_product else ""
     resources = {name: int(n) for name, n in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     loads = re.findall(r"ld\.global[\w:.]*?(?:\.v(\d))?\.[bsuf](\d+)\s", compiled.asm["ptx"])
-    loads += [("", bits) for bits in WIDE_COPIES.findall(compiled.asm["ptx"])]
+    widths = [int(count or 1) * int(bits) // 8 for count, bits in loads]
+    copies = [int(size, 16) for size in ASYNC_COPY.findall(compiled.asm["ptx"])]
     return {
         "registers": resources["REG"],
         "spilled_bytes": resources["STACK"] + resources["LOCAL"],  # per thread; without spills, no stack
         "shared_bytes": compiled.metadata.shared,
-        "widest_load": max((int(count or 1) * int(bits) // 8 for count, bits in loads), default=0),  # bytes
+        "widest_load": max([*widths, *copies], default=0),  # bytes
         "matrix_products": len(MATRIX_PRODUCT.findall(code)),
         "narrow_offsets": len(narrow_offsets(compiled.asm["ttir"])),
     }
 
 
-WIDE_COPIES = re.compile(r"cp\.async\.c[ag]\.shared\.global[\w:.]* \[[^]]*\], \[[^]]*\], 0x(\w+)")
+ASYNC_COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global[\w:.]* \[[^]]*\], \[[^]]*\], 0x(\w+)")
 PTX_PRODUCT = re.compile(r"\b(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)\b")
 MATRIX_PRODUCT = re.compile(r"\b(?:HGMMA|HMMA|UTCHMMA|UTCQMMA|QGMMA)\b")  # sm_90, sm_80, sm_100
 

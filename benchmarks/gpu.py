@@ -55,6 +55,7 @@ PARTS: dict[str, Part] = {
 }
 SECONDS = 470  # for everything; what is not begun by then is left to the next run
 PATIENCE = 4 if REHEARSAL else 1  # times the limits: a machine without a GPU may be shared
+STARTING = 60  # seconds for a process to load torch
 SPOILT = 3  # exit code of a process that can no longer use the GPU
 TEXTS = ("error", "out_of_memory", "said", "prediction")  # printed, besides numbers
 
@@ -70,17 +71,22 @@ def attempt(name: str, item: str, report: Report) -> Result:
         return {"error": f"{type(error).__name__}: {error}"[:3000], "where": where[-3000:]}
 
 
+def append(log: Path, results: dict[str, Result]) -> None:
+    with log.open("a") as lines:
+        lines.write(json.dumps(results) + "\n")
+
+
 def work(name: str, path: Path, log: Path, items: list[str]) -> int:
-    """The process of a part: a line of JSON for each item."""
+    """The process of a part: a line of JSON for its start, and for each item."""
     report: Report = json.loads(path.read_text())["parts"]
     supervisor = os.getppid()
+    append(log, {})  # it has started
     for item in items:
         if os.getppid() != supervisor:
             return 0  # nobody waits for the results any more
         result = attempt(name, item, report)
         report.setdefault(name, {})[item] = result
-        with log.open("a") as lines:
-            lines.write(json.dumps({item: result}) + "\n")
+        append(log, {item: result})
         try:
             synchronize()
             free()
@@ -94,25 +100,26 @@ def supervise(
 ) -> Iterator[tuple[str, Result]]:
     """Run `items` in a process and yield results as they come, until it ends or an item must be stopped."""
     log.write_text("")
-    limit, left = PATIENCE * PARTS[name].item_seconds, list(items)
+    limit, left = STARTING, list(items)
     command = [sys.executable, __file__, "--work", name, str(path), str(log), *items]
     process = subprocess.Popen(command, start_new_session=True)  # killed with what it started
-    began = time.monotonic()
+    n_read, began = 0, time.monotonic()
     try:
         while True:
             running = process.poll() is None
             lines = log.read_text().rpartition("\n")[0].splitlines()
-            for line in lines[len(items) - len(left) :]:
-                yield from json.loads(line).items()
-                left, began = left[1:], time.monotonic()
-            now = time.monotonic()
+            for line in lines[n_read:]:
+                results = json.loads(line)
+                yield from results.items()
+                left, limit = left[len(results) :], PATIENCE * PARTS[name].item_seconds
+                n_read, began = n_read + 1, time.monotonic()
             if not running:
                 if left and process.returncode not in (0, SPOILT):
                     yield left[0], {"error": f"its process ended with exit code {process.returncode}"}
                 return
-            if now > deadline:
+            if time.monotonic() > deadline:
                 return
-            if now - began > limit:
+            if time.monotonic() - began > limit:
                 yield left[0], {"error": f"stopped after {limit} s"}
                 return
             time.sleep(0.05)

@@ -132,7 +132,7 @@ def largest(report: Report) -> Result:
     Its weights are bf16 from the start: `Trainer` would need 8 more bytes per parameter for an fp32 SAE to begin with.
     """
     formats = {"param_dtype": "fp32" if REHEARSAL else "bf16", "state_dtype": "int8"}
-    available = torch.cuda.mem_get_info()[0] if DEVICE == "cuda" else 2**17
+    available = 0.95 * torch.cuda.mem_get_info()[0] if DEVICE == "cuda" else 2**17
     D, K = (32, 4) if REHEARSAL else (4096, 64)
     d_sae, tried = 2**5 if REHEARSAL else 2**22, {}
     while d_sae > K:

@@ -1,9 +1,12 @@
 """Every Triton kernel compiles for sm_80, sm_90 and sm_100 without spills, to the figures of the committed table."""
 
 import importlib.util
+import json
 import os
+import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +14,7 @@ import pytest
 
 pytest.importorskip("triton")
 GATE = Path(__file__).parent.parent / "benchmarks" / "compile_gate.py"
+TABLE = Path(__file__).parent / "triton_compile_table.json"
 
 
 @pytest.fixture
@@ -23,17 +27,67 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_every_kernel_passes() -> None:
+def run_gate(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    run = subprocess.run([sys.executable, GATE], env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-P", str(GATE), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_one_kernel_compiles_to_the_figures_of_the_table() -> None:
+    """The whole table is a gate of its own in .ci/run: it takes minutes."""
+    run = run_gate("--only", "scatter_kernel")
     assert run.returncode == 0, run.stderr
+    table = json.loads(TABLE.read_text())
+    if table["triton"] == version("triton"):
+        rows = {name: figures for name, figures in table["kernels"].items() if "scatter_kernel" in name}
+        assert len(rows) >= 3
+        for name, figures in rows.items():
+            line = next(line for line in run.stdout.splitlines() if line.startswith(name + " "))
+            assert all(re.search(rf"\b{key} {value}\b", line) for key, value in figures.items()), line
+
+
+def test_the_table_has_a_row_for_everything_that_is_launched() -> None:
+    """Recorded in a process of its own, because kernels that were imported for the interpreter cannot be."""
+    run = run_gate("--list")
+    assert run.returncode == 0, run.stderr
+    table = json.loads(TABLE.read_text())
+    if table["triton"] == version("triton"):
+        assert sorted(run.stdout.splitlines()) == sorted(table["kernels"])
+    kernels = {row.split()[0].split("/")[0] for row in table["kernels"]}
+    sources = "".join(path.read_text() for path in (GATE.parent.parent / "triton_kernels").glob("*.py"))
+    assert kernels == set(re.findall(r"def _?(\w+_kernel)\(", sources))
+
+
+def test_offsets_multiplied_in_32_bits_are_found(gate: ModuleType) -> None:
+    import compile_one
+
+    ttir = """
+    %b = tt.get_program_id x : i32 loc(#loc1)
+    %c = arith.constant 64 : i32
+    %start = arith.muli %b, %c : i32
+    %row = arith.muli %b, %F : i32
+    %lane = tt.make_range {end = 64 : i32, start = 0 : i32} : tensor<64xi32>
+    %rows = tt.splat %row : i32 -> tensor<64xi32>
+    %bad = arith.addi %rows, %lane : tensor<64xi32>
+    %ok = tt.addptr %p, %start : !tt.ptr<f32>, i32
+    %oops = tt.addptr %q, %bad : tensor<64x!tt.ptr<f32>>, tensor<64xi32>
+    %wide = arith.muli %b64, %F64 : i64
+    %fine = tt.addptr %p, %wide : !tt.ptr<f32>, i64
+"""
+    assert compile_one.narrow_offsets(ttir) == ["%oops"]
 
 
 def test_limits_and_differences_are_noticed(gate: ModuleType) -> None:
-    good = {"registers": 40, "spilled_bytes": 0, "shared_bytes": 200 * 1024, "widest_load": 16}
+    good = {
+        "registers": 40, "spilled_bytes": 0, "shared_bytes": 200 * 1024, "widest_load": 16, "matrix_products": 0,
+        "narrow_offsets": 0,
+    }  # fmt: skip
     assert gate.over_limits({"kernel A bf16 sm_90": good}) == []
     assert "shared memory" in gate.over_limits({"kernel A bf16 sm_80": good})[0]
     assert "spilled" in gate.over_limits({"kernel A bf16 sm_90": {**good, "spilled_bytes": 8}})[0]
+    assert "32 bits" in gate.over_limits({"kernel A bf16 sm_90": {**good, "narrow_offsets": 1}})[0]
+    assert "matrix" in gate.over_limits({"gemm_kernel A bf16 sm_90": good})[0]
+    assert gate.over_limits({"gemm_kernel A bf16 sm_90": {**good, "matrix_products": 4}}) == []
     assert gate.differences({"a": good}, {"a": good}) == []
     changed = gate.differences({"a": {**good, "registers": 41}, "new": good}, {"a": good, "gone": good})
     assert [line.partition(":")[0] for line in changed] == ["a", "gone", "new"]

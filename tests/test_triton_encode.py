@@ -253,6 +253,7 @@ ROUTES = {  # D, dtype, capability -> route
     "fp32": ((768, torch.float32, (9, 0)), "cublas"),
     "sm_80": ((768, torch.bfloat16, (8, 0)), "cublas"),
     "sm_100": ((768, torch.bfloat16, (10, 0)), "triton"),
+    "sm_120": ((768, torch.bfloat16, (12, 0)), "cublas"),
 }
 
 

@@ -63,9 +63,9 @@ def encode(B: int, D: int, F: int, dtype: torch.dtype, config: GemmConfig) -> No
 
 
 def scaled_encode(B: int, D: int, F: int, dtype: torch.dtype, config: GemmConfig) -> None:
-    """Scales of a third: both roundings matter."""
+    """A bias in 1024ths and scales in thirds: fp16 rounds before and after scaling, exactly as the reference does."""
     centred, W_enc = integers(B, D, dtype=dtype), integers(F, D, dtype=dtype, seed=1)
-    b_enc = integers(F, dtype=torch.float32, seed=2)
+    b_enc = integers(F, dtype=torch.float32, limit=3000, seed=2) / 1024
     scale = integers(F, dtype=torch.float32, seed=3).abs() / 3
     pre_acts, maxima = pre_acts_and_maxima(centred, W_enc, b_enc, scale, "triton", config=config)
     expected = (rounded_pre_acts(centred, W_enc, b_enc) * scale).to(dtype)
@@ -214,6 +214,7 @@ CONFIGS = {  # M, N, K, dtype, NN, precision, capability -> config
     "unaligned, decoder": ((8192, 767, 24576, torch.bfloat16, True), gemm.NARROW_POINTERS),
     "sm_80": ((8192, 24576, 768, torch.bfloat16, False, "ieee", (8, 0)), gemm.NARROW_POINTERS),
     "sm_100": ((8192, 24576, 768, torch.bfloat16, False, "ieee", (10, 0)), gemm.NARROW),
+    "sm_120": ((8192, 24576, 768, torch.bfloat16, False, "ieee", (12, 0)), gemm.NARROW_POINTERS),
     "fp32": ((8192, 24576, 768, torch.float32), gemm.IEEE),
     "tf32": ((8192, 24576, 768, torch.float32, False, "tf32"), gemm.TF32),
     "tf32 sm_80": ((8192, 24576, 768, torch.float32, False, "tf32", (8, 0)), gemm.TF32_POINTERS),

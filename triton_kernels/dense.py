@@ -86,7 +86,7 @@ def _finish_error(acc, target_ptr, error_ptr, squares_ptr, sign, row, col, B, D,
     at = b_wide[:, None] * D + d[None, :]
     error = acc - sign * tl.load(target_ptr + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(error_ptr + at, error.to(error_ptr.dtype.element_ty), mask=inside)
-    squares = tl.sum(tl.where(inside, error * error, 0.0), axis=1)
+    squares = tl.sum(error * error, axis=1)  # 0 beyond D, where both terms are
     tl.store(squares_ptr + b_wide * n_sums + col // BLOCK_D, squares, mask=(b < B) & (col < D))
 
 

@@ -94,9 +94,8 @@ def _chunk_candidates(
     """A function, so that the pre-activations of one chunk are free before the next one allocates its own."""
     pre_acts, maxima = pre_acts_and_maxima(centred, W_enc, b_enc, scale, route)
     _, indices = select_topk(pre_acts, maxima, min(k, len(W_enc)))
-    return pre_acts.gather(
-        1, indices.long()
-    ), indices  # before ReLU: among negative ones the larger still wins
+    # Before ReLU: among negative ones the larger still wins.
+    return pre_acts.gather(1, indices.long()), indices
 
 
 def _whole_pre_acts(centred: Tensor, W_enc: Tensor, b_enc: Tensor, what: str) -> tuple[Tensor, Tensor]:

@@ -3,13 +3,13 @@
     acc = left [M, K] @ right [N, K].T, or @ right [K, N] with NN, in fp32
 
 The epilogue works on the accumulator before anything is written. 2 M N K FLOPs bound the whole (`gemm_flops`). The grid
-is persistent: one program per multiprocessor takes tile after tile, and on sm_90 the loads of its next tile run under
+is persistent: one program per multiprocessor takes tile after tile, and with TMA the loads of its next tile run under
 the epilogue of the last. Every element is summed by one program in ascending k, so the result depends on neither the
-grid nor the run. fp16 and bf16 operands are multiplied exactly; fp32 ones exactly with precision "ieee", rounded to 10
+grid nor the run. fp16 and bf16 operands are multiplied exactly; fp32 ones in fp32 with precision "ieee", rounded to 10
 bits of mantissa with "tf32".
 
-On sm_90 operands are read by TMA (descriptors made on the host, so a CUDA graph keeps them) where rows begin on
-multiples of 16 bytes, as they do with d_in and d_sae multiples of 8; otherwise, and on sm_80, through pointers.
+On sm_90 and sm_100 operands are read by TMA (descriptors made on the host, so a CUDA graph keeps them) where rows begin
+on multiples of 16 bytes, as they do with d_in and d_sae multiples of 8; otherwise through pointers.
 """
 
 from dataclasses import dataclass
@@ -22,10 +22,7 @@ from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 N_SMS = 132  # multiprocessors of an H100 and an H200
-OFFLINE_CAPABILITY = (
-    9,
-    0,
-)  # assumed where no GPU runs the kernels; the compile gate sets it to what it compiles for
+OFFLINE_CAPABILITY = (9, 0)  # where no GPU runs the kernels; the compile gate sets what it compiles for
 
 
 @triton.jit
@@ -102,9 +99,13 @@ NARROW = GemmConfig(128, 128, 64, 8, 4, TMA=True, FLATTEN=True)
 TF32 = GemmConfig(128, 128, 32, 8, 3, TMA=True, FLATTEN=True)
 NARROW_POINTERS = GemmConfig(128, 128, 64, 8, 3, TMA=False, FLATTEN=False)
 TF32_POINTERS = GemmConfig(128, 128, 32, 8, 3, TMA=False, FLATTEN=False)
-IEEE = GemmConfig(
-    128, 128, 16, 8, 2, TMA=False, FLATTEN=False
-)  # no tensor cores; TMA or 3 stages would spill
+# Without tensor cores; TMA or a third stage would spill.
+IEEE = GemmConfig(128, 128, 16, 8, 2, TMA=False, FLATTEN=False)
+
+
+def has_tma(capability: tuple[int, int]) -> bool:
+    """And the shared memory for its tiles, which GPUs for desktops lack."""
+    return capability[0] in (9, 10)
 
 
 def gemm_config(
@@ -116,13 +117,13 @@ def gemm_config(
     precision: str = "ieee",
     capability: tuple[int, int] = (9, 0),
 ) -> GemmConfig:
-    """Tiles without spills and within shared memory (163 KB on sm_80, 227 KB from sm_90).
+    """Tiles without spills and within shared memory (99 KB on sm_86 and sm_120, 163 on sm_80, 227 on sm_90 and sm_100).
 
     On sm_90 WIDE reads 0.75 of the shared memory that NARROW reads per FLOP, but its last round of tiles leaves more
     multiprocessors idle: whichever needs less time, counting a column of NARROW as 1.1 of WIDE (a guess).
     """
     aligned = K * dtype.itemsize % 16 == 0 and (not NN or N * dtype.itemsize % 16 == 0)
-    by_pointers = capability < (9, 0) or not aligned
+    by_pointers = not has_tma(capability) or not aligned
     if dtype == torch.float32 and precision == "ieee":
         return IEEE
     if dtype == torch.float32:

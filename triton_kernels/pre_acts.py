@@ -8,9 +8,9 @@ There are two routes to the same results, up to the order of the sums:
 
 * "triton": one kernel; maxima and rounding happen on the accumulator.
 * "cublas": a library product of as many latents at a time as stay in the L2 cache in fp32, each followed by a kernel
-  that reads it from there. That is 4 bytes read and a launch for each entry: about 10 us for every 8192 x 1024
-  entries, whose product takes 0.02 us times D, so 24% at D = 2304 and 13% at 4096 (estimated). A 16-bit library
-  product would halve the read, but rounds the bias and, into a slice of rows, writes it in a pass of its own.
+  that reads it from there: 4 bytes of L2 per entry and a launch, about 10 us for every 8192 x 1024 entries, whose
+  product takes 0.02 us times D. So 20% more at D = 2304 and 12% at 4096 (estimated, not measured). A 16-bit library
+  product would halve the read, but it rounds the bias and, into a slice of rows, writes it in a pass of its own.
 
 Spec: `saefast.reference.encode_topk` before its selection.
 """
@@ -25,6 +25,7 @@ from saefast.triton_kernels.gemm import (
     device_capability,
     gemm_config,
     halves,
+    has_tma,
     launch,
     product,
     tile_offsets,
@@ -124,7 +125,7 @@ def _finish_kernel(
 
 def encode_route(B: int, D: int, F: int, dtype: torch.dtype, capability: tuple[int, int]) -> str:
     """'triton' or 'cublas': the fused kernel where the product is short and tensor cores read their operands by TMA."""
-    fused = dtype != torch.float32 and capability >= (9, 0) and D <= MAX_FUSED_D
+    fused = dtype != torch.float32 and has_tma(capability) and D <= MAX_FUSED_D
     return "triton" if fused else "cublas"
 
 

@@ -1,8 +1,8 @@
 """A row of D numbers in registers, for kernels that hold whole rows.
 
 Triton's blocks are powers of two, so a row is a tuple of them: as many as fit of the width at which each thread has one
-vector, then one or two for the rest: 2304 = 1024 + 1024 + 256 without a lane of padding. Every thread holds the same
-columns whatever the row, and in every dtype, so rows are added and converted without talking to other threads.
+vector, then one or two for the rest: 2304 = 1024 + 1024 + 256 without a lane of padding. Each thread holds the same
+columns of every row whatever its dtype, so rows are added and converted without an exchange between threads.
 
 PIECES is a constexpr tuple of (start, width, vector). The padding of the last piece loads as 0.
 """
@@ -10,23 +10,22 @@ PIECES is a constexpr tuple of (start, width, vector). The padding of the last p
 import triton
 import triton.language as tl
 
+VECTOR = 4  # elements: 16 bytes of fp32, and more of a narrower dtype would be other columns
 Pieces = tuple[tuple[int, int, int], ...]
 
 
-def pieces_of(D: int, num_warps: int, vector: int) -> Pieces:
-    """Pieces of a row of D for `num_warps`, with vectors of at most `vector` elements."""
+def pieces_of(D: int, num_warps: int) -> Pieces:
+    """Start, width and elements loaded at once by a thread, for each piece of a row of D."""
     threads = 32 * num_warps
-    widths = [vector * threads] * (D // (vector * threads))
+    widths = [VECTOR * threads] * (D // (VECTOR * threads))
     rest = D - sum(widths)
     if rest:
         first = 1 << (rest.bit_length() - 1)
         second = triton.next_power_of_2(rest - first) if rest > first else 0
         widths += [2 * first] if second == first else [first, second] if second else [first]
     starts = [sum(widths[:i]) for i in range(len(widths))]
-    return tuple(
-        (start, width, min(vector, max(1, width // threads)))
-        for start, width in zip(starts, widths, strict=True)
-    )
+    vectors = [min(VECTOR, max(1, width // threads)) for width in widths]
+    return tuple(zip(starts, widths, vectors, strict=True))
 
 
 @triton.jit
@@ -68,12 +67,16 @@ def store_row(ptr, offset, row, D: tl.constexpr, PIECES: tl.constexpr):
 
 
 @triton.jit
-def gather_rows(ptr, rows, valid, D: tl.constexpr, PIECES: tl.constexpr):
-    """rows [R] int64 -> tuple of [R, width]. Rows without `valid` and the padding are 0."""
+def gather_rows(ptr, rows, valid, zero, D: tl.constexpr, PIECES: tl.constexpr):
+    """rows [R] int64 -> tuple of [R, width]. Rows without `valid` and the padding are 0.
+
+    zero: a 0 of which the compiler does not know. It would add ptr to the columns once per program and keep the sums,
+    two registers for each piece, to the end.
+    """
     tiles = ()
     for i in tl.static_range(len(PIECES)):
         cols = tl.arange(0, PIECES[i][1])
-        at = (rows * D + PIECES[i][0])[:, None] + cols[None, :]
+        at = (rows * D + PIECES[i][0])[:, None] + (cols + zero)[None, :]
         at = tl.multiple_of(at, [1, tl.constexpr(PIECES[i][2])])
         mask = valid[:, None]
         if PIECES[i][0] + PIECES[i][1] > D:

@@ -4,6 +4,8 @@ The format is known from the pointers: `low` is there in the split form only, `s
 `shadow` where the copy for the products is not the weight itself. Arithmetic is fp32. Spec: `saefast.storage`.
 """
 
+from typing import Protocol
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -11,13 +13,33 @@ from torch import Tensor
 from saefast.triton_kernels.rows import largest, load_row, store_row
 
 
-def pointers(matrix) -> tuple[Tensor | None, ...]:
-    """A `saefast.storage.Matrix` -> weight, low, shadow, exp_avg, exp_avg_sq, scales as the kernels take them."""
+class Matrix(Protocol):
+    """`saefast.storage.Matrix`."""
+
+    weight: Tensor
+    low: Tensor | None
+    shadow: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    scales: Tensor | None
+
+
+class Weights(Protocol):
+    """`saefast.storage.Weights`."""
+
+    enc: Matrix
+    dec: Matrix
+    b_enc: tuple[Tensor, Tensor, Tensor]
+    b_dec: tuple[Tensor, Tensor, Tensor]
+
+
+def pointers(matrix: Matrix) -> tuple[Tensor | None, ...]:
+    """-> weight, low, shadow, exp_avg, exp_avg_sq, scales as the kernels take them."""
     shadow = None if matrix.shadow is matrix.weight else matrix.shadow
     return matrix.weight, matrix.low, shadow, matrix.exp_avg, matrix.exp_avg_sq, matrix.scales
 
 
-def state_bytes(matrix) -> int:
+def state_bytes(matrix: Matrix) -> int:
     """Bytes that a step reads and writes for one parameter of `matrix`, without gradients and `scales`."""
     kept = (matrix.weight, matrix.low, matrix.exp_avg, matrix.exp_avg_sq)
     copy = 0 if matrix.shadow is matrix.weight else matrix.shadow.element_size()

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from saefast.triton_kernels.hot import chunk_kernel, chunk_offsets, most_chunks
-from saefast.triton_kernels.rows import Pieces, pieces_of
-from saefast.triton_kernels.storage import pointers, state_bytes
+from saefast.triton_kernels.rows import pieces_of
+from saefast.triton_kernels.storage import Weights, pointers, state_bytes
 from saefast.triton_kernels.update_kernels import _adam_rows_kernel, _b_dec_kernel, _update_kernel
 
 Grads = tuple[Tensor, Tensor, Tensor, Tensor]  # W_enc, b_enc, W_dec, b_dec
@@ -34,33 +34,28 @@ class UpdateConfig:
     """Launch configuration of the update kernels."""
 
     num_warps: int
-    vector: int  # elements of a row that a thread loads at once
-    R: int  # active entries loaded at once
+    maxnreg: int  # registers of a thread
     programs: int  # at most; latent j belongs to program j modulo their number
+    R: int  # active entries loaded at once
     chunk: int  # active entries of a latent that one program sums up
-    maxnreg: int  # registers of a thread, so that 16 warps fit on a multiprocessor
-
-    def pieces(self, D: int) -> Pieces:
-        return pieces_of(D, self.num_warps, self.vector)
 
 
-def update_config(weights, device: torch.device) -> UpdateConfig:
+def update_config(D: int, device: torch.device) -> UpdateConfig:
     """At most 16 elements of a row per thread up to D = 8192, and as many programs as run at the same time.
 
-    A thread stores at most 16 bytes at once, so with anything kept in fp32 its vector is 4 elements; one vector for
-    all formats spares the exchange between threads.
+    128 registers let two thread blocks of 8 warps run on a multiprocessor; smaller blocks have no such step.
     """
-    D = weights.enc.weight.shape[1]
-    num_warps = next((n for n in (1, 2, 4, 8) if D <= 512 * n), 16)
-    kept = (t for t in (*pointers(weights.enc)[:5], *pointers(weights.dec)[:5]) if t is not None)
-    vector = 4 if any(t.element_size() > 2 for t in kept) else 8
+    num_warps = next((n for n in (1, 2, 4, 8) if 512 * n >= D), 16)
+    maxnreg = 128 if num_warps >= 8 else 144
     multiprocessors = 132
     if device.type == "cuda":
         multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-    return UpdateConfig(num_warps, vector, 2, multiprocessors * 16 // num_warps, 256, 128)
+    return UpdateConfig(
+        num_warps, maxnreg, multiprocessors * (65536 // (32 * maxnreg) // num_warps), R=2, chunk=256
+    )
 
 
-def update_bytes(weights, n_entries: int, itemsize: int) -> int:
+def update_bytes(weights: Weights, n_entries: int, itemsize: int) -> int:
     """Bytes that `update_` moves with `n_entries` active entries and error and centred of `itemsize`.
 
     fp32 weights and moments with a bf16 copy take 52 bytes per pair of parameters, split with int8 moments 24, bf16
@@ -71,7 +66,7 @@ def update_bytes(weights, n_entries: int, itemsize: int) -> int:
     return state + n_entries * (2 * D * itemsize + 12)
 
 
-def check_weights(weights) -> tuple[int, int]:
+def check_weights(weights: Weights) -> tuple[int, int]:
     F, D = weights.enc.weight.shape
     for name, matrix in (("W_enc", weights.enc), ("W_dec", weights.dec)):
         for tensor in pointers(matrix):
@@ -90,11 +85,11 @@ def launch_update(
         assert tensor.shape == (B, D), f"{name}: expected {(B, D)}, got {tuple(tensor.shape)}"
         assert tensor.is_contiguous(), f"{name}: expected contiguous memory, got strides {tensor.stride()}"
     assert acts.is_contiguous(), f"acts: expected contiguous memory, got strides {acts.stride()}"
-    offsets, pairs, tokens = groups
+    offsets = groups[0]
     assert offsets.shape == (F + 1,), f"offsets: expected {(F + 1,)}, got {tuple(offsets.shape)}"
 
-    config = config or update_config(weights, device)
-    pieces, P = config.pieces(D), min(config.programs, F)
+    config = config or update_config(D, device)
+    pieces, P = pieces_of(D, config.num_warps), min(config.programs, F)
     options = {"D": D, "PIECES": pieces, "num_warps": config.num_warps, "maxnreg": config.maxnreg}
     enc, dec = pointers(weights.enc), pointers(weights.dec)
     C = most_chunks(N, F, config.chunk)
@@ -120,7 +115,7 @@ def launch_update(
 
 
 def update_(
-    weights, centred: Tensor, error: Tensor, acts: Tensor, indices: Tensor, row_offsets: Tensor | None, groups,
+    weights: Weights, centred: Tensor, error: Tensor, acts: Tensor, indices: Tensor, row_offsets: Tensor | None, groups,
     grad_scale: Tensor, aux, numbers: Tensor, step: Tensor, *, config: UpdateConfig | None = None,
 ) -> Tensor:  # fmt: skip
     """Backward and optimizer step in place -> squared norm of the gradients []. A grad_scale of NaN changes nothing.
@@ -151,7 +146,7 @@ def update_(
 
 
 def row_grads(
-    weights, centred: Tensor, error: Tensor, acts: Tensor, indices: Tensor, row_offsets: Tensor | None, groups,
+    weights: Weights, centred: Tensor, error: Tensor, acts: Tensor, indices: Tensor, row_offsets: Tensor | None, groups,
     grad_scale: Tensor, aux, numbers: Tensor, *, config: UpdateConfig | None = None,
 ) -> tuple[Grads, Tensor]:  # fmt: skip
     """As `update_` without the step -> fp32 gradients of W_enc, b_enc, W_dec (projected), b_dec; squared norm []."""
@@ -175,7 +170,7 @@ def row_grads(
 
 
 def adam_rows_(
-    weights,
+    weights: Weights,
     grads: Grads,
     factor: Tensor,
     numbers: Tensor,
@@ -188,10 +183,10 @@ def adam_rows_(
     for name, grad in zip(("W_enc", "b_enc", "W_dec", "b_dec"), grads, strict=True):
         assert grad.dtype == torch.float32, f"gradient of {name}: expected float32, got {grad.dtype}"
         assert grad.is_contiguous(), f"gradient of {name}: expected contiguous memory, got {grad.stride()}"
-    config = config or update_config(weights, grads[0].device)
+    config = config or update_config(D, grads[0].device)
     P = min(config.programs, F)
     _adam_rows_kernel[(P,)](
         *pointers(weights.enc), *pointers(weights.dec), *weights.b_enc, *weights.b_dec, *grads,
         factor, numbers, step, F, P,
-        D=D, PIECES=config.pieces(D), num_warps=config.num_warps, maxnreg=config.maxnreg,
+        D=D, PIECES=pieces_of(D, config.num_warps), num_warps=config.num_warps, maxnreg=config.maxnreg,
     )  # fmt: skip

@@ -26,13 +26,14 @@ def accumulate(
     R entries are in flight at a time.
     """
     grad_enc, grad_dec, grad_b = zeros(PIECES), zeros(PIECES), tl.zeros((R,), tl.float32)
+    zero = tl.minimum(begin, 0)
     for start in range(begin, end, R):
         at = start + tl.arange(0, R)
         valid = at < end
         tokens = tl.load(tokens_ptr + at, mask=valid, other=0).to(tl.int64)
         pairs = tl.load(pairs_ptr + at, mask=valid, other=0)
-        errors = gather_rows(error_ptr, tokens, valid, D, PIECES)
-        inputs = gather_rows(centred_ptr, tokens, valid, D, PIECES)
+        errors = gather_rows(error_ptr, tokens, valid, zero, D, PIECES)
+        inputs = gather_rows(centred_ptr, tokens, valid, zero, D, PIECES)
         acts = tl.load(acts_ptr + pairs, mask=valid, other=0.0).to(tl.float32)
         grad_acts = tl.where(valid, grad_scale * row_dots(errors, W_dec) + l1, 0.0)
         grad_dec = add_rows(grad_dec, grad_scale * acts, errors)
@@ -106,6 +107,14 @@ def adam_bias(value_ptr, m_ptr, v_ptr, at, mask, grad, numbers_ptr):
 
 
 @triton.jit
+def add_gathered(enc, dec, enc_ptr, dec_ptr, rows, valid, zero, D: tl.constexpr, PIECES: tl.constexpr):
+    """Two rows, each plus the sum of some rows of a matrix."""
+    ones, rows = valid.to(tl.float32), rows.to(tl.int64)
+    enc = add_rows(enc, ones, gather_rows(enc_ptr, rows, valid, zero, D, PIECES))
+    return enc, add_rows(dec, ones, gather_rows(dec_ptr, rows, valid, zero, D, PIECES))
+
+
+@triton.jit
 def add_to_row(ptr, offset, scale, row, D: tl.constexpr, PIECES: tl.constexpr):
     store_row(ptr, offset, add_scaled(load_row(ptr, offset, D, PIECES), scale, row), D, PIECES)
 
@@ -138,7 +147,7 @@ def _update_kernel(
     scale, l1 = tl.load(grad_scale_ptr), tl.load(numbers_ptr + 10)
     n_rows = F
     if grad_W_enc_ptr is None:
-        n_rows = tl.where(scale == scale, F, 0)  # NaN: change nothing
+        n_rows = tl.where(tl.abs(scale) >= 0, F, 0)  # not with NaN, which changes nothing
 
     store_row(b_dec_ptr, pid * D, zeros(PIECES), D, PIECES)
     squares = 0.0
@@ -162,19 +171,21 @@ def _update_kernel(
             PIECES,
             R,
         )
-        first_chunk = tl.load(chunk_offsets_ptr + j).to(tl.int64)
-        for i in range(0, tl.load(chunk_offsets_ptr + j + 1) - first_chunk):
-            chunk = first_chunk + i
-            grad_enc = add_scaled(grad_enc, 1.0, load_row(chunk_enc_ptr, chunk * D, D, PIECES))
-            grad_dec = add_scaled(grad_dec, 1.0, load_row(chunk_dec_ptr, chunk * D, D, PIECES))
-            grad_b += tl.load(chunk_b_ptr + chunk)
+        zero, last = tl.minimum(begin, 0), tl.load(chunk_offsets_ptr + j + 1)
+        for i in range(tl.load(chunk_offsets_ptr + j), last, R):
+            chunks = i + tl.arange(0, R)
+            valid = chunks < last
+            grad_enc, grad_dec = add_gathered(
+                grad_enc, grad_dec, chunk_enc_ptr, chunk_dec_ptr, chunks, valid, zero, D, PIECES
+            )
+            grad_b += tl.sum(tl.load(chunk_b_ptr + chunks, mask=valid, other=0.0))
         own_grad_b = grad_b
         if slots_ptr is not None:
-            slot = tl.load(slots_ptr + j).to(tl.int64)
-            if slot >= 0:
-                grad_enc = add_scaled(grad_enc, 1.0, load_row(aux_enc_ptr, slot * D, D, PIECES))
-                grad_dec = add_scaled(grad_dec, 1.0, load_row(aux_dec_ptr, slot * D, D, PIECES))
-                grad_b += tl.load(aux_b_ptr + slot)
+            slot = tl.load(slots_ptr + j + tl.arange(0, 1))
+            grad_enc, grad_dec = add_gathered(
+                grad_enc, grad_dec, aux_enc_ptr, aux_dec_ptr, slot, slot >= 0, zero, D, PIECES
+            )
+            grad_b += tl.sum(tl.load(aux_b_ptr + slot, mask=slot >= 0, other=0.0))
         grad_dec = add_scaled(grad_dec, -dot(grad_dec, W_dec), W_dec)
         bias = tl.load(numbers_ptr + 11) * grad_b
         squares += dot(grad_enc, grad_enc) + dot(grad_dec, grad_dec) + bias * bias
@@ -208,7 +219,7 @@ def _adam_rows_kernel(
     enc = (enc_weight, enc_low, enc_shadow, enc_m, enc_v, enc_scales)
     dec = (dec_weight, dec_low, dec_shadow, dec_m, dec_v, dec_scales)
     pid, factor = tl.program_id(0).to(tl.int64), tl.load(factor_ptr)
-    n_rows = tl.where(factor == factor, F, 0)  # NaN: change nothing
+    n_rows = tl.where(tl.abs(factor) >= 0, F, 0)  # not with NaN, which changes nothing
     for start in range(0, n_rows - tl.program_id(0), P):
         j = pid + start
         W_dec, grad_dec = load_weight(dec, j, D, PIECES), load_row(grad_W_dec_ptr, j * D, D, PIECES)
@@ -217,7 +228,7 @@ def _adam_rows_kernel(
         adam_row(enc, j, W_enc, grad_enc, factor, numbers_ptr, step_ptr, D, PIECES, 0)
         adam_bias(b_enc_ptr, b_enc_m, b_enc_v, j, True, tl.load(grad_b_enc_ptr + j) * factor, numbers_ptr)
     if tl.program_id(0) == 0:
-        n_updated = tl.where(factor == factor, D, 0)
+        n_updated = tl.where(tl.abs(factor) >= 0, D, 0)
         for i in tl.static_range(len(PIECES)):
             d = PIECES[i][0] + tl.arange(0, PIECES[i][1])
             grad = tl.load(grad_b_dec_ptr + d, mask=d < n_updated, other=0.0) * factor
@@ -239,7 +250,7 @@ def _b_dec_kernel(
 ):  # fmt: skip
     """Gradient of b_dec, Adam on it, and the squared norm of everything."""
     scale, bias_norm = tl.load(grad_scale_ptr), tl.load(numbers_ptr + 11)
-    n_updated = tl.where(scale == scale, D, 0)  # NaN: change nothing
+    n_updated = tl.where(tl.abs(scale) >= 0, D, 0)  # not with NaN, which changes nothing
     squares = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, P, BLOCK):
         i = start + tl.arange(0, BLOCK)

@@ -1,0 +1,193 @@
+"""The Triton storage formats against `saefast.storage`: the same random bits, and what they round to.
+
+The bits are integers and exact. In the interpreter so is rounding; a GPU's square root and division are approximate, so
+there a code of 8 bits may differ by one, in few places.
+"""
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
+if not ON_GPU:
+    os.environ["TRITON_INTERPRET"] = "1"  # read where @triton.jit decorates, so before the import below
+
+import triton
+import triton.language as tl
+
+from saefast import storage
+from saefast.triton_kernels.rows import load_row, pieces_of, store_row
+from saefast.triton_kernels.storage import (
+    load_moments,
+    load_weight,
+    pointers,
+    random_bits,
+    row_seed,
+    state_bytes,
+    store_moments,
+    store_weight,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # in Triton
+DEVICE = "cuda" if ON_GPU else "cpu"
+FORMATS = {  # param_dtype, state_dtype, compute_dtype
+    "fp32": ("fp32", "fp32", torch.float32),
+    "fp32 with a bf16 copy": ("fp32", "fp32", torch.bfloat16),
+    "fp32 with an fp16 copy": ("fp32", "fp32", torch.float16),
+    "fp32, bf16 moments": ("fp32", "bf16", torch.float32),
+    "fp32, int8 moments": ("fp32", "int8", torch.bfloat16),
+    "split": ("split", "fp32", torch.bfloat16),
+    "split, int8 moments": ("split", "int8", torch.bfloat16),
+    "bf16, bf16 moments": ("bf16", "bf16", torch.bfloat16),
+    "bf16, int8 moments": ("bf16", "int8", torch.bfloat16),
+}
+formats = pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS.keys())
+
+
+@triton.jit
+def bits_kernel(out_ptr, rows_ptr, step_ptr, D, SALT: tl.constexpr, PIECES: tl.constexpr):
+    j = tl.program_id(0).to(tl.int64)
+    seed = row_seed(tl.load(rows_ptr + j), tl.load(step_ptr), SALT)
+    for i in tl.static_range(len(PIECES)):
+        d = PIECES[i][0] + tl.arange(0, PIECES[i][1])
+        bits = random_bits(seed, PIECES[i][0], PIECES[i][1])
+        tl.store(out_ptr + j * D + d, bits.to(tl.int64), mask=d < D)
+
+
+@triton.jit
+def store_kernel(
+    weight, low, shadow, m, v, scales,
+    value_ptr, exp_avg_ptr, exp_avg_sq_ptr, step_ptr, SALT: tl.constexpr, D: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
+    matrix = (weight, low, shadow, m, v, scales)
+    j = tl.program_id(0).to(tl.int64)
+    seed = row_seed(j, tl.load(step_ptr), SALT)
+    store_weight(matrix, j, load_row(value_ptr, j * D, D, PIECES), seed, D, PIECES)
+    moments = load_row(exp_avg_ptr, j * D, D, PIECES), load_row(exp_avg_sq_ptr, j * D, D, PIECES)
+    store_moments(matrix, j, moments[0], moments[1], seed, D, PIECES)
+
+
+@triton.jit
+def load_kernel(
+    weight,
+    low,
+    shadow,
+    m,
+    v,
+    scales,
+    value_ptr,
+    exp_avg_ptr,
+    exp_avg_sq_ptr,
+    D: tl.constexpr,
+    PIECES: tl.constexpr,
+):
+    matrix = (weight, low, shadow, m, v, scales)
+    j = tl.program_id(0).to(tl.int64)
+    store_row(value_ptr, j * D, load_weight(matrix, j, D, PIECES), D, PIECES)
+    moments = load_moments(matrix, j, D, PIECES)
+    store_row(exp_avg_ptr, j * D, moments[0], D, PIECES)
+    store_row(exp_avg_sq_ptr, j * D, moments[1], D, PIECES)
+
+
+def random_values(F: int, D: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, exp_avg and exp_avg_sq over six orders of magnitude within a row, with zeros, and a row of zeros."""
+    rng = torch.Generator().manual_seed(0)
+    value, m, v = (
+        torch.randn(F, D, generator=rng) * 10 ** (-6 * torch.rand(F, D, generator=rng)) for _ in range(3)
+    )
+    v = v.square()
+    for moment in (m, v):
+        moment[:, 3] = 0
+        moment[1] = 0
+    return value.to(DEVICE), m.to(DEVICE), v.to(DEVICE)
+
+
+def step_of(n: int) -> Tensor:
+    return torch.tensor(n, device=DEVICE)
+
+
+@pytest.mark.parametrize("step", [1, 12345, 2**31 + 7])
+@pytest.mark.parametrize("salt", [0, 1])
+def test_random_bits(salt: int, step: int) -> None:
+    rows, D = torch.tensor([0, 1, 77, 2**20 + 3], device=DEVICE), 300
+    got = torch.empty(len(rows), D, dtype=torch.int64, device=DEVICE)
+    bits_kernel[(len(rows),)](got, rows, step_of(step), D, SALT=salt, PIECES=pieces_of(D, 1))
+    assert torch.equal(got, storage.random_bits(rows, D, step, salt))
+
+
+@formats
+def test_store(format: tuple[str, str, torch.dtype]) -> None:
+    """Every tensor of the matrix equals the reference's."""
+    F, D = 3, 75  # in pieces of 64 and 16
+    value, m, v = random_values(F, D)
+    got, want = (storage.allocate(torch.zeros(F, D, device=DEVICE), *format) for _ in range(2))
+    store_kernel[(F,)](*pointers(got), value, m, v, step_of(9), SALT=1, D=D, PIECES=pieces_of(D, 1))
+    bits = storage.random_bits(torch.arange(F, device=DEVICE), D, 9, 1)
+    storage.store_weight_(want, value, bits)
+    storage.store_moments_(want, m, v, bits)
+    for name, one, other in zip(want._fields, got, want):
+        if one is None or not one.dtype.is_floating_point:
+            assert (one is None) == (other is None), name
+        else:
+            torch.testing.assert_close(one, other, rtol=1e-6 if name == "scales" else 0, atol=0, msg=name)
+    if got.low is not None:
+        assert torch.equal(got.low, want.low)
+    if got.scales is not None:
+        for one, other in ((got.exp_avg, want.exp_avg), (got.exp_avg_sq, want.exp_avg_sq)):
+            off = (one.int() - other.int()).abs()
+            assert off.max() <= 1 and off.sum() <= 0.01 * off.numel()
+        assert not got.exp_avg_sq[v == 0].any() and (got.exp_avg_sq[v > 0] > 0).all()
+    assert (got.shadow is got.weight) == (want.shadow is want.weight)
+
+
+@formats
+def test_load(format: tuple[str, str, torch.dtype]) -> None:
+    F, D = 3, 75
+    matrix = storage.allocate(torch.zeros(F, D, device=DEVICE), *format)
+    value, m, v = random_values(F, D)
+    bits = storage.random_bits(torch.arange(F, device=DEVICE), D, 1, 0)
+    storage.store_weight_(matrix, value, bits)
+    storage.store_moments_(matrix, m, v, bits)
+    got = [torch.empty(F, D, device=DEVICE) for _ in range(3)]
+    load_kernel[(F,)](*pointers(matrix), *got, D=D, PIECES=pieces_of(D, 1))
+    assert torch.equal(got[0], storage.load_weight(matrix))
+    for one, other in zip(got[1:], storage.load_moments(matrix)):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
+
+
+def test_split_keeps_every_bit() -> None:
+    """Values halfway between two bf16, infinities and denormals come back as they were."""
+    halves = torch.tensor([0x3F808000, 0x3F818000, 0x00008000, 0x7F7F7FFF, 0x7F800000, 0x00000001])
+    value = torch.cat([halves, -halves]).to(torch.int32).view(torch.float32).repeat(2, 1).to(DEVICE)
+    matrix = storage.allocate(torch.zeros_like(value), "split", "fp32", torch.bfloat16)
+    F, D = value.shape
+    zeros = torch.zeros_like(value)
+    store_kernel[(F,)](
+        *pointers(matrix), value, zeros, zeros, step_of(1), SALT=0, D=D, PIECES=pieces_of(D, 1)
+    )
+    got = [torch.empty_like(value) for _ in range(3)]
+    load_kernel[(F,)](*pointers(matrix), *got, D=D, PIECES=pieces_of(D, 1))
+    assert torch.equal(got[0].view(torch.int32), value.view(torch.int32))
+
+
+@pytest.mark.parametrize("num_warps", [1, 2, 8, 16])
+@pytest.mark.parametrize("D", [1, 7, 24, 130, 576, 768, 1000, 2304, 3584, 4096, 5000, 8192])
+def test_pieces_cover_the_row_once(D: int, num_warps: int) -> None:
+    pieces = pieces_of(D, num_warps)
+    end = 0
+    for start, width, vector in pieces:
+        assert start == end < D and width & (width - 1) == 0 and start % width == 0
+        assert 1 <= vector <= 4
+        end += width
+    assert D <= end <= D + D // 2 and (len(pieces) == 1 or end - D < pieces[-1][1])
+    if D in (768, 2304, 3584, 4096, 8192):
+        assert end == D
+
+
+def test_state_bytes() -> None:
+    weight = torch.zeros(2, 4)
+    kept = {name: state_bytes(storage.allocate(weight.clone(), *format)) for name, format in FORMATS.items()}
+    assert kept["fp32"] == 24 and kept["fp32 with a bf16 copy"] == 26
+    assert kept["split, int8 moments"] == 12 and kept["bf16, int8 moments"] == 8
