@@ -29,7 +29,7 @@ def run_pytest(path: Path, shard: int, deadline: float) -> tuple[str, float, str
     paths = [str(ROOT / "benchmarks"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "SAEFAST_SHARD": f"{shard}/{SHARDS}"}
     environment["OMP_NUM_THREADS"] = "2"  # there are many of these processes
-    plugins = "-p checkout -p gpu_shard -p no:cacheprovider".split()
+    plugins = ["-p", "checkout", "-p", "gpu_shard", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", *plugins, "-q", "--tb=short", str(path)]
     began = time.perf_counter()
     try:

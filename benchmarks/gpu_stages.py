@@ -12,6 +12,7 @@ from gpu_common import (
     CASES,
     DEVICE,
     DTYPE,
+    LOSS,
     Part,
     Report,
     Result,
@@ -35,7 +36,6 @@ from saefast.step import Hyper
 from saefast.triton_kernels.pre_acts import encode_route, pre_acts_and_maxima
 from saefast.triton_kernels.topk import select_topk
 
-LOSS = 2e-3  # relative; see gpu_step
 BETAS = (0.9, 0.999)
 GRADIENT = 1e-4  # relative; both sides have the same bf16 inputs, and sum in fp32 or fp64
 

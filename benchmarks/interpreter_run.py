@@ -3,7 +3,7 @@
     python benchmarks/interpreter_run.py data/acts-corpus [--steps 200]      writes benchmarks/results/interpreter_run.json
 
 The interpreter executes the kernels' own code on the CPU, a few milliseconds a program, so the SAE is small and the
-activations are whole: 16 rows of the shards at a time, 96 latents, k = 8, AuxK on. Two runs train from one start on the
+activations are whole: 8 rows of the shards at a time, 32 latents, k = 4, AuxK on. Two runs train from one start on the
 same batches and every step's loss, L0 and AuxK loss are compared. Rounding sooner or later flips a selection and the
 runs part; a third run, the reference with W_enc one unit in the last place larger, shows by how much.
 """
@@ -24,7 +24,7 @@ from saefast import SAE, InputError, SAEConfig, TrainConfig, Trainer, open_sourc
 from saefast.buffer import ShuffleBuffer
 
 RESULT = Path(__file__).parent / "results" / "interpreter_run.json"
-B, F, K = 16, 96, 8
+B, F, K = 8, 32, 4
 FIRST = 50  # steps in which the losses agree to rounding
 ROUNDING = 1e-5
 
@@ -32,7 +32,7 @@ ROUNDING = 1e-5
 def make(d_in: int, backend: str, steps: int, one_ulp: bool = False) -> Trainer:
     sae = SAE(SAEConfig(d_in=d_in, d_sae=F, k=K))
     config = TrainConfig(
-        total_tokens=B * steps, batch_size=B, lr=2e-3, backend=backend, dead_feature_threshold=4 * B, k_aux=12,
+        total_tokens=B * steps, batch_size=B, lr=2e-3, backend=backend, dead_feature_threshold=4 * B, k_aux=6,
     )  # fmt: skip
     trainer = Trainer(sae, config)
     if one_ulp:

@@ -22,6 +22,7 @@ OPS = (
 )  # fmt: skip
 OLDEST_GPU = (8, 0)  # Ampere: bf16 matrix products and asynchronous copies
 OLDEST_TRITON = (3, 3)
+OLDEST_TORCH = (2, 8)  # for the kernels: torch.mm with 16-bit operands and an fp32 result
 log = logging.getLogger("saefast")
 
 
@@ -38,12 +39,13 @@ def unavailable(name: str) -> str | None:
 
 
 def _no_triton() -> str | None:
-    try:
-        found = version("triton")
-    except PackageNotFoundError:
-        return "the package triton is not installed"
-    if tuple(int(part) for part in found.split(".")[:2]) < OLDEST_TRITON:
-        return f"triton {found} is too old, {'.'.join(map(str, OLDEST_TRITON))} or newer is needed"
+    for package, oldest in (("torch", OLDEST_TORCH), ("triton", OLDEST_TRITON)):
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            return f"the package {package} is not installed"
+        if tuple(int(part) for part in found.split(".")[:2]) < oldest:
+            return f"{package} {found} is too old, {'.'.join(map(str, oldest))} or newer is needed"
     if os.environ.get("TRITON_INTERPRET") == "1":
         return None  # the kernels run in Triton's interpreter, on the CPU
     if not torch.cuda.is_available():

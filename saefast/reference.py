@@ -13,7 +13,10 @@ Gradients are written out by hand; tests compare them with autograd of the dense
 
 **The sparse code.** Active latents are `acts` and `indices` (int32). In the fixed layout both are [B, K] and
 `row_offsets` is None. In the ragged layout both are [N] and token b has the entries `row_offsets[b]` to
-`row_offsets[b + 1]`; entries from `row_offsets[B]` on are unused. An activation of 0 is not active.
+`row_offsets[b + 1]`; entries from `row_offsets[B]` on are unused. An activation of 0 is not active. `row_offsets` must
+not pass N: see `above_threshold` for the one op that can return more.
+
+**NaN** in the pre-activations is selected, like +inf, by every backend, so that it reaches the loss.
 
 **Units.** `error = x_hat - x` is kept unscaled, in the dtype of the products; the gradient of FVU is
 `grad_scale * error` with `grad_scale = 2 / total_variance`, a number on the device that enters at the very end,

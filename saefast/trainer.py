@@ -31,6 +31,7 @@ from saefast.storage import load_weight, random_bits, store_weight_
 INIT_ROWS = 32_768  # sample for b_dec and the input scale; what OpenAI uses for the geometric median
 DENSITY_TOKENS = 100_000  # that share is counted over at least as many
 STEPS_BETWEEN_DEAD_COUNTS = 16  # on a GPU; each waits for the device once
+MAX_RESCORED = 256  # k + rescore, what the kernel sorts in one tile
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 log = logging.getLogger("saefast")
@@ -56,6 +57,9 @@ class Trainer:
         for name, param in sae.params._asdict().items():
             strides = param.stride()
             check(param.is_contiguous(), f"sae: {name}: expected contiguous memory, got strides {strides}")
+        largest = MAX_RESCORED - sae.config.k
+        fits = self.ops.NAME != "triton" or not config.rescore or config.rescore <= largest
+        check(fits, f"rescore: expected at most {largest} with k = {sae.config.k}, got {config.rescore}")
         if self.on_gpu and sae.config.d_in % 8:
             log.warning(
                 f"d_in = {sae.config.d_in}: works, but only rows of a multiple of 8 are read at full speed"
@@ -183,7 +187,7 @@ class Trainer:
         config, state = self.config, self.state
         self._raise_for_earlier_steps()
         hyper = Hyper(self._lr(state.step + 1), config.betas, config.eps, self._scale())
-        dtype = torch.float32 if self.on_gpu else torch.float64
+        dtype = torch.float32 if self.ops.NAME == "triton" else torch.float64
         numbers = torch.tensor(hyper.numbers(state.step + 1, len(x)), dtype=dtype)
         if self.on_gpu:
             numbers = numbers.pin_memory().to(x.device, non_blocking=True)

@@ -40,19 +40,19 @@ class UpdateConfig:
     chunk: int  # active entries of a latent that one program sums up
 
 
-def update_config(D: int, device: torch.device) -> UpdateConfig:
+def update_config(D: int, itemsize: int, device: torch.device) -> UpdateConfig:
     """At most 16 elements of a row per thread up to D = 8192, and as many programs as run at the same time.
 
-    128 registers let two thread blocks of 8 warps run on a multiprocessor; smaller blocks have no such step.
+    128 registers let two thread blocks of 8 warps run on a multiprocessor; smaller blocks have no such step. Rows of
+    error and centred, of `itemsize` bytes per element, must fit in beside those of the latent.
     """
     num_warps = next((n for n in (1, 2, 4, 8) if 512 * n >= D), 16)
     maxnreg = 128 if num_warps >= 8 else 144
     multiprocessors = 132
     if device.type == "cuda":
         multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-    return UpdateConfig(
-        num_warps, maxnreg, multiprocessors * (65536 // (32 * maxnreg) // num_warps), R=2, chunk=256
-    )
+    programs = multiprocessors * (65536 // (32 * maxnreg) // num_warps)
+    return UpdateConfig(num_warps, maxnreg, programs, R=max(1, 4 // itemsize), chunk=256)
 
 
 def update_bytes(weights: Weights, n_entries: int, itemsize: int) -> int:
@@ -88,7 +88,7 @@ def launch_update(
     offsets = groups[0]
     assert offsets.shape == (F + 1,), f"offsets: expected {(F + 1,)}, got {tuple(offsets.shape)}"
 
-    config = config or update_config(D, device)
+    config = config or update_config(D, error.element_size(), device)
     pieces, P = pieces_of(D, config.num_warps), min(config.programs, F)
     options = {"D": D, "PIECES": pieces, "num_warps": config.num_warps, "maxnreg": config.maxnreg}
     enc, dec = pointers(weights.enc), pointers(weights.dec)
@@ -183,7 +183,7 @@ def adam_rows_(
     for name, grad in zip(("W_enc", "b_enc", "W_dec", "b_dec"), grads, strict=True):
         assert grad.dtype == torch.float32, f"gradient of {name}: expected float32, got {grad.dtype}"
         assert grad.is_contiguous(), f"gradient of {name}: expected contiguous memory, got {grad.stride()}"
-    config = config or update_config(D, grads[0].device)
+    config = config or update_config(D, 4, grads[0].device)
     P = min(config.programs, F)
     _adam_rows_kernel[(P,)](
         *pointers(weights.enc), *pointers(weights.dec), *weights.b_enc, *weights.b_dec, *grads,
