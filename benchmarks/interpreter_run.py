@@ -18,6 +18,7 @@ from pathlib import Path
 os.environ["TRITON_INTERPRET"] = "1"  # before the first import of a kernel
 
 import checkout  # noqa: F401
+import quick_interpreter
 import torch
 
 from saefast import SAE, InputError, SAEConfig, TrainConfig, Trainer, open_source
@@ -47,6 +48,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=200)
     args = parser.parse_args()
     source = open_source(args.source)
+    quick_interpreter.install()
     trainers = {
         "reference": make(source.d_in, "reference", args.steps),
         "triton": make(source.d_in, "triton", args.steps),

@@ -29,7 +29,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def run_gate(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-P", str(GATE), *arguments]
+    command = [sys.executable, str(GATE), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 

@@ -7,24 +7,33 @@ interpreter cuts fp32 off to bf16 where a GPU rounds to nearest, see test_triton
 """
 
 import math
-import os
 from collections.abc import Callable
-from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
-
-ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
-if not ON_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read where @triton.jit decorates, so before the import below
-
-import triton.language as tl
-from triton.runtime import interpreter
+from update_cases import (
+    DEVICE,
+    FP32,
+    ON_GPU,
+    SMALL,
+    Case,
+    assert_near,
+    assert_same,
+    case_of,
+    check,
+    clone,
+    numbers_at,
+    random,
+    step_of,
+    tensors,
+    topk_case,
+    weights_of,
+)
 
 from saefast import reference, storage
-from saefast.reference_update import Aux, Numbers
-from saefast.storage import Matrix, Vector, Weights
+from saefast.reference_update import Aux
+from saefast.storage import Vector, Weights
 from saefast.triton_kernels.hot import chunk_offsets, most_chunks
 from saefast.triton_kernels.update import (
     UpdateConfig,
@@ -34,148 +43,6 @@ from saefast.triton_kernels.update import (
     update_bytes,
     update_config,
 )
-
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # in Triton
-DEVICE = "cuda" if ON_GPU else "cpu"
-FP32 = ("fp32", "fp32", torch.float32)
-SMALL = UpdateConfig(num_warps=1, maxnreg=128, programs=3, R=2, chunk=4)
-
-
-@pytest.fixture(autouse=True)
-def quick_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter patches `triton.language` at every call of one kernel by another. Once at a launch is enough."""
-    patch_language = interpreter._patch_lang
-
-    def patch_at_launch(fn: Callable[..., object]) -> object:
-        patch_language(tl.zeros.fn)  # for the functions that Triton has written in Triton
-        return patch_language(fn)
-
-    def call(self: interpreter.InterpretedFunction, *args: object, **kwargs: object) -> object:
-        return self.rewrite()(*args, **kwargs)
-
-    if not ON_GPU:
-        monkeypatch.setattr(interpreter, "_patch_lang", patch_at_launch)
-        monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", call)
-
-
-class Case(NamedTuple):
-    """The arguments after `weights`."""
-
-    centred: Tensor
-    error: Tensor
-    acts: Tensor
-    indices: Tensor
-    row_offsets: Tensor | None
-    groups: tuple[Tensor, Tensor, Tensor]
-    grad_scale: Tensor
-    aux: Aux | None
-    numbers: Tensor
-
-
-def random(*size: int, seed: int = 0) -> Tensor:
-    return torch.randn(*size, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
-
-
-def numbers_at(step: int, l1: float = 0.0, bias_norm: float = 1.0) -> Tensor:
-    corrections = 1 / (1 - 0.9**step), 1 / (1 - 0.99**step)
-    return torch.tensor(
-        Numbers(1e-2, 3e-2, 1e-6, 1e-5, 0.9, 0.1, 0.99, 0.01, *corrections, l1, bias_norm), device=DEVICE
-    )
-
-
-def step_of(n: int) -> Tensor:
-    return torch.tensor(n, device=DEVICE)
-
-
-def case_of(
-    acts: Tensor, indices: Tensor, F: int, D: int, row_offsets: Tensor | None = None, seed: int = 1,
-    dtype: torch.dtype = torch.float32, aux: Aux | None = None, **numbers: float,
-) -> Case:  # fmt: skip
-    B = len(acts) if row_offsets is None else len(row_offsets) - 1
-    groups = reference.group_by_latent(acts, indices, F, row_offsets)
-    centred, error = (random(B, D, seed=seed + i).to(dtype) for i in (10, 20))
-    return Case(
-        centred, error, acts, indices, row_offsets, groups, torch.tensor(0.3, device=DEVICE), aux,
-        numbers_at(3, **numbers),
-    )  # fmt: skip
-
-
-def topk_case(B: int, D: int, F: int, K: int, **kwargs: object) -> Case:
-    """About half of the entries are active."""
-    pre_acts = random(B, F, seed=5) - 0.5
-    return case_of(*reference.topk(pre_acts, K), F, D, **kwargs)
-
-
-def weights_of(F: int, D: int, format: tuple[str, str, torch.dtype] = FP32) -> Weights:
-    """A state that two steps of the reference left."""
-    W_enc, W_dec = random(F, D, seed=1) / D**0.5, reference.normalize_rows_(random(F, D, seed=2))
-    vectors = [Vector(random(n, seed=n), *torch.zeros(2, n, device=DEVICE)) for n in (F, D)]
-    weights = Weights(storage.allocate(W_enc, *format), storage.allocate(W_dec, *format), *vectors)
-    for step in (1, 2):
-        case = topk_case(4 * F, D, F, min(F, 3), seed=30 * step)
-        reference.update_(weights, *case._replace(numbers=numbers_at(step)), step_of(step))
-    return weights
-
-
-def clone(weights: Weights) -> Weights:
-    def of_matrix(matrix: Matrix) -> Matrix:
-        copy = Matrix(*(None if t is None else t.clone() for t in matrix))
-        return copy._replace(shadow=copy.weight) if matrix.shadow is matrix.weight else copy
-
-    vectors = [Vector(*(t.clone() for t in vector)) for vector in weights[2:]]
-    return Weights(of_matrix(weights.enc), of_matrix(weights.dec), *vectors)
-
-
-def tensors(weights: Weights) -> dict[str, Tensor]:
-    return {
-        f"{part}.{name}": tensor
-        for part, fields in zip(weights._fields, weights)
-        for name, tensor in fields._asdict().items()
-        if tensor is not None
-    }
-
-
-def assert_near(got: Tensor, want: Tensor, name: str = "", rtol: float = 1e-5) -> None:
-    assert got.shape == want.shape and got.dtype == want.dtype, name
-    error, largest = (got - want).abs().max().item(), want.abs().max().item()
-    assert error <= rtol * largest, f"{name}: {error:.2e} of {largest:.2e}"  # NaN is not <= anything
-
-
-def assert_same(got: Weights, want: Weights) -> None:
-    split = want.enc.low is not None
-    for name, one in tensors(got).items():
-        other = tensors(want)[name]
-        if one.dtype == torch.float32:
-            assert_near(one, other, name)
-        elif not (split and name.endswith(("weight", "low", "shadow"))):
-            kept = (t.view(torch.int16) if t.is_floating_point() else t for t in (one, other))
-            off = torch.sub(*(t.int() for t in kept)).abs()
-            assert off.max() <= 1, f"{name}: {off.max()} off"
-            nearest = name.endswith(("shadow", "exp_avg")) and one.dtype == torch.bfloat16
-            stochastic = name.endswith("shadow") and got.enc.shadow is got.enc.weight
-            if ON_GPU or stochastic or not nearest:
-                assert off.sum() <= max(1, off.numel() // 50), f"{name}: {off.sum()} of {off.numel()} off"
-    for part in ("enc", "dec"):
-        one, other = (storage.load_weight(getattr(w, part)) for w in (got, want))
-        assert_near(
-            one, other, part, rtol=1e-2 if want.enc.weight.dtype == torch.bfloat16 and not split else 1e-5
-        )
-        assert (getattr(got, part).shadow is getattr(got, part).weight) == (
-            getattr(want, part).shadow is getattr(want, part).weight
-        )
-
-
-def check(case: Case, F: int, D: int, config: UpdateConfig = SMALL, steps: int = 2) -> Weights:
-    """Steps on `case` in fp32 by both -> the weights."""
-    got = weights_of(F, D)
-    want = clone(got)
-    for step in range(3, 3 + steps):
-        case = case._replace(numbers=torch.cat([numbers_at(step)[:10], case.numbers[10:]]))
-        squared = update_(got, *case, step_of(step), config=config)
-        assert_near(squared, reference.update_(want, *case, step_of(step)), "squared norm")
-        assert_same(got, want)
-    return got
-
 
 SHAPES = {  # B, D, F, K; the pieces of a row at 1 warp on the right
     "24": (6, 24, 5, 2),  # 16 + 8
