@@ -19,14 +19,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import checkout  # noqa: F401
 from shapes import SHAPES
+
+from saefast.memory import GROUP, MOMENT_BYTES, WEIGHT_BYTES, copy_bytes, memory_bytes
 
 RESULTS = Path(__file__).resolve().parent / "results"
 CASES = {name: shape for name, shape in SHAPES.items() if name != "small"}
-GROUP = 64  # pre-activations for each maximum of the selection
-GIB = 2**30
-WEIGHT_BYTES = {"fp32": 4, "split": 4, "bf16": 2}  # see saefast/storage.py
-MOMENT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 
 
 class Stage(NamedTuple):
@@ -52,13 +51,6 @@ DEVICES = {
     "H200": Device("H200", bandwidth=4.3e12, flops=790e12, l2=60 * 2**20, memory=141e9),
     "H100": Device("H100", bandwidth=3.0e12, flops=798e12, l2=50 * 2**20, memory=80e9),
 }
-
-
-def copy_bytes(param_dtype: str, compute_bytes: int) -> int:
-    """Bytes per weight of the copy that the products read; 0 where they read the weight itself."""
-    if param_dtype != "fp32" and compute_bytes != 2:
-        raise ValueError(f"param_dtype {param_dtype!r}: expected compute_bytes 2, got {compute_bytes}")
-    return compute_bytes if param_dtype == "fp32" and compute_bytes < WEIGHT_BYTES["fp32"] else 0
 
 
 def update_bytes(D: int, F: int, compute_bytes: int, param_dtype: str, state_dtype: str) -> int:
@@ -135,43 +127,6 @@ def floor_ms(stages: list[Stage], device: Device) -> tuple[dict[str, float], flo
     """Milliseconds of each stage, and of the step."""
     times = {s.name: 1e3 * max(s.flops / device.flops, s.bytes / device.bandwidth) for s in stages}
     return times, sum(times.values())
-
-
-def memory_bytes(
-    B: int,
-    D: int,
-    F: int,
-    K: int,
-    *,
-    compute_bytes: int = 2,
-    input_bytes: int = 4,
-    param_dtype: str = "fp32",
-    state_dtype: str = "fp32",
-    n_dead: int = 0,
-    clip: bool = False,
-    chunk_bytes: int = 8 * GIB,
-) -> dict[str, int]:
-    """Bytes in use at the height of a step, without what CUDA itself and its allocator take.
-
-    chunk_bytes: the encoder keeps so many pre-activations at a time.
-    """
-    c, N, P = compute_bytes, B * K, F * D
-    out = {
-        "weights": 2 * P * WEIGHT_BYTES[param_dtype] + 4 * (F + D),
-        "copies": 2 * P * copy_bytes(param_dtype, c),
-        "moments": 4 * P * MOMENT_BYTES[state_dtype] + 8 * (F + D),
-        "counters": 2 * 8 * F,
-        "batch": B * D * (input_bytes + 2 * c) + 4 * B,  # x, centred, error
-        "pre-activations": min(c * B * F, chunk_bytes) + c * B * F // GROUP,
-        "code and groups": 16 * N + 4 * F,
-    }
-    if state_dtype == "int8":
-        out["moments"] += 2 * 8 * F
-    if clip and clip_bytes(B, D, F, K, c)[1]:
-        out["gradients"] = 8 * P
-    if n_dead:
-        out["auxk"] = n_dead * (2 * D * (c + 4) + 2 * B * c) + 4 * F  # rows, gradients, activations; slots
-    return out
 
 
 def measured(shape: tuple[int, int, int, int]) -> list[tuple[str, float]]:

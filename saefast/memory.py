@@ -8,25 +8,62 @@ import torch
 from saefast.config import SAEConfig, TrainConfig
 from saefast.errors import InputError
 
-MAX_PRE_ACTS_BYTES = 8 * 2**30  # what the GPU encoder keeps at a time, see triton_kernels/encode.py
-WEIGHT_BYTES = {"fp32": 4, "split": 4, "bf16": 2}
-MOMENT_BYTES = {"fp32": 8, "bf16": 4, "int8": 2}
+MAX_PRE_ACTS_BYTES = 8 * 2**30  # what the encoder keeps at a time, see triton_kernels/encode.py
+GROUP = 64  # pre-activations for each maximum of the selection
+WEIGHT_BYTES = {"fp32": 4, "split": 4, "bf16": 2}  # see saefast/storage.py
+MOMENT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+
+
+def copy_bytes(param_dtype: str, compute_bytes: int) -> int:
+    """Bytes per weight of the copy that the products read; 0 where they read the weight itself."""
+    if param_dtype != "fp32" and compute_bytes != 2:
+        raise ValueError(f"param_dtype {param_dtype!r}: expected compute_bytes 2, got {compute_bytes}")
+    return compute_bytes if param_dtype == "fp32" and compute_bytes < WEIGHT_BYTES["fp32"] else 0
+
+
+def memory_bytes(
+    B: int,
+    D: int,
+    F: int,
+    K: int,
+    *,
+    compute_bytes: int = 2,
+    input_bytes: int = 4,
+    param_dtype: str = "fp32",
+    state_dtype: str = "fp32",
+    n_dead: int = 0,
+    clip: bool = False,
+    chunk_bytes: int = MAX_PRE_ACTS_BYTES,
+) -> dict[str, int]:
+    """Bytes in use at the height of a GPU step by purpose, without what CUDA itself and its allocator take.
+
+    Without gradient clipping no gradient is ever in memory; with it, both matrices have one in fp32.
+    chunk_bytes: the encoder keeps so many pre-activations at a time.
+    """
+    c, N, P = compute_bytes, B * K, F * D
+    out = {
+        "weights": 2 * P * WEIGHT_BYTES[param_dtype] + 4 * (F + D),
+        "copies": 2 * P * copy_bytes(param_dtype, c),
+        "moments": 4 * P * MOMENT_BYTES[state_dtype] + 8 * (F + D),
+        "gradients": 8 * P if clip else 0,
+        "counters": 2 * 8 * F,
+        "batch": B * D * (input_bytes + 2 * c) + 4 * B,  # x, centred, error
+        "pre-activations": min(c * B * F, chunk_bytes) + c * B * F // GROUP,
+        "code and groups": 16 * N + 4 * F,
+    }
+    if state_dtype == "int8":
+        out["moments"] += 2 * 8 * F
+    if n_dead:
+        out["auxk"] = n_dead * (2 * D * (c + 4) + 2 * B * c) + 4 * F  # rows, gradients, activations; slots
+    return out
 
 
 def training_bytes(sae: SAEConfig, train: TrainConfig, compute_bytes: int = 2) -> dict[str, int]:
-    """Bytes by purpose, for the engine on a GPU with `compute_bytes` per operand of the products.
-
-    Without gradient clipping no gradient is ever in memory; with it, both matrices have one in fp32.
-    """
-    n_weights, batch = 2 * sae.d_sae * sae.d_in, train.batch_size
-    copy = compute_bytes if train.param_dtype == "fp32" and compute_bytes < 4 else 0
-    return {
-        "weights": n_weights * (WEIGHT_BYTES[train.param_dtype] + copy),
-        "moments": n_weights * MOMENT_BYTES[train.state_dtype],
-        "gradients": 4 * n_weights if train.grad_clip is not None else 0,
-        "pre-activations": min(batch * sae.d_sae * compute_bytes, MAX_PRE_ACTS_BYTES),
-        "batch": batch * (sae.d_in * (8 + 2 * compute_bytes) + sae.k * 24),
-    }
+    """`memory_bytes` of a run with products of `compute_bytes` per operand."""
+    return memory_bytes(
+        train.batch_size, sae.d_in, sae.d_sae, sae.k, compute_bytes=compute_bytes, param_dtype=train.param_dtype,
+        state_dtype=train.state_dtype, clip=train.grad_clip is not None,
+    )  # fmt: skip
 
 
 @contextmanager

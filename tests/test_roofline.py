@@ -5,10 +5,7 @@ from itertools import product
 
 import pytest
 import roofline
-import torch
-from roofline import CASES, DEVICES, Device, floor_ms, memory_bytes, stages
-
-from saefast.storage import Matrix, allocate
+from roofline import CASES, DEVICES, Device, floor_ms, stages
 
 A, B, C = CASES.values()
 H200 = DEVICES["H200"]
@@ -107,40 +104,6 @@ def test_slower_device_takes_longer():
     half = Device("half", H200.bandwidth / 2, H200.flops / 2, H200.l2, H200.memory)
     assert floor_ms(stages(*B), half)[1] == pytest.approx(2 * step_ms(B))
     assert floor_ms(stages(*B), DEVICES["H100"])[1] > step_ms(B)
-
-
-@pytest.mark.parametrize("weights, moments", FORMATS)
-@pytest.mark.parametrize("products", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
-def test_weights_and_moments_take_what_storage_allocates(weights, moments, products):
-    if weights != "fp32" and products == torch.float32:
-        with pytest.raises(ValueError, match="compute_bytes 2, got 4"):
-            memory_bytes(3, 24, 10, 2, param_dtype=weights, state_dtype=moments, compute_bytes=4)
-        return
-    matrix = allocate(torch.randn(10, 24), weights, moments, products)
-    tensors = {name: t for name, t in zip(Matrix._fields, matrix) if t is not None}
-    if matrix.shadow is matrix.weight:
-        del tensors["shadow"]
-    biases = 3 * 4 * (10 + 24)
-    got = memory_bytes(
-        3, 24, 10, 2, param_dtype=weights, state_dtype=moments, compute_bytes=products.itemsize
-    )
-    kept = got["weights"] + got["copies"] + got["moments"]
-    assert kept == 2 * sum(t.nbytes for t in tensors.values()) + biases
-
-
-def test_two_million_latents_fit_one_gpu():
-    shape = 8192, 4096, 2097152, 64
-    used = memory_bytes(*shape, param_dtype="bf16", state_dtype="int8")
-    assert used["weights"] + used["moments"] == pytest.approx(4 * 2 * 4096 * 2097152, rel=1e-2)
-    assert used["pre-activations"] < 10 * 2**30 < 8192 * 2097152 * 2
-    assert 68e9 < sum(used.values()) < 80e9 < H200.memory
-    assert sum(memory_bytes(*shape).values()) > H200.memory  # 14 bytes a weight do not
-
-
-def test_memory_of_clipping_and_auxk():
-    assert memory_bytes(*A, clip=True)["gradients"] == 8 * 768 * 24576
-    assert "gradients" not in memory_bytes(*C, clip=True)  # computed twice instead
-    assert memory_bytes(*A, n_dead=100)["auxk"] < memory_bytes(*A, n_dead=200)["auxk"]
 
 
 def test_command_line(capsys, monkeypatch, tmp_path):
