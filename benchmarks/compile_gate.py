@@ -20,6 +20,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,16 +91,16 @@ def other_calls(shape: Shape, dtype: torch.dtype) -> Iterator[Callable[[], objec
     def tensor(*size: int, dtype: torch.dtype = dtype) -> torch.Tensor:
         return torch.empty(size, dtype=dtype, device="meta")
 
-    acts, indices = tensor(B, K, dtype=torch.float32), tensor(B, K, dtype=torch.int32)
-    W_dec, b_dec = tensor(F, D), tensor(D, dtype=torch.float32)
-    groups = (
-        tensor(F + 1, dtype=torch.int32),
-        tensor(B * K, dtype=torch.int32),
-        tensor(B * K, dtype=torch.int32),
-    )
-    yield lambda: ops.decode(acts, indices, W_dec, b_dec)
-    yield lambda: ops.grad_top_acts(tensor(B, D), W_dec, acts, indices)
-    yield lambda: ops.sum_rows(groups, acts, tensor(B, D))
+    whole = partial(tensor, dtype=torch.float32)
+    integers = partial(tensor, dtype=torch.int32)
+    x, W, acts, indices = tensor(B, D), tensor(F, D), whole(B, K), integers(B, K)
+    groups = integers(F + 1), integers(B * K), integers(B * K)
+    yield lambda: ops.topk(tensor(B, F), K)
+    yield lambda: ops.encode_topk(x, W, whole(F), K, scale=whole(F))
+    yield lambda: ops.encode_threshold(x, W, whole(F), whole(F), 2**20)
+    yield lambda: ops.decode(acts, indices, W, whole(D))
+    yield lambda: ops.grad_top_acts(x, W, acts, indices)
+    yield lambda: ops.sum_rows(groups, acts, x)
 
 
 class Job(NamedTuple):

@@ -11,6 +11,7 @@ from unittest import mock
 
 import torch
 import triton
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, mangle_type
@@ -26,6 +27,21 @@ class Launch(NamedTuple):
     kwargs: dict[str, Any]
 
 
+class NothingWaits(TorchDispatchMode):
+    """Refuses what a CUDA graph cannot hold: asking the device for a value, and tensors made on the host."""
+
+    ASKS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "scalar_tensor")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().removeprefix("aten::").partition(".")[0]
+        assert not name.startswith(self.ASKS), f"a step may not call {name}: it waits for the device"
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            on_host = isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu"
+            assert not on_host, f"a step may not make a tensor on the host, as {name} does"
+        return result
+
+
 def launches(call: Callable[[], object]) -> list[Launch]:
     """The kernels that `call` launches, none of them run."""
     recorded: list[Launch] = []
@@ -33,7 +49,7 @@ def launches(call: Callable[[], object]) -> list[Launch]:
     def record(kernel: JITFunction, *args: Any, grid: object, warmup: bool, **kwargs: Any) -> None:
         recorded.append(Launch(kernel, args, kwargs))
 
-    with mock.patch.object(JITFunction, "run", record):
+    with mock.patch.object(JITFunction, "run", record), NothingWaits():
         call()
     return recorded
 

@@ -48,10 +48,10 @@ def find_dead(num_tokens_since_fired: Tensor, threshold: int, capacity: int) -> 
     dead = num_tokens_since_fired >= threshold
     places = dead.cumsum(0) - 1
     listed = dead & (places < capacity)
-    slots = torch.where(listed, places, -1)
+    slots = places.masked_fill(~listed, -1)
     # every latent writes its number to its place, those that have none to one past the end
     latents = places.new_zeros(capacity + 1)
-    latents.scatter_(0, torch.where(listed, places, capacity), torch.arange(len(dead), device=dead.device))
+    latents.scatter_(0, places.masked_fill(~listed, capacity), torch.arange(len(dead), device=dead.device))
     return Dead(latents[:capacity], listed.sum(), slots.to(torch.int32))
 
 
@@ -65,7 +65,7 @@ def auxk(
     acts = ops.keep_topk(pre_acts, k_aux, dead.number)
     aux_error, squares = ops.dense_error(acts, W_dec, error, sign=-1.0)
     _, variance = ops.centre(error, torch.zeros_like(weights.b_dec.value), error.dtype)
-    loss = torch.where(dead.number > 0, squares.sum() / variance, 0.0)
+    loss = (squares.sum() / variance).masked_fill(dead.number == 0, 0.0)
 
     scale = 2 * alpha / variance
     grad_acts = ops.dense_grad_acts(aux_error, W_dec, acts, torch.zeros_like(variance))

@@ -91,16 +91,18 @@ def train_step(ops: ModuleType, state: State, x: Tensor, plan: Plan, numbers: Te
             acts, indices, weights.dec.shadow, b_dec, x, plan.compute_dtype, row_offsets
         )
         groups = ops.group_by_latent(acts, indices, n_latents, row_offsets)
-        fired, l1 = groups[0].diff(), acts.sum()
+        fired, l1 = groups[0].diff(), acts.sum() if plan.activation == "relu" else None
     n_active = fired.sum()
 
-    fvu = squares.sum() / variance
-    auxk_loss, aux = torch.zeros_like(fvu), None
+    loss = fvu = squares.sum() / variance
+    auxk_loss, aux = None, None
     if plan.dead_capacity:
         dead = find_dead(state.num_tokens_since_fired, plan.dead_feature_threshold, plan.dead_capacity)
         auxk_loss, aux = auxk(ops, weights, centred, error, dead, plan.k_aux, plan.auxk_alpha)
-    loss = fvu + plan.auxk_alpha * auxk_loss + numbers[10] * l1  # numbers.l1
-    grad_scale = torch.where(loss.isfinite(), 2 / variance, torch.nan)
+        loss = loss + plan.auxk_alpha * auxk_loss
+    if l1 is not None:
+        loss = loss + numbers[10] * l1  # numbers.l1
+    grad_scale = 2 / variance + 0 * loss  # 0 times NaN or Inf is NaN
 
     if plan.activation == "relu_dense":
         squared_norm = update_dense_(ops, state, centred, error, acts, grad_scale, plan.grad_clip, numbers)
@@ -123,7 +125,7 @@ def train_step(ops: ModuleType, state: State, x: Tensor, plan: Plan, numbers: Te
         fvu=fvu,
         l0=n_active / max(len(x), 1),
         dead_frac=n_dead / n_latents,
-        auxk_loss=auxk_loss,
+        auxk_loss=torch.zeros_like(fvu) if auxk_loss is None else auxk_loss,
         grad_norm=squared_norm.sqrt(),
         code_size=n_active if code_size is None else code_size,
     )

@@ -6,11 +6,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 GATE = Path(__file__).parent.parent / "benchmarks" / "compile_gate.py"
@@ -56,6 +58,23 @@ def test_the_table_has_a_row_for_everything_that_is_launched() -> None:
     kernels = {row.split()[0].split("/")[0] for row in table["kernels"]}
     sources = "".join(path.read_text() for path in (GATE.parent.parent / "triton_kernels").glob("*.py"))
     assert kernels == set(re.findall(r"def _?(\w+_kernel)\(", sources))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x[x > 0],
+        lambda x: torch.where(x > 0, x, 0.0),
+        lambda x: torch.zeros(3),
+    ],
+    ids=["item", "mask", "scalar", "host"],
+)
+def test_a_step_that_would_wait_for_the_device_is_refused(gate: ModuleType, call: Callable) -> None:
+    x = torch.empty(3, device="meta")
+    assert gate.launches(lambda: x + 1) == []
+    with pytest.raises((AssertionError, RuntimeError, NotImplementedError)):
+        gate.launches(lambda: call(x))
 
 
 def test_offsets_multiplied_in_32_bits_are_found(gate: ModuleType) -> None:

@@ -70,5 +70,5 @@ def most_chunks(n_entries: int, n_latents: int, chunk: int) -> int:
 def chunk_offsets(offsets: Tensor, chunk: int) -> Tensor:
     """offsets [F + 1] -> [F + 1] int32: the chunks of latent f are `out[f]` to `out[f + 1]`, none unless it is hot."""
     counts = offsets[1:] - offsets[:-1]
-    chunks = torch.where(counts > chunk, (counts + (chunk - 1)) // chunk, 0)
+    chunks = ((counts + (chunk - 1)) // chunk).masked_fill(counts <= chunk, 0)
     return F.pad(chunks.cumsum(0, dtype=torch.int32), (1, 0))
