@@ -1,5 +1,6 @@
 """The part of `saefast.reference` after the loss: gradients of the active rows, Adam, unit norm."""
 
+import math
 import warnings
 from typing import NamedTuple
 
@@ -77,7 +78,10 @@ def group_by_latent(acts: Tensor, indices: Tensor, d_sae: int, row_offsets: Tens
     latent = torch.where(active, indices.flatten(), d_sae)
     offsets = F.pad(torch.bincount(latent, minlength=d_sae + 1)[:d_sae].cumsum(0), (1, 0)).to(torch.int32)
     pairs = latent.argsort(stable=True)
-    tokens = (torch.searchsorted(starts, pairs, right=True) - 1).clamp_max(len(starts) - 2)
+    if row_offsets is None:
+        tokens = torch.div(pairs, indices.shape[1], rounding_mode="floor")
+    else:
+        tokens = (torch.searchsorted(starts, pairs, right=True) - 1).clamp_max(len(starts) - 2)
     return offsets, pairs.to(torch.int32), tokens.to(torch.int32)
 
 
@@ -186,13 +190,16 @@ def adam_rows_(weights: Weights, grads: Grads, factor: Tensor, numbers: Tensor, 
 
     A factor of NaN changes nothing. step: [] int64, counted from 1; it seeds stochastic rounding.
     """
-    if factor.isnan():
+    scale = float(factor)
+    if math.isnan(scale):
         return
+    if scale != 1:
+        grads = tuple(grad * scale for grad in grads)  # type: ignore[assignment]
     n = Numbers(*numbers.tolist())
     rows = torch.arange(len(weights.b_enc.value), device=grads[0].device)
     for salt, (matrix, grad) in enumerate(((weights.enc, grads[0]), (weights.dec, grads[2]))):
         value, (m, v) = load_weight(matrix), load_moments(matrix)
-        adam_(value, grad * factor, m, v, n, n.lr, n.eps)
+        adam_(value, grad, m, v, n, n.lr, n.eps)
         if matrix is weights.dec:
             normalize_rows_(value)
         exact = matrix.weight.dtype != torch.bfloat16 and matrix.exp_avg.dtype == value.dtype
@@ -200,7 +207,7 @@ def adam_rows_(weights: Weights, grads: Grads, factor: Tensor, numbers: Tensor, 
         store_weight_(matrix, value, bits)
         store_moments_(matrix, m, v, bits)
     for vector, grad in ((weights.b_enc, grads[1]), (weights.b_dec, grads[3])):
-        adam_(vector.value, grad * factor, vector.exp_avg, vector.exp_avg_sq, n, n.lr_bias, n.eps_bias)
+        adam_(vector.value, grad, vector.exp_avg, vector.exp_avg_sq, n, n.lr_bias, n.eps_bias)
 
 
 def update_(
