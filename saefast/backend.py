@@ -92,6 +92,15 @@ def load_backend(name: str = "auto", device: str = "cpu") -> ModuleType:
     return importlib.import_module(MODULES[name])
 
 
+def native_isas() -> list[str] | None:
+    """What the C++ extension can use on this processor; None if it is not built."""
+    try:
+        import saefast._C
+    except ImportError:
+        return None
+    return list(saefast._C.isas())
+
+
 _said: set[str] = set()
 
 

@@ -20,6 +20,7 @@ from saefast.config import SAEConfig, TrainConfig
 from saefast.errors import InputError, check
 from saefast.evaluate import evaluate
 from saefast.files import load_tensors, read_json
+from saefast.memory import out_of_memory_help
 from saefast.sae import SAE
 from saefast.sources import open_source
 from saefast.trainer import Trainer
@@ -138,10 +139,14 @@ class Train:
     def run(self) -> None:
         config = TrainConfig(**asdict(self.train))
         source = open_source(self.source)
-        sae = SAE(SAEConfig(d_in=source.d_in, d_sae=self.d_sae, k=self.k), seed=config.seed)
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         check_device(device)
-        trainer = Trainer(sae.to(device), config)
+        weight_dtype = torch.float32 if config.param_dtype == "fp32" else torch.bfloat16
+        with out_of_memory_help(
+            sae_config := SAEConfig(d_in=source.d_in, d_sae=self.d_sae, k=self.k), config
+        ):
+            sae = SAE(sae_config, config.seed, device, weight_dtype)
+        trainer = Trainer(sae, config)
         print(
             f"training {self.d_sae} latents of width {source.d_in}, k = {self.k}, on {config.total_tokens} tokens; "
             f"backend {trainer.ops.NAME} on {device}, {trainer.precision}"
@@ -212,22 +217,13 @@ class Info:
         result["backend"] = {
             "auto": name,
             "why": reason,
-            "instruction_sets": native_isas(),
+            "instruction_sets": backend.native_isas(),
             "unavailable": {n: why for n in backend.MODULES if (why := backend.unavailable(n))},
         }
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         result["machine"] = {"gpu": gpu, "torch": torch.__version__, "threads": torch.get_num_threads()}
         result["saefast"] = saefast.__version__
         show(result, self.json)
-
-
-def native_isas() -> list[str] | None:
-    """What the C++ extension can use on this processor; None if it is not built."""
-    try:
-        import saefast._C
-    except ImportError:
-        return None
-    return list(saefast._C.isas())
 
 
 def describe(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from saefast.errors import InputError, check
 from saefast.files import load_tensors, read_json, save_tensors, write_json
 
 WEIGHTS, CONFIG = "sae.safetensors", "config.json"
+ROWS_AT_ONCE = 2**14
 
 
 class SAEOutput(NamedTuple):
@@ -33,19 +34,29 @@ class SAE(nn.Module):
         config: sizes and activation.
         seed: seed of the initial weights. W_dec has random unit rows, W_enc is a copy of it (its transpose in the
             field's [d_in, d_sae] layout), biases are 0; `Trainer.fit` moves b_dec to the centre of the data.
+        device, weight_dtype: of the parameters, and of W_enc and W_dec (biases are fp32). They are made a few rows at
+            a time, so that a dictionary that fills the device needs no second copy anywhere.
 
     The parameters are always in the units of the data, before, during and after training.
     """
 
-    def __init__(self, config: SAEConfig, seed: int = 0) -> None:
+    def __init__(
+        self,
+        config: SAEConfig,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        weight_dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         self.config = config
         generator = torch.Generator().manual_seed(seed)
-        W_dec = torch.randn(config.d_sae, config.d_in, generator=generator)
-        self.W_dec = nn.Parameter(reference.normalize_rows_(W_dec))
-        self.W_enc = nn.Parameter(self.W_dec.detach().clone())
-        self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
-        self.b_dec = nn.Parameter(torch.zeros(config.d_in))
+        W_dec = torch.empty(config.d_sae, config.d_in, device=device, dtype=weight_dtype)
+        for rows in W_dec.split(ROWS_AT_ONCE):
+            rows.copy_(reference.normalize_rows_(torch.randn(rows.shape, generator=generator)))
+        self.W_dec = nn.Parameter(W_dec)
+        self.W_enc = nn.Parameter(W_dec.clone())
+        self.b_enc = nn.Parameter(torch.zeros(config.d_sae, device=device))
+        self.b_dec = nn.Parameter(torch.zeros(config.d_in, device=device))
 
     @property
     def params(self) -> reference.Params:

@@ -173,3 +173,12 @@ def allocate(weight: Tensor, param_dtype: str, state_dtype: str, compute_dtype: 
     exp_avg, exp_avg_sq = (torch.zeros_like(weight, dtype=dtype) for dtype in dtypes)
     scales = weight.new_zeros(len(weight), 2, dtype=torch.float32) if state_dtype == "int8" else None
     return Matrix(weight, low, shadow, exp_avg, exp_avg_sq, scales)
+
+
+def scale_rows_(matrix: Matrix, factor: float, rows_at_once: int = 2**14) -> None:
+    """Multiply the weight, a few rows at a time: the random bits of all of them would take 8 bytes per parameter."""
+    for start in range(0, len(matrix.weight), rows_at_once):
+        rows = slice(start, start + rows_at_once)
+        part = Matrix(*(None if t is None else t[rows] for t in matrix))  # type: ignore[arg-type]
+        numbers = torch.arange(start, start + len(part.weight), device=part.weight.device)
+        store_weight_(part, load_weight(part) * factor, random_bits(numbers, part.weight.shape[1], 0, 0))

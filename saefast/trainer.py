@@ -26,7 +26,7 @@ from saefast.signals import stop_signals
 from saefast.sources import as_source
 from saefast.state import State
 from saefast.step import Hyper, Metrics, Plan, train_step
-from saefast.storage import load_weight, random_bits, store_weight_
+from saefast.storage import scale_rows_
 
 INIT_ROWS = 32_768  # sample for b_dec and the input scale; what OpenAI uses for the geometric median
 DENSITY_TOKENS = 100_000  # that share is counted over at least as many
@@ -250,9 +250,7 @@ class Trainer:
             )
         enc, dec = self.state.weights.enc, self.state.weights.dec
         if torch.equal(enc.weight, dec.weight):
-            rows = torch.arange(len(enc.weight), device=enc.weight.device)
-            scaled = load_weight(dec) * self.config.init_encoder_scale
-            store_weight_(enc, scaled, random_bits(rows, scaled.shape[1], 0, 0))
+            scale_rows_(enc, self.config.init_encoder_scale)
         self.state.refresh()
 
     def _set_input_scale(self, sample: Tensor) -> None:

@@ -1,6 +1,7 @@
 """The `SAE` module against the dense formula; its files; the centre it starts from."""
 
 import json
+import sys
 
 import dense
 import pytest
@@ -227,3 +228,15 @@ def test_geometric_median_of_one_row_or_equal_rows_is_that_row():
     for n in (1, 4):
         x = rows(1, 5).expand(n, 5)
         torch.testing.assert_close(geometric_median(x), x[0])
+
+
+def test_weights_are_made_in_the_dtype_asked_for_and_do_not_depend_on_the_block(monkeypatch):
+    config = SAEConfig(d_in=12, d_sae=100, k=3)
+    whole = SAE(config, seed=7)
+    monkeypatch.setattr(sys.modules["saefast.sae"], "ROWS_AT_ONCE", 32)
+    assert torch.equal(SAE(config, seed=7).W_enc, whole.W_enc)
+    small = SAE(config, seed=7, weight_dtype=torch.bfloat16)
+    assert small.W_enc.dtype == torch.bfloat16 and small.b_enc.dtype == torch.float32
+    assert torch.equal(small.W_dec.data, whole.W_dec.data.to(torch.bfloat16))
+    out = small(torch.randn(5, 12))
+    assert out.x_hat.dtype == torch.float32 and out.fvu.isfinite()

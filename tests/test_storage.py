@@ -116,3 +116,14 @@ def test_two_million_latents_of_width_4096_fit_into_141_gb():
     assert total("bf16", "bf16") + batch < 115
     assert total("split", "int8") + batch < 115
     assert total("fp32", "fp32") > 141
+
+
+@pytest.mark.parametrize("param_dtype", ["fp32", "split", "bf16"])
+def test_rows_are_scaled_block_by_block_as_at_once(param_dtype):
+    weight, kept = matrix(param_dtype, "fp32")
+    storage.scale_rows_(kept, 0.3, rows_at_once=10)
+    _, whole = matrix(param_dtype, "fp32")
+    storage.scale_rows_(whole, 0.3)
+    assert torch.equal(storage.load_weight(kept), storage.load_weight(whole))
+    torch.testing.assert_close(storage.load_weight(kept), weight * 0.3, rtol=2**-6, atol=0)
+    assert torch.equal(kept.shadow, kept.weight.to(torch.bfloat16))
