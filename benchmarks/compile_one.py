@@ -98,14 +98,14 @@ def compile_launch(launch: Launch, sm: int) -> dict[str, int]:
         "spilled_bytes": resources["STACK"] + resources["LOCAL"],  # per thread; without spills, no stack
         "shared_bytes": compiled.metadata.shared,
         "widest_load": max([*widths, *copies], default=0),  # bytes
-        "matrix_products": len(MATRIX_PRODUCT.findall(code)),
+        "matrix_products": len(re.findall(MATRIX_PRODUCT[sm], code)),
         "narrow_offsets": len(narrow_offsets(compiled.asm["ttir"])),
     }
 
 
 ASYNC_COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global[\w:.]* \[[^]]*\], \[[^]]*\], 0x(\w+)")
 PTX_PRODUCT = re.compile(r"\b(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)\b")
-MATRIX_PRODUCT = re.compile(r"\b(?:HGMMA|HMMA|UTCHMMA|UTCQMMA|QGMMA)\b")  # sm_90, sm_80, sm_100
+MATRIX_PRODUCT = {80: r"\bHMMA\b", 90: r"\bHGMMA\b", 100: r"\bUTC\w*MMA\b"}
 
 
 def narrow_offsets(ttir: str) -> list[str]:

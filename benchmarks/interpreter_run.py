@@ -1,6 +1,8 @@
 """A training run on real activations with the Triton kernels in the interpreter, step by step beside the reference.
 
-    python benchmarks/interpreter_run.py data/acts-corpus [--steps 200]      writes benchmarks/results/interpreter_run.json
+    python benchmarks/interpreter_run.py data/acts-corpus [--steps 200] [--write]
+
+--write keeps the result as benchmarks/results/interpreter_run.json.
 
 The interpreter executes the kernels' own code on the CPU, a few milliseconds a program, so the SAE is small and the
 activations are whole: 8 rows of the shards at a time, 32 latents, k = 4, AuxK on. Two runs train from one start on the
@@ -46,6 +48,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("source", type=Path, help="shard folder of `saefast cache`")
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
     args = parser.parse_args()
     source = open_source(args.source)
     quick_interpreter.install()
@@ -83,7 +86,7 @@ def main() -> int:
     bound = max(ROUNDING, 10 * max(distance["one ulp"]))
     ok = result["loss_distance_first_steps"] <= ROUNDING and max(distance["triton"]) <= bound
     ok = ok and result["steps_with_auxk"] > 0 and curves["triton"][-1][0] < curves["triton"][0][0]
-    if ok and args.steps >= 200:
+    if ok and args.write:
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print("follows the reference" if ok else "DOES NOT FOLLOW THE REFERENCE")
     return 0 if ok else 1

@@ -14,9 +14,9 @@ BEGIN, END = "<!-- figures: python benchmarks/report.py -->", "<!-- end of figur
 
 
 def table() -> str:
-    demo, parity, step, recipe = (
+    demo, parity, step, recipe, interpreted = (
         json.loads((RESULTS / f"{name}.json").read_text())
-        for name in ("demo", "curve_parity", "step_cpu", "recipe")
+        for name in ("demo", "curve_parity", "step_cpu", "recipe", "interpreter_run")
     )
     model = demo["in_model"]
     ours, control = (parity["largest_relative_difference_to_plain"][name] for name in ("saefast", "control"))
@@ -70,6 +70,14 @@ def table() -> str:
                 "`step_ratios.py`",
             )
         )
+    rows.append(
+        (
+            "Triton kernels in the interpreter beside the reference, {steps} steps on real activations: largest "
+            "relative difference of the loss (and the one-ulp control's)".format(**interpreted["shape"]),
+            f"{interpreted['loss_distance_all_steps']:.0e} ({interpreted['control_all_steps']:.0e})",
+            "`interpreter_run.py`",
+        )
+    )
     machine = step["machine"]
     lines = ["| what | measured | command |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
     note = (

@@ -93,6 +93,32 @@ def test_sparse_and_dense_relu_are_the_same_step(batches):
         torch.testing.assert_close(torch.stack(one), torch.stack(other))
 
 
+def test_the_way_through_a_relu_code_follows_its_density():
+    plan = Plan(K, torch.float32, "relu_dense", grad_clip=1.0)
+    seen = []
+    for l0 in (50, 7, 5, 3, 5, 7, 9, 7, 5, 3):  # of 1000
+        plan = plan.follow_density(l0, 1000)
+        seen.append(plan.activation)
+    dense_, sparse = ["relu_dense"], ["relu"]
+    assert seen == dense_ * 3 + sparse * 3 + dense_ * 3 + sparse and plan.grad_clip == 1.0
+    assert Plan(K, torch.float32).follow_density(900, 1000).activation == "topk"
+
+
+def test_training_may_switch_between_sparse_and_dense_at_any_step(batches):
+    plan = Plan(K, torch.float64, "relu_dense")
+    state, other = (State.fresh(reference.Params(*(p.clone() for p in start()))) for _ in range(2))
+    for i, x in enumerate(batches):
+        numbers = torch.tensor(
+            Hyper(3e-3, (0.9, 0.999), 1e-8, l1=1e-3).numbers(i + 1, len(x)), dtype=torch.float64
+        )
+        metrics = train_step(reference, state, x, plan, numbers)
+        train_step(reference, other, x, plan._replace(activation="relu_dense"), numbers)
+        plan = plan.follow_density(F * (0.001 if i % 3 else 0.1), F)
+        assert metrics.loss.isfinite()
+    for got, want in zip(state.params, other.params):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
 def test_a_code_that_does_not_fit_is_reported(batches):
     _, metrics = run(start(), batches[:1], activation="relu", code_capacity=50)
     assert int(metrics[0].code_size) > 50

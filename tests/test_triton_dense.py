@@ -15,12 +15,9 @@ if not ON_GPU:
 
 from saefast import reference
 from saefast.triton_kernels.dense import (
-    DENSE_ABOVE,
-    SPARSE_BELOW,
     dense_error,
     dense_grad_acts,
     outer_sum,
-    prefer_sparse,
     relu_encode,
 )
 
@@ -148,18 +145,6 @@ def test_same_bits_every_time() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     first, second = (dense_error(first[0], W_enc, centred) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def test_prefer_sparse_has_hysteresis() -> None:
-    """Down through both thresholds and up again: one switch each way, not at the same density."""
-    assert SPARSE_BELOW < 0.0054 and DENSE_ABOVE > 0.0070  # the break-even densities of the docstring
-    sparse, switches = False, []
-    densities = [0.02, 0.0081, 0.006, 0.0041, 0.0039, 0.0041, 0.006, 0.0079, 0.0081, 0.006]
-    for density in densities:
-        was, sparse = sparse, prefer_sparse(density, sparse)
-        if sparse != was:
-            switches.append(density)
-    assert switches == [0.0039, 0.0081]
 
 
 def test_rejects_what_the_kernels_cannot_read() -> None:

@@ -25,8 +25,6 @@ from saefast.triton_kernels.gemm import (
     wide_product,
 )
 
-SPARSE_BELOW, DENSE_ABOVE = 0.004, 0.008  # densities, see `prefer_sparse`
-
 
 @triton.jit
 def _finish_relu(acc, bias_ptr, acts_ptr, counts_ptr, sums_ptr, row, col, B, F, n_sums):
@@ -237,14 +235,3 @@ def dense_grad_acts(
 def outer_sum(left: Tensor, right: Tensor) -> Tensor:
     """left [B, F], right [B, D] -> left.T @ right [F, D] in fp32."""
     return wide_product(left.T, right)
-
-
-def prefer_sparse(density: float, sparse_now: bool) -> bool:
-    """Whether a step with this share of latents active should gather their rows rather than multiply by all of them.
-
-    Forward, a token gathers density * F rows of D 16-bit numbers, 2 * density * F * D bytes, or takes part in a product
-    of 2 * F * D FLOPs: even at density = bandwidth / FLOPS. On an H200 (790 TFLOP/s) that is 0.54% from memory
-    (4.3 TB/s) and 0.70% from L2 (5.5 TB/s), backward 0.8 to 1%. Two thresholds around 0.6%, so that a density near it
-    does not switch at every step.
-    """
-    return density < (DENSE_ABOVE if sparse_now else SPARSE_BELOW)
