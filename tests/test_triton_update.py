@@ -64,6 +64,11 @@ def test_matches_reference(shape: tuple[int, int, int, int]) -> None:
     check(topk_case(*shape), F, D)
 
 
+@pytest.mark.parametrize("D", [576, 768, 2304, 4096])
+def test_shipped_configurations(D: int) -> None:
+    check(topk_case(4, D, 3, 2), 3, D, update_config(D, 4, torch.device(DEVICE)), steps=1)
+
+
 @pytest.mark.parametrize("R,num_warps", [(1, 2), (4, 4), (8, 1)])
 def test_other_tiles(R: int, num_warps: int) -> None:
     check(topk_case(9, 200, 4, 3), 4, 200, UpdateConfig(num_warps, 128, 2, R, 4), steps=1)
