@@ -31,9 +31,9 @@ class Evaluation(NamedTuple):
 
 
 def encode(ops: ModuleType, params: reference.Params, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The code of x [B, d_in] in the precision of the SAE: top_acts, top_indices [B, k]."""
-    centred, _ = ops.centre(x, params.b_dec, params.b_dec.dtype)
-    return ops.encode_topk(centred, params.W_enc.to(centred.dtype), params.b_enc, k)
+    """The code of x [B, d_in], by products in the format in which W_enc is kept: top_acts, top_indices [B, k]."""
+    centred, _ = ops.centre(x, params.b_dec, params.W_enc.dtype)
+    return ops.encode_topk(centred, params.W_enc, params.b_enc, k)
 
 
 def evaluate(sae: SAE, source: Iterable[Tensor] | Tensor, backend: str = "auto") -> Evaluation:

@@ -15,7 +15,6 @@ from saefast.reference import (
     decode_error,
     dense_error,
     dense_grad_acts,
-    encode,
     encode_batch_topk,
     encode_threshold,
     grad_top_acts,
@@ -33,7 +32,7 @@ except ModuleNotFoundError as error:  # one that is there but does not load says
     raise ImportError("the C++ extension saefast._C is not built (no compiler at install time?)") from error
 
 __all__ = [
-    "NAME", "adam_rows_", "centre", "decode", "decode_error", "dense_error", "dense_grad_acts", "encode",
+    "NAME", "adam_rows_", "centre", "decode", "decode_error", "dense_error", "dense_grad_acts",
     "encode_batch_topk", "encode_threshold", "encode_topk", "grad_top_acts", "group_by_latent", "keep_topk",
     "outer_sum", "relu_encode", "row_grads", "topk", "update_",
 ]  # fmt: skip

@@ -1,11 +1,13 @@
 """What a run needs, and what is said when there is not enough."""
 
+import sys
 from itertools import product
 
 import pytest
 import torch
 
 import saefast
+from saefast import memory
 from saefast.memory import MOMENT_BYTES, WEIGHT_BYTES, memory_bytes, out_of_memory_help, training_bytes
 from saefast.storage import Matrix, allocate
 
@@ -77,3 +79,11 @@ def test_out_of_memory_says_how_much_and_what_helps():
         out_of_memory_help(SAE, config(param_dtype="bf16", state_dtype="int8")),
     ):
         raise torch.OutOfMemoryError("tried to allocate")
+
+
+def test_the_kernels_keep_as_much_as_is_counted():
+    """They import nothing of saefast, so the two numbers stand twice."""
+    import saefast.triton_kernels  # noqa: F401
+
+    encode, topk = (sys.modules[f"saefast.triton_kernels.{name}"] for name in ("encode", "topk"))
+    assert (encode.MAX_PRE_ACTS_BYTES, topk.GROUP) == (memory.MAX_PRE_ACTS_BYTES, memory.GROUP)
