@@ -1,0 +1,10 @@
+// The parts of saefast._C, one function for each folder.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace saefast {
+
+void bind_cpu(pybind11::module_& m);
+
+}  // namespace saefast

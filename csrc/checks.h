@@ -1,0 +1,33 @@
+// What the bindings of cpu/ and stream/ check at the boundary, once; the code behind them trusts it.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+namespace saefast {
+
+namespace py = pybind11;
+
+inline std::string text(const py::handle& object) { return py::str(object); }
+
+// `array` as a C-contiguous array of T with `ndim` dimensions. Nothing is converted or copied.
+template <typename T>
+py::array_t<T> checked(const py::array& array, const std::string& name, py::ssize_t ndim) {
+    if (!py::array_t<T>::check_(array)) {
+        throw py::type_error(name + ": expected dtype " + text(py::dtype::of<T>()) + ", got " +
+                             text(array.dtype()));
+    }
+    if (array.ndim() != ndim) {
+        throw py::value_error(name + ": expected " + std::to_string(ndim) + " dimensions, got shape " +
+                              text(array.attr("shape")));
+    }
+    if (!(array.flags() & py::array::c_style)) {
+        throw py::value_error(name + ": expected a C-contiguous array, got strides " +
+                              text(array.attr("strides")));
+    }
+    return py::reinterpret_borrow<py::array_t<T>>(array);
+}
+
+}  // namespace saefast
