@@ -1,7 +1,10 @@
-"""The CPU backend: the ops of `saefast.reference`, with those that the C++ extension has in its place.
+"""The CPU backend: the ops of `saefast.reference` on the C++ extension.
 
-The extension handles fp32 on the CPU; other dtypes and devices go to the reference, so every call works.
+The extension handles fp32 on the CPU. What has other formats, and what is dense on purpose, goes to the reference, so
+every call works. Sums are in a fixed order: the same bits for every number of threads.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,27 +12,23 @@ from torch import Tensor
 from saefast import reference
 from saefast.errors import InputError
 from saefast.reference import (
-    adam_rows_,
-    centre,
     decode,
-    decode_error,
     dense_error,
     dense_grad_acts,
-    encode_batch_topk,
-    encode_threshold,
     grad_top_acts,
-    group_by_latent,
     keep_topk,
     outer_sum,
     relu_encode,
-    row_grads,
-    update_,
 )
+from saefast.reference_update import Aux, Grads, Groups
+from saefast.storage import Matrix, Weights
 
 try:
     import saefast._C
 except ModuleNotFoundError as error:  # one that is there but does not load says itself why
     raise ImportError("the C++ extension saefast._C is not built (no compiler at install time?)") from error
+
+from saefast import native_encode
 
 __all__ = [
     "NAME", "adam_rows_", "centre", "decode", "decode_error", "dense_error", "dense_grad_acts",
@@ -40,13 +39,56 @@ __all__ = [
 NAME = "native"
 
 
+def handles(*tensors: Tensor | None) -> bool:
+    """Whether the extension can take these: fp32 (or indices) on the CPU, contiguous, no autograd graph to record."""
+    return all(
+        t is None
+        or (
+            t.dtype in (torch.float32, torch.int32)
+            and t.device.type == "cpu"
+            and t.is_contiguous()
+            and not t.requires_grad
+        )
+        for t in tensors
+    )
+
+
+def _numpy(*tensors: Tensor | None) -> tuple[Any, ...]:
+    return tuple(None if tensor is None else tensor.numpy() for tensor in tensors)
+
+
+def centre(x: Tensor, b_dec: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """As `saefast.reference.centre`."""
+    if dtype != torch.float32 or not handles(x, b_dec):
+        return reference.centre(x, b_dec, dtype)
+    centred = torch.empty(x.shape)
+    variance = saefast._C.centre(*_numpy(x, b_dec, centred), torch.get_num_threads())
+    return centred, torch.tensor(variance or float(x.numel()))
+
+
 def encode_topk(
     centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, scale: Tensor | None = None, rescore: int = 0
 ) -> tuple[Tensor, Tensor]:
     """As `saefast.reference.encode_topk`."""
-    if scale is not None or rescore or centred.dtype != b_enc.dtype:
+    if scale is not None or rescore or not handles(centred, W_enc, b_enc):
         return reference.encode_topk(centred, W_enc, b_enc, k, scale, rescore)
-    return topk(torch.addmm(b_enc, centred, W_enc.T), k)
+    return native_encode.encode_topk(centred, W_enc, b_enc, k)
+
+
+def encode_batch_topk(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """As `saefast.reference.encode_batch_topk`."""
+    if not handles(centred, W_enc, b_enc):
+        return reference.encode_batch_topk(centred, W_enc, b_enc, k)
+    return native_encode.encode_batch_topk(centred, W_enc, b_enc, k)
+
+
+def encode_threshold(
+    centred: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: Tensor, capacity: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `saefast.reference.encode_threshold`."""
+    if not handles(centred, W_enc, b_enc, threshold):
+        return reference.encode_threshold(centred, W_enc, b_enc, threshold, capacity)
+    return native_encode.encode_threshold(centred, W_enc, b_enc, threshold, capacity)
 
 
 def topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -59,3 +101,109 @@ def topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
     except ValueError as error:
         raise InputError(f"{error} (in training: it diverged, choose a lower lr)") from None
     return torch.from_numpy(top_acts), torch.from_numpy(top_indices)
+
+
+def decode_error(
+    acts: Tensor,
+    indices: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    x: Tensor,
+    dtype: torch.dtype,
+    row_offsets: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `saefast.reference.decode_error`."""
+    if dtype != torch.float32 or not handles(acts, indices, W_dec, b_dec, x, row_offsets):
+        return reference.decode_error(acts, indices, W_dec, b_dec, x, dtype, row_offsets)
+    error, squares = torch.empty(x.shape), torch.empty(len(x))
+    saefast._C.decode_error(
+        *_numpy(acts, indices, row_offsets, W_dec, b_dec, x, error, squares), torch.get_num_threads()
+    )
+    return error, squares
+
+
+def group_by_latent(acts: Tensor, indices: Tensor, d_sae: int, row_offsets: Tensor | None = None) -> Groups:
+    """As `saefast.reference.group_by_latent`."""
+    if not handles(acts, indices, row_offsets):
+        return reference.group_by_latent(acts, indices, d_sae, row_offsets)
+    offsets = torch.empty(d_sae + 1, dtype=torch.int32)
+    pairs, tokens = (torch.empty(acts.numel(), dtype=torch.int32) for _ in range(2))
+    saefast._C.group_by_latent(*_numpy(acts, indices, row_offsets, offsets, pairs, tokens))
+    return offsets, pairs, tokens
+
+
+def update_(
+    weights: Weights,
+    centred: Tensor,
+    error: Tensor,
+    acts: Tensor,
+    indices: Tensor,
+    row_offsets: Tensor | None,
+    groups: Groups,
+    grad_scale: Tensor,
+    aux: Aux | None,
+    numbers: Tensor,
+    step: Tensor,
+) -> Tensor:
+    """As `saefast.reference.update_`, in one pass over the weights; no gradient matrix exists."""
+    code = acts, indices, row_offsets, groups
+    if not (_is_fp32(weights) and handles(centred, error, acts, *groups, *(aux or ()))):
+        return reference.update_(weights, centred, error, *code, grad_scale, aux, numbers, step)
+    squared = saefast._C.update(
+        _params(weights), _numpy(centred, error, acts.flatten(), *groups), float(grad_scale),
+        aux and _numpy(*aux), numbers.tolist(), torch.get_num_threads(),
+    )  # fmt: skip
+    return torch.tensor(squared)
+
+
+def row_grads(
+    weights: Weights,
+    centred: Tensor,
+    error: Tensor,
+    acts: Tensor,
+    indices: Tensor,
+    row_offsets: Tensor | None,
+    groups: Groups,
+    grad_scale: Tensor,
+    aux: Aux | None,
+    numbers: Tensor,
+) -> tuple[Grads, Tensor]:
+    """As `saefast.reference.row_grads`."""
+    code = acts, indices, row_offsets, groups
+    if not (_is_fp32(weights) and handles(centred, error, acts, *groups, *(aux or ()))):
+        return reference.row_grads(weights, centred, error, *code, grad_scale, aux, numbers)
+    enc, dec, b_enc, b_dec = weights
+    grads = tuple(torch.empty(t.shape) for t in (enc.weight, b_enc.value, dec.weight, b_dec.value))
+    squared = saefast._C.row_grads(
+        _params(weights), _numpy(centred, error, acts.flatten(), *groups), float(grad_scale),
+        aux and _numpy(*aux), numbers.tolist(), _numpy(*grads), torch.get_num_threads(),
+    )  # fmt: skip
+    return grads, torch.tensor(squared)  # type: ignore[return-value]
+
+
+def adam_rows_(weights: Weights, grads: Grads, factor: Tensor, numbers: Tensor, step: Tensor) -> None:
+    """As `saefast.reference.adam_rows_`."""
+    if not (_is_fp32(weights) and handles(*grads)):
+        return reference.adam_rows_(weights, grads, factor, numbers, step)
+    saefast._C.adam_rows(
+        _params(weights), _numpy(*grads), float(factor), numbers.tolist(), torch.get_num_threads()
+    )
+
+
+def _is_fp32(weights: Weights) -> bool:
+    return all(part.exp_avg.dtype == torch.float32 for part in weights) and all(
+        matrix.shadow is matrix.weight and handles(*matrix) for matrix in weights[:2]
+    )
+
+
+def _params(weights: Weights) -> tuple[tuple[Any, ...], ...]:
+    """(W_enc, b_enc, W_dec, b_dec), each with its moments, as numpy arrays over the same memory."""
+
+    def of(part: Any) -> tuple[Any, ...]:
+        value = part.weight if isinstance(part, Matrix) else part.value
+        return _numpy(value, part.exp_avg, part.exp_avg_sq)
+
+    enc, dec, b_enc, b_dec = weights
+    return of(enc), of(b_enc), of(dec), of(b_dec)
+
+

@@ -1,0 +1,34 @@
+#include "group.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace saefast {
+
+using std::int32_t;
+using std::size_t;
+
+void group_by_latent(const Code& code, size_t B, size_t F, size_t N, int32_t* offsets, int32_t* pairs,
+                     int32_t* tokens) {
+    std::fill(offsets, offsets + F + 1, 0);
+    const size_t end = code.begin(B);
+    for (size_t i = 0; i < end; ++i) {
+        if (code.acts[i] > 0) ++offsets[code.indices[i] + 1];
+    }
+    for (size_t f = 0; f < F; ++f) offsets[f + 1] += offsets[f];
+
+    std::vector<int32_t> next(offsets, offsets + F);
+    for (size_t b = 0; b < B; ++b) {
+        for (size_t i = code.begin(b); i < code.begin(b + 1); ++i) {
+            if (!(code.acts[i] > 0)) continue;
+            const size_t place = static_cast<size_t>(next[static_cast<size_t>(code.indices[i])]++);
+            pairs[place] = static_cast<int32_t>(i);
+            tokens[place] = static_cast<int32_t>(b);
+        }
+    }
+    const size_t used = static_cast<size_t>(offsets[F]);
+    std::fill(pairs + used, pairs + N, 0);
+    std::fill(tokens + used, tokens + N, 0);
+}
+
+}  // namespace saefast

@@ -1,0 +1,16 @@
+// The active entries of each latent. Spec: `saefast.reference.group_by_latent`.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "decode.h"
+
+namespace saefast {
+
+// Stable counting sort of the active entries (act > 0) of B tokens by latent: offsets [F + 1], and of each entry in
+// its new order the position in the code and the token, pairs and tokens [N]; from offsets[F] on they are zero.
+void group_by_latent(const Code& code, std::size_t B, std::size_t F, std::size_t N, std::int32_t* offsets,
+                     std::int32_t* pairs, std::int32_t* tokens);
+
+}  // namespace saefast

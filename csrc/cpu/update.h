@@ -1,0 +1,56 @@
+// Backward, projection, Adam and unit norm in one pass over the latents. Spec: `saefast.reference.update_`.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "isa.h"
+
+namespace saefast {
+
+struct Param {  // a parameter with Adam's moments; all [F, D], [F] or [D]
+    float *value, *exp_avg, *exp_avg_sq;
+};
+
+struct Weights {
+    Param W_enc, b_enc, W_dec, b_dec;
+    std::size_t F, D;
+};
+
+struct Numbers {  // of one step, see `saefast.reference_update.Numbers`
+    float lr, lr_bias, eps, eps_bias, beta1, beta1_rest, beta2, beta2_rest, correction1, correction2, l1, bias_norm;
+};
+
+struct Batch {
+    const float *centred, *error;             // [B, D]
+    const float* acts;                        // [N]
+    const std::int32_t *offsets, *pairs, *tokens;  // of `group_by_latent`
+    std::size_t B;
+    float grad_scale;
+};
+
+struct Aux {  // what AuxK adds to the gradients; slots is null without it
+    const std::int32_t* slots;                  // [F]: row below of this latent, or -1
+    const float *W_enc, *b_enc, *W_dec, *b_dec;  // [C, D], [C], [C, D], [D]
+};
+
+struct Grads {  // of the four parameters, W_dec's projected
+    float *W_enc, *b_enc, *W_dec, *b_dec;
+};
+
+// One optimizer step in place; returns the squared norm of the gradient. No gradient matrix exists: a latent's rows
+// are summed in cache, and its weights and moments read and written once (24 bytes per parameter), while the rows of
+// `error` and `centred` are gathered, two for each active entry.
+double update(const Weights& weights, const Batch& batch, const Aux& aux, const Numbers& numbers, int threads,
+              Isa isa);
+
+// The gradients alone, for a norm that must be known before the update; returns the square of it.
+double row_grads(const Weights& weights, const Batch& batch, const Aux& aux, const Numbers& numbers, int threads,
+                 Isa isa, const Grads& grads);
+
+// The update alone, with `factor` times the gradients.
+void adam_rows(const Weights& weights, const Grads& grads, float factor, const Numbers& numbers, int threads,
+               Isa isa);
+
+}  // namespace saefast
