@@ -205,5 +205,3 @@ def _params(weights: Weights) -> tuple[tuple[Any, ...], ...]:
 
     enc, dec, b_enc, b_dec = weights
     return of(enc), of(b_enc), of(dec), of(b_dec)
-
-

@@ -2,25 +2,25 @@
 
 A worker takes a block of rows, multiplies it by 1024 latents at a time into memory of its own, which it uses again and
 again, and selects from that in C++. So the pre-activations of all latents never exist, no worker waits for another,
-and rows and latents are read from cache. Products are of torch on one thread; their bits do not depend on how
-the rows are cut as long as a block has more than a few of them (`tests/test_native_encode.py`).
+and rows and latents are read from cache. Products are of torch, on one thread; their bits do not depend on
+how rows and latents are cut as long as each piece has more than a few of them (`tests/test_native_encode.py`).
 """
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
-import saefast._C
 import torch
 from torch import Tensor
 
+import saefast._C
 from saefast.errors import InputError
 
 LATENTS = 1024  # in a product, or 8 k if that is more: enough for a good bound on the k-th largest at once
-MIN_ROWS, MAX_ROWS = 64, 512  # in a product
+LEAST, MAX_ROWS = 64, 512  # rows in a product
 MAX_CANDIDATES = 2**23  # that the rows of a block keep, 8 bytes each
 _arena = threading.local()
 
@@ -36,7 +36,7 @@ def encode_topk(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[
             raise_for_nan(found.feed(pre_acts.numpy()), start)
         found.finish(top_acts[start:end].numpy(), top_indices[start:end].numpy())
 
-    for_blocks(block, len(centred), max(1, MAX_CANDIDATES // (2 * k + 128)))
+    for_blocks(block, len(centred), max(8, MAX_CANDIDATES // (2 * k + 128)))
     return top_acts, top_indices
 
 
@@ -94,14 +94,28 @@ def encode_threshold(
     return acts, indices, row_offsets.to(torch.int32)
 
 
-def products(rows: Tensor, W_enc: Tensor, b_enc: Tensor, latents: int = LATENTS):  # type: ignore[no-untyped-def]
+def products(
+    rows: Tensor, W_enc: Tensor, b_enc: Tensor, latents: int = LATENTS
+) -> Iterator[tuple[Tensor, int]]:
     """Yields pre-activations [len(rows), n], valid until the next, and the number of their first latent."""
-    if getattr(_arena, "memory", None) is None or len(_arena.memory) < len(rows) * latents:
-        _arena.memory = torch.empty(len(rows) * latents)
-    for first in range(0, len(W_enc), latents):
-        W, b = W_enc[first : first + latents], b_enc[first : first + latents]
-        pre_acts = _arena.memory[: len(rows) * len(b)].view(len(rows), len(b))
-        yield torch.addmm(b, rows, W.T, out=pre_acts), first
+    spans = cut(len(W_enc), latents)
+    needed = len(rows) * max(end - first for first, end in spans)
+    if getattr(_arena, "memory", None) is None or len(_arena.memory) < needed:
+        _arena.memory = torch.empty(needed)
+    for first, end in spans:
+        pre_acts = _arena.memory[: len(rows) * (end - first)].view(len(rows), end - first)
+        yield torch.addmm(b_enc[first:end], rows, W_enc[first:end].T, out=pre_acts), first
+
+
+def cut(n: int, size: int) -> list[tuple[int, int]]:
+    """[0, n) in spans of `size`; fewer than LEAST left over go with the span before them.
+
+    For a few rows or latents the library multiplies in another way, which rounds otherwise.
+    """
+    starts = list(range(0, n, size))
+    if len(starts) > 1 and n - starts[-1] < min(LEAST, size):
+        starts.pop()
+    return list(zip(starts, [*starts[1:], n], strict=True)) if n else []
 
 
 def raise_for_nan(row: int, start: int) -> None:
@@ -114,11 +128,8 @@ def raise_for_nan(row: int, start: int) -> None:
 def for_blocks(work: Callable[[int, int], None], n_rows: int, max_rows: int = MAX_ROWS) -> None:
     """Call work(start, end) for blocks of rows on `torch.get_num_threads()` threads; the first error is raised."""
     threads = torch.get_num_threads()
-    rows = min(MAX_ROWS, max_rows, max(MIN_ROWS, n_rows // (2 * threads) // MIN_ROWS * MIN_ROWS))
-    starts = list(range(0, n_rows, rows))
-    if len(starts) > 1 and n_rows - starts[-1] < min(MIN_ROWS, rows):
-        starts.pop()  # a few last rows go with the block before them
-    spans = list(zip(starts, [*starts[1:], n_rows], strict=True))
+    rows = max(LEAST, n_rows // (2 * threads) // LEAST * LEAST)
+    spans = cut(n_rows, min(MAX_ROWS, max_rows, rows))
     if threads == 1 or len(spans) < 2:
         for span in spans:
             _block(work, span)

@@ -90,14 +90,15 @@ SAEFAST_INLINE float dot(const float* a, const float* b, size_t D) {
     return total;
 }
 
-// The gradients of latent f: its rows of W_enc and W_dec (projected) and, returned, of b_enc.
+// The gradients of latent f: its rows of W_enc and W_dec (projected) and, returned, of b_enc. AuxK's addend to that of
+// b_enc comes on top of it: its part of b_dec's gradient is known already.
 SAEFAST_INLINE float latent_grads(const Weights& weights, const Batch& batch, const Aux& aux, const Numbers& numbers,
-                                  size_t f, float* grad_enc, float* grad_dec) {
+                                  size_t f, float* grad_enc, float* grad_dec, float& aux_db) {
     const size_t D = weights.D, end = static_cast<size_t>(batch.offsets[f + 1]);
     const float* w_dec = weights.W_dec.value + f * D;
     std::fill(grad_enc, grad_enc + D, 0.0f);
     std::fill(grad_dec, grad_dec + D, 0.0f);
-    float db = 0;
+    float db = aux_db = 0;
     size_t i = static_cast<size_t>(batch.offsets[f]);
     const bool any = i < end;
     for (; i + AT_ONCE <= end; i += AT_ONCE) {
@@ -116,7 +117,7 @@ SAEFAST_INLINE float latent_grads(const Weights& weights, const Batch& batch, co
             grad_enc[d] += aux.W_enc[row + d];
             grad_dec[d] += aux.W_dec[row + d];
         }
-        db += aux.b_enc[slot];
+        aux_db = aux.b_enc[slot];
     }
     const float along = dot(grad_dec, w_dec, D);
     for (size_t d = 0; d < D; ++d) grad_dec[d] -= along * w_dec[d];
@@ -157,11 +158,12 @@ SAEFAST_INLINE double chunk(const Weights& weights, const Batch& batch, const Au
     for (size_t f = first; f < end; ++f) {
         float* grad_enc = grads.W_enc ? grads.W_enc + f * D : scratch;
         float* grad_dec = grads.W_dec ? grads.W_dec + f * D : scratch + D;
-        const float db = latent_grads(weights, batch, aux, n, f, grad_enc, grad_dec);
+        float aux_db, db = latent_grads(weights, batch, aux, n, f, grad_enc, grad_dec, aux_db);
         if (db != 0) {
             const float* w_enc = weights.W_enc.value + f * D;
             for (size_t d = 0; d < D; ++d) b_dec_part[d] += db * w_enc[d];
         }
+        db += aux_db;
         squared += dot(grad_enc, grad_enc, D) + dot(grad_dec, grad_dec, D) + db * db * n.bias_norm * n.bias_norm;
         if (grads.b_enc) {
             grads.b_enc[f] = db;
