@@ -65,7 +65,7 @@ class NativeBuffer(ShuffleBuffer):
     """`ShuffleBuffer` in C++: the same batches, with reading, verification and mixing in threads of its own.
 
     A batch is memory of the extension that is used again once nothing refers to it or to a view of it. The threads
-    begin with the first batch and end with `close`, with the last reference, or at the end of a `with` block.
+    begin with the first batch and end with `close`, or with the last reference.
 
     Args:
         dtype: of the batches. fp32 is written while gathering; others are cast after it. None: the source's.
@@ -162,12 +162,6 @@ class NativeBuffer(ShuffleBuffer):
     def close(self) -> None:
         """End the threads, at any moment and from any thread; the state can still be read."""
         self._native.close()
-
-    def __enter__(self) -> "NativeBuffer":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def __getattr__(self, name: str) -> Any:
         if name in (*COUNTERS, "held") and "_native" in self.__dict__:

@@ -1,6 +1,5 @@
 """The buffer in C++ against the one in PyTorch: the same batches, the same states, the same errors."""
 
-import hashlib
 import importlib
 import multiprocessing
 import os
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from saefast.buffer import ShuffleBuffer, draw
+from saefast.buffer import ShuffleBuffer
 from saefast.errors import InputError
 from saefast.shards import ShardSource, ShardWriter
 from saefast.sources import IterableSource, TensorSource, open_source
@@ -48,27 +47,6 @@ def same(a, b):
     assert len(a) == len(b)
     for i, (x, y) in enumerate(zip(a, b)):
         assert x.dtype == y.dtype and torch.equal(x, y), i
-
-
-@pytest.mark.parametrize("size", [0, 1, 55, 56, 63, 64, 65, 119, 120, 1000, 70_001])
-@pytest.mark.parametrize("plain", [False, True])
-def test_sha256(size, plain):
-    data = np.random.default_rng(size).bytes(size)
-    assert stream.sha256(data, plain) == hashlib.sha256(data).hexdigest()
-
-
-@pytest.mark.parametrize("plain", [False, True])
-def test_every_half_and_bfloat16_widens_exactly(plain):
-    bits = torch.arange(2**16).to(torch.int32).to(torch.int16)
-    for dtype in (torch.float16, torch.bfloat16):
-        x = bits.view(dtype)
-        x = x[x.isfinite()]
-        got, finite = stream.widen(x.view(torch.uint8).numpy(), str(dtype)[6:], plain)
-        assert finite and torch.equal(torch.from_numpy(got).view(torch.int32), x.float().view(torch.int32))
-        for bad in ("nan", "inf", "-inf"):
-            y = torch.ones(39, dtype=dtype)
-            y[38] = float(bad)
-            assert not stream.widen(y.view(torch.uint8).numpy(), str(dtype)[6:], plain)[1]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -143,30 +121,6 @@ def test_sample_gives_the_rows_held_and_takes_none():
     same(take(a, 5), take(b, 5))
     assert torch.equal(a.sample(99), b.sample(99))
     same(take(a, 5), take(b, 5))
-
-
-def test_draw_is_uniform():
-    for held, n in ((9, 3), (40, 10), (1000, 17)):
-        trials = 8_000
-        draws = torch.stack([draw(5, i, held, n) for i in range(trials)])
-        assert draws.max() < held and all(len(set(row)) == n for row in draws[:200].tolist())
-        for column in (0, n - 1):
-            counts = torch.bincount(draws[:, column], minlength=held).double()
-            z = ((counts - trials / held) ** 2 / (trials / held)).sum()
-            assert abs(z - (held - 1)) < 5 * (2 * held) ** 0.5
-        if held < 100:  # ordered pairs
-            pair = (
-                torch.bincount(draws[:, 0] * held + draws[:, 1], minlength=held**2).double().view(held, held)
-            )
-            expected = trials / (held * (held - 1))
-            off = ~torch.eye(held, dtype=torch.bool)
-            z = ((pair[off] - expected) ** 2 / expected).sum()
-            assert abs(z - held * (held - 1)) < 5 * (2 * held * held) ** 0.5
-
-
-@pytest.mark.parametrize("held", [1, 2, 3, 5, 16, 17, 99, 4096])
-def test_draw_is_a_permutation(held):
-    assert sorted(draw(2**62, 3, held, held).tolist()) == list(range(held))
 
 
 def test_nan_stops_where_the_other_stops_and_can_be_saved(tmp_path):
