@@ -43,7 +43,8 @@ def open_buffer(
     tensors in memory; `ShuffleBuffer` for other sources and where the extension is not built (said once).
 
     Args:
-        dtype: of the batches; default that of the source. options: of `NativeBuffer`.
+        dtype: of the batches of the one in C++, default that of the source, which the one in PyTorch always keeps.
+        options: of `NativeBuffer`.
 
     Raises:
         InputError: sizes that do not fit, a damaged source.

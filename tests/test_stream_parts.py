@@ -2,12 +2,16 @@
 
 import hashlib
 import importlib
+import logging
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from saefast.buffer import draw
+from saefast import stream as saefast_stream
+from saefast.buffer import ShuffleBuffer, draw
+from saefast.sources import TensorSource
 
 pytest.importorskip("saefast._C", reason="the C++ extension saefast._C is not built")
 stream = importlib.import_module("saefast._C").stream
@@ -56,3 +60,13 @@ def test_draw_is_uniform():
 @pytest.mark.parametrize("held", [1, 2, 3, 5, 16, 17, 99, 4096])
 def test_draw_is_a_permutation(held):
     assert sorted(draw(2**62, 3, held, held).tolist()) == list(range(held))
+
+
+def test_without_the_extension_the_buffer_in_pytorch_does_it_and_says_so_once(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "saefast._C", None)
+    monkeypatch.setattr(saefast_stream, "_said", set())
+    with caplog.at_level(logging.WARNING, "saefast"):
+        for _ in range(3):
+            buffer = saefast_stream.open_buffer(TensorSource(torch.randn(50, 4)), 8, 16)
+            assert type(buffer) is ShuffleBuffer
+    assert len(caplog.records) == 1 and "buffer in PyTorch" in caplog.text
