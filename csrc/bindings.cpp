@@ -5,4 +5,5 @@
 PYBIND11_MODULE(_C, m) {
     m.doc() = "The C++ part of saefast.";
     saefast::bind_cpu(m);
+    saefast::bind_stream(m);
 }

@@ -6,5 +6,6 @@
 namespace saefast {
 
 void bind_cpu(pybind11::module_& m);
+void bind_stream(pybind11::module_& m);
 
 }  // namespace saefast

@@ -1,5 +1,6 @@
-"""The shuffle buffer between a source and the trainer."""
+"""The shuffle buffer between a source and the trainer, in plain PyTorch: the specification of `saefast.stream`."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,58 @@ from torch import Tensor
 
 from saefast.errors import InputError, check
 from saefast.sources import Source
+
+ROUNDS = 8
+COUNTERS = ("batches", "passes", "next_row", "skipped")  # of a buffer's state
+GOLDEN, BITS_32, BITS_64 = 0x9E3779B97F4A7C15, 2**32 - 1, 2**64 - 1
+
+
+def draw(seed: int, batch: int, held: int, n: int) -> Tensor:
+    """The places that batch number `batch` takes: n different numbers below `held`, [n] int64.
+
+    Element i is the image of i under a permutation of [0, held) that seed and batch number fix: no state, so a
+    run can go on from any batch, and `csrc/stream/draw.h` gives the same bits. It is a Feistel network over a
+    grid of about sqrt(held) x sqrt(held) places, with a keyed hash as its function; a place of the grid beyond
+    `held` is sent through it again (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
+    """
+    rows = math.isqrt(held - 1) + 1
+    columns = -(-held // rows)
+    base = (_mix64(_mix64(seed) + batch * GOLDEN)) & BITS_64
+    keys = [_mix64(base + (r + 1) * GOLDEN) >> 32 for r in range(ROUNDS)]
+    places = _permute(torch.arange(n), rows, columns, keys)
+    while (beyond := places >= held).any():
+        places[beyond] = _permute(places[beyond], rows, columns, keys)
+    return places
+
+
+def _mix64(z: int) -> int:
+    """The finalizer of SplitMix64."""
+    z &= BITS_64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & BITS_64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & BITS_64
+    return z ^ (z >> 31)
+
+
+def _permute(places: Tensor, rows: int, columns: int, keys: list[int]) -> Tensor:
+    row, column = places // columns, places % columns
+    for r in range(0, ROUNDS, 2):
+        row = (row + _hash(column, keys[r], rows)) % rows
+        column = (column + _hash(row, keys[r + 1], columns)) % columns
+    return row * columns + column
+
+
+def _hash(half: Tensor, key: int, below: int) -> Tensor:
+    """Numbers from 0 to below - 1; 32-bit arithmetic in int64, where no product overflows."""
+    h = half ^ key
+    h = ((h ^ (h >> 16)) * 0x21F0AAAD) & BITS_32
+    h = ((h ^ (h >> 15)) * 0x735A2D97) & BITS_32
+    return ((h ^ (h >> 15)) * below) >> 32
+
+
+def check_state(numbers: dict[str, Any]) -> None:
+    """Refuse the state of a buffer that drew with a generator (0.1.0 before the native buffer)."""
+    fits = numbers.keys() >= set(COUNTERS)
+    check(fits, "resume: expected a checkpoint of this version, this one was shuffled in another way")
 
 
 class ShuffleBuffer:
@@ -21,7 +74,8 @@ class ShuffleBuffer:
       in the next one;
     - a row stays for a geometrically distributed number of batches with mean capacity / batch_size, so rows
       that were neighbours in the stream land in the same batch with probability about batch_size / capacity;
-    - batches depend on the source, the seed and the sizes alone, not on how the source is cut into tensors.
+    - batches depend on the source, the seed and the sizes alone, not on how the source is cut into tensors
+      (see `draw`).
 
     Args:
         source: where the rows come from, read again when it ends.
@@ -35,7 +89,8 @@ class ShuffleBuffer:
             capacity >= batch_size, f"capacity: expected at least batch_size = {batch_size}, got {capacity}"
         )
         self.source, self.batch_size, self.nonfinite = source, batch_size, nonfinite
-        self.generator = torch.Generator().manual_seed(seed)
+        self.capacity, self.seed = capacity, seed
+        self.batches = 0  # drawn so far
         self.held = 0
         self.row_of = torch.empty(capacity, dtype=torch.int64)  # stream row in each place
         self.place: Tensor | None = None  # [capacity, d_in] in the source's dtype, made with the first rows
@@ -68,13 +123,10 @@ class ShuffleBuffer:
 
     def _draw(self) -> Tensor:
         assert self.place is not None
-        before = self.generator.get_state()
-        holes = torch.randperm(self.held, generator=self.generator)[: self.batch_size]
-        try:
-            rows, numbers = self._next_rows(len(holes))
-        except BaseException:  # NaN in a row, a damaged shard: the buffer stays as it was and can be saved
-            self.generator.set_state(before)
-            raise
+        holes = draw(self.seed, self.batches, self.held, self.batch_size)
+        # NaN in a row, a damaged shard: the buffer stays as it was and can be saved
+        rows, numbers = self._next_rows(len(holes))
+        self.batches += 1
         batch = self.place[holes]
         self._put(holes[: len(numbers)], rows, numbers)
         # Where the stream could not fill a hole, the last rows move down into it.
@@ -135,14 +187,17 @@ class ShuffleBuffer:
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and numbers that restore the buffer exactly; the rows themselves only if they cannot be re-read."""
-        tensors = {"rng": self.generator.get_state(), "row_of": self.row_of[: self.held].clone()}
+        tensors = {"row_of": self.row_of[: self.held].clone()}
         if not self.source.random_access and self.place is not None:
             tensors["rows"] = self.place[: self.held].clone()
-        return tensors, {"passes": self.passes, "next_row": self.next_row, "skipped": self.skipped}
+        return tensors, {name: getattr(self, name) for name in COUNTERS}
+
+    def close(self) -> None:
+        """Nothing to end here; `saefast.stream.NativeBuffer` has threads."""
 
     def load_state_dict(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        self.generator.set_state(tensors["rng"])
-        self.passes, self.next_row, self.skipped = (numbers[key] for key in ("passes", "next_row", "skipped"))
+        check_state(numbers)
+        self.batches, self.passes, self.next_row, self.skipped = (numbers[name] for name in COUNTERS)
         self._stream = self._chunk = None
         row_of = tensors["row_of"]
         self.held = len(row_of)

@@ -82,7 +82,7 @@ def bytes_needed(state: State, buffer: ShuffleBuffer) -> int:
     saved = sum(tensor.nbytes for tensor in state.tensors().values())
     exported = 4 * sum(tensor.numel() for tensor in state.params)
     row = 8 if buffer.source.random_access else 8 + 4 * buffer.source.d_in
-    return 2 * (saved + row * len(buffer.row_of)) + exported + 2**20
+    return 2 * (saved + row * buffer.capacity) + exported + 2**20
 
 
 def save(folder: Path, state: State, input_scale: float, buffer: ShuffleBuffer) -> None:

@@ -5,6 +5,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from saefast.sources import as_source
 from saefast.state import State
 from saefast.step import Hyper, Metrics, Plan, train_step
 from saefast.storage import scale_rows_
+from saefast.stream import open_buffer
 
 INIT_ROWS = 32_768  # sample for b_dec and the input scale; what OpenAI uses for the geometric median
 DENSITY_TOKENS = 100_000  # that share is counted over at least as many
@@ -126,7 +128,8 @@ class Trainer:
         config, state = self.config, self.state
         check(out is not None or not resume, "resume: expected a run folder in `out`, got None")
         rows = as_source(source, self.sae.config.d_in)
-        buffer = ShuffleBuffer(rows, config.batch_size, config.buffer_rows, config.seed, config.nonfinite)
+        sizes = config.batch_size, config.buffer_rows, config.seed, config.nonfinite
+        buffer = open_buffer(rows, *sizes, dtype=self.sae.b_dec.dtype)
         folder = None if out is None else Path(out)
         if folder is not None:
             found = checkpoint.open_run(
@@ -145,6 +148,7 @@ class Trainer:
         with (
             tqdm(total=n_steps, initial=state.step, unit="step", mininterval=0.5, desc="train") as bar,
             stop_signals() as stop,
+            closing(buffer),
         ):
             batches = iter(buffer)
             while state.step < n_steps and not stop.is_set():

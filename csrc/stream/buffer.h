@@ -1,0 +1,105 @@
+// The shuffle buffer. The specification is `saefast.buffer.ShuffleBuffer`: the same batches, bit for bit.
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "files.h"
+#include "readers.h"
+#include "slab.h"
+
+namespace saefast::stream {
+
+struct Settings {
+    std::uint64_t batch, capacity, seed, d_in;
+    DType dtype;
+    bool widen;  // batches in fp32; else in the dtype of the source
+    bool skip;   // rows with NaN or Inf are dropped and counted; else they are an error
+    int readers, ahead;
+    std::uint64_t ring_bytes, chunk_bytes;
+};
+
+struct Numbers {
+    std::uint64_t held = 0, passes = 0, next_row = 0, skipped = 0, batches = 0;
+};
+
+struct State {
+    Numbers numbers;
+    std::vector<std::int64_t> row_of;  // [held]
+};
+
+enum class Status { ready, ended, waiting };
+
+// One thread mixes batches ahead of the consumer, others read ahead of it; all begin with the first batch that
+// is asked for. The methods are for one consumer thread; `close` is for any.
+class ShuffleBuffer {
+  public:
+    ShuffleBuffer(Files& files, const Settings& settings);
+    ~ShuffleBuffer();
+
+    std::size_t out_row_bytes() const { return out_row_bytes_; }
+
+    // The next batch [batch, out_row_bytes], once it is there. Throws what went wrong in making it: the state is
+    // then that of the batch before, and the next call tries again.
+    Status next(std::chrono::milliseconds patience, std::shared_ptr<Slab>& batch);
+
+    // Top up without drawing; only while no batch was mixed ahead.
+    Status fill(std::chrono::milliseconds patience);
+    void read(std::uint64_t n, std::uint8_t* out) const;  // the first n <= held rows, after `fill`
+
+    bool is_ahead();
+    Numbers numbers();  // as of the last batch that `next` returned
+    State state();
+    void load(const State& state, const std::uint8_t* rows);  // rows [held, d_in] in the dtype of the source
+    void close();
+
+  private:
+    enum class Wanted { nothing, fill, batches };
+    struct Rows;  // of the stream, on their way into the buffer
+    struct Mixed {
+        std::shared_ptr<Slab> slab;
+        Numbers before;
+        std::vector<std::pair<std::uint64_t, std::int64_t>> undo;  // (place, its row before)
+    };
+    struct Stopped {};
+
+    void start();
+    void halt();
+    void work();
+    bool fill_up();
+    std::uint64_t top_up();
+    void draw();
+    Rows collect(std::uint64_t n);
+    std::uint8_t* place(std::uint64_t i) const { return places_.data() + i * row_bytes_; }
+
+    Files& files_;
+    const Settings settings_;
+    const std::size_t row_bytes_, out_row_bytes_;
+    const std::uint64_t capacity_;
+    Slab places_;     // [capacity, row_bytes], the mixer's alone while it runs
+    SlabPool batches_;
+    std::unique_ptr<Readers> readers_;
+    std::shared_ptr<Chunk> chunk_;  // the mixer's, at numbers_.next_row
+    bool in_step_ = false;          // the readers are
+
+    std::mutex halting_;
+    std::mutex mutex_;  // for what follows; the mixer alone writes row_of_ and numbers_
+    std::condition_variable wake_, changed_;
+    std::vector<std::int64_t> row_of_;
+    Numbers numbers_, drawn_;  // now, and after the last draw: filling up after it is not part of the state
+    std::deque<Mixed> ready_;
+    Wanted wanted_ = Wanted::nothing;
+    bool stop_ = false, closed_ = false, ended_ = false, filled_ = false;
+    std::exception_ptr error_;
+    std::thread mixer_;
+};
+
+}  // namespace saefast::stream

@@ -1,0 +1,86 @@
+// The shuffle buffer as its consumer sees it; the mixing itself is in buffer.cpp.
+#include <algorithm>
+#include <cstring>
+
+#include "buffer.h"
+
+namespace saefast::stream {
+
+using std::uint64_t;
+using std::uint8_t;
+using Lock = std::unique_lock<std::mutex>;
+
+Status ShuffleBuffer::next(std::chrono::milliseconds patience, std::shared_ptr<Slab>& batch) {
+    Lock lock(mutex_);
+    if (closed_) throw SourceError("source: expected an open buffer, this one was closed");
+    if (!error_ && !ended_) {
+        wanted_ = Wanted::batches;
+        start();
+        wake_.notify_all();
+    }
+    const auto done = [&] { return closed_ || !ready_.empty() || error_ || ended_; };
+    if (!changed_.wait_for(lock, patience, done)) return Status::waiting;
+    if (closed_) throw SourceError("source: expected an open buffer, this one was closed");
+    if (!ready_.empty()) {
+        batch = std::move(ready_.front().slab);
+        ready_.pop_front();
+        wake_.notify_all();
+        return Status::ready;
+    }
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+    return Status::ended;
+}
+
+Status ShuffleBuffer::fill(std::chrono::milliseconds patience) {
+    Lock lock(mutex_);
+    if (closed_) throw SourceError("source: expected an open buffer, this one was closed");
+    if (filled_) return Status::ready;
+    if (!error_ && !ended_) {
+        wanted_ = Wanted::fill;
+        start();
+        wake_.notify_all();
+    }
+    if (!changed_.wait_for(lock, patience, [&] { return closed_ || filled_ || error_ || ended_; })) {
+        return Status::waiting;
+    }
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+    return filled_ ? Status::ready : Status::ended;
+}
+
+void ShuffleBuffer::read(uint64_t n, uint8_t* out) const { std::memcpy(out, place(0), n * row_bytes_); }
+
+bool ShuffleBuffer::is_ahead() {
+    const Lock lock(mutex_);
+    return wanted_ == Wanted::batches || !ready_.empty();
+}
+
+Numbers ShuffleBuffer::numbers() {
+    const Lock lock(mutex_);
+    return ready_.empty() ? drawn_ : ready_.front().before;
+}
+
+State ShuffleBuffer::state() {
+    const Lock lock(mutex_);
+    State state{ready_.empty() ? drawn_ : ready_.front().before, row_of_};
+    for (auto mixed = ready_.rbegin(); mixed != ready_.rend(); ++mixed) {
+        for (auto change = mixed->undo.rbegin(); change != mixed->undo.rend(); ++change) {
+            state.row_of[change->first] = change->second;
+        }
+    }
+    state.row_of.resize(state.numbers.held);
+    return state;
+}
+
+void ShuffleBuffer::load(const State& state, const uint8_t* rows) {
+    halt();
+    const Lock lock(mutex_);
+    ready_.clear();
+    error_ = nullptr;
+    wanted_ = Wanted::nothing;
+    ended_ = filled_ = false;
+    numbers_ = drawn_ = state.numbers;
+    std::copy(state.row_of.begin(), state.row_of.end(), row_of_.begin());
+    std::memcpy(place(0), rows, state.row_of.size() * row_bytes_);
+}
+
+}  // namespace saefast::stream

@@ -1,0 +1,89 @@
+// Where the rows come from: ranges of files (or memory), one after another, and reading a piece of them.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "rows.h"
+#include "slab.h"
+
+namespace saefast::stream {
+
+// Something is wrong with the data; the message names the file or the row.
+struct SourceError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// A stretch of bytes that the checksum covers, after `header`.
+struct Part {
+    std::string header;
+    std::uint64_t offset, bytes;
+};
+
+// The rows of one file. `sha256` is empty where there is no checksum; else it covers `meta` and the parts.
+struct Segment {
+    std::string path;
+    std::uint64_t file_bytes, offset, rows;
+    std::string meta;
+    std::vector<Part> parts;
+    std::string sha256;
+    const std::uint8_t* memory = nullptr;  // rows in memory instead: path is unused
+};
+
+// Consecutive rows of a pass, or the error met instead of them.
+struct Chunk {
+    std::shared_ptr<Slab> slab;
+    const std::uint8_t* data = nullptr;
+    std::uint64_t first = 0, count = 0;  // row numbers of the pass
+    std::vector<std::uint64_t> bad;      // those of them with NaN or Inf, ascending
+    std::string error;
+};
+
+class Files {
+  public:
+    Files(std::vector<Segment> segments, std::size_t d_in, DType dtype, bool direct);
+
+    std::uint64_t rows() const { return starts_.back(); }
+    std::size_t row_bytes() const { return row_bytes_; }
+    const RowOps& ops() const { return ops_; }
+
+    // What to read next from `row` on: about `bytes`, or all of a file that is not verified yet.
+    struct Piece {
+        std::size_t segment;
+        std::uint64_t first, count;  // row numbers of the pass
+        bool verify;
+        std::uint64_t bytes;  // of memory while it is read
+    };
+    Piece piece(std::uint64_t row, std::uint64_t bytes) const;
+
+    // Reads it, any thread. Errors come as `Chunk::error`; where `stop` becomes true the chunk is of no use.
+    std::shared_ptr<Chunk> read(const Piece& piece, SlabPool& pool, const std::atomic<bool>& stop);
+
+  private:
+    struct Stamp {  // as long as it stays, the file is the one that was verified
+        std::uint64_t device, inode, seconds, nanoseconds;
+        bool operator==(const Stamp& other) const {
+            return device == other.device && inode == other.inode && seconds == other.seconds &&
+                   nanoseconds == other.nanoseconds;
+        }
+    };
+    void read_file(const Piece& piece, Chunk& chunk, SlabPool& pool, const std::atomic<bool>& stop);
+    static void verify(const Segment& segment, const std::uint8_t* data, std::uint64_t begin);
+
+    std::vector<Segment> segments_;
+    std::vector<std::uint64_t> starts_;  // first row of each segment, and the end
+    std::size_t d_in_, row_bytes_;
+    RowOps ops_;
+    bool direct_;
+    mutable std::mutex mutex_;  // for what follows
+    std::vector<bool> known_;   // verified, and its stamp taken
+    std::vector<Stamp> stamps_;
+};
+
+}  // namespace saefast::stream

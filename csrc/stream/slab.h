@@ -1,0 +1,43 @@
+// Large pieces of memory that are used again: fresh ones cost a page fault every 4 KiB.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+namespace saefast::stream {
+
+// Aligned memory, in huge pages where the kernel has them. Throws std::bad_alloc.
+class Slab {
+  public:
+    explicit Slab(std::size_t bytes);
+    ~Slab();
+    Slab(const Slab&) = delete;
+    Slab& operator=(const Slab&) = delete;
+    std::uint8_t* data() const { return data_; }
+    std::size_t bytes() const { return bytes_; }
+
+  private:
+    std::size_t bytes_;
+    std::uint8_t* data_;
+};
+
+// Hands out slabs and takes them back when the last reference goes, which may be after the pool itself went.
+class SlabPool {
+  public:
+    explicit SlabPool(std::size_t keep) : shared_(std::make_shared<Shared>()) { shared_->keep = keep; }
+    std::shared_ptr<Slab> get(std::size_t bytes);
+
+  private:
+    struct Shared {
+        std::mutex mutex;
+        std::size_t keep;  // free ones at most
+        std::vector<std::unique_ptr<Slab>> free;
+    };
+    std::shared_ptr<Shared> shared_;
+};
+
+}  // namespace saefast::stream
