@@ -56,13 +56,22 @@ def assert_same(got, want):
         assert torch.equal(got[0][name], tensor), name
 
 
+def inode(path):
+    """Changes when a run begins: it writes its metrics anew."""
+    return path.stat().st_ino if path.exists() else None
+
+
 def kill_repeatedly(out, kind, n_kills, seed):
     """Start, SIGKILL at a random moment, resume, ... then let it finish; returns the step on disk after each kill."""
     rng, steps = random.Random(seed), []
     while len(steps) < n_kills:
         child = context.Process(target=train, args=(out, kind, True, 0.004))
+        before = inode(out / "metrics.jsonl")
         child.start()
-        time.sleep(rng.uniform(0.0, 0.45))
+        if rng.random() < 0.8:  # the others may hit it while it starts; on a busy machine that can take long
+            while child.is_alive() and inode(out / "metrics.jsonl") == before:
+                time.sleep(0.001)
+        time.sleep(rng.uniform(0.0, 0.35))
         os.kill(child.pid, signal.SIGKILL)
         child.join()
         if child.exitcode == 0:  # finished before the kill: begin another run
