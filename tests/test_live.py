@@ -119,9 +119,9 @@ def train(source, out=None, resume=False, pause=0.0, total=64 * 60):
 
 def test_producer_and_trainer_overlap():
     rows = torch.randn(64 * 62, 16, generator=torch.Generator().manual_seed(0))
-    slow = Slow(rows, 0.01)
-    after, apart = train(slow, pause=0.01)
-    same, together = train(Background(slow), pause=0.01)
+    slow = Slow(rows, 0.03)
+    after, apart = train(slow, pause=0.03)
+    same, together = train(Background(slow), pause=0.03)
     assert torch.equal(after, same)
     assert together < 0.75 * apart, f"{together:.2f} s together, {apart:.2f} s one after the other"
 
