@@ -15,6 +15,7 @@
 #include "../checks.h"
 #include "centre.h"
 #include "decode.h"
+#include "encode.h"
 #include "group.h"
 #include "select.h"
 #include "topk.h"
@@ -26,7 +27,9 @@ namespace {
 using std::int32_t;
 using Sizes = std::vector<py::ssize_t>;
 
-const char* name_of(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "plain"; }
+const char* name_of(Isa isa) {
+    return isa == Isa::vnni ? "vnni" : isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "plain";
+}
 
 py::list isa_names() {
     py::list names;
@@ -206,6 +209,23 @@ void finish_above(const AboveBlock& block, py::array acts, py::array indices, py
     block.finish(out, columns, per_row);
 }
 
+std::ptrdiff_t encode(TopkEncoder& encoder, const py::array& centred, const py::array& W_enc, const py::array& b_enc,
+                      py::ssize_t k, py::array top_acts, py::array top_indices, int threads) {
+    const auto rows = checked<float>(centred, "centred", 2), weights = checked<float>(W_enc, "W_enc", 2);
+    const py::ssize_t B = rows.shape(0), D = rows.shape(1), F = weights.shape(0);
+    check_indexable("centred: the number of rows", B);
+    check_indexable("W_enc: the number of latents", F);
+    check_range("centred: the width", D, TopkEncoder::MIN_D, TopkEncoder::MAX_D);
+    const float* in = rows.data();
+    const float *table = input<float>(W_enc, "W_enc", {F, D}), *bias = input<float>(b_enc, "b_enc", {F});
+    check_range("k", k, 1, F / static_cast<py::ssize_t>(TopkEncoder::LATENTS_PER_K), " (a 32nd of the latents)");
+    float* acts = output<float>(top_acts, "top_acts", {B, k});
+    int32_t* indices = output<int32_t>(top_indices, "top_indices", {B, k});
+    check_threads(threads);
+    py::gil_scoped_release release;
+    return encoder.encode(in, table, bias, B, F, D, k, threads, acts, indices);
+}
+
 double py_centre(const py::array& x, const py::array& b_dec, py::array centred, int threads,
                  const std::string& isa_name) {
     const auto rows = checked<float>(x, "x", 2);
@@ -371,6 +391,14 @@ void bind_cpu(py::module_& m) {
         check_range("rows", rows, 0, big);
         return static_cast<std::size_t>(rows);
     };
+    py::class_<TopkEncoder>(m, "TopkEncoder", "Exact top-k of the encoder's product, screened in 8 bits; keeps its memory.")
+        .def(py::init([](const std::string& isa) { return TopkEncoder(parse_isa(isa)); }), arg("isa") = "auto")
+        .def("encode", &encode, arg("centred"), arg("W_enc"), arg("b_enc"), arg("k"), arg("top_acts"),
+             arg("top_indices"), arg("threads"),
+             "Writes top_acts and top_indices [B, k]; returns -1, the first row with a NaN, or -2 where the weights are"
+             " not finite.")
+        .def_property_readonly("candidates", &TopkEncoder::candidates, "Pairs scored in fp32 by the last call.")
+        .def_property_readonly("dense_rows", &TopkEncoder::dense_rows, "Rows of which all latents were scored.");
     py::class_<TopkBlock>(m, "TopkBlock", "Top-k of a block of rows whose columns come a few at a time.")
         .def(py::init([checked_rows](py::ssize_t rows, py::ssize_t k, const std::string& isa) {
                  check_range("k", k, 1, big);
