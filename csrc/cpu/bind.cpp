@@ -210,7 +210,8 @@ void finish_above(const AboveBlock& block, py::array acts, py::array indices, py
 }
 
 std::ptrdiff_t encode(TopkEncoder& encoder, const py::array& centred, const py::array& W_enc, const py::array& b_enc,
-                      py::ssize_t k, py::array top_acts, py::array top_indices, int threads) {
+                      py::ssize_t k, py::array top_acts, py::array top_indices, int threads,
+                      std::optional<py::ssize_t> limit) {
     const auto rows = checked<float>(centred, "centred", 2), weights = checked<float>(W_enc, "W_enc", 2);
     const py::ssize_t B = rows.shape(0), D = rows.shape(1), F = weights.shape(0);
     check_indexable("centred: the number of rows", B);
@@ -222,8 +223,10 @@ std::ptrdiff_t encode(TopkEncoder& encoder, const py::array& centred, const py::
     float* acts = output<float>(top_acts, "top_acts", {B, k});
     int32_t* indices = output<int32_t>(top_indices, "top_indices", {B, k});
     check_threads(threads);
+    const py::ssize_t most = limit.value_or(F / 8);
+    check_range("limit", most, 0, F);
     py::gil_scoped_release release;
-    return encoder.encode(in, table, bias, B, F, D, k, threads, acts, indices);
+    return encoder.encode(in, table, bias, B, F, D, k, most, threads, acts, indices);
 }
 
 double py_centre(const py::array& x, const py::array& b_dec, py::array centred, int threads,
@@ -391,12 +394,19 @@ void bind_cpu(py::module_& m) {
         check_range("rows", rows, 0, big);
         return static_cast<std::size_t>(rows);
     };
-    py::class_<TopkEncoder>(m, "TopkEncoder", "Exact top-k of the encoder's product, screened in 8 bits; keeps its memory.")
+    py::class_<TopkEncoder> encoder(m, "TopkEncoder",
+                                    "Exact top-k of the encoder's product, screened in 8 bits; keeps its memory.");
+    encoder.attr("MIN_D") = TopkEncoder::MIN_D;
+    encoder.attr("MAX_D") = TopkEncoder::MAX_D;
+    encoder.attr("LATENTS_PER_K") = TopkEncoder::LATENTS_PER_K;
+    encoder.attr("BAD_WEIGHTS") = TopkEncoder::BAD_WEIGHTS;
+    encoder
         .def(py::init([](const std::string& isa) { return TopkEncoder(parse_isa(isa)); }), arg("isa") = "auto")
         .def("encode", &encode, arg("centred"), arg("W_enc"), arg("b_enc"), arg("k"), arg("top_acts"),
-             arg("top_indices"), arg("threads"),
-             "Writes top_acts and top_indices [B, k]; returns -1, the first row with a NaN, or -2 where the weights are"
-             " not finite.")
+             arg("top_indices"), arg("threads"), arg("limit") = py::none(),
+             "Writes top_acts and top_indices [B, k]; rows with more candidates than `limit` (an eighth of the latents) are"
+             " scored whole. Returns -1, the first row with a NaN, or BAD_WEIGHTS where the"
+             " weights are not finite, or huge.")
         .def_property_readonly("candidates", &TopkEncoder::candidates, "Pairs scored in fp32 by the last call.")
         .def_property_readonly("dense_rows", &TopkEncoder::dense_rows, "Rows of which all latents were scored.");
     py::class_<TopkBlock>(m, "TopkBlock", "Top-k of a block of rows whose columns come a few at a time.")

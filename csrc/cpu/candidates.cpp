@@ -22,21 +22,34 @@ SAEFAST_AVX512
 inline void collect_avx512(const float* approx, size_t columns, size_t first, const Errors& e, Candidates& c) {
     const __m512 by_norm = _mm512_set1_ps(e.by_norm), by_rest = _mm512_set1_ps(e.by_rest);
     const __m512 bias_error = _mm512_set1_ps(e.bias_error), bound = _mm512_set1_ps(c.bound);
+    float *const approxes = c.approx, *const uppers = c.upper;
+    const float *const norms = e.norm + first, *const rests = e.rest + first;
+    int32_t* const indices = c.indices;
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    constexpr size_t AT_ONCE = 4;  // vectors: whether any of them has a hit is foreseen better than for each
     size_t n = c.n, j = 0;
-    for (; j + LANES <= columns; j += LANES) {
-        const __m512 value = _mm512_loadu_ps(approx + j), norm = _mm512_loadu_ps(e.norm + first + j);
-        const __m512 rest = _mm512_loadu_ps(e.rest + first + j);
-        const __m512 upper =
-            _mm512_fmadd_ps(by_norm, norm, _mm512_fmadd_ps(by_rest, rest, _mm512_add_ps(value, bias_error)));
-        const __mmask16 hits = _mm512_cmp_ps_mask(upper, bound, _CMP_NLT_UQ);
-        if (!hits) continue;
-        const __m512i index = _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(first + j)));
-        // whole vectors: stores under a mask that compress take Zen 4 more than a hundred cycles
-        _mm512_storeu_ps(c.approx + n, _mm512_maskz_compress_ps(hits, value));
-        _mm512_storeu_ps(c.upper + n, _mm512_maskz_compress_ps(hits, upper));
-        _mm512_storeu_si512(c.indices + n, _mm512_maskz_compress_epi32(hits, index));
-        n += static_cast<size_t>(__builtin_popcount(hits));
+    for (; j + AT_ONCE * LANES <= columns; j += AT_ONCE * LANES) {
+        __m512 value[AT_ONCE], upper[AT_ONCE];
+        __mmask16 hits[AT_ONCE];
+        unsigned any = 0;
+        for (size_t i = 0; i < AT_ONCE; ++i) {
+            const size_t at = j + i * LANES;
+            value[i] = _mm512_loadu_ps(approx + at);
+            upper[i] = _mm512_fmadd_ps(by_norm, _mm512_loadu_ps(norms + at),
+                                       _mm512_fmadd_ps(by_rest, _mm512_loadu_ps(rests + at),
+                                                       _mm512_add_ps(value[i], bias_error)));
+            hits[i] = _mm512_cmp_ps_mask(upper[i], bound, _CMP_NLT_UQ);
+            any |= hits[i];
+        }
+        if (!any) continue;
+        for (size_t i = 0; i < AT_ONCE; ++i) {
+            const __m512i index = _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(first + j + i * LANES)));
+            // whole vectors: stores under a mask that compress take Zen 4 more than a hundred cycles
+            _mm512_storeu_ps(approxes + n, _mm512_maskz_compress_ps(hits[i], value[i]));
+            _mm512_storeu_ps(uppers + n, _mm512_maskz_compress_ps(hits[i], upper[i]));
+            _mm512_storeu_si512(indices + n, _mm512_maskz_compress_epi32(hits[i], index));
+            n += static_cast<size_t>(__builtin_popcount(hits[i]));
+        }
     }
     c.n = n;
     collect_plain(approx + j, columns - j, first + j, e, c);

@@ -7,6 +7,7 @@
 #include "encode.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "candidates.h"
@@ -21,14 +22,16 @@ using std::ptrdiff_t;
 
 constexpr size_t ROWS = 96;        // in a block, fewer if k is large
 constexpr size_t LATENTS = 32;     // in an item of scoring
-constexpr size_t DENSE_ROWS = 16;   // in an item of scoring all
+constexpr size_t DENSE_ROWS = 16;  // in an item of scoring all
 constexpr size_t MAX_FOUND = size_t{1} << 27;  // candidates of the rows taken together, at most
 constexpr float LOWEST = -std::numeric_limits<float>::infinity();
-constexpr float MARGIN = 1.0f / 8;  // of the bound of an error: errors are normal, with 1 / 30 of it (D = 576)
+// The margin, of the bound of an error, times the root of D: errors are normal with 0.75 / sqrt(D) of it.
+constexpr float MARGIN = 1.5f;
 
-// out[r] = <row r, w> for N rows, each with two vectors of sums: the same bits for every N.
+// out[r] = <row r, w> for N rows, each with two vectors of sums: the same bits for every N. `next`: rows to fetch
+// meanwhile, for these come from wherever the batch is kept.
 template <size_t N>
-SAEFAST_INLINE void dot(const float* const* rows, const float* w, size_t D, float* out) {
+SAEFAST_INLINE void dot(const float* const* rows, const float* const* next, const float* w, size_t D, float* out) {
     Vec even[N] = {}, odd[N] = {};
     size_t d = 0;
     for (; d + 2 * LANES <= D; d += 2 * LANES) {
@@ -36,6 +39,8 @@ SAEFAST_INLINE void dot(const float* const* rows, const float* w, size_t D, floa
         for (size_t r = 0; r < N; ++r) {
             even[r] += load(rows[r] + d) * first;
             odd[r] += load(rows[r] + d + LANES) * second;
+            __builtin_prefetch(next[r] + d);
+            __builtin_prefetch(next[r] + d + LANES);
         }
     }
     for (size_t r = 0; r < N; ++r) {
@@ -45,28 +50,29 @@ SAEFAST_INLINE void dot(const float* const* rows, const float* w, size_t D, floa
     }
 }
 
-// values[place] = <row, w> + b for entries of one latent.
-SAEFAST_INLINE void score(const ScoreEntry* entries, size_t n, const float* centred, const float* w, float b, size_t D,
-                          float* values) {
+// values[place] = <row, w> + b for entries of one latent; those up to `ahead` follow, of whatever latent.
+SAEFAST_INLINE void score(const ScoreEntry* entries, size_t n, size_t ahead, const float* centred, const float* w,
+                          float b, size_t D, float* values) {
     constexpr size_t N = 4;
-    const float* rows[N];
+    const float *rows[N], *next[N];
     float scores[N];
+    const auto row = [&](size_t i) { return centred + static_cast<size_t>(entries[i].row) * D; };
     size_t i = 0;
     for (; i + N <= n; i += N) {
-        for (size_t r = 0; r < N; ++r) rows[r] = centred + static_cast<size_t>(entries[i + r].row) * D;
-        dot<N>(rows, w, D, scores);
+        for (size_t r = 0; r < N; ++r) rows[r] = row(i + r), next[r] = row(std::min(i + r + N, ahead - 1));
+        dot<N>(rows, next, w, D, scores);
         for (size_t r = 0; r < N; ++r) values[entries[i + r].place] = scores[r] + b;
     }
     for (; i < n; ++i) {
-        rows[0] = centred + static_cast<size_t>(entries[i].row) * D;
-        dot<1>(rows, w, D, scores);
+        rows[0] = row(i), next[0] = row(std::min(i + N, ahead - 1));
+        dot<1>(rows, next, w, D, scores);
         values[entries[i].place] = scores[0] + b;
     }
 }
 SAEFAST_DISPATCH(void, score,
-                 (const ScoreEntry* entries, size_t n, const float* centred, const float* w, float b, size_t D,
-                  float* values),
-                 (entries, n, centred, w, b, D, values))
+                 (const ScoreEntry* entries, size_t n, size_t ahead, const float* centred, const float* w, float b,
+                  size_t D, float* values),
+                 (entries, n, ahead, centred, w, b, D, values))
 
 // Writes the K largest of n values after ReLU; `keys` has room for n. False if fewer than K reach `bound`.
 SAEFAST_INLINE bool best(const float* values, const int32_t* indices, size_t n, size_t K, float bound, int64_t* keys,
@@ -103,10 +109,11 @@ struct TopkEncoder::Call {
 };
 
 ptrdiff_t TopkEncoder::encode(const float* centred, const float* W_enc, const float* b_enc, size_t B, size_t F,
-                              size_t D, size_t K, int threads, float* top_acts, int32_t* top_indices) {
+                              size_t D, size_t K, size_t limit, int threads, float* top_acts,
+                              int32_t* top_indices) {
     candidates_ = dense_rows_ = 0;
-    if (!weights_.set(W_enc, b_enc, F, D, threads, isa_)) return WEIGHTS;
-    const size_t limit = F / 8, at_once = std::max<size_t>(1, MAX_FOUND / limit);  // rows
+    if (!weights_.set(W_enc, b_enc, F, D, threads, isa_)) return BAD_WEIGHTS;
+    const size_t at_once = std::max<size_t>(1, MAX_FOUND / std::max<size_t>(1, limit));  // rows
     for (size_t first = 0; first < B; first += at_once) {
         const Call call{centred + first * D, W_enc, b_enc, std::min(at_once, B - first), F, D, K, limit, threads,
                         top_acts + first * K, top_indices + first * K};
@@ -119,7 +126,7 @@ ptrdiff_t TopkEncoder::encode(const float* centred, const float* W_enc, const fl
 ptrdiff_t TopkEncoder::some_rows(const Call& call) {
     find(call);
     std::vector<size_t> offsets(call.B + 1, 0);
-    std::partial_sum(counts_.begin(), counts_.end(), offsets.begin() + 1);
+    for (size_t r = 0; r < call.B; ++r) offsets[r + 1] = offsets[r] + rows_[r].n;
     candidates_ += offsets.back();
     score_candidates(call, offsets);
 
@@ -128,12 +135,11 @@ ptrdiff_t TopkEncoder::some_rows(const Call& call) {
     std::vector<char> done(call.B, 0);
     const auto best_of = SAEFAST_PICK(best, isa_);
     const float* values = values_.get(0);
-    const int32_t* found = found_.get(0);
     parallel_for(call.B, call.threads, [&](size_t r, size_t thread) {
-        const size_t n = counts_[r];
-        done[r] = n && best_of(values + offsets[r], found + r * call.limit, n, call.K, bounds_[r],
-                               &keys[thread * call.limit], call.top_acts + r * call.K,
-                               call.top_indices + r * call.K);
+        const Found& row = rows_[r];
+        done[r] = row.n && best_of(values + offsets[r], row.latents, row.n, call.K, row.bound,
+                                   &keys[thread * call.limit], call.top_acts + r * call.K,
+                                   call.top_indices + r * call.K);
     });
     std::vector<size_t> rows;
     for (size_t r = 0; r < call.B; ++r) {
@@ -143,11 +149,12 @@ ptrdiff_t TopkEncoder::some_rows(const Call& call) {
     return score_all(call, rows);
 }
 
-// The candidates of each row: counts_, found_ and the bounds_ that they reach.
+// The candidates of each row.
 void TopkEncoder::find(const Call& call) {
     const size_t K = call.K, columns = columns_of(K), width = weights_.mixing.width();
-    const size_t in_block = std::min(ROWS, std::max<size_t>(6, ROWS * 1024 / columns)), threads = static_cast<size_t>(call.threads);
+    const size_t in_block = std::min(ROWS, std::max<size_t>(6, ROWS * 1024 / columns));
     const size_t room = call.limit + columns + Candidates::SPARE, panels = chunks_of(call.F, PANEL);
+    const float margin = MARGIN / std::sqrt(static_cast<float>(call.D));
     struct Worker {
         Worker(size_t rows, size_t width, size_t columns, size_t room, size_t groups)
             : x(rows, width), scratch(width), maxima(groups), approx(new float[rows * columns]),
@@ -160,8 +167,8 @@ void TopkEncoder::find(const Call& call) {
         std::vector<Errors> errors;
     };
     std::vector<Worker> workers;
-    for (size_t t = 0; t < threads; ++t) workers.emplace_back(in_block, width, columns, room, group_count(K));
-    bounds_.resize(call.B), counts_.resize(call.B);
+    for (int t = 0; t < call.threads; ++t) workers.emplace_back(in_block, width, columns, room, group_count(K));
+    rows_.resize(call.B);
     int32_t* const found = found_.get(call.B * call.limit);
 
     parallel_for(chunks_of(call.B, in_block), call.threads, [&](size_t block, size_t thread) {
@@ -171,7 +178,7 @@ void TopkEncoder::find(const Call& call) {
         for (size_t r = 0; r < rows; ++r) {
             const float by_norm = w.x.by_norm[r], by_rest = w.x.by_rest[r];
             w.errors[r] = {weights_.norm.data(), weights_.rest.data(), by_norm, by_rest, weights_.bias_error,
-                           MARGIN * (by_norm * weights_.mean_norm + by_rest * weights_.mean_rest)};
+                           margin * (by_norm * weights_.mean_norm + by_rest * weights_.mean_rest)};
             float* const listed = &w.listed[2 * r * room];
             w.candidates[r] = {listed, listed + room, &w.indices[r * room], 0, 0, LOWEST, !w.x.info[r].usable};
         }
@@ -183,12 +190,12 @@ void TopkEncoder::find(const Call& call) {
                         call.limit, isa_, w.maxima.data(), w.candidates[r]);
             }
         }
+        int32_t* to = found + start * call.limit;  // one row after another, for little of this is ever touched
         for (size_t r = 0; r < rows; ++r) {
             Candidates& c = w.candidates[r];
             finish(w.errors[r], K, call.limit, isa_, c);
-            counts_[start + r] = c.wide ? 0 : c.n;
-            bounds_[start + r] = c.bound;
-            std::copy(c.indices, c.indices + counts_[start + r], found + (start + r) * call.limit);
+            rows_[start + r] = {to, c.wide ? 0 : c.n, c.bound};
+            to = std::copy(c.indices, c.indices + rows_[start + r].n, to);
         }
     });
 }
@@ -196,14 +203,15 @@ void TopkEncoder::find(const Call& call) {
 // values_[offsets[r] + i] = the pre-activation of row r and its candidate i.
 void TopkEncoder::score_candidates(const Call& call, const std::vector<size_t>& offsets) {
     const size_t F = call.F, parts = static_cast<size_t>(call.threads);
-    const int32_t* const found = found_.get(0);
     ScoreEntry* const entries = entries_.get(offsets.back());
     float* const values = values_.get(offsets.back());
     // a counting sort by latent; each part of the rows has its own counts, then places
     std::vector<uint32_t> places(parts * F, 0), starts(F + 1);
     const auto each = [&](size_t part, auto work) {
         for (size_t r = call.B * part / parts; r < call.B * (part + 1) / parts; ++r) {
-            for (size_t i = 0; i < counts_[r]; ++i) work(r, i, places[part * F + static_cast<size_t>(found[r * call.limit + i])]);
+            for (size_t i = 0; i < rows_[r].n; ++i) {
+                work(r, i, places[part * F + static_cast<size_t>(rows_[r].latents[i])]);
+            }
         }
     };
     parallel_for(parts, call.threads, [&](size_t part, size_t) {
@@ -212,7 +220,11 @@ void TopkEncoder::score_candidates(const Call& call, const std::vector<size_t>& 
     uint32_t place = 0;
     for (size_t f = 0; f < F; ++f) {
         starts[f] = place;
-        for (size_t part = 0; part < parts; ++part) std::swap(places[part * F + f], place), place += places[part * F + f];
+        for (size_t part = 0; part < parts; ++part) {
+            const uint32_t count = places[part * F + f];
+            places[part * F + f] = place;
+            place += count;
+        }
     }
     starts[F] = place;
     parallel_for(parts, call.threads, [&](size_t part, size_t) {
@@ -223,7 +235,8 @@ void TopkEncoder::score_candidates(const Call& call, const std::vector<size_t>& 
     const auto score_latent = SAEFAST_PICK(score, isa_);
     parallel_for(chunks_of(F, LATENTS), call.threads, [&](size_t c, size_t) {
         for (size_t f = c * LATENTS; f < std::min(F, (c + 1) * LATENTS); ++f) {
-            score_latent(entries + starts[f], starts[f + 1] - starts[f], call.centred, call.W_enc + f * call.D,
+            const size_t start = starts[f];
+            score_latent(entries + start, starts[f + 1] - start, starts[F] - start, call.centred, call.W_enc + f * call.D,
                          call.b_enc[f], call.D, values);
         }
     });
@@ -245,7 +258,7 @@ ptrdiff_t TopkEncoder::score_all(const Call& call, const std::vector<size_t>& ro
             for (size_t i = 0; i < n; ++i) {
                 entries[i] = {static_cast<int32_t>(rows[first + i]), static_cast<uint32_t>(i * F + f)};
             }
-            score_latent(entries, n, call.centred, call.W_enc + f * call.D, call.b_enc[f], call.D, values);
+            score_latent(entries, n, n, call.centred, call.W_enc + f * call.D, call.b_enc[f], call.D, values);
         }
         for (size_t i = 0; i < n && nan_row[block] == FINITE; ++i) {
             const size_t r = rows[first + i];

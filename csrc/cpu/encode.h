@@ -33,15 +33,17 @@ struct ScoreEntry {  // a row that is to be scored with a latent, and where the 
 class TopkEncoder {
 public:
     static constexpr std::size_t MIN_D = 16, MAX_D = 32768, LATENTS_PER_K = 32;  // F >= LATENTS_PER_K * K is expected
-    static constexpr std::ptrdiff_t FINITE = -1, WEIGHTS = -2;
+    static constexpr std::ptrdiff_t FINITE = -1, BAD_WEIGHTS = -2;
 
     explicit TopkEncoder(Isa isa) : isa_(isa) {}
 
     // centred [B, D], W_enc [F, D], b_enc [F] -> top_acts [B, K] after ReLU, top_indices [B, K]; order and ties as in
     // topk.h. A pre-activation is `dot` in encode.cpp: the bits of a row depend on nothing but this row and the weights.
-    // Returns FINITE, a row with a NaN, or WEIGHTS where W_enc or b_enc hold NaN, Inf or numbers above 1e15; outputs are undefined then.
+    // Rows with more than `limit` candidates have all their latents scored; it changes no bit.
+    // Returns FINITE, a row with a NaN, or BAD_WEIGHTS where W_enc or b_enc hold NaN, Inf or numbers above 1e15; outputs are undefined then.
     std::ptrdiff_t encode(const float* centred, const float* W_enc, const float* b_enc, std::size_t B, std::size_t F,
-                          std::size_t D, std::size_t K, int threads, float* top_acts, std::int32_t* top_indices);
+                          std::size_t D, std::size_t K, std::size_t limit, int threads, float* top_acts,
+                          std::int32_t* top_indices);
 
     // Of the last call: latents scored in fp32, not counting rows for which all were, and how many those are.
     std::size_t candidates() const { return candidates_; }
@@ -49,6 +51,11 @@ public:
 
 private:
     struct Call;
+    struct Found {  // the candidates of a row; none where all latents must be scored
+        const std::int32_t* latents;
+        std::size_t n;
+        float bound;  // whatever is no candidate is below it
+    };
     std::ptrdiff_t some_rows(const Call& call);
     void find(const Call& call);
     void score_candidates(const Call& call, const std::vector<std::size_t>& offsets);
@@ -57,11 +64,10 @@ private:
     Isa isa_;
     ScreenWeights weights_;
     std::size_t candidates_ = 0, dense_rows_ = 0;
-    std::vector<float> bounds_;          // [rows] that every candidate's upper bound reaches
-    std::vector<std::size_t> counts_;    // [rows] of candidates, 0 where all latents must be scored
-    Scratch<std::int32_t> found_;        // [rows, limit]
-    Scratch<ScoreEntry> entries_;        // by latent
-    Scratch<float> values_;              // by row
+    std::vector<Found> rows_;
+    Scratch<std::int32_t> found_;   // what rows_ points to
+    Scratch<ScoreEntry> entries_;   // by latent
+    Scratch<float> values_;         // of the candidates, by row
     Scratch<float> dense_;
 };
 

@@ -17,16 +17,27 @@ typedef int8_t UnalignedByteVec __attribute__((vector_size(LANES), aligned(1), m
 constexpr float TINY = 1e-30f;  // below this a step would not have full precision
 constexpr float LARGE = 1e15f;   // above this a product of norms might overflow
 
-// The Hadamard transform over n vectors, a power of two, unscaled.
+// The Hadamard transform over n vectors, a power of two, unscaled; two of its stages in one pass where there are two.
 SAEFAST_INLINE void hadamard(float* row, size_t n) {
-    for (size_t half = 1; half < n; half *= 2) {
-        for (size_t i = 0; i < n; i += 2 * half) {
-            for (size_t j = i; j < i + half; ++j) {
-                const Vec a = load(row + j * LANES), b = load(row + (j + half) * LANES);
-                store(row + j * LANES, a + b);
-                store(row + (j + half) * LANES, a - b);
+    size_t half = 1;
+    for (; 4 * half <= n; half *= 4) {
+        for (size_t i = 0; i < n; i += 4 * half) {
+            for (float *v = row + i * LANES, *end = v + half * LANES; v < end; v += LANES) {
+                const Vec a = load(v), b = load(v + half * LANES);
+                const Vec c = load(v + 2 * half * LANES), d = load(v + 3 * half * LANES);
+                const Vec a_b = a + b, ab = a - b, c_d = c + d, cd = c - d;
+                store(v, a_b + c_d);
+                store(v + half * LANES, ab + cd);
+                store(v + 2 * half * LANES, a_b - c_d);
+                store(v + 3 * half * LANES, ab - cd);
             }
         }
+    }
+    if (half == n) return;
+    for (float *v = row, *end = row + half * LANES; v < end; v += LANES) {
+        const Vec a = load(v), b = load(v + half * LANES);
+        store(v, a + b);
+        store(v + half * LANES, a - b);
     }
 }
 
@@ -35,13 +46,19 @@ SAEFAST_INLINE Rounded round_row(const float* row, size_t D, const float* signs,
     std::copy(row, row + D, v);
     std::fill(v + D, v + width, 0.0f);
     for (size_t round = 0; round < 2; ++round) {
-        for (size_t d = 0; d < width; ++d) v[d] *= signs[round * width + d];
+        for (size_t d = 0; d < width; d += LANES) store(v + d, load(v + d) * load(signs + round * width + d));
         hadamard(v + round * (width - mixed * LANES), mixed);
     }
 
-    float largest = 0, nothing = 0;
-    for (size_t d = 0; d < width; ++d) largest = std::max(largest, std::fabs(v[d]));
-    for (size_t d = 0; d < width; ++d) nothing += v[d] - v[d];  // a NaN if any is Inf or NaN
+    Vec larger{}, no_numbers{};  // the latter gets NaN where something is Inf or NaN, else 0
+    for (size_t d = 0; d < width; d += LANES) {
+        const Vec value = load(v + d), size = value < 0 ? -value : value;
+        larger = size > larger ? size : larger;
+        no_numbers += value - value;
+    }
+    float largest = 0;
+    for (size_t i = 0; i < LANES; ++i) largest = std::max(largest, larger[i]);
+    const float nothing = sum(no_numbers);
     if (!(nothing == 0) || largest > LARGE) return {0, 0, 0, 0, false};
     if (largest < TINY) {
         std::fill(q, q + width, int8_t{0});
