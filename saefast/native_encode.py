@@ -2,7 +2,7 @@
 
 Where it multiplies bytes (AVX-512 VNNI), `saefast._C.TopkEncoder` multiplies all latents in 8 bits, a quarter of the
 work, with a proven bound of each error, and scores in fp32 only those that the bounds do not exclude from the top k: the
-same k, exactly.
+same k, exactly (docs/engine.md).
 
 Else, and for codes of other kinds, products of torch are taken in blocks that stay in cache, each selected from at once. A
 worker takes a block of rows, multiplies it by 1024 latents at a time into memory of its own, which it uses again and
@@ -35,7 +35,8 @@ def encode_topk(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[
     """As `saefast.reference.encode_topk`, fp32, bit for bit given the same products."""
     top_acts = torch.empty(len(centred), k)
     top_indices = torch.empty(len(centred), k, dtype=torch.int32)
-    if can_screen(len(centred), *W_enc.shape, k) and screened_topk(
+    d_sae, d_in = W_enc.shape
+    if can_screen(len(centred), d_sae, d_in, k) and screened_topk(
         centred, W_enc, b_enc, k, top_acts, top_indices
     ):
         return top_acts, top_indices
@@ -56,7 +57,7 @@ def can_screen(B: int, d_sae: int, d_in: int, k: int) -> bool:
         "vnni" in saefast._C.isas()
         and B >= SCREENED_ROWS
         and encoder.MIN_D <= d_in <= encoder.MAX_D
-        and d_sae >= encoder.LATENTS_PER_K * k
+        and encoder.LATENTS_PER_K * k <= d_sae <= encoder.MAX_F
     )
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_native_encode import KINDS, assert_equal, operands, threads  # noqa: F401 (a fixture)
+from test_native_encode import KINDS, assert_equal, operands
 from torch import Tensor
 
-from saefast import native, native_encode, reference
+from saefast import native, reference
 from saefast.errors import InputError
 
 _C = pytest.importorskip("saefast._C", reason="the C++ extension saefast._C is not built")
@@ -15,7 +15,9 @@ SHAPES = [(1, 16, 32, 1), (7, 33, 321, 5), (130, 100, 1025, 32), (70, 576, 2304,
 ULP = 2.0**-24
 
 
-def encode(encoder, x: Tensor, W: Tensor, b: Tensor, k: int, n_threads: int = 2, **options) -> tuple[Tensor, Tensor]:
+def encode(
+    encoder, x: Tensor, W: Tensor, b: Tensor, k: int, n_threads: int = 2, **options
+) -> tuple[Tensor, Tensor]:
     acts, indices = torch.empty(len(x), k), torch.empty(len(x), k, dtype=torch.int32)
     arrays = (t.numpy() for t in (x, W, b))
     assert encoder.encode(*arrays, k, acts.numpy(), indices.numpy(), n_threads, **options) == -1
@@ -56,7 +58,9 @@ def test_screening_excludes_nothing(isa: str, kind: str, B: int, D: int, F: int,
     assert_equal(screened, scored)
 
     exact = x.double() @ W.double().T + b.double()
-    bound = (D / 16 + 8) * ULP * (x.double().norm(dim=1)[:, None] * W.double().norm(dim=1) + 2 * b.double().abs())
+    bound = (
+        (D / 16 + 8) * ULP * (x.double().norm(dim=1)[:, None] * W.double().norm(dim=1) + 2 * b.double().abs())
+    )
     chosen = exact.gather(1, screened[1].long())
     assert ((chosen.relu() - screened[0]).abs() <= bound.gather(1, screened[1].long()) + 1e-37).all()
     assert (chosen[:, -1:] + bound.amax(dim=1, keepdim=True) >= exact.topk(k, dim=1).values[:, -1:]).all()
@@ -135,13 +139,17 @@ def test_what_is_too_large_to_screen(where: int, value: float) -> None:
     """Rows are scored whole; weights leave it to torch's products. Infinite pre-activations have their place."""
     x = operands(80, 16, 640, kind="ties")
     tensor = x[where]
-    tensor[3] = tensor[3].abs() * value if value != float("inf") else torch.where(tensor[3] == 0, 1.0, tensor[3]) * value
+    tensor[3] = (
+        tensor[3].abs() * value
+        if value != float("inf")
+        else torch.where(tensor[3] == 0, 1.0, tensor[3]) * value
+    )
     pre_acts = torch.addmm(x[2], x[0], x[1].T)
     if pre_acts.isnan().any():
         with pytest.raises(InputError, match="pre_acts: expected no NaN, got one in row"):
             native.encode_topk(*x, 8)
     else:
-        acts, indices = native.encode_topk(*x, 8)
+        acts, _ = native.encode_topk(*x, 8)
         want = reference.topk(pre_acts, 8)
         torch.testing.assert_close(acts, want[0], rtol=1e-6, atol=0)
 
@@ -157,7 +165,10 @@ def test_boundary() -> None:
 
     call()
     for options, message in [
-        ({"x": x[:, :15].contiguous(), "W": W[:, :15].contiguous()}, "centred: the width: expected 16 to 32768, got 15"),
+        (
+            {"x": x[:, :15].contiguous(), "W": W[:, :15].contiguous()},
+            "centred: the width: expected 16 to 32768, got 15",
+        ),
         ({"W": W[:, :15].contiguous()}, "W_enc: expected shape"),
         ({"b": b[:5]}, "b_enc: expected shape"),
         ({"k": 11}, r"k: expected 1 to 10 \(a 32nd of the latents\), got 11"),

@@ -236,8 +236,8 @@ void TopkEncoder::score_candidates(const Call& call, const std::vector<size_t>& 
     parallel_for(chunks_of(F, LATENTS), call.threads, [&](size_t c, size_t) {
         for (size_t f = c * LATENTS; f < std::min(F, (c + 1) * LATENTS); ++f) {
             const size_t start = starts[f];
-            score_latent(entries + start, starts[f + 1] - start, starts[F] - start, call.centred, call.W_enc + f * call.D,
-                         call.b_enc[f], call.D, values);
+            score_latent(entries + start, starts[f + 1] - start, starts[F] - start, call.centred,
+                         call.W_enc + f * call.D, call.b_enc[f], call.D, values);
         }
     });
 }
@@ -262,8 +262,9 @@ ptrdiff_t TopkEncoder::score_all(const Call& call, const std::vector<size_t>& ro
         }
         for (size_t i = 0; i < n && nan_row[block] == FINITE; ++i) {
             const size_t r = rows[first + i];
-            const bool ok = topk(values + i * F, 1, F, K, 1, isa_, call.top_acts + r * K, call.top_indices + r * K) < 0;
-            if (!ok) nan_row[block] = static_cast<ptrdiff_t>(r);
+            const ptrdiff_t status =
+                topk(values + i * F, 1, F, K, 1, isa_, call.top_acts + r * K, call.top_indices + r * K);
+            if (status >= 0) nan_row[block] = static_cast<ptrdiff_t>(r);
         }
     });
     const auto bad = std::find_if(nan_row.begin(), nan_row.end(), [](ptrdiff_t row) { return row != FINITE; });

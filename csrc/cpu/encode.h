@@ -32,7 +32,8 @@ struct ScoreEntry {  // a row that is to be scored with a latent, and where the 
 
 class TopkEncoder {
 public:
-    static constexpr std::size_t MIN_D = 16, MAX_D = 32768, LATENTS_PER_K = 32;  // F >= LATENTS_PER_K * K is expected
+    static constexpr std::size_t MIN_D = 16, MAX_D = 32768, MAX_F = 1 << 27;
+    static constexpr std::size_t LATENTS_PER_K = 32;  // F is at least K times this, or screening excludes too little
     static constexpr std::ptrdiff_t FINITE = -1, BAD_WEIGHTS = -2;
 
     explicit TopkEncoder(Isa isa) : isa_(isa) {}
