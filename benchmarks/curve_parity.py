@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from exact_step import errors, exact_step, plain_at, step_of, step_of_plain
+from exact_step import Errors, errors, exact_step, plain_at, step_of, step_of_plain
 from plain import PlainStep
 from step_ratios import cpu_name
 from torch import Tensor
@@ -35,7 +35,8 @@ from saefast.trainer import INIT_ROWS
 
 RESULT = Path(__file__).parent / "results" / "curve_parity.json"
 APART = 1e-6  # relative difference of two losses that no longer is rounding
-LOSS, ERROR, DOUBT = 1e-6, 2.0, 2.0  # what a step may be off: relative loss; rms error over the other's; see exact_step
+# what a step may be off: the loss, relative; the rms error, over the other's; see `exact_step.Selected`
+LOSS, ERROR, DOUBT = 1e-6, 2.0, 2.0
 CONTROLS = ("W_enc", "W_dec", "b_dec", "x", "row order")
 
 
@@ -98,7 +99,7 @@ class SameState:
         self.fvu = list[float]()
         self.errors: dict[str, list[tuple[float, float]]] = {}
 
-    def add(self, fvu: float, exact_fvu: float, doubts: list[Tensor], off: dict[str, tuple[float, float]]) -> None:
+    def add(self, fvu: float, exact_fvu: float, doubts: list[Tensor], off: Errors) -> None:
         self.fvu.append(fvu)
         self.loss.append(abs(fvu / exact_fvu - 1))
         for i, doubt in enumerate(doubts):
@@ -108,7 +109,9 @@ class SameState:
             self.errors.setdefault(name, []).append(values)
 
     def rms(self) -> dict[str, float]:
-        return {name: math.sqrt(sum(v[1] ** 2 for v in all_) / len(all_)) for name, all_ in self.errors.items()}
+        return {
+            name: math.hypot(*(v[1] for v in all_)) / len(all_) ** 0.5 for name, all_ in self.errors.items()
+        }
 
     def summary(self) -> dict[str, object]:
         return {
@@ -196,7 +199,8 @@ def main() -> int:
         for one in runs.values():
             one.step(x)
         if step % 20 == 0:
-            print(step, *(f"{one.curve[-1] / runs[args.against].curve[-1] - 1:.1e}" for one in runs.values()), flush=True)
+            off = (one.curve[-1] / runs[args.against].curve[-1] - 1 for one in runs.values())
+            print(step, *(f"{value:.1e}" for value in off), flush=True)
 
     over = {name: mine / found["other"].rms()[name] for name, mine in found["saefast"].rms().items()}
     losses = zip(found["saefast"].fvu, found["other"].fvu, strict=True)
@@ -207,8 +211,9 @@ def main() -> int:
         "rms error of saefast over that of the other": {name: round(value, 3) for name, value in over.items()},
     }  # fmt: skip
     heldout = {name: evaluate(one.trained(), open_source(args.heldout)) for name, one in runs.items()}
+    sizes = {name: getattr(args, name) for name in ("d_sae", "k", "batch_size", "lr")}
     result = {
-        "shape": {"d_in": source.d_in} | {name: getattr(args, name) for name in ("d_sae", "k", "batch_size", "lr")},
+        "shape": {"d_in": source.d_in} | sizes,
         "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
         "versions": {"torch": torch.__version__, "backend": runs["saefast"].trainer.ops.NAME},
         "from the same state": same_state,

@@ -22,6 +22,7 @@ from saefast.step import Metrics, Plan, train_step
 from saefast.storage import Matrix, Vector, Weights
 
 EPS = torch.finfo(torch.float32).eps
+Errors = dict[str, tuple[float, float]]  # of each tensor: largest, root mean square
 
 
 class Selected(NamedTuple):
@@ -85,7 +86,8 @@ def step_of_plain(plain: PlainStep, x: Tensor) -> tuple[Tensor, State, Selected]
     if plain.auxk and len(dead := (plain.since_fired >= plain.auxk[2]).nonzero().squeeze(1)):
         aux = keep_topk(pre_acts[:, dead], min(plain.auxk[1], len(dead))) > 0
     fvu = plain(x)
-    moments = [(p.detach(), s["exp_avg"], s["exp_avg_sq"]) for p in plain.params for s in (plain.adam.state[p],)]
+    of = plain.adam.state
+    moments = [(p.detach(), of[p]["exp_avg"], of[p]["exp_avg_sq"]) for p in plain.params]
     enc, dec = (Matrix(m[0], None, m[0], m[1], m[2], None) for m in moments[::2])
     weights = Weights(enc, dec, *(Vector(*m) for m in moments[1::2]))
     zeros = torch.zeros_like(plain.since_fired)
@@ -120,14 +122,16 @@ def exact_step(
     def unit(centred: Tensor, W_enc: Tensor) -> Tensor:
         return EPS * centred.norm(dim=1, keepdim=True) * W_enc.norm(dim=1)
 
-    def encode_topk(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, rescore: int = 0) -> tuple[Tensor, Tensor]:
+    def encode_topk(
+        centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, rescore: int = 0
+    ) -> tuple[Tensor, Tensor]:
         pre_acts = torch.addmm(b_enc, centred, W_enc.T)
         active = torch.zeros_like(pre_acts, dtype=torch.bool).scatter_(1, selected.indices, selected.active)
         judge(pre_acts, active, k, unit(centred, W_enc))
         return forced(pre_acts.gather(1, selected.indices), selected.active), selected.indices.to(torch.int32)
 
     def keep(pre_acts: Tensor, k: int, count: Tensor) -> Tensor:
-        assert selected.aux is not None and selected.aux.shape == pre_acts.shape, "not the same latents are dead"
+        assert selected.aux is not None and selected.aux.shape == pre_acts.shape, "others are dead"
         dead = state.num_tokens_since_fired >= plan.dead_feature_threshold
         centred, W_enc = x.double() - weights.b_dec.value, weights.enc.weight[dead]
         judge(pre_acts, selected.aux, k, unit(centred, W_enc))
@@ -147,8 +151,8 @@ def forced(pre_acts: Tensor, active: Tensor) -> Tensor:
     return torch.where(active, pre_acts.clamp_min(torch.finfo(pre_acts.dtype).tiny), 0)
 
 
-def errors(got: State, exact: State) -> dict[str, tuple[float, float]]:
-    """Largest and root mean square of got - exact of every tensor that a step changes."""
+def errors(got: State, exact: State) -> Errors:
+    """got - exact of every tensor that a step changes."""
     assert torch.equal(got.num_tokens_since_fired, exact.num_tokens_since_fired), "not the same latents fired"
     out = {}
     for part, mine, best in zip(Weights._fields, got.weights, exact.weights, strict=True):

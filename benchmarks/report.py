@@ -85,11 +85,9 @@ def table() -> str:
 
 def step_row(case: dict, native: dict) -> str:
     """Times of the others over ours, median and the two deciles; and ours over the encoder's product alone."""
-    times = {
-        other: native[f"time of {other} / this"]
-        for other in ("plain", "stock", "sparsify Adam", "sparsify signum")
-        if f"time of {other} / this" in native
-    }
+    start, end = "time of ", " / this"
+    times = {key[len(start) : -len(end)]: value for key, value in native.items() if key.startswith(start)}
+    times.pop("encoder product")
     names = {"plain": "plain dense PyTorch", "stock": "the best stock PyTorch ops"}
     parts = [
         f"{names.get(name, name)} {m:.2f}x ({low:.2f} to {high:.2f})"
