@@ -17,12 +17,11 @@ random, or the order of the rows in a batch. They show when runs part and how fa
 
 import argparse
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from exact_step import Errors, errors, exact_step, plain_at, step_of, step_of_plain
+from exact_step import SameState, exact_step, plain_at, step_of, step_of_plain
 from plain import PlainStep
 from step_ratios import cpu_name
 from torch import Tensor
@@ -35,8 +34,6 @@ from saefast.trainer import INIT_ROWS
 
 RESULT = Path(__file__).parent / "results" / "curve_parity.json"
 APART = 1e-6  # relative difference of two losses that no longer is rounding
-# what a step may be off: the loss, relative; the rms error, over the other's; see `exact_step.Selected`
-LOSS, ERROR, DOUBT = 1e-6, 2.0, 2.0
 CONTROLS = ("W_enc", "W_dec", "b_dec", "x", "row order")
 
 
@@ -91,37 +88,6 @@ def changed(run: Run, what: str, seed: int) -> Run:
     return run
 
 
-class SameState:
-    """What one contender's steps from the states of saefast's run are off from fp64."""
-
-    def __init__(self) -> None:
-        self.loss, self.flips, self.doubt = list[float](), [0, 0], 0.0
-        self.fvu = list[float]()
-        self.errors: dict[str, list[tuple[float, float]]] = {}
-
-    def add(self, fvu: float, exact_fvu: float, doubts: list[Tensor], off: Errors) -> None:
-        self.fvu.append(fvu)
-        self.loss.append(abs(fvu / exact_fvu - 1))
-        for i, doubt in enumerate(doubts):
-            self.flips[i] += len(doubt)
-            self.doubt = max(self.doubt, *doubt.tolist(), 0.0)
-        for name, values in off.items():
-            self.errors.setdefault(name, []).append(values)
-
-    def rms(self) -> dict[str, float]:
-        return {
-            name: math.hypot(*(v[1] for v in all_)) / len(all_) ** 0.5 for name, all_ in self.errors.items()
-        }
-
-    def summary(self) -> dict[str, object]:
-        return {
-            "loss, largest relative error": max(self.loss),
-            "choices unlike fp64's: top-k, AuxK": self.flips,
-            "the furthest of them from indifference, in eps |x| |w|": round(self.doubt, 3),
-            "largest errors": {name: max(v[0] for v in all_) for name, all_ in self.errors.items()},
-        }
-
-
 def from_same_state(saefast: Run, other: Run, x: Tensor, found: dict[str, SameState]) -> bool:
     """Both, and fp64, take a step from where saefast's run is now; whether AuxK took part."""
     trainer, config = saefast.trainer, saefast.config
@@ -135,8 +101,7 @@ def from_same_state(saefast: Run, other: Run, x: Tensor, found: dict[str, SameSt
         else:
             metrics, after, selected = step_of(run.trainer.ops, state, x, plan, numbers)
             fvu = metrics.fvu
-        exact, best, selected = exact_step(state, x, plan, numbers, selected)
-        found[name].add(float(fvu), float(exact.fvu), selected.doubt or [], errors(after, best))
+        found[name].add(float(fvu), after, *exact_step(state, x, plan, numbers, selected))
     return plan.dead_capacity > 0
 
 
@@ -202,13 +167,13 @@ def main() -> int:
             off = (one.curve[-1] / runs[args.against].curve[-1] - 1 for one in runs.values())
             print(step, *(f"{value:.1e}" for value in off), flush=True)
 
-    over = {name: mine / found["other"].rms()[name] for name, mine in found["saefast"].rms().items()}
-    losses = zip(found["saefast"].fvu, found["other"].fvu, strict=True)
+    mine, other = found["saefast"], found["other"]
+    losses = zip(mine.fvu, other.fvu, strict=True)
     same_state = {
-        "states": len(found["saefast"].loss), "of them with AuxK": auxk_steps,
+        "states": len(mine.fvu), "of them with AuxK": auxk_steps,
         "largest relative difference of the two losses": max(abs(a / b - 1) for a, b in losses),
-        "saefast": found["saefast"].summary(), args.against: found["other"].summary(),
-        "rms error of saefast over that of the other": {name: round(value, 3) for name, value in over.items()},
+        "saefast": mine.summary(), args.against: other.summary(),
+        "rms error of saefast over that of the other": mine.rms_over(other),
     }  # fmt: skip
     heldout = {name: evaluate(one.trained(), open_source(args.heldout)) for name, one in runs.items()}
     sizes = {name: getattr(args, name) for name in ("d_sae", "k", "batch_size", "lr")}
@@ -230,8 +195,7 @@ def main() -> int:
     kept = {name: kept[name] for name in ("plain", "reference") if name in kept} | {args.against: result}
     args.out.write_text(json.dumps(kept, indent=1) + "\n")
     print(json.dumps(result, indent=1))
-    mine = found["saefast"]
-    good = max(mine.loss) <= LOSS and max(over.values()) <= ERROR and mine.doubt <= DOUBT
+    good = mine.follows(other)
     print("follows to rounding" if good else "DOES NOT FOLLOW: see `from the same state`")
     return 0 if good else 1
 

@@ -7,7 +7,8 @@ have made lie from where it is indifferent; and with the same choices, the loss 
 have to be those of fp64 within rounding (`errors`).
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from types import ModuleType, SimpleNamespace
 from typing import NamedTuple
 
@@ -22,7 +23,8 @@ from saefast.step import Metrics, Plan, train_step
 from saefast.storage import Matrix, Vector, Weights
 
 EPS = torch.finfo(torch.float32).eps
-Errors = dict[str, tuple[float, float]]  # of each tensor: largest, root mean square
+# what a step may be off: the loss, relative; its rms errors, over the other's; a choice, in units of rounding
+LOSS, ERROR, DOUBT = 1e-6, 2.0, 2.0
 
 
 class Selected(NamedTuple):
@@ -31,11 +33,7 @@ class Selected(NamedTuple):
     indices: Tensor  # [B, K]
     active: Tensor  # [B, K] bool
     aux: Tensor | None  # [B, number of the dead] bool
-    doubt: list[Tensor] | None = None  # one [n] for each choice: distance to indifference / (eps |x| |w|)
-
-    @property
-    def flips(self) -> int:
-        return sum(map(len, self.doubt or ()))
+    doubt: Sequence[Tensor] = ()  # [n] for top-k and AuxK: distance from indifference / (eps |x| |w|)
 
 
 def copied(state: State, dtype: torch.dtype = torch.float32) -> State:
@@ -151,8 +149,8 @@ def forced(pre_acts: Tensor, active: Tensor) -> Tensor:
     return torch.where(active, pre_acts.clamp_min(torch.finfo(pre_acts.dtype).tiny), 0)
 
 
-def errors(got: State, exact: State) -> Errors:
-    """got - exact of every tensor that a step changes."""
+def errors(got: State, exact: State) -> dict[str, tuple[float, float]]:
+    """Largest and root mean square of got - exact, of every tensor that a step changes."""
     assert torch.equal(got.num_tokens_since_fired, exact.num_tokens_since_fired), "not the same latents fired"
     out = {}
     for part, mine, best in zip(Weights._fields, got.weights, exact.weights, strict=True):
@@ -161,3 +159,43 @@ def errors(got: State, exact: State) -> Errors:
                 off = one.double() - other
                 out[f"{part} {name}"] = float(off.abs().max()), float(off.square().mean().sqrt())
     return out
+
+
+class SameState:
+    """What one contender's steps from some states are off from fp64."""
+
+    def __init__(self) -> None:
+        self.fvu, self.loss = list[float](), list[float]()  # of each step: as it says; relative error
+        self.flips, self.doubt = [0, 0], 0.0  # by top-k, AuxK; the largest
+        self.errors: dict[str, list[tuple[float, float]]] = {}  # largest, root mean square
+
+    def add(self, fvu: float, after: State, exact: Metrics, best: State, selected: Selected) -> None:
+        self.fvu.append(fvu)
+        self.loss.append(abs(fvu / float(exact.fvu) - 1))
+        for i, doubt in enumerate(selected.doubt):
+            self.flips[i] += len(doubt)
+            self.doubt = max(self.doubt, *doubt.tolist(), 0.0)
+        for name, off in errors(after, best).items():
+            self.errors.setdefault(name, []).append(off)
+
+    def rms_over(self, other: "SameState") -> dict[str, float]:
+        """Root mean square error of each tensor over that of the other."""
+        mine, theirs = (
+            {name: math.hypot(*(step[1] for step in steps)) for name, steps in found.errors.items()}
+            for found in (self, other)
+        )
+        return {name: round(value / theirs[name], 3) for name, value in mine.items()}
+
+    def follows(self, other: "SameState") -> bool:
+        off = max(self.loss), max(self.rms_over(other).values()), self.doubt
+        return all(
+            value <= bound for value, bound in zip(off, (LOSS, ERROR, DOUBT), strict=True)
+        )  # NaN does not
+
+    def summary(self) -> dict[str, object]:
+        return {
+            "loss, largest relative error": max(self.loss),
+            "choices unlike fp64's: top-k, AuxK": self.flips,
+            "the furthest of them from indifference, in eps |x| |w|": round(self.doubt, 3),
+            "largest errors": {name: max(step[0] for step in steps) for name, steps in self.errors.items()},
+        }
