@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saefast.reference_dense import dense_error, dense_grad_acts, keep_topk, outer_sum, relu_encode
-from saefast.reference_select import above_threshold, batch_topk, rounded_pre_acts, topk
+from saefast.reference_select import above_threshold, batch_topk, lent_pre_acts, rounded_pre_acts, topk
 from saefast.reference_update import (
     Params,
     adam_rows_,
@@ -45,7 +45,7 @@ from saefast.reference_update import (
 )
 
 NAME = "reference"
-LEAST_ROWS, PRE_ACTS = 256, 2**22  # of a product: 16 MB in fp32, which malloc reuses and a cache may hold
+LEAST_ROWS, PRE_ACTS = 256, 2**26  # of a product
 __all__ = [
     "NAME", "Params", "above_threshold", "adam_rows_", "batch_topk", "centre", "decode", "decode_error", "dense_error",
     "dense_grad_acts", "encode", "encode_batch_topk", "encode_threshold", "encode_topk", "fvu", "grad_top_acts",
@@ -93,8 +93,8 @@ def encode_topk(
 def _encode_topk(
     centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, scale: Tensor | None, rescore: int
 ) -> tuple[Tensor, Tensor]:
-    """Rows depend on nothing but themselves, so a few at a time do: the pre-activations of a batch never exist."""
-    pre_acts = rounded_pre_acts(centred, W_enc, b_enc)
+    """Rows depend on nothing but themselves, so those of a large batch may come a few at a time."""
+    pre_acts = lent_pre_acts(centred, W_enc, b_enc)
     if scale is not None:
         pre_acts = (pre_acts * scale).to(centred.dtype)
     top_acts, top_indices = topk(pre_acts, min(k + rescore, len(W_enc)))
