@@ -42,6 +42,8 @@ def topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
     n_latents = pre_acts.shape[1]
     # One more than k: where the (k+1)-th equals the k-th, torch.topk's choice between them is arbitrary.
     values, indices = pre_acts.topk(min(k + 1, n_latents), dim=1)
+    if not (values[:, 1:] == values[:, :-1]).any():  # as good as always: in order, and nothing to choose
+        return values[:, :k].relu(), indices[:, :k].to(torch.int32)
     if n_latents > k:
         tied = (values[:, k] == values[:, k - 1]).nonzero().squeeze(1)
         values, indices = values[:, :k], indices[:, :k]
