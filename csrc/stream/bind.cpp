@@ -58,7 +58,12 @@ Segment parse_segment(const py::handle& item, std::size_t row_bytes) {
         }
     }
     uint64_t end = segment.offset + segment.rows * row_bytes;
-    for (const Part& part : segment.parts) end = std::max(end, part.offset + part.bytes);
+    bool covered = segment.sha256.empty();
+    for (const Part& part : segment.parts) {
+        end = std::max(end, part.offset + part.bytes);
+        covered |= part.offset == segment.offset && part.bytes == segment.rows * row_bytes;
+    }
+    if (!covered) throw py::value_error(segment.path + ": expected a checksum that covers its rows");
     if (end > segment.file_bytes) {
         throw py::value_error(segment.path + ": expected at least " + std::to_string(end) + " bytes, found " +
                               std::to_string(segment.file_bytes));
@@ -140,6 +145,12 @@ class PyShuffleBuffer {
                           next_row <= files_.rows();
         if (!fits) throw py::value_error("row_of: expected the state of a buffer of this size over this source");
         const State state{{held, passes, next_row, skipped, batches}, {row_of.data(), row_of.data() + held}};
+        for (const std::int64_t row : state.row_of) {
+            if (row < 0 || static_cast<uint64_t>(row) >= files_.rows()) {
+                throw py::value_error("row_of: expected rows below " + std::to_string(files_.rows()) + ", got " +
+                                      std::to_string(row));
+            }
+        }
         const uint8_t* data = rows.data();
         const py::gil_scoped_release release;
         buffer_->load(state, data);
@@ -190,13 +201,13 @@ class PyShuffleBuffer {
 
 std::unique_ptr<PyShuffleBuffer> make(const py::list& segments, uint64_t d_in, const std::string& dtype,
                                       uint64_t batch, uint64_t capacity, uint64_t seed, bool widen, bool skip,
-                                      int readers, int ahead, uint64_t ring_bytes, uint64_t chunk_bytes,
+                                      int readers, int gatherers, int ahead, uint64_t ring_bytes, uint64_t chunk_bytes,
                                       bool direct) {
-    if (d_in < 1 || batch < 1 || capacity < batch || readers < 1 || ahead < 1 || chunk_bytes < 1) {
+    if (d_in < 1 || batch < 1 || capacity < batch || readers < 1 || gatherers < 1 || ahead < 1 || chunk_bytes < 1) {
         throw py::value_error("stream: expected positive sizes and capacity >= batch");
     }
-    const Settings settings{batch, capacity, seed,  d_in,       parse_dtype(dtype), widen,
-                            skip,  readers,  ahead, ring_bytes, chunk_bytes};
+    const Settings settings{batch, capacity, seed,      d_in,  parse_dtype(dtype), widen,
+                            skip,  readers,  gatherers, ahead, ring_bytes,         chunk_bytes};
     return std::make_unique<PyShuffleBuffer>(segments, settings, direct);
 }
 
@@ -208,8 +219,8 @@ void bind_stream(py::module_& m) {
     py::class_<Buffer>(s, "ShuffleBuffer", "See saefast.stream.NativeBuffer.")
         .def(py::init(&make), py::arg("segments"), py::kw_only(), py::arg("d_in"), py::arg("dtype"),
              py::arg("batch"), py::arg("capacity"), py::arg("seed"), py::arg("widen"), py::arg("skip"),
-             py::arg("readers"), py::arg("ahead"), py::arg("ring_bytes"), py::arg("chunk_bytes"),
-             py::arg("direct"))
+             py::arg("readers"), py::arg("gatherers"), py::arg("ahead"), py::arg("ring_bytes"),
+             py::arg("chunk_bytes"), py::arg("direct"))
         .def("next", &Buffer::next, py::arg("timeout"),
              "The next batch [batch, row bytes] uint8, None at the end. ValueError: bad data. TimeoutError.")
         .def("sample", &Buffer::sample, py::arg("n"), py::arg("timeout"),

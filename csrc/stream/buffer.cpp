@@ -1,8 +1,8 @@
 #include "buffer.h"
 
 #include <algorithm>
-#include <cstring>
 #include <string>
+#include <utility>
 
 #include "draw.h"
 
@@ -13,12 +13,30 @@ using std::uint64_t;
 using std::uint8_t;
 using Lock = std::unique_lock<std::mutex>;
 
+// Their places are given back unless they are put into the buffer.
 struct ShuffleBuffer::Rows {
+    Rows(Readers& from, const Numbers& now) : readers(from), next_row(now.next_row), skipped(now.skipped) {}
+    Rows(const Rows&) = delete;
+    Rows& operator=(const Rows&) = delete;
+    ~Rows() { readers.give_back(data); }
+
+    Readers& readers;
     std::vector<const uint8_t*> data;
     std::vector<std::int64_t> numbers;
-    std::vector<std::shared_ptr<Chunk>> chunks;  // that `data` points into
     uint64_t next_row, skipped;
 };
+
+namespace {
+
+// Beside the rows held and a batch: what is read ahead, enough for the largest piece.
+uint64_t slots_for(const Files& files, const Settings& settings, uint64_t capacity) {
+    const uint64_t piece = files.largest_piece(settings.chunk_bytes);
+    if (piece == 0) return 0;  // all rows are in memory
+    const uint64_t ahead = std::max(piece, std::min(settings.ring_bytes / files.row_bytes(), files.rows()));
+    return capacity + settings.batch + ahead;
+}
+
+}  // namespace
 
 ShuffleBuffer::ShuffleBuffer(Files& files, const Settings& settings)
     : files_(files),
@@ -27,17 +45,24 @@ ShuffleBuffer::ShuffleBuffer(Files& files, const Settings& settings)
       out_row_bytes_(settings.widen ? 4 * settings.d_in : files.row_bytes()),
       // more is never held: a new pass begins with less than a batch in the buffer
       capacity_(std::min(settings.capacity, files.rows() + settings.batch)),
-      places_(capacity_ * row_bytes_),
+      n_slots_(slots_for(files, settings, capacity_)),
+      slots_(n_slots_ * row_bytes_),
       batches_(static_cast<size_t>(settings.ahead) + 2),
+      row_at_(capacity_),
       row_of_(capacity_) {}
 
 ShuffleBuffer::~ShuffleBuffer() { close(); }
 
 void ShuffleBuffer::start() {
     if (mixer_.joinable()) return;
-    readers_ = std::make_unique<Readers>(files_, settings_.readers, settings_.ring_bytes, settings_.chunk_bytes);
+    std::vector<uint8_t*> places;
+    for (uint64_t i = n_slots_; i > numbers_.held; --i) places.push_back(slot(i - 1));  // the first ones are taken first
+    readers_ = std::make_unique<Readers>(files_, settings_.readers, std::move(places), settings_.chunk_bytes);
     in_step_ = false;
     stop_ = false;
+    while (gatherers_.size() < static_cast<size_t>(settings_.gatherers)) {
+        gatherers_.emplace_back([this] { gather(); });
+    }
     mixer_ = std::thread([this] { work(); });
 }
 
@@ -47,9 +72,12 @@ void ShuffleBuffer::halt() {
         const Lock lock(mutex_);
         stop_ = true;
         wake_.notify_all();
+        work_.notify_all();
     }
     if (readers_) readers_->stop();
     if (mixer_.joinable()) mixer_.join();
+    for (std::thread& thread : gatherers_) thread.join();
+    gatherers_.clear();
     chunk_.reset();
     readers_.reset();
 }
@@ -108,7 +136,7 @@ bool ShuffleBuffer::fill_up() {
 }
 
 uint64_t ShuffleBuffer::top_up() {
-    constexpr uint64_t STEP = 8192;  // rows whose chunks are in memory at a time
+    constexpr uint64_t STEP = 8192;  // rows collected at a time
     uint64_t came = 0;
     while (numbers_.held < capacity_ && numbers_.next_row < files_.rows()) {
         {  // batches mixed ahead could not be taken back any more
@@ -116,82 +144,68 @@ uint64_t ShuffleBuffer::top_up() {
             wake_.wait(lock, [&] { return stop_ || ready_.empty(); });
             if (stop_) throw Stopped{};
         }
-        const Rows rows = collect(std::min(STEP, capacity_ - numbers_.held));
-        for (size_t i = 0; i < rows.data.size(); ++i) {
-            std::memcpy(place(numbers_.held + i), rows.data[i], row_bytes_);
-        }
+        Rows rows(*readers_, numbers_);
+        collect(std::min(STEP, capacity_ - numbers_.held), rows);
+        const auto held = static_cast<std::ptrdiff_t>(numbers_.held);
+        std::copy(rows.data.begin(), rows.data.end(), row_at_.begin() + held);
         const Lock lock(mutex_);
-        std::copy(rows.numbers.begin(), rows.numbers.end(),
-                  row_of_.begin() + static_cast<std::ptrdiff_t>(numbers_.held));
+        std::copy(rows.numbers.begin(), rows.numbers.end(), row_of_.begin() + held);
         numbers_.held += rows.data.size();
         numbers_.next_row = rows.next_row, numbers_.skipped = rows.skipped;
         came += rows.data.size();
+        rows.data.clear();
     }
     return came;
 }
 
-// As `ShuffleBuffer._draw`. What can fail comes first.
+// As `ShuffleBuffer._draw`, but for the copying. What can fail comes first.
 void ShuffleBuffer::draw() {
     const uint64_t n = settings_.batch, held = numbers_.held;
     std::vector<uint64_t> holes(n);
     const Draw draw(settings_.seed, numbers_.batches, held);
     for (uint64_t i = 0; i < n; ++i) holes[i] = draw(i);
-    const Rows rows = collect(n);
+    Mixed mixed;
+    mixed.slab = batches_.get(n * out_row_bytes_);
+    mixed.rows.resize(n);
+    mixed.undo.reserve(2 * n);
+    Rows rows(*readers_, numbers_);
+    collect(n, rows);
     const uint64_t filled = rows.data.size(), left = held - (n - filled);
-    Mixed mixed{batches_.get(n * out_row_bytes_), {}, {}};
     std::vector<uint64_t> low, empty(holes.begin() + static_cast<std::ptrdiff_t>(filled), holes.end());
     std::sort(empty.begin(), empty.end());
     for (const uint64_t hole : empty) {
         if (hole < left) low.push_back(hole);
-    }
-    mixed.undo.reserve(filled + low.size());
-
-    constexpr uint64_t SOON = 8;  // rows ahead that are asked of memory
-    for (uint64_t i = 0; i < n; ++i) {
-#ifdef __GNUC__
-        if (i + SOON < n) {
-            for (size_t byte = 0; byte < std::min<size_t>(row_bytes_, 512); byte += 64) {
-                __builtin_prefetch(place(holes[i + SOON]) + byte);
-            }
-        }
-#endif
-        uint8_t* row = place(holes[i]);
-        uint8_t* out = mixed.slab->data() + i * out_row_bytes_;
-        if (settings_.widen) {
-            files_.ops().widen(row, settings_.d_in, out);
-        } else {
-            std::memcpy(out, row, row_bytes_);
-        }
-        if (i < filled) std::memcpy(row, rows.data[i], row_bytes_);  // while it is in the cache
     }
     // Where the stream could not fill a hole, the last rows move down into it.
     std::vector<std::pair<uint64_t, uint64_t>> moves;
     uint64_t last = left;
     for (const uint64_t hole : low) {
         while (std::binary_search(empty.begin(), empty.end(), last)) ++last;
-        std::memcpy(place(hole), place(last), row_bytes_);
         moves.emplace_back(hole, last++);
     }
 
-    const Lock lock(mutex_);
+    Lock lock(mutex_);
     mixed.before = drawn_;
-    const auto set = [&](uint64_t where, std::int64_t row) {
+    const auto set = [&](uint64_t where, const uint8_t* row, std::int64_t number) {
         mixed.undo.emplace_back(where, row_of_[where]);
-        row_of_[where] = row;
+        row_at_[where] = row, row_of_[where] = number;
     };
-    for (uint64_t i = 0; i < filled; ++i) set(holes[i], rows.numbers[i]);
-    for (const auto& [to, from] : moves) set(to, row_of_[from]);
+    for (uint64_t i = 0; i < n; ++i) mixed.rows[i] = row_at_[holes[i]];
+    for (uint64_t i = 0; i < filled; ++i) set(holes[i], rows.data[i], rows.numbers[i]);
+    for (const auto& [to, from] : moves) set(to, row_at_[from], row_of_[from]);
     numbers_.held = left, numbers_.next_row = rows.next_row, numbers_.skipped = rows.skipped;
     ++numbers_.batches;
     drawn_ = numbers_;
     ready_.push_back(std::move(mixed));
+    work_.notify_all();
+    lock.unlock();
+    rows.data.clear();
 }
 
 // The next n finite rows of the pass, fewer at its end. Where it throws, the stream stays where it was.
-ShuffleBuffer::Rows ShuffleBuffer::collect(uint64_t n) {
-    Rows rows{{}, {}, {}, numbers_.next_row, numbers_.skipped};
+void ShuffleBuffer::collect(uint64_t n, Rows& rows) {
     uint64_t& next = rows.next_row;
-    if (next == files_.rows()) return rows;
+    if (next == files_.rows()) return;
     rows.data.reserve(n);
     rows.numbers.reserve(n);
     try {
@@ -207,8 +221,7 @@ ShuffleBuffer::Rows ShuffleBuffer::collect(uint64_t n) {
                 if (!chunk_) throw Stopped{};
                 if (!chunk_->error.empty()) throw SourceError(chunk_->error);
             }
-            const Chunk& chunk = *chunk_;
-            rows.chunks.push_back(chunk_);
+            Chunk& chunk = *chunk_;
             auto bad = std::lower_bound(chunk.bad.begin(), chunk.bad.end(), next);
             for (; rows.data.size() < n && next < chunk.first + chunk.count; ++next) {
                 if (bad != chunk.bad.end() && *bad == next) {
@@ -219,7 +232,7 @@ ShuffleBuffer::Rows ShuffleBuffer::collect(uint64_t n) {
                     ++bad, ++rows.skipped;
                     continue;
                 }
-                rows.data.push_back(chunk.data + (next - chunk.first) * row_bytes_);
+                rows.data.push_back(std::exchange(chunk.rows[next - chunk.first], nullptr));
                 rows.numbers.push_back(static_cast<std::int64_t>(next));
             }
         }
@@ -228,7 +241,6 @@ ShuffleBuffer::Rows ShuffleBuffer::collect(uint64_t n) {
         chunk_.reset();
         throw;
     }
-    return rows;
 }
 
 }  // namespace saefast::stream

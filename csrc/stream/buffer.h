@@ -23,7 +23,7 @@ struct Settings {
     DType dtype;
     bool widen;  // batches in fp32; else in the dtype of the source
     bool skip;   // rows with NaN or Inf are dropped and counted; else they are an error
-    int readers, ahead;
+    int readers, gatherers, ahead;
     std::uint64_t ring_bytes, chunk_bytes;
 };
 
@@ -38,8 +38,9 @@ struct State {
 
 enum class Status { ready, ended, waiting };
 
-// One thread mixes batches ahead of the consumer, others read ahead of it; all begin with the first batch that
-// is asked for. The methods are for one consumer thread; `close` is for any.
+// One thread draws batches ahead of the consumer, some read ahead of it, and some copy the rows drawn; all begin
+// with the first batch that is asked for. A row stays where a reader put it, or in the memory of the source, until
+// it is copied into its batch. The methods are for one consumer thread; `close` is for any.
 class ShuffleBuffer {
   public:
     ShuffleBuffer(Files& files, const Settings& settings);
@@ -66,33 +67,38 @@ class ShuffleBuffer {
     struct Rows;  // of the stream, on their way into the buffer
     struct Mixed {
         std::shared_ptr<Slab> slab;
-        Numbers before;
+        std::vector<const std::uint8_t*> rows;  // [batch], to be copied into it
         std::vector<std::pair<std::uint64_t, std::int64_t>> undo;  // (place, its row before)
+        Numbers before;
+        std::uint64_t begun = 0, done = 0;  // of the rows
     };
     struct Stopped {};
 
     void start();
     void halt();
     void work();
+    void gather();
     bool fill_up();
     std::uint64_t top_up();
     void draw();
-    Rows collect(std::uint64_t n);
-    std::uint8_t* place(std::uint64_t i) const { return places_.data() + i * row_bytes_; }
+    void collect(std::uint64_t n, Rows& rows);
+    std::uint8_t* slot(std::uint64_t i) const { return slots_.data() + i * row_bytes_; }
+    bool is_ready() const { return !ready_.empty() && ready_.front().done == settings_.batch; }
 
     Files& files_;
     const Settings settings_;
     const std::size_t row_bytes_, out_row_bytes_;
-    const std::uint64_t capacity_;
-    Slab places_;     // [capacity, row_bytes], the mixer's alone while it runs
+    const std::uint64_t capacity_, n_slots_;
+    Slab slots_;  // [n_slots, row_bytes]: rows held, read ahead, and of the batch that is copied
     SlabPool batches_;
     std::unique_ptr<Readers> readers_;
+    std::vector<const std::uint8_t*> row_at_;  // [capacity] place -> the row, the mixer's alone while it runs
     std::shared_ptr<Chunk> chunk_;  // the mixer's, at numbers_.next_row
     bool in_step_ = false;          // the readers are
 
     std::mutex halting_;
     std::mutex mutex_;  // for what follows; the mixer alone writes row_of_ and numbers_
-    std::condition_variable wake_, changed_;
+    std::condition_variable wake_, work_, changed_;  // the mixer; gatherers; the consumer
     std::vector<std::int64_t> row_of_;
     Numbers numbers_, drawn_;  // now, and after the last draw: filling up after it is not part of the state
     std::deque<Mixed> ready_;
@@ -100,6 +106,11 @@ class ShuffleBuffer {
     bool stop_ = false, closed_ = false, ended_ = false, filled_ = false;
     std::exception_ptr error_;
     std::thread mixer_;
+    std::vector<std::thread> gatherers_;
 };
+
+// Copies rows [n] to out [n, bytes of one], or widens them.
+void gather_rows(const std::uint8_t* const* rows, std::uint64_t n, std::uint64_t d_in, DType dtype, bool widen,
+                 std::uint8_t* out);
 
 }  // namespace saefast::stream

@@ -18,7 +18,7 @@ Status ShuffleBuffer::next(std::chrono::milliseconds patience, std::shared_ptr<S
         start();
         wake_.notify_all();
     }
-    const auto done = [&] { return closed_ || !ready_.empty() || error_ || ended_; };
+    const auto done = [&] { return closed_ || (ready_.empty() ? error_ || ended_ : is_ready()); };
     if (!changed_.wait_for(lock, patience, done)) return Status::waiting;
     if (closed_) throw SourceError("source: expected an open buffer, this one was closed");
     if (!ready_.empty()) {
@@ -47,7 +47,9 @@ Status ShuffleBuffer::fill(std::chrono::milliseconds patience) {
     return filled_ ? Status::ready : Status::ended;
 }
 
-void ShuffleBuffer::read(uint64_t n, uint8_t* out) const { std::memcpy(out, place(0), n * row_bytes_); }
+void ShuffleBuffer::read(uint64_t n, uint8_t* out) const {
+    for (uint64_t i = 0; i < n; ++i) std::memcpy(out + i * row_bytes_, row_at_[i], row_bytes_);
+}
 
 bool ShuffleBuffer::is_ahead() {
     const Lock lock(mutex_);
@@ -80,7 +82,12 @@ void ShuffleBuffer::load(const State& state, const uint8_t* rows) {
     ended_ = filled_ = false;
     numbers_ = drawn_ = state.numbers;
     std::copy(state.row_of.begin(), state.row_of.end(), row_of_.begin());
-    std::memcpy(place(0), rows, state.row_of.size() * row_bytes_);
+    for (uint64_t i = 0; i < state.numbers.held; ++i) {
+        row_at_[i] = files_.in_memory(static_cast<uint64_t>(state.row_of[i]));
+        if (row_at_[i]) continue;
+        std::memcpy(slot(i), rows + i * row_bytes_, row_bytes_);
+        row_at_[i] = slot(i);
+    }
 }
 
 }  // namespace saefast::stream

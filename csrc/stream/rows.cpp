@@ -101,9 +101,38 @@ void widen_f16_f16c(const uint8_t* row, size_t n, uint8_t* out) {
     }
     widen_f16(row + 2 * i, n - i, out + 4 * i);
 }
+
+void copy_around_cache(const uint8_t* row, size_t bytes, uint8_t* out) {  // SSE2: every x86-64 has it
+    const auto* from = reinterpret_cast<const __m128i*>(row);
+    auto* to = reinterpret_cast<__m128i*>(out);
+    for (size_t i = 0; i < bytes / 16; i += 4) {
+        const __m128i a = _mm_loadu_si128(from + i), b = _mm_loadu_si128(from + i + 1);
+        const __m128i c = _mm_loadu_si128(from + i + 2), d = _mm_loadu_si128(from + i + 3);
+        _mm_stream_si128(to + i, a);
+        _mm_stream_si128(to + i + 1, b);
+        _mm_stream_si128(to + i + 2, c);
+        _mm_stream_si128(to + i + 3, d);
+    }
+}
 #endif
 
+void copy_through_cache(const uint8_t* row, size_t bytes, uint8_t* out) { std::memcpy(out, row, bytes); }
+
 }  // namespace
+
+CopyRow copy_row(size_t row_bytes) {
+#ifdef SAEFAST_X86
+    if (row_bytes % 64 == 0) return copy_around_cache;
+#endif
+    static_cast<void>(row_bytes);
+    return copy_through_cache;
+}
+
+void copies_done() {
+#ifdef SAEFAST_X86
+    _mm_sfence();  // such stores are not ordered with others, those of a mutex for one
+#endif
+}
 
 RowOps row_ops(DType dtype, bool plain) {
     RowOps ops = dtype == DType::f16    ? RowOps{finite_f16, widen_f16}

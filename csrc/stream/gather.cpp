@@ -1,0 +1,57 @@
+// The threads that copy the rows drawn into their batches.
+#include <algorithm>
+
+#include "buffer.h"
+
+namespace saefast::stream {
+
+using std::uint64_t;
+using std::uint8_t;
+
+void gather_rows(const uint8_t* const* rows, uint64_t n, uint64_t d_in, DType dtype, bool widen, uint8_t* out) {
+    constexpr uint64_t SOON = 4;  // rows ahead that are asked of memory
+    const std::size_t row_bytes = d_in * size_of(dtype), out_bytes = widen ? 4 * d_in : row_bytes;
+    const auto wide = row_ops(dtype).widen;
+    const bool aligned = reinterpret_cast<std::uintptr_t>(out) % 64 == 0;
+    const CopyRow copy = copy_row(aligned ? row_bytes : 1);
+    for (uint64_t i = 0; i < n; ++i, out += out_bytes) {
+        if (i + SOON < n) prefetch_row(rows[i + SOON], row_bytes);
+        if (widen) {
+            wide(rows[i], d_in, out);
+        } else {
+            copy(rows[i], row_bytes, out);
+        }
+    }
+    copies_done();
+}
+
+void ShuffleBuffer::gather() {
+    constexpr uint64_t PART = 256;  // rows that a thread copies before it looks around
+    std::unique_lock<std::mutex> lock(mutex_);
+    while (true) {
+        Mixed* mixed = nullptr;  // the deque does not move it, and it stays until it is done
+        work_.wait(lock, [&] {
+            for (Mixed& one : ready_) {
+                if (one.begun == settings_.batch) continue;
+                mixed = &one;
+                break;
+            }
+            return stop_ || mixed;
+        });
+        if (stop_) return;
+        const uint64_t begin = mixed->begun, n = std::min(PART, settings_.batch - begin);
+        mixed->begun += n;
+        lock.unlock();
+        gather_rows(mixed->rows.data() + begin, n, settings_.d_in, settings_.dtype, settings_.widen,
+                    mixed->slab->data() + begin * out_row_bytes_);
+        lock.lock();
+        if ((mixed->done += n) < settings_.batch) continue;
+        const std::vector<const uint8_t*> rows = std::move(mixed->rows);
+        changed_.notify_all();
+        lock.unlock();
+        readers_->give_back(rows);
+        lock.lock();
+    }
+}
+
+}  // namespace saefast::stream
