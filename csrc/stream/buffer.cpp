@@ -161,9 +161,7 @@ uint64_t ShuffleBuffer::top_up() {
 // As `ShuffleBuffer._draw`, but for the copying. What can fail comes first.
 void ShuffleBuffer::draw() {
     const uint64_t n = settings_.batch, held = numbers_.held;
-    std::vector<uint64_t> holes(n);
-    const Draw draw(settings_.seed, numbers_.batches, held);
-    for (uint64_t i = 0; i < n; ++i) holes[i] = draw(i);
+    const std::vector<uint64_t> holes = Draw(settings_.seed, numbers_.batches, held)(n);
     Mixed mixed;
     mixed.slab = batches_.get(n * out_row_bytes_);
     mixed.rows.resize(n);

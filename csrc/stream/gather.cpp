@@ -9,13 +9,14 @@ using std::uint64_t;
 using std::uint8_t;
 
 void gather_rows(const uint8_t* const* rows, uint64_t n, uint64_t d_in, DType dtype, bool widen, uint8_t* out) {
-    constexpr uint64_t SOON = 4;  // rows ahead that are asked of memory
+    constexpr uint64_t SOON = 9216;  // bytes ahead that are asked of memory
     const std::size_t row_bytes = d_in * size_of(dtype), out_bytes = widen ? 4 * d_in : row_bytes;
     const auto wide = row_ops(dtype).widen;
     const bool aligned = reinterpret_cast<std::uintptr_t>(out) % 64 == 0;
     const CopyRow copy = copy_row(aligned ? row_bytes : 1);
+    const uint64_t soon = std::max<uint64_t>(1, SOON / row_bytes);
     for (uint64_t i = 0; i < n; ++i, out += out_bytes) {
-        if (i + SOON < n) prefetch_row(rows[i + SOON], row_bytes);
+        if (i + soon < n) prefetch_row(rows[i + soon], row_bytes);
         if (widen) {
             wide(rows[i], d_in, out);
         } else {
