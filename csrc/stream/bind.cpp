@@ -201,13 +201,13 @@ class PyShuffleBuffer {
 
 std::unique_ptr<PyShuffleBuffer> make(const py::list& segments, uint64_t d_in, const std::string& dtype,
                                       uint64_t batch, uint64_t capacity, uint64_t seed, bool widen, bool skip,
-                                      int readers, int gatherers, int ahead, uint64_t ring_bytes, uint64_t chunk_bytes,
+                                      int readers, int mixers, int ahead, uint64_t ring_bytes, uint64_t chunk_bytes,
                                       bool direct) {
-    if (d_in < 1 || batch < 1 || capacity < batch || readers < 1 || gatherers < 1 || ahead < 1 || chunk_bytes < 1) {
+    if (d_in < 1 || batch < 1 || capacity < batch || readers < 1 || mixers < 1 || ahead < 1 || chunk_bytes < 1) {
         throw py::value_error("stream: expected positive sizes and capacity >= batch");
     }
     const Settings settings{batch, capacity, seed,      d_in,  parse_dtype(dtype), widen,
-                            skip,  readers,  gatherers, ahead, ring_bytes,         chunk_bytes};
+                            skip,  readers,  mixers, ahead, ring_bytes,         chunk_bytes};
     return std::make_unique<PyShuffleBuffer>(segments, settings, direct);
 }
 
@@ -219,7 +219,7 @@ void bind_stream(py::module_& m) {
     py::class_<Buffer>(s, "ShuffleBuffer", "See saefast.stream.NativeBuffer.")
         .def(py::init(&make), py::arg("segments"), py::kw_only(), py::arg("d_in"), py::arg("dtype"),
              py::arg("batch"), py::arg("capacity"), py::arg("seed"), py::arg("widen"), py::arg("skip"),
-             py::arg("readers"), py::arg("gatherers"), py::arg("ahead"), py::arg("ring_bytes"),
+             py::arg("readers"), py::arg("mixers"), py::arg("ahead"), py::arg("ring_bytes"),
              py::arg("chunk_bytes"), py::arg("direct"))
         .def("next", &Buffer::next, py::arg("timeout"),
              "The next batch [batch, row bytes] uint8, None at the end. ValueError: bad data. TimeoutError.")

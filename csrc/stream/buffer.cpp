@@ -48,22 +48,21 @@ ShuffleBuffer::ShuffleBuffer(Files& files, const Settings& settings)
       n_slots_(slots_for(files, settings, capacity_)),
       slots_(n_slots_ * row_bytes_),
       batches_(static_cast<size_t>(settings.ahead) + 2),
-      row_at_(capacity_),
-      row_of_(capacity_) {}
+      places_(capacity_) {}
 
 ShuffleBuffer::~ShuffleBuffer() { close(); }
 
 void ShuffleBuffer::start() {
-    if (mixer_.joinable()) return;
-    std::vector<uint8_t*> places;
-    for (uint64_t i = n_slots_; i > numbers_.held; --i) places.push_back(slot(i - 1));  // the first ones are taken first
-    readers_ = std::make_unique<Readers>(files_, settings_.readers, std::move(places), settings_.chunk_bytes);
-    in_step_ = false;
-    stop_ = false;
-    while (gatherers_.size() < static_cast<size_t>(settings_.gatherers)) {
-        gatherers_.emplace_back([this] { gather(); });
+    if (mixers_.size() == static_cast<size_t>(settings_.mixers)) return;
+    if (!readers_) {
+        std::vector<uint8_t*> free;
+        for (uint64_t i = n_slots_; i > numbers_.held; --i) free.push_back(slot(i - 1));  // the last one goes first
+        readers_ = std::make_unique<Readers>(files_, settings_.readers, std::move(free), settings_.chunk_bytes);
+        in_step_ = stop_ = mixing_ = false;
     }
-    mixer_ = std::thread([this] { work(); });
+    while (mixers_.size() < static_cast<size_t>(settings_.mixers)) {
+        mixers_.emplace_back([this] { work(); });
+    }
 }
 
 void ShuffleBuffer::halt() {
@@ -72,12 +71,10 @@ void ShuffleBuffer::halt() {
         const Lock lock(mutex_);
         stop_ = true;
         wake_.notify_all();
-        work_.notify_all();
     }
     if (readers_) readers_->stop();
-    if (mixer_.joinable()) mixer_.join();
-    for (std::thread& thread : gatherers_) thread.join();
-    gatherers_.clear();
+    for (std::thread& thread : mixers_) thread.join();
+    mixers_.clear();
     chunk_.reset();
     readers_.reset();
 }
@@ -94,30 +91,51 @@ void ShuffleBuffer::close() {
 void ShuffleBuffer::work() {
     Lock lock(mutex_);
     while (true) {
+        Mixed* waiting = nullptr;
+        bool room = false;
         wake_.wait(lock, [&] {
-            const bool room = wanted_ == Wanted::fill || ready_.size() < static_cast<size_t>(settings_.ahead);
-            return stop_ || (wanted_ != Wanted::nothing && room);
+            waiting = uncopied();
+            room = wanted_ == Wanted::fill ||
+                   (wanted_ == Wanted::batches && ready_.size() < static_cast<size_t>(settings_.ahead));
+            room = room && !mixing_;
+            return stop_ || waiting || room;
         });
         if (stop_) return;
+        // Who mixes may wait for places that come free when batches are copied: somebody else must be there to do it.
+        if (waiting && !(room && settings_.mixers > 1)) {
+            copy_part(*waiting, lock);
+            continue;
+        }
         const Wanted wanted = wanted_;
+        mixing_ = true;
         lock.unlock();
+        std::exception_ptr error;
         try {
-            const bool some = fill_up();
-            if (some && wanted == Wanted::batches) draw();
-            lock.lock();
-            ended_ = !some;
-            filled_ = some;
-            if (wanted == Wanted::fill) drawn_ = numbers_;
-            if (!some || wanted == Wanted::fill) wanted_ = Wanted::nothing;
+            mix(wanted);
         } catch (const Stopped&) {
             return;
         } catch (...) {
-            lock.lock();
-            error_ = std::current_exception();
-            wanted_ = Wanted::nothing;
+            error = std::current_exception();
         }
-        changed_.notify_all();
+        lock.lock();
+        if (error) error_ = error, wanted_ = Wanted::nothing;
+        mixing_ = false;
+        const bool tell = wanted_ == Wanted::nothing;
+        lock.unlock();
+        wake_.notify_all();
+        if (tell) changed_.notify_all();
+        lock.lock();
     }
+}
+
+void ShuffleBuffer::mix(Wanted wanted) {
+    const bool some = fill_up();
+    if (some && wanted == Wanted::batches) draw();
+    const Lock lock(mutex_);
+    ended_ = !some;
+    filled_ = some;
+    if (wanted == Wanted::fill) drawn_ = numbers_;
+    if (!some || wanted == Wanted::fill) wanted_ = Wanted::nothing;
 }
 
 // As `ShuffleBuffer._fill`.
@@ -146,10 +164,10 @@ uint64_t ShuffleBuffer::top_up() {
         }
         Rows rows(*readers_, numbers_);
         collect(std::min(STEP, capacity_ - numbers_.held), rows);
-        const auto held = static_cast<std::ptrdiff_t>(numbers_.held);
-        std::copy(rows.data.begin(), rows.data.end(), row_at_.begin() + held);
         const Lock lock(mutex_);
-        std::copy(rows.numbers.begin(), rows.numbers.end(), row_of_.begin() + held);
+        for (size_t i = 0; i < rows.data.size(); ++i) {
+            places_[numbers_.held + i] = {rows.data[i], rows.numbers[i]};
+        }
         numbers_.held += rows.data.size();
         numbers_.next_row = rows.next_row, numbers_.skipped = rows.skipped;
         came += rows.data.size();
@@ -184,18 +202,21 @@ void ShuffleBuffer::draw() {
 
     Lock lock(mutex_);
     mixed.before = drawn_;
-    const auto set = [&](uint64_t where, const uint8_t* row, std::int64_t number) {
-        mixed.undo.emplace_back(where, row_of_[where]);
-        row_at_[where] = row, row_of_[where] = number;
+    const auto set = [&](uint64_t where, const Place& place) {
+        mixed.undo.emplace_back(where, places_[where].number);
+        places_[where] = place;
     };
-    for (uint64_t i = 0; i < n; ++i) mixed.rows[i] = row_at_[holes[i]];
-    for (uint64_t i = 0; i < filled; ++i) set(holes[i], rows.data[i], rows.numbers[i]);
-    for (const auto& [to, from] : moves) set(to, row_at_[from], row_of_[from]);
+    constexpr uint64_t SOON = 16;  // places ahead that are asked of memory
+    for (uint64_t i = 0; i < n; ++i) {
+        if (i + SOON < n) prefetch_row(reinterpret_cast<const uint8_t*>(&places_[holes[i + SOON]]), 1);
+        mixed.rows[i] = places_[holes[i]].row;
+        if (i < filled) set(holes[i], {rows.data[i], rows.numbers[i]});
+    }
+    for (const auto& [to, from] : moves) set(to, places_[from]);
     numbers_.held = left, numbers_.next_row = rows.next_row, numbers_.skipped = rows.skipped;
     ++numbers_.batches;
     drawn_ = numbers_;
     ready_.push_back(std::move(mixed));
-    work_.notify_all();
     lock.unlock();
     rows.data.clear();
 }

@@ -23,7 +23,7 @@ struct Settings {
     DType dtype;
     bool widen;  // batches in fp32; else in the dtype of the source
     bool skip;   // rows with NaN or Inf are dropped and counted; else they are an error
-    int readers, gatherers, ahead;
+    int readers, mixers, ahead;
     std::uint64_t ring_bytes, chunk_bytes;
 };
 
@@ -38,9 +38,10 @@ struct State {
 
 enum class Status { ready, ended, waiting };
 
-// One thread draws batches ahead of the consumer, some read ahead of it, and some copy the rows drawn; all begin
-// with the first batch that is asked for. A row stays where a reader put it, or in the memory of the source, until
-// it is copied into its batch. The methods are for one consumer thread; `close` is for any.
+// Readers read ahead of the mixers, and those draw batches ahead of the consumer, one at a time, and copy the rows
+// drawn, all at once; the threads begin with the first batch that is asked for. A row stays where a reader put it, or
+// in the memory of the source, until it is copied into its batch. The methods are for one consumer thread; `close` is
+// for any.
 class ShuffleBuffer {
   public:
     ShuffleBuffer(Files& files, const Settings& settings);
@@ -74,10 +75,17 @@ class ShuffleBuffer {
     };
     struct Stopped {};
 
+    struct Place {
+        const std::uint8_t* row;
+        std::int64_t number;  // of the row, in the stream
+    };
+
     void start();
     void halt();
     void work();
-    void gather();
+    void mix(Wanted wanted);
+    void copy_part(Mixed& mixed, std::unique_lock<std::mutex>& lock);
+    Mixed* uncopied();
     bool fill_up();
     std::uint64_t top_up();
     void draw();
@@ -92,21 +100,19 @@ class ShuffleBuffer {
     Slab slots_;  // [n_slots, row_bytes]: rows held, read ahead, and of the batch that is copied
     SlabPool batches_;
     std::unique_ptr<Readers> readers_;
-    std::vector<const std::uint8_t*> row_at_;  // [capacity] place -> the row, the mixer's alone while it runs
-    std::shared_ptr<Chunk> chunk_;  // the mixer's, at numbers_.next_row
+    std::shared_ptr<Chunk> chunk_;  // of the thread that mixes, at numbers_.next_row
     bool in_step_ = false;          // the readers are
 
     std::mutex halting_;
-    std::mutex mutex_;  // for what follows; the mixer alone writes row_of_ and numbers_
-    std::condition_variable wake_, work_, changed_;  // the mixer; gatherers; the consumer
-    std::vector<std::int64_t> row_of_;
+    std::mutex mutex_;  // for what follows; who mixes alone writes places_ and numbers_
+    std::condition_variable wake_, changed_;  // the mixers; the consumer
+    std::vector<Place> places_;               // [capacity]
     Numbers numbers_, drawn_;  // now, and after the last draw: filling up after it is not part of the state
-    std::deque<Mixed> ready_;
+    std::deque<Mixed> ready_;  // or about to be
     Wanted wanted_ = Wanted::nothing;
-    bool stop_ = false, closed_ = false, ended_ = false, filled_ = false;
+    bool mixing_ = false, stop_ = false, closed_ = false, ended_ = false, filled_ = false;
     std::exception_ptr error_;
-    std::thread mixer_;
-    std::vector<std::thread> gatherers_;
+    std::vector<std::thread> mixers_;
 };
 
 // Copies rows [n] to out [n, bytes of one], or widens them.

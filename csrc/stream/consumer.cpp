@@ -24,6 +24,7 @@ Status ShuffleBuffer::next(std::chrono::milliseconds patience, std::shared_ptr<S
     if (!ready_.empty()) {
         batch = std::move(ready_.front().slab);
         ready_.pop_front();
+        lock.unlock();
         wake_.notify_all();
         return Status::ready;
     }
@@ -48,7 +49,7 @@ Status ShuffleBuffer::fill(std::chrono::milliseconds patience) {
 }
 
 void ShuffleBuffer::read(uint64_t n, uint8_t* out) const {
-    for (uint64_t i = 0; i < n; ++i) std::memcpy(out + i * row_bytes_, row_at_[i], row_bytes_);
+    for (uint64_t i = 0; i < n; ++i) std::memcpy(out + i * row_bytes_, places_[i].row, row_bytes_);
 }
 
 bool ShuffleBuffer::is_ahead() {
@@ -63,7 +64,8 @@ Numbers ShuffleBuffer::numbers() {
 
 State ShuffleBuffer::state() {
     const Lock lock(mutex_);
-    State state{ready_.empty() ? drawn_ : ready_.front().before, row_of_};
+    State state{ready_.empty() ? drawn_ : ready_.front().before, std::vector<std::int64_t>(places_.size())};
+    for (std::size_t i = 0; i < places_.size(); ++i) state.row_of[i] = places_[i].number;
     for (auto mixed = ready_.rbegin(); mixed != ready_.rend(); ++mixed) {
         for (auto change = mixed->undo.rbegin(); change != mixed->undo.rend(); ++change) {
             state.row_of[change->first] = change->second;
@@ -81,12 +83,10 @@ void ShuffleBuffer::load(const State& state, const uint8_t* rows) {
     wanted_ = Wanted::nothing;
     ended_ = filled_ = false;
     numbers_ = drawn_ = state.numbers;
-    std::copy(state.row_of.begin(), state.row_of.end(), row_of_.begin());
     for (uint64_t i = 0; i < state.numbers.held; ++i) {
-        row_at_[i] = files_.in_memory(static_cast<uint64_t>(state.row_of[i]));
-        if (row_at_[i]) continue;
-        std::memcpy(slot(i), rows + i * row_bytes_, row_bytes_);
-        row_at_[i] = slot(i);
+        const uint8_t* row = files_.in_memory(static_cast<uint64_t>(state.row_of[i]));
+        if (!row) row = static_cast<uint8_t*>(std::memcpy(slot(i), rows + i * row_bytes_, row_bytes_));
+        places_[i] = {row, state.row_of[i]};
     }
 }
 

@@ -1,4 +1,4 @@
-// The threads that copy the rows drawn into their batches.
+// Copying the rows drawn into their batches.
 #include <algorithm>
 
 #include "buffer.h"
@@ -26,33 +26,27 @@ void gather_rows(const uint8_t* const* rows, uint64_t n, uint64_t d_in, DType dt
     copies_done();
 }
 
-void ShuffleBuffer::gather() {
+ShuffleBuffer::Mixed* ShuffleBuffer::uncopied() {
+    const auto found = std::find_if(ready_.begin(), ready_.end(),
+                                    [&](const Mixed& mixed) { return mixed.begun < settings_.batch; });
+    return found == ready_.end() ? nullptr : &*found;
+}
+
+// The next rows of a batch, which stays where it is in the deque until it is done. `lock` is held but for the copying.
+void ShuffleBuffer::copy_part(Mixed& mixed, std::unique_lock<std::mutex>& lock) {
     constexpr uint64_t PART = 256;  // rows that a thread copies before it looks around
-    std::unique_lock<std::mutex> lock(mutex_);
-    while (true) {
-        Mixed* mixed = nullptr;  // the deque does not move it, and it stays until it is done
-        work_.wait(lock, [&] {
-            for (Mixed& one : ready_) {
-                if (one.begun == settings_.batch) continue;
-                mixed = &one;
-                break;
-            }
-            return stop_ || mixed;
-        });
-        if (stop_) return;
-        const uint64_t begin = mixed->begun, n = std::min(PART, settings_.batch - begin);
-        mixed->begun += n;
-        lock.unlock();
-        gather_rows(mixed->rows.data() + begin, n, settings_.d_in, settings_.dtype, settings_.widen,
-                    mixed->slab->data() + begin * out_row_bytes_);
-        lock.lock();
-        if ((mixed->done += n) < settings_.batch) continue;
-        const std::vector<const uint8_t*> rows = std::move(mixed->rows);
-        changed_.notify_all();
-        lock.unlock();
-        readers_->give_back(rows);
-        lock.lock();
-    }
+    const uint64_t begin = mixed.begun, n = std::min(PART, settings_.batch - begin);
+    mixed.begun += n;
+    lock.unlock();
+    gather_rows(mixed.rows.data() + begin, n, settings_.d_in, settings_.dtype, settings_.widen,
+                mixed.slab->data() + begin * out_row_bytes_);
+    lock.lock();
+    if ((mixed.done += n) < settings_.batch) return;
+    const std::vector<const uint8_t*> rows = std::move(mixed.rows);
+    lock.unlock();
+    changed_.notify_all();
+    readers_->give_back(rows);
+    lock.lock();
 }
 
 }  // namespace saefast::stream
