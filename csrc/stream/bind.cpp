@@ -13,7 +13,7 @@
 
 #include "../checks.h"
 #include "buffer.h"
-#include "sha256.h"
+#include "bind_parts.h"
 
 namespace saefast {
 namespace {
@@ -21,14 +21,6 @@ namespace {
 using namespace stream;
 using std::uint64_t;
 using std::uint8_t;
-
-DType parse_dtype(const std::string& name) {
-    if (name == "float16") return DType::f16;
-    if (name == "bfloat16") return DType::bf16;
-    if (name == "float32") return DType::f32;
-    if (name == "float64") return DType::f64;
-    throw py::value_error("dtype: expected float16, bfloat16, float32 or float64, got '" + name + "'");
-}
 
 // A dict {path, file_bytes, offset, rows} with {meta, parts: [(header, offset, bytes)], sha256} if it is
 // verified, or an array of bytes [rows, row_bytes] in memory. Ranges were checked against the file by the caller.
@@ -118,6 +110,17 @@ class PyShuffleBuffer {
         py::array_t<uint8_t> out({static_cast<py::ssize_t>(rows), static_cast<py::ssize_t>(files_.row_bytes())});
         buffer_->read(rows, out.mutable_data());
         return out;
+    }
+
+    uint64_t read_through() {
+        check_process();
+        if (buffer_->is_ahead()) throw py::value_error("read_through: expected no batch taken yet");
+        try {
+            const py::gil_scoped_release release;
+            return buffer_->read_through();
+        } catch (const SourceError& error) {
+            throw py::value_error(error.what());
+        }
     }
 
     py::dict numbers() {
@@ -225,33 +228,14 @@ void bind_stream(py::module_& m) {
              "The next batch [batch, row bytes] uint8, None at the end. ValueError: bad data. TimeoutError.")
         .def("sample", &Buffer::sample, py::arg("n"), py::arg("timeout"),
              "The first rows [up to n, row bytes] uint8, before any batch was taken; None if there are none.")
+        .def("read_through", &Buffer::read_through,
+             "A pass of the readers alone, before any batch was taken: reads, verifies, drops the rows, counts them.")
         .def("numbers", &Buffer::numbers, "Counters as of the last batch.")
         .def("row_of", &Buffer::row_of, "Row numbers held as of the last batch, [held] int64.")
         .def("load", &Buffer::load, py::arg("row_of"), py::arg("rows"), py::kw_only(), py::arg("passes"),
              py::arg("next_row"), py::arg("skipped"), py::arg("batches"))
         .def("close", &Buffer::close, "Ends the threads, at any moment. The state can still be read.");
-    s.def(
-        "sha256",
-        [](const py::bytes& data, bool plain) {
-            const std::string_view view = data;
-            Sha256 sha(plain);
-            sha.update(view.data(), view.size());
-            return sha.hex();
-        },
-        py::arg("data"), py::arg("plain") = false, "SHA-256 in hex; `plain` without the processor's instructions.");
-    s.def(
-        "widen",
-        [](const py::array& row_any, const std::string& dtype, bool plain) {
-            const auto row = checked<uint8_t>(row_any, "row", 1);
-            const DType d = parse_dtype(dtype);
-            const auto n = static_cast<std::size_t>(row.shape(0)) / size_of(d);
-            py::array_t<float> out(static_cast<py::ssize_t>(n));
-            const RowOps ops = row_ops(d, plain);
-            ops.widen(row.data(), n, reinterpret_cast<uint8_t*>(out.mutable_data()));
-            return py::make_tuple(out, ops.finite(row.data(), n));
-        },
-        py::arg("row"), py::arg("dtype"), py::arg("plain") = false,
-        "row [bytes] uint8 -> its numbers in fp32, and whether all are finite; for tests.");
+    bind_stream_parts(s);
 }
 
 }  // namespace saefast
