@@ -142,8 +142,9 @@ class PyShuffleBuffer {
         const auto row_of = checked<std::int64_t>(row_of_any, "row_of", 1);
         const auto rows = checked<uint8_t>(rows_any, "rows", 2);
         const auto held = static_cast<uint64_t>(row_of.shape(0));
+        const bool in_memory = files_.largest_piece(1) == 0;
         const bool fits = held <= std::min(settings_.capacity, files_.rows() + settings_.batch) &&
-                          static_cast<uint64_t>(rows.shape(0)) == held &&
+                          static_cast<uint64_t>(rows.shape(0)) == (in_memory ? 0 : held) &&
                           static_cast<std::size_t>(rows.shape(1)) == files_.row_bytes() &&
                           next_row <= files_.rows();
         if (!fits) throw py::value_error("row_of: expected the state of a buffer of this size over this source");
@@ -233,7 +234,8 @@ void bind_stream(py::module_& m) {
         .def("numbers", &Buffer::numbers, "Counters as of the last batch.")
         .def("row_of", &Buffer::row_of, "Row numbers held as of the last batch, [held] int64.")
         .def("load", &Buffer::load, py::arg("row_of"), py::arg("rows"), py::kw_only(), py::arg("passes"),
-             py::arg("next_row"), py::arg("skipped"), py::arg("batches"))
+             py::arg("next_row"), py::arg("skipped"), py::arg("batches"),
+             "row_of [held] int64 and those rows [held, row bytes] uint8, none of a source in memory.")
         .def("close", &Buffer::close, "Ends the threads, at any moment. The state can still be read.");
     bind_stream_parts(s);
 }
