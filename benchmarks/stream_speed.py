@@ -118,7 +118,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         result = measure(folder / "acts", n, capacity, rounds)
     finally:
         shutil.rmtree(folder)
-    text = re.sub(r"\[\s+([\d.]+),\s+([\d.]+),\s+([\d.]+)\s+\]", r"[\1, \2, \3]", json.dumps(result, indent=2))
+    text = re.sub(
+        r"\[\s+([\d.]+),\s+([\d.]+),\s+([\d.]+)\s+\]", r"[\1, \2, \3]", json.dumps(result, indent=2)
+    )
     print(text)
     if not args.smoke:
         args.out.write_text(text + "\n")
