@@ -66,18 +66,21 @@ class NativeBuffer(ShuffleBuffer):
     """`ShuffleBuffer` in C++: the same batches, with reading, verification and mixing in threads of its own.
 
     A batch is memory of the extension that is used again once nothing refers to it or to a view of it. The threads
-    begin with the first batch and end with `close`, or with the last reference.
+    begin with the first batch and end with `close`, or with the last reference. A tensor is not copied: its rows go
+    from it into the batches, so it must not change until then.
 
     Args:
         dtype: of the batches. fp32 is written while gathering; others are cast after it. None: the source's.
-        readers: threads that read, 1 to 64. ahead: batches mixed before they are asked for, 1 or more.
+        readers: threads that read, 1 to 64. mixers: threads that draw batches and copy rows into them, 1 to 64. The
+            batches depend on neither. ahead: batches mixed before they are asked for, 1 or more.
         ring_bytes: that reading ahead may take up. A shard is held whole while it is verified, so one larger than
             this takes its size.
         direct: read around the page cache (O_DIRECT), where the file system can.
         timeout: seconds without a batch after which `next` raises.
 
     Raises (from the iterator): InputError for NaN or Inf, a shard truncated, altered, deleted or rewritten (named),
-        no batch in `timeout` seconds. The buffer can be saved then, and the next iterator tries again.
+        a tensor that was modified in place, no batch in `timeout` seconds. The buffer can be saved then, and the next
+        iterator tries again.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class NativeBuffer(ShuffleBuffer):
         dtype: torch.dtype | None = None,
         *,
         readers: int = 2,
+        mixers: int = 2,
         ahead: int = 2,
         ring_bytes: int = 256 << 20,
         chunk_bytes: int = 1 << 20,
@@ -102,6 +106,7 @@ class NativeBuffer(ShuffleBuffer):
             capacity >= batch_size, f"capacity: expected at least batch_size = {batch_size}, got {capacity}"
         )
         check(1 <= readers <= 64, f"readers: expected 1 to 64, got {readers}")
+        check(1 <= mixers <= 64, f"mixers: expected 1 to 64, got {mixers}")
         check(ahead >= 1, f"ahead: expected 1 or more, got {ahead}")
         found = segments or segments_of(source)
         if found is None:
@@ -113,11 +118,15 @@ class NativeBuffer(ShuffleBuffer):
         self.nonfinite, self.timeout = nonfinite, timeout
         self.dtype = dtype or self.source_dtype
         self.widen = self.dtype == torch.float32 != self.source_dtype
+        self._tensor: Tensor | None = None  # whose rows are used where they are
+        if isinstance(source, TensorSource) and isinstance(parts[0], np.ndarray):
+            self._tensor = source.tensor
+        self._version = _version(self._tensor)
         try:
             self._native = importlib.import_module("saefast._C").stream.ShuffleBuffer(
                 parts, d_in=source.d_in, dtype=_name(self.source_dtype), batch=batch_size, capacity=capacity,
-                seed=seed, widen=self.widen, skip=nonfinite == "skip", readers=readers, ahead=ahead,
-                ring_bytes=ring_bytes, chunk_bytes=chunk_bytes, direct=direct,
+                seed=seed, widen=self.widen, skip=nonfinite == "skip", readers=readers, mixers=mixers,
+                ahead=ahead, ring_bytes=ring_bytes, chunk_bytes=chunk_bytes, direct=direct,
             )  # fmt: skip
         except MemoryError:
             size = capacity * source.d_in * self.source_dtype.itemsize
@@ -127,6 +136,10 @@ class NativeBuffer(ShuffleBuffer):
 
     def __iter__(self) -> Iterator[Tensor]:
         while (rows := self._wait(self._native.next)) is not None:
+            check(
+                _version(self._tensor) == self._version,
+                "source: expected the tensor unchanged while the buffer reads it, it was modified in place",
+            )
             batch = torch.from_numpy(rows).view(torch.float32 if self.widen else self.source_dtype)
             yield batch.to(self.dtype)
 
@@ -155,8 +168,9 @@ class NativeBuffer(ShuffleBuffer):
     def load_state_dict(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         check_state(numbers)
         row_of = tensors["row_of"].contiguous()
-        rows = self.source.take(row_of).to(self.source_dtype).contiguous()
-        shape = (len(row_of), self.source.d_in * self.source_dtype.itemsize)
+        again = row_of if self._tensor is None else row_of[:0]  # rows in memory are used where they are
+        rows = self.source.take(again).to(self.source_dtype).contiguous()
+        shape = (len(again), self.source.d_in * self.source_dtype.itemsize)
         counters = {name: numbers[name] for name in COUNTERS}
         self._wait(lambda _: self._native.load(row_of.numpy(), _bytes(rows).reshape(shape), **counters))
 
@@ -168,6 +182,11 @@ class NativeBuffer(ShuffleBuffer):
         if name in (*COUNTERS, "held") and "_native" in self.__dict__:
             return self._native.numbers()[name]
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+
+def _version(tensor: Tensor | None) -> int:
+    """How often torch wrote to it in place."""
+    return 0 if tensor is None or tensor.is_inference() else tensor._version
 
 
 def _name(dtype: torch.dtype) -> str:

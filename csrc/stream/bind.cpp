@@ -13,7 +13,7 @@
 
 #include "../checks.h"
 #include "buffer.h"
-#include "sha256.h"
+#include "bind_parts.h"
 
 namespace saefast {
 namespace {
@@ -21,14 +21,6 @@ namespace {
 using namespace stream;
 using std::uint64_t;
 using std::uint8_t;
-
-DType parse_dtype(const std::string& name) {
-    if (name == "float16") return DType::f16;
-    if (name == "bfloat16") return DType::bf16;
-    if (name == "float32") return DType::f32;
-    if (name == "float64") return DType::f64;
-    throw py::value_error("dtype: expected float16, bfloat16, float32 or float64, got '" + name + "'");
-}
 
 // A dict {path, file_bytes, offset, rows} with {meta, parts: [(header, offset, bytes)], sha256} if it is
 // verified, or an array of bytes [rows, row_bytes] in memory. Ranges were checked against the file by the caller.
@@ -58,7 +50,12 @@ Segment parse_segment(const py::handle& item, std::size_t row_bytes) {
         }
     }
     uint64_t end = segment.offset + segment.rows * row_bytes;
-    for (const Part& part : segment.parts) end = std::max(end, part.offset + part.bytes);
+    bool covered = segment.sha256.empty();
+    for (const Part& part : segment.parts) {
+        end = std::max(end, part.offset + part.bytes);
+        covered |= part.offset == segment.offset && part.bytes == segment.rows * row_bytes;
+    }
+    if (!covered) throw py::value_error(segment.path + ": expected a checksum that covers its rows");
     if (end > segment.file_bytes) {
         throw py::value_error(segment.path + ": expected at least " + std::to_string(end) + " bytes, found " +
                               std::to_string(segment.file_bytes));
@@ -115,6 +112,17 @@ class PyShuffleBuffer {
         return out;
     }
 
+    uint64_t read_through() {
+        check_process();
+        if (buffer_->is_ahead()) throw py::value_error("read_through: expected no batch taken yet");
+        try {
+            const py::gil_scoped_release release;
+            return buffer_->read_through();
+        } catch (const SourceError& error) {
+            throw py::value_error(error.what());
+        }
+    }
+
     py::dict numbers() {
         const Numbers n = buffer_->numbers();
         py::dict out;
@@ -134,12 +142,19 @@ class PyShuffleBuffer {
         const auto row_of = checked<std::int64_t>(row_of_any, "row_of", 1);
         const auto rows = checked<uint8_t>(rows_any, "rows", 2);
         const auto held = static_cast<uint64_t>(row_of.shape(0));
+        const bool in_memory = files_.largest_piece(1) == 0;
         const bool fits = held <= std::min(settings_.capacity, files_.rows() + settings_.batch) &&
-                          static_cast<uint64_t>(rows.shape(0)) == held &&
+                          static_cast<uint64_t>(rows.shape(0)) == (in_memory ? 0 : held) &&
                           static_cast<std::size_t>(rows.shape(1)) == files_.row_bytes() &&
                           next_row <= files_.rows();
         if (!fits) throw py::value_error("row_of: expected the state of a buffer of this size over this source");
         const State state{{held, passes, next_row, skipped, batches}, {row_of.data(), row_of.data() + held}};
+        for (const std::int64_t row : state.row_of) {
+            if (row < 0 || static_cast<uint64_t>(row) >= files_.rows()) {
+                throw py::value_error("row_of: expected rows below " + std::to_string(files_.rows()) + ", got " +
+                                      std::to_string(row));
+            }
+        }
         const uint8_t* data = rows.data();
         const py::gil_scoped_release release;
         buffer_->load(state, data);
@@ -190,13 +205,13 @@ class PyShuffleBuffer {
 
 std::unique_ptr<PyShuffleBuffer> make(const py::list& segments, uint64_t d_in, const std::string& dtype,
                                       uint64_t batch, uint64_t capacity, uint64_t seed, bool widen, bool skip,
-                                      int readers, int ahead, uint64_t ring_bytes, uint64_t chunk_bytes,
+                                      int readers, int mixers, int ahead, uint64_t ring_bytes, uint64_t chunk_bytes,
                                       bool direct) {
-    if (d_in < 1 || batch < 1 || capacity < batch || readers < 1 || ahead < 1 || chunk_bytes < 1) {
+    if (d_in < 1 || batch < 1 || capacity < batch || readers < 1 || mixers < 1 || ahead < 1 || chunk_bytes < 1) {
         throw py::value_error("stream: expected positive sizes and capacity >= batch");
     }
-    const Settings settings{batch, capacity, seed,  d_in,       parse_dtype(dtype), widen,
-                            skip,  readers,  ahead, ring_bytes, chunk_bytes};
+    const Settings settings{batch, capacity, seed,      d_in,  parse_dtype(dtype), widen,
+                            skip,  readers,  mixers, ahead, ring_bytes,         chunk_bytes};
     return std::make_unique<PyShuffleBuffer>(segments, settings, direct);
 }
 
@@ -208,39 +223,21 @@ void bind_stream(py::module_& m) {
     py::class_<Buffer>(s, "ShuffleBuffer", "See saefast.stream.NativeBuffer.")
         .def(py::init(&make), py::arg("segments"), py::kw_only(), py::arg("d_in"), py::arg("dtype"),
              py::arg("batch"), py::arg("capacity"), py::arg("seed"), py::arg("widen"), py::arg("skip"),
-             py::arg("readers"), py::arg("ahead"), py::arg("ring_bytes"), py::arg("chunk_bytes"),
-             py::arg("direct"))
+             py::arg("readers"), py::arg("mixers"), py::arg("ahead"), py::arg("ring_bytes"),
+             py::arg("chunk_bytes"), py::arg("direct"))
         .def("next", &Buffer::next, py::arg("timeout"),
              "The next batch [batch, row bytes] uint8, None at the end. ValueError: bad data. TimeoutError.")
         .def("sample", &Buffer::sample, py::arg("n"), py::arg("timeout"),
              "The first rows [up to n, row bytes] uint8, before any batch was taken; None if there are none.")
+        .def("read_through", &Buffer::read_through,
+             "A pass of the readers alone, before any batch was taken: reads, verifies, drops the rows, counts them.")
         .def("numbers", &Buffer::numbers, "Counters as of the last batch.")
         .def("row_of", &Buffer::row_of, "Row numbers held as of the last batch, [held] int64.")
         .def("load", &Buffer::load, py::arg("row_of"), py::arg("rows"), py::kw_only(), py::arg("passes"),
-             py::arg("next_row"), py::arg("skipped"), py::arg("batches"))
+             py::arg("next_row"), py::arg("skipped"), py::arg("batches"),
+             "row_of [held] int64 and those rows [held, row bytes] uint8, none of a source in memory.")
         .def("close", &Buffer::close, "Ends the threads, at any moment. The state can still be read.");
-    s.def(
-        "sha256",
-        [](const py::bytes& data, bool plain) {
-            const std::string_view view = data;
-            Sha256 sha(plain);
-            sha.update(view.data(), view.size());
-            return sha.hex();
-        },
-        py::arg("data"), py::arg("plain") = false, "SHA-256 in hex; `plain` without the processor's instructions.");
-    s.def(
-        "widen",
-        [](const py::array& row_any, const std::string& dtype, bool plain) {
-            const auto row = checked<uint8_t>(row_any, "row", 1);
-            const DType d = parse_dtype(dtype);
-            const auto n = static_cast<std::size_t>(row.shape(0)) / size_of(d);
-            py::array_t<float> out(static_cast<py::ssize_t>(n));
-            const RowOps ops = row_ops(d, plain);
-            ops.widen(row.data(), n, reinterpret_cast<uint8_t*>(out.mutable_data()));
-            return py::make_tuple(out, ops.finite(row.data(), n));
-        },
-        py::arg("row"), py::arg("dtype"), py::arg("plain") = false,
-        "row [bytes] uint8 -> its numbers in fp32, and whether all are finite; for tests.");
+    bind_stream_parts(s);
 }
 
 }  // namespace saefast

@@ -1,8 +1,8 @@
 #include "buffer.h"
 
 #include <algorithm>
-#include <cstring>
 #include <string>
+#include <utility>
 
 #include "draw.h"
 
@@ -13,12 +13,30 @@ using std::uint64_t;
 using std::uint8_t;
 using Lock = std::unique_lock<std::mutex>;
 
+// Their places are given back unless they are put into the buffer.
 struct ShuffleBuffer::Rows {
+    Rows(Readers& from, const Numbers& now) : readers(from), next_row(now.next_row), skipped(now.skipped) {}
+    Rows(const Rows&) = delete;
+    Rows& operator=(const Rows&) = delete;
+    ~Rows() { readers.give_back(data); }
+
+    Readers& readers;
     std::vector<const uint8_t*> data;
     std::vector<std::int64_t> numbers;
-    std::vector<std::shared_ptr<Chunk>> chunks;  // that `data` points into
     uint64_t next_row, skipped;
 };
+
+namespace {
+
+// Beside the rows held and a batch: what is read ahead, enough for the largest piece.
+uint64_t slots_for(const Files& files, const Settings& settings, uint64_t capacity) {
+    const uint64_t piece = files.largest_piece(settings.chunk_bytes);
+    if (piece == 0) return 0;  // all rows are in memory
+    const uint64_t ahead = std::max(piece, std::min(settings.ring_bytes / files.row_bytes(), files.rows()));
+    return capacity + settings.batch + ahead;
+}
+
+}  // namespace
 
 ShuffleBuffer::ShuffleBuffer(Files& files, const Settings& settings)
     : files_(files),
@@ -27,18 +45,28 @@ ShuffleBuffer::ShuffleBuffer(Files& files, const Settings& settings)
       out_row_bytes_(settings.widen ? 4 * settings.d_in : files.row_bytes()),
       // more is never held: a new pass begins with less than a batch in the buffer
       capacity_(std::min(settings.capacity, files.rows() + settings.batch)),
-      places_(capacity_ * row_bytes_),
+      n_slots_(slots_for(files, settings, capacity_)),
+      slots_(n_slots_ * row_bytes_),
       batches_(static_cast<size_t>(settings.ahead) + 2),
-      row_of_(capacity_) {}
+      places_(capacity_) {}
 
 ShuffleBuffer::~ShuffleBuffer() { close(); }
 
+std::vector<uint8_t*> ShuffleBuffer::free_slots() const {
+    std::vector<uint8_t*> free;
+    for (uint64_t i = n_slots_; i > numbers_.held; --i) free.push_back(slot(i - 1));  // the last one is taken first
+    return free;
+}
+
 void ShuffleBuffer::start() {
-    if (mixer_.joinable()) return;
-    readers_ = std::make_unique<Readers>(files_, settings_.readers, settings_.ring_bytes, settings_.chunk_bytes);
-    in_step_ = false;
-    stop_ = false;
-    mixer_ = std::thread([this] { work(); });
+    if (mixers_.size() == static_cast<size_t>(settings_.mixers)) return;
+    if (!readers_) {
+        readers_ = std::make_unique<Readers>(files_, settings_.readers, free_slots(), settings_.chunk_bytes);
+        in_step_ = stop_ = mixing_ = false;
+    }
+    while (mixers_.size() < static_cast<size_t>(settings_.mixers)) {
+        mixers_.emplace_back([this] { work(); });
+    }
 }
 
 void ShuffleBuffer::halt() {
@@ -49,7 +77,8 @@ void ShuffleBuffer::halt() {
         wake_.notify_all();
     }
     if (readers_) readers_->stop();
-    if (mixer_.joinable()) mixer_.join();
+    for (std::thread& thread : mixers_) thread.join();
+    mixers_.clear();
     chunk_.reset();
     readers_.reset();
 }
@@ -66,30 +95,51 @@ void ShuffleBuffer::close() {
 void ShuffleBuffer::work() {
     Lock lock(mutex_);
     while (true) {
+        Mixed* waiting = nullptr;
+        bool room = false;
         wake_.wait(lock, [&] {
-            const bool room = wanted_ == Wanted::fill || ready_.size() < static_cast<size_t>(settings_.ahead);
-            return stop_ || (wanted_ != Wanted::nothing && room);
+            waiting = uncopied();
+            room = wanted_ == Wanted::fill ||
+                   (wanted_ == Wanted::batches && ready_.size() < static_cast<size_t>(settings_.ahead));
+            room = room && !mixing_;
+            return stop_ || waiting || room;
         });
         if (stop_) return;
+        // Who mixes may wait for places that come free when batches are copied: somebody else must be there to do it.
+        if (waiting && !(room && settings_.mixers > 1)) {
+            copy_part(*waiting, lock);
+            continue;
+        }
         const Wanted wanted = wanted_;
+        mixing_ = true;
         lock.unlock();
+        std::exception_ptr error;
         try {
-            const bool some = fill_up();
-            if (some && wanted == Wanted::batches) draw();
-            lock.lock();
-            ended_ = !some;
-            filled_ = some;
-            if (wanted == Wanted::fill) drawn_ = numbers_;
-            if (!some || wanted == Wanted::fill) wanted_ = Wanted::nothing;
+            mix(wanted);
         } catch (const Stopped&) {
             return;
         } catch (...) {
-            lock.lock();
-            error_ = std::current_exception();
-            wanted_ = Wanted::nothing;
+            error = std::current_exception();
         }
-        changed_.notify_all();
+        lock.lock();
+        if (error) error_ = error, wanted_ = Wanted::nothing;
+        mixing_ = false;
+        const bool tell = wanted_ == Wanted::nothing;
+        lock.unlock();
+        wake_.notify_all();
+        if (tell) changed_.notify_all();
+        lock.lock();
     }
+}
+
+void ShuffleBuffer::mix(Wanted wanted) {
+    const bool some = fill_up();
+    if (some && wanted == Wanted::batches) draw();
+    const Lock lock(mutex_);
+    ended_ = !some;
+    filled_ = some;
+    if (wanted == Wanted::fill) drawn_ = numbers_;
+    if (!some || wanted == Wanted::fill) wanted_ = Wanted::nothing;
 }
 
 // As `ShuffleBuffer._fill`.
@@ -108,7 +158,7 @@ bool ShuffleBuffer::fill_up() {
 }
 
 uint64_t ShuffleBuffer::top_up() {
-    constexpr uint64_t STEP = 8192;  // rows whose chunks are in memory at a time
+    constexpr uint64_t STEP = 8192;  // rows collected at a time
     uint64_t came = 0;
     while (numbers_.held < capacity_ && numbers_.next_row < files_.rows()) {
         {  // batches mixed ahead could not be taken back any more
@@ -116,82 +166,69 @@ uint64_t ShuffleBuffer::top_up() {
             wake_.wait(lock, [&] { return stop_ || ready_.empty(); });
             if (stop_) throw Stopped{};
         }
-        const Rows rows = collect(std::min(STEP, capacity_ - numbers_.held));
-        for (size_t i = 0; i < rows.data.size(); ++i) {
-            std::memcpy(place(numbers_.held + i), rows.data[i], row_bytes_);
-        }
+        Rows rows(*readers_, numbers_);
+        collect(std::min(STEP, capacity_ - numbers_.held), rows);
         const Lock lock(mutex_);
-        std::copy(rows.numbers.begin(), rows.numbers.end(),
-                  row_of_.begin() + static_cast<std::ptrdiff_t>(numbers_.held));
+        for (size_t i = 0; i < rows.data.size(); ++i) {
+            places_[numbers_.held + i] = {rows.data[i], rows.numbers[i]};
+        }
         numbers_.held += rows.data.size();
         numbers_.next_row = rows.next_row, numbers_.skipped = rows.skipped;
         came += rows.data.size();
+        rows.data.clear();
     }
     return came;
 }
 
-// As `ShuffleBuffer._draw`. What can fail comes first.
+// As `ShuffleBuffer._draw`, but for the copying. What can fail comes first.
 void ShuffleBuffer::draw() {
     const uint64_t n = settings_.batch, held = numbers_.held;
-    std::vector<uint64_t> holes(n);
-    const Draw draw(settings_.seed, numbers_.batches, held);
-    for (uint64_t i = 0; i < n; ++i) holes[i] = draw(i);
-    const Rows rows = collect(n);
+    const std::vector<uint64_t> holes = Draw(settings_.seed, numbers_.batches, held)(n);
+    Mixed mixed;
+    mixed.slab = batches_.get(n * out_row_bytes_);
+    mixed.rows.resize(n);
+    mixed.undo.reserve(2 * n);
+    Rows rows(*readers_, numbers_);
+    collect(n, rows);
     const uint64_t filled = rows.data.size(), left = held - (n - filled);
-    Mixed mixed{batches_.get(n * out_row_bytes_), {}, {}};
     std::vector<uint64_t> low, empty(holes.begin() + static_cast<std::ptrdiff_t>(filled), holes.end());
     std::sort(empty.begin(), empty.end());
     for (const uint64_t hole : empty) {
         if (hole < left) low.push_back(hole);
-    }
-    mixed.undo.reserve(filled + low.size());
-
-    constexpr uint64_t SOON = 8;  // rows ahead that are asked of memory
-    for (uint64_t i = 0; i < n; ++i) {
-#ifdef __GNUC__
-        if (i + SOON < n) {
-            for (size_t byte = 0; byte < std::min<size_t>(row_bytes_, 512); byte += 64) {
-                __builtin_prefetch(place(holes[i + SOON]) + byte);
-            }
-        }
-#endif
-        uint8_t* row = place(holes[i]);
-        uint8_t* out = mixed.slab->data() + i * out_row_bytes_;
-        if (settings_.widen) {
-            files_.ops().widen(row, settings_.d_in, out);
-        } else {
-            std::memcpy(out, row, row_bytes_);
-        }
-        if (i < filled) std::memcpy(row, rows.data[i], row_bytes_);  // while it is in the cache
     }
     // Where the stream could not fill a hole, the last rows move down into it.
     std::vector<std::pair<uint64_t, uint64_t>> moves;
     uint64_t last = left;
     for (const uint64_t hole : low) {
         while (std::binary_search(empty.begin(), empty.end(), last)) ++last;
-        std::memcpy(place(hole), place(last), row_bytes_);
         moves.emplace_back(hole, last++);
     }
 
-    const Lock lock(mutex_);
+    Lock lock(mutex_);
     mixed.before = drawn_;
-    const auto set = [&](uint64_t where, std::int64_t row) {
-        mixed.undo.emplace_back(where, row_of_[where]);
-        row_of_[where] = row;
+    const auto set = [&](uint64_t where, const Place& place) {
+        mixed.undo.emplace_back(where, places_[where].number);
+        places_[where] = place;
     };
-    for (uint64_t i = 0; i < filled; ++i) set(holes[i], rows.numbers[i]);
-    for (const auto& [to, from] : moves) set(to, row_of_[from]);
+    constexpr uint64_t SOON = 16;  // places ahead that are asked of memory
+    for (uint64_t i = 0; i < n; ++i) {
+        if (i + SOON < n) prefetch_row(reinterpret_cast<const uint8_t*>(&places_[holes[i + SOON]]), 1);
+        mixed.rows[i] = places_[holes[i]].row;
+        if (i < filled) set(holes[i], {rows.data[i], rows.numbers[i]});
+    }
+    for (const auto& [to, from] : moves) set(to, places_[from]);
     numbers_.held = left, numbers_.next_row = rows.next_row, numbers_.skipped = rows.skipped;
     ++numbers_.batches;
     drawn_ = numbers_;
     ready_.push_back(std::move(mixed));
+    lock.unlock();
+    rows.data.clear();
 }
 
 // The next n finite rows of the pass, fewer at its end. Where it throws, the stream stays where it was.
-ShuffleBuffer::Rows ShuffleBuffer::collect(uint64_t n) {
-    Rows rows{{}, {}, {}, numbers_.next_row, numbers_.skipped};
+void ShuffleBuffer::collect(uint64_t n, Rows& rows) {
     uint64_t& next = rows.next_row;
-    if (next == files_.rows()) return rows;
+    if (next == files_.rows()) return;
     rows.data.reserve(n);
     rows.numbers.reserve(n);
     try {
@@ -207,8 +244,7 @@ ShuffleBuffer::Rows ShuffleBuffer::collect(uint64_t n) {
                 if (!chunk_) throw Stopped{};
                 if (!chunk_->error.empty()) throw SourceError(chunk_->error);
             }
-            const Chunk& chunk = *chunk_;
-            rows.chunks.push_back(chunk_);
+            Chunk& chunk = *chunk_;
             auto bad = std::lower_bound(chunk.bad.begin(), chunk.bad.end(), next);
             for (; rows.data.size() < n && next < chunk.first + chunk.count; ++next) {
                 if (bad != chunk.bad.end() && *bad == next) {
@@ -219,7 +255,7 @@ ShuffleBuffer::Rows ShuffleBuffer::collect(uint64_t n) {
                     ++bad, ++rows.skipped;
                     continue;
                 }
-                rows.data.push_back(chunk.data + (next - chunk.first) * row_bytes_);
+                rows.data.push_back(std::exchange(chunk.rows[next - chunk.first], nullptr));
                 rows.numbers.push_back(static_cast<std::int64_t>(next));
             }
         }
@@ -228,7 +264,6 @@ ShuffleBuffer::Rows ShuffleBuffer::collect(uint64_t n) {
         chunk_.reset();
         throw;
     }
-    return rows;
 }
 
 }  // namespace saefast::stream

@@ -23,7 +23,7 @@ struct Settings {
     DType dtype;
     bool widen;  // batches in fp32; else in the dtype of the source
     bool skip;   // rows with NaN or Inf are dropped and counted; else they are an error
-    int readers, ahead;
+    int readers, mixers, ahead;
     std::uint64_t ring_bytes, chunk_bytes;
 };
 
@@ -38,8 +38,10 @@ struct State {
 
 enum class Status { ready, ended, waiting };
 
-// One thread mixes batches ahead of the consumer, others read ahead of it; all begin with the first batch that
-// is asked for. The methods are for one consumer thread; `close` is for any.
+// Readers read ahead of the mixers, and those draw batches ahead of the consumer, one at a time, and copy the rows
+// drawn, all at once; the threads begin with the first batch that is asked for. A row stays where a reader put it, or
+// in the memory of the source, until it is copied into its batch. The methods are for one consumer thread; `close` is
+// for any.
 class ShuffleBuffer {
   public:
     ShuffleBuffer(Files& files, const Settings& settings);
@@ -55,6 +57,9 @@ class ShuffleBuffer {
     Status fill(std::chrono::milliseconds patience);
     void read(std::uint64_t n, std::uint8_t* out) const;  // the first n <= held rows, after `fill`
 
+    // A pass of the readers alone, whose rows are dropped: how many they were. Before the first batch, or instead.
+    std::uint64_t read_through();
+
     bool is_ahead();
     Numbers numbers();  // as of the last batch that `next` returned
     State state();
@@ -66,40 +71,56 @@ class ShuffleBuffer {
     struct Rows;  // of the stream, on their way into the buffer
     struct Mixed {
         std::shared_ptr<Slab> slab;
-        Numbers before;
+        std::vector<const std::uint8_t*> rows;  // [batch], to be copied into it
         std::vector<std::pair<std::uint64_t, std::int64_t>> undo;  // (place, its row before)
+        Numbers before;
+        std::uint64_t begun = 0, done = 0;  // of the rows
     };
     struct Stopped {};
 
+    struct Place {
+        const std::uint8_t* row;
+        std::int64_t number;  // of the row, in the stream
+    };
+
+    std::vector<std::uint8_t*> free_slots() const;
     void start();
     void halt();
     void work();
+    void mix(Wanted wanted);
+    void copy_part(Mixed& mixed, std::unique_lock<std::mutex>& lock);
+    Mixed* uncopied();
     bool fill_up();
     std::uint64_t top_up();
     void draw();
-    Rows collect(std::uint64_t n);
-    std::uint8_t* place(std::uint64_t i) const { return places_.data() + i * row_bytes_; }
+    void collect(std::uint64_t n, Rows& rows);
+    std::uint8_t* slot(std::uint64_t i) const { return slots_.data() + i * row_bytes_; }
+    bool is_ready() const { return !ready_.empty() && ready_.front().done == settings_.batch; }
 
     Files& files_;
     const Settings settings_;
     const std::size_t row_bytes_, out_row_bytes_;
-    const std::uint64_t capacity_;
-    Slab places_;     // [capacity, row_bytes], the mixer's alone while it runs
+    const std::uint64_t capacity_, n_slots_;
+    Slab slots_;  // [n_slots, row_bytes]: rows held, read ahead, and of the batch that is copied
     SlabPool batches_;
     std::unique_ptr<Readers> readers_;
-    std::shared_ptr<Chunk> chunk_;  // the mixer's, at numbers_.next_row
+    std::shared_ptr<Chunk> chunk_;  // of the thread that mixes, at numbers_.next_row
     bool in_step_ = false;          // the readers are
 
     std::mutex halting_;
-    std::mutex mutex_;  // for what follows; the mixer alone writes row_of_ and numbers_
-    std::condition_variable wake_, changed_;
-    std::vector<std::int64_t> row_of_;
+    std::mutex mutex_;  // for what follows; who mixes alone writes places_ and numbers_
+    std::condition_variable wake_, changed_;  // the mixers; the consumer
+    std::vector<Place> places_;               // [capacity]
     Numbers numbers_, drawn_;  // now, and after the last draw: filling up after it is not part of the state
-    std::deque<Mixed> ready_;
+    std::deque<Mixed> ready_;  // or about to be
     Wanted wanted_ = Wanted::nothing;
-    bool stop_ = false, closed_ = false, ended_ = false, filled_ = false;
+    bool mixing_ = false, stop_ = false, closed_ = false, ended_ = false, filled_ = false;
     std::exception_ptr error_;
-    std::thread mixer_;
+    std::vector<std::thread> mixers_;
 };
+
+// Copies rows [n] to out [n, bytes of one], or widens them.
+void gather_rows(const std::uint8_t* const* rows, std::uint64_t n, std::uint64_t d_in, DType dtype, bool widen,
+                 std::uint8_t* out);
 
 }  // namespace saefast::stream

@@ -18,12 +18,13 @@ Status ShuffleBuffer::next(std::chrono::milliseconds patience, std::shared_ptr<S
         start();
         wake_.notify_all();
     }
-    const auto done = [&] { return closed_ || !ready_.empty() || error_ || ended_; };
+    const auto done = [&] { return closed_ || (ready_.empty() ? error_ || ended_ : is_ready()); };
     if (!changed_.wait_for(lock, patience, done)) return Status::waiting;
     if (closed_) throw SourceError("source: expected an open buffer, this one was closed");
     if (!ready_.empty()) {
         batch = std::move(ready_.front().slab);
         ready_.pop_front();
+        lock.unlock();
         wake_.notify_all();
         return Status::ready;
     }
@@ -47,7 +48,20 @@ Status ShuffleBuffer::fill(std::chrono::milliseconds patience) {
     return filled_ ? Status::ready : Status::ended;
 }
 
-void ShuffleBuffer::read(uint64_t n, uint8_t* out) const { std::memcpy(out, place(0), n * row_bytes_); }
+void ShuffleBuffer::read(uint64_t n, uint8_t* out) const {
+    for (uint64_t i = 0; i < n; ++i) std::memcpy(out + i * row_bytes_, places_[i].row, row_bytes_);
+}
+
+uint64_t ShuffleBuffer::read_through() {
+    Readers readers(files_, settings_.readers, free_slots(), settings_.chunk_bytes);
+    readers.seek(0);
+    for (uint64_t rows = 0; rows < files_.rows();) {
+        const std::shared_ptr<Chunk> chunk = readers.next();
+        if (!chunk->error.empty()) throw SourceError(chunk->error);
+        rows += chunk->count;
+    }
+    return files_.rows();
+}
 
 bool ShuffleBuffer::is_ahead() {
     const Lock lock(mutex_);
@@ -61,7 +75,8 @@ Numbers ShuffleBuffer::numbers() {
 
 State ShuffleBuffer::state() {
     const Lock lock(mutex_);
-    State state{ready_.empty() ? drawn_ : ready_.front().before, row_of_};
+    State state{ready_.empty() ? drawn_ : ready_.front().before, std::vector<std::int64_t>(places_.size())};
+    for (std::size_t i = 0; i < places_.size(); ++i) state.row_of[i] = places_[i].number;
     for (auto mixed = ready_.rbegin(); mixed != ready_.rend(); ++mixed) {
         for (auto change = mixed->undo.rbegin(); change != mixed->undo.rend(); ++change) {
             state.row_of[change->first] = change->second;
@@ -79,8 +94,11 @@ void ShuffleBuffer::load(const State& state, const uint8_t* rows) {
     wanted_ = Wanted::nothing;
     ended_ = filled_ = false;
     numbers_ = drawn_ = state.numbers;
-    std::copy(state.row_of.begin(), state.row_of.end(), row_of_.begin());
-    std::memcpy(place(0), rows, state.row_of.size() * row_bytes_);
+    for (uint64_t i = 0; i < state.numbers.held; ++i) {
+        const uint8_t* row = files_.in_memory(static_cast<uint64_t>(state.row_of[i]));
+        if (!row) row = static_cast<uint8_t*>(std::memcpy(slot(i), rows + i * row_bytes_, row_bytes_));
+        places_[i] = {row, state.row_of[i]};
+    }
 }
 
 }  // namespace saefast::stream

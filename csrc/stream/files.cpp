@@ -1,14 +1,9 @@
 #include "files.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <new>
 
+#include "reading.h"
 #include "sha256.h"
 
 namespace saefast::stream {
@@ -18,36 +13,7 @@ using std::size_t;
 using std::uint64_t;
 using std::uint8_t;
 
-constexpr uint64_t ALIGNMENT = 4096;    // of O_DIRECT: offsets, sizes and memory
-constexpr uint64_t READ = 8ull << 20;   // bytes per call: what `stop` has to wait for
-
-#ifndef O_DIRECT
-#define O_DIRECT 0
-#endif
-
-struct File {
-    int fd = -1;
-    ~File() {
-        if (fd >= 0) close(fd);
-    }
-};
-
-std::string reason(int number) { return std::generic_category().message(number); }
-
-// [begin, end) of the file into `out`; returns how many bytes came.
-uint64_t read_range(int fd, uint64_t begin, uint64_t end, uint8_t* out, const std::string& path,
-                    const std::atomic<bool>& stop) {
-    uint64_t done = 0;
-    while (begin + done < end && !stop) {
-        const ssize_t n = pread(fd, out + done, std::min(READ, end - begin - done),
-                                static_cast<off_t>(begin + done));
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0) throw SourceError(path + ": could not be read (" + reason(errno) + ")");
-        if (n == 0) break;
-        done += static_cast<uint64_t>(n);
-    }
-    return done;
-}
+constexpr uint64_t BLOCK = 1024;  // rows in memory that are checked together
 
 }  // namespace
 
@@ -57,99 +23,137 @@ Files::Files(std::vector<Segment> segments, size_t d_in, DType dtype, bool direc
       d_in_(d_in),
       row_bytes_(d_in * size_of(dtype)),
       ops_(row_ops(dtype)),
+      copy_(copy_row(row_bytes_)),
       direct_(direct),
       known_(segments_.size()),
       stamps_(segments_.size()) {
     for (const Segment& segment : segments_) starts_.push_back(starts_.back() + segment.rows);
+    finite_.resize(rows() / BLOCK);
+}
+
+size_t Files::segment_of(uint64_t row) const {
+    return static_cast<size_t>(std::upper_bound(starts_.begin(), starts_.end(), row) - starts_.begin()) - 1;
+}
+
+const uint8_t* Files::in_memory(uint64_t row) const {
+    const size_t i = segment_of(row);
+    return segments_[i].memory ? segments_[i].memory + (row - starts_[i]) * row_bytes_ : nullptr;
 }
 
 Files::Piece Files::piece(uint64_t row, uint64_t bytes) const {
-    const auto after = std::upper_bound(starts_.begin(), starts_.end(), row);
-    const size_t i = static_cast<size_t>(after - starts_.begin()) - 1;
+    const size_t i = segment_of(row);
     const Segment& segment = segments_[i];
     const uint64_t left = starts_[i + 1] - row;
+    if (segment.memory) return {i, row, std::min(left, BLOCK - row % BLOCK), false, false};
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (!segment.sha256.empty() && !known_[i]) return {i, row, left, true, segment.file_bytes};
-    const uint64_t count = std::min(left, std::max<uint64_t>(1, bytes / row_bytes_));
-    return {i, row, count, false, segment.memory ? 0 : count * row_bytes_};
+    if (!segment.sha256.empty() && !known_[i]) return {i, row, left, true, true};
+    return {i, row, std::min(left, std::max<uint64_t>(1, bytes / row_bytes_)), false, true};
 }
 
-std::shared_ptr<Chunk> Files::read(const Piece& piece, SlabPool& pool, const std::atomic<bool>& stop) {
-    auto chunk = std::make_shared<Chunk>();
-    chunk->first = piece.first, chunk->count = piece.count;
-    const Segment& segment = segments_[piece.segment];
+uint64_t Files::largest_piece(uint64_t bytes) const {
+    uint64_t rows = 0;
+    for (const Segment& segment : segments_) {
+        const uint64_t most = segment.sha256.empty() ? std::max<uint64_t>(1, bytes / row_bytes_) : segment.rows;
+        if (!segment.memory) rows = std::max(rows, std::min(segment.rows, most));
+    }
+    return rows;
+}
+
+size_t Files::at_once(uint64_t bytes) const { return std::max<uint64_t>(row_bytes_, bytes / row_bytes_ * row_bytes_); }
+
+size_t Files::scratch_bytes(uint64_t bytes) const { return 2 * (at_once(bytes) + Reading::EXTRA); }
+
+void Files::read(const Piece& piece, Chunk& chunk, Slab& scratch, const std::atomic<bool>& stop) {
+    chunk.first = piece.first, chunk.count = piece.count;
     try {
-        if (segment.memory) {
-            chunk->data = segment.memory + (piece.first - starts_[piece.segment]) * row_bytes_;
+        if (piece.copied) {
+            read_file(piece, chunk, scratch, stop);
         } else {
-            read_file(piece, *chunk, pool, stop);
-        }
-        for (uint64_t i = 0; i < piece.count && !stop; ++i) {
-            if (!ops_.finite(chunk->data + i * row_bytes_, d_in_)) chunk->bad.push_back(piece.first + i);
+            read_memory(piece, chunk);
         }
     } catch (const SourceError& error) {
-        chunk->error = error.what();
+        chunk.error = error.what();
     } catch (const std::bad_alloc&) {
-        chunk->error = segment.path + ": no memory for " + std::to_string(piece.bytes) + " bytes of it";
+        chunk.error = segments_[piece.segment].path + ": no memory to list its rows";
     }
-    return chunk;
 }
 
-void Files::read_file(const Piece& piece, Chunk& chunk, SlabPool& pool, const std::atomic<bool>& stop) {
-    const Segment& segment = segments_[piece.segment];
-    const std::string& path = segment.path;
-    File file;
-    if (direct_) file.fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
-    const bool direct = O_DIRECT && file.fd >= 0;
-    if (file.fd < 0) file.fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);  // also where there is no O_DIRECT
-    if (file.fd < 0 && errno == ENOENT) throw SourceError(path + ": expected a file, found none");
-    if (file.fd < 0) throw SourceError(path + ": could not be opened (" + reason(errno) + ")");
-    struct stat info;
-    if (fstat(file.fd, &info) != 0) throw SourceError(path + ": could not be read (" + reason(errno) + ")");
-    if (static_cast<uint64_t>(info.st_size) != segment.file_bytes) {
-        throw SourceError(path + ": expected " + std::to_string(segment.file_bytes) + " bytes, found " +
-                          std::to_string(info.st_size));
-    }
-    const Stamp stamp{static_cast<uint64_t>(info.st_dev), static_cast<uint64_t>(info.st_ino),
-                      static_cast<uint64_t>(info.st_mtim.tv_sec), static_cast<uint64_t>(info.st_mtim.tv_nsec)};
-    const uint64_t in_segment = piece.first - starts_[piece.segment];
-    uint64_t begin = segment.offset + in_segment * row_bytes_, end = begin + piece.count * row_bytes_;
-    const uint64_t rows_at = begin;
-    if (piece.verify) {  // everything that the checksum covers
-        for (const Part& part : segment.parts) {
-            begin = std::min(begin, part.offset);
-            end = std::max(end, part.offset + part.bytes);
-        }
-    } else {
+void Files::read_memory(const Piece& piece, Chunk& chunk) {
+    const uint8_t* data = in_memory(piece.first);
+    const uint64_t block = piece.first / BLOCK;
+    const bool whole = piece.count == BLOCK;
+    bool finite = false;
+    if (whole) {
         const std::lock_guard<std::mutex> lock(mutex_);
-        if (known_[piece.segment] && !(stamps_[piece.segment] == stamp)) {
-            throw SourceError(path + ": expected it unchanged while it is read, another process wrote to it");
-        }
-        if (segment.sha256.empty()) known_[piece.segment] = true, stamps_[piece.segment] = stamp;
+        finite = finite_[block];
     }
-    const uint64_t start = direct ? begin / ALIGNMENT * ALIGNMENT : begin;
-    const uint64_t stop_at = direct ? (end + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT : end;
-    chunk.slab = pool.get(stop_at - start);
-    const uint64_t came = read_range(file.fd, start, stop_at, chunk.slab->data(), path, stop);
-    if (stop) return;
-    if (start + came < end) {
-        throw SourceError(path + ": expected " + std::to_string(segment.file_bytes) + " bytes, found " +
-                          std::to_string(start + came) + ": it was truncated while it was read");
+    for (uint64_t i = 0; i < piece.count; ++i, data += row_bytes_) {
+        chunk.rows.push_back(data);
+        if (!finite && !ops_.finite(data, d_in_)) chunk.bad.push_back(piece.first + i);
     }
-    chunk.data = chunk.slab->data() + (rows_at - start);
-    if (!piece.verify) return;
-    verify(segment, chunk.slab->data() + (begin - start), begin);
+    if (!whole || finite || !chunk.bad.empty()) return;
     const std::lock_guard<std::mutex> lock(mutex_);
-    known_[piece.segment] = true, stamps_[piece.segment] = stamp;
+    finite_[block] = true;
 }
 
-// `data` is what the file holds from `begin` on.
-void Files::verify(const Segment& segment, const uint8_t* data, uint64_t begin) {
+// Rows `first` to `first` + n, as far as they are in the piece, to their places.
+void Files::store(const uint8_t* data, uint64_t first, uint64_t n, const Piece& piece, Chunk& chunk) {
+    for (uint64_t i = first < piece.first ? std::min(n, piece.first - first) : 0; i < n; ++i) {
+        const uint8_t* row = data + i * row_bytes_;
+        if (!ops_.finite(row, d_in_)) chunk.bad.push_back(first + i);
+        // the reader has the place to itself until the chunk is handed over
+        copy_(row, row_bytes_, const_cast<uint8_t*>(chunk.rows[first + i - piece.first]));
+    }
+    copies_done();
+}
+
+void Files::read_file(const Piece& piece, Chunk& chunk, Slab& scratch, const std::atomic<bool>& stop) {
+    const Segment& segment = segments_[piece.segment];
+    const Reading file(segment.path, segment.file_bytes, direct_, stop);
+    if (piece.verify) {
+        verify(piece, chunk, file, scratch);
+        if (stop) return;
+        const std::lock_guard<std::mutex> lock(mutex_);
+        known_[piece.segment] = true, stamps_[piece.segment] = file.stamp();
+        return;
+    }
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (known_[piece.segment] && !(stamps_[piece.segment] == file.stamp())) {
+            throw SourceError(segment.path + ": expected it unchanged while it is read, another process wrote to it");
+        }
+        if (segment.sha256.empty()) known_[piece.segment] = true, stamps_[piece.segment] = file.stamp();
+    }
+    const uint64_t begin = segment.offset + (piece.first - starts_[piece.segment]) * row_bytes_;
+    const uint8_t* data = file.read({begin, begin + piece.count * row_bytes_}, scratch.data());
+    if (data) store(data, piece.first, piece.count, piece, chunk);
+}
+
+// All of the file is hashed as it is read. Its rows go to their places before the checksum is known, and reach nobody
+// if it is wrong.
+void Files::verify(const Piece& piece, Chunk& chunk, const Reading& file, Slab& scratch) {
+    const Segment& segment = segments_[piece.segment];
+    const uint64_t step = at_once(scratch.bytes() / 2 - 2 * Reading::EXTRA);
+    std::vector<Range> ranges;
+    for (const Part& part : segment.parts) {
+        for (uint64_t done = 0; done < part.bytes; done += step) {
+            ranges.push_back({part.offset + done, part.offset + std::min(done + step, part.bytes)});
+        }
+    }
+    ReadAhead ahead(file, ranges, scratch);
     Sha256 sha;
     sha.update(segment.meta.data(), segment.meta.size());
+    size_t next = 0;
     for (const Part& part : segment.parts) {
+        const bool rows = part.offset == segment.offset && part.bytes == segment.rows * row_bytes_;
         sha.update(part.header.data(), part.header.size());
-        sha.update(data + (part.offset - begin), part.bytes);
+        for (uint64_t done = 0; done < part.bytes; done += step, ++next) {
+            const uint8_t* data = ahead.next();
+            if (!data) return;
+            const uint64_t bytes = ranges[next].end - ranges[next].begin;
+            sha.update(data, bytes);
+            if (rows) store(data, starts_[piece.segment] + done / row_bytes_, bytes / row_bytes_, piece, chunk);
+        }
     }
     const std::string found = sha.hex();
     if (found == segment.sha256) return;

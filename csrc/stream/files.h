@@ -4,12 +4,12 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "reading.h"
 #include "rows.h"
 #include "slab.h"
 
@@ -26,22 +26,22 @@ struct Part {
     std::uint64_t offset, bytes;
 };
 
-// The rows of one file. `sha256` is empty where there is no checksum; else it covers `meta` and the parts.
+// The rows of one file. `sha256` is empty where there is no checksum; else it covers `meta` and the parts, one of
+// which is the rows.
 struct Segment {
     std::string path;
     std::uint64_t file_bytes, offset, rows;
     std::string meta;
     std::vector<Part> parts;
     std::string sha256;
-    const std::uint8_t* memory = nullptr;  // rows in memory instead: path is unused
+    const std::uint8_t* memory = nullptr;  // rows in memory instead, which stay as they are: path is unused
 };
 
 // Consecutive rows of a pass, or the error met instead of them.
 struct Chunk {
-    std::shared_ptr<Slab> slab;
-    const std::uint8_t* data = nullptr;
-    std::uint64_t first = 0, count = 0;  // row numbers of the pass
-    std::vector<std::uint64_t> bad;      // those of them with NaN or Inf, ascending
+    std::uint64_t first = 0, count = 0;      // row numbers of the pass
+    std::vector<const std::uint8_t*> rows;   // [count] where they are; null when taken
+    std::vector<std::uint64_t> bad;          // those with NaN or Inf, ascending
     std::string error;
 };
 
@@ -52,38 +52,41 @@ class Files {
     std::uint64_t rows() const { return starts_.back(); }
     std::size_t row_bytes() const { return row_bytes_; }
     const RowOps& ops() const { return ops_; }
+    const std::uint8_t* in_memory(std::uint64_t row) const;  // null: it is in a file
 
     // What to read next from `row` on: about `bytes`, or all of a file that is not verified yet.
     struct Piece {
         std::size_t segment;
         std::uint64_t first, count;  // row numbers of the pass
         bool verify;
-        std::uint64_t bytes;  // of memory while it is read
+        bool copied;  // into memory that the caller provides; else the rows stay where they are
     };
     Piece piece(std::uint64_t row, std::uint64_t bytes) const;
+    std::uint64_t largest_piece(std::uint64_t bytes) const;  // rows that are copied
 
-    // Reads it, any thread. Errors come as `Chunk::error`; where `stop` becomes true the chunk is of no use.
-    std::shared_ptr<Chunk> read(const Piece& piece, SlabPool& pool, const std::atomic<bool>& stop);
+    // Reads it, any thread; a row goes through `scratch`, of `scratch_bytes`, to chunk.rows, a place for each one.
+    // Errors come as `Chunk::error`; where `stop` becomes true the chunk is of no use.
+    std::size_t scratch_bytes(std::uint64_t bytes) const;
+    void read(const Piece& piece, Chunk& chunk, Slab& scratch, const std::atomic<bool>& stop);
 
   private:
-    struct Stamp {  // as long as it stays, the file is the one that was verified
-        std::uint64_t device, inode, seconds, nanoseconds;
-        bool operator==(const Stamp& other) const {
-            return device == other.device && inode == other.inode && seconds == other.seconds &&
-                   nanoseconds == other.nanoseconds;
-        }
-    };
-    void read_file(const Piece& piece, Chunk& chunk, SlabPool& pool, const std::atomic<bool>& stop);
-    static void verify(const Segment& segment, const std::uint8_t* data, std::uint64_t begin);
+    std::size_t segment_of(std::uint64_t row) const;
+    void read_memory(const Piece& piece, Chunk& chunk);
+    void read_file(const Piece& piece, Chunk& chunk, Slab& scratch, const std::atomic<bool>& stop);
+    void verify(const Piece& piece, Chunk& chunk, const Reading& file, Slab& scratch);
+    std::size_t at_once(std::uint64_t bytes) const;  // whole rows, at least one
+    void store(const std::uint8_t* data, std::uint64_t first, std::uint64_t n, const Piece& piece, Chunk& chunk);
 
     std::vector<Segment> segments_;
     std::vector<std::uint64_t> starts_;  // first row of each segment, and the end
     std::size_t d_in_, row_bytes_;
     RowOps ops_;
+    CopyRow copy_;
     bool direct_;
     mutable std::mutex mutex_;  // for what follows
     std::vector<bool> known_;   // verified, and its stamp taken
     std::vector<Stamp> stamps_;
+    std::vector<bool> finite_;  // blocks of rows in memory that were found to be
 };
 
 }  // namespace saefast::stream

@@ -1,15 +1,22 @@
 #include "readers.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace saefast::stream {
 
+using std::uint8_t;
 using Lock = std::unique_lock<std::mutex>;
 
-Readers::Readers(Files& files, int threads, std::uint64_t budget, std::uint64_t chunk_bytes)
-    : files_(files), budget_(budget), chunk_bytes_(chunk_bytes), pool_(static_cast<std::size_t>(2 * threads + 2)) {
+Readers::Readers(Files& files, int threads, std::vector<uint8_t*> places, std::uint64_t chunk_bytes)
+    : files_(files), chunk_bytes_(chunk_bytes), free_(std::move(places)) {
+    if (!free_.empty()) {
+        const auto [low, high] = std::minmax_element(free_.begin(), free_.end());
+        lowest_ = *low, highest_ = *high;
+    }
+    for (int i = 0; i < threads; ++i) scratch_.push_back(std::make_unique<Slab>(files.scratch_bytes(chunk_bytes)));
     try {
-        for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
+        for (int i = 0; i < threads; ++i) threads_.emplace_back([this, i] { work(*scratch_[static_cast<size_t>(i)]); });
     } catch (...) {  // no more threads to be had: those that started must end first
         stop();
         for (std::thread& thread : threads_) thread.join();
@@ -40,33 +47,35 @@ void Readers::seek(std::uint64_t row) {
     room_.notify_all();
 }
 
-bool Readers::may_start(const Files::Piece& piece) const {
-    return issued_ == taken_ || in_use_ + piece.bytes <= budget_;  // what is wanted next always may
+namespace {
+constexpr std::uint64_t AHEAD = 64;  // pieces ahead of the consumer, for sources whose pieces take no memory
 }
 
-void Readers::work() {
-    // pieces ahead of the consumer, for sources whose pieces take no memory
-    constexpr std::uint64_t AHEAD = 64;
+bool Readers::may_start(const Files::Piece& piece) const {
+    return issued_ - taken_ < AHEAD && (!piece.copied || piece.count <= free_.size());
+}
+
+void Readers::work(Slab& scratch) {
     while (true) {
         Ticket ticket;
         {
             Lock lock(mutex_);
             room_.wait(lock, [&] {
                 if (stop_) return true;
-                if (seeking_ || failed_ || issued_ - taken_ >= AHEAD) return false;
+                if (seeking_ || failed_) return false;
                 ticket.piece = files_.piece(row_, chunk_bytes_);
                 if (ticket.piece.verify && verifying_.count(ticket.piece.segment)) return false;  // not twice
                 return may_start(ticket.piece);
             });
             if (stop_) return;
+            ticket.chunk = chunk_for(ticket.piece);
             ticket.number = issued_++;
             ticket.generation = generation_;
-            in_use_ += ticket.piece.bytes;
             if (ticket.piece.verify) verifying_.insert(ticket.piece.segment);
             row_ = ticket.piece.first + ticket.piece.count;
             if (row_ == files_.rows()) row_ = 0;
         }
-        std::shared_ptr<Chunk> chunk = counted(files_.read(ticket.piece, pool_, stop_), ticket.piece.bytes);
+        files_.read(ticket.piece, *ticket.chunk, scratch, stop_);
         Lock lock(mutex_);
         if (ticket.piece.verify) {
             verifying_.erase(ticket.piece.segment);
@@ -74,27 +83,39 @@ void Readers::work() {
         }
         if (stop_ || ticket.generation != generation_) {
             lock.unlock();
-            chunk.reset();
+            ticket.chunk.reset();
             continue;
         }
-        if (!chunk->error.empty()) failed_ = true;
-        done_.emplace(ticket.number, std::move(chunk));
+        if (!ticket.chunk->error.empty()) failed_ = true;
+        done_.emplace(ticket.number, std::move(ticket.chunk));
+        lock.unlock();
         ready_.notify_all();
     }
 }
 
-// The same chunk, whose bytes count as in use until its last reference goes. Chunks do not outlive the Readers.
-std::shared_ptr<Chunk> Readers::counted(std::shared_ptr<Chunk> chunk, std::uint64_t bytes) {
-    Chunk* raw = chunk.get();
-    return std::shared_ptr<Chunk>(raw, [this, bytes, owner = std::move(chunk)](Chunk*) mutable {
-        owner.reset();
-        give_back(bytes);
+// A chunk with its places, which come back when its last reference goes. `mutex_` is held.
+std::shared_ptr<Chunk> Readers::chunk_for(const Files::Piece& piece) {
+    auto made = std::make_unique<Chunk>();
+    made->rows.reserve(piece.count);
+    std::shared_ptr<Chunk> chunk(made.release(), [this](Chunk* owned) {
+        const std::unique_ptr<Chunk> goes(owned);
+        give_back(goes->rows);
     });
+    if (!piece.copied) return chunk;
+    const auto n = static_cast<std::ptrdiff_t>(piece.count);
+    chunk->rows.assign(free_.rbegin(), free_.rbegin() + n);
+    free_.erase(free_.end() - n, free_.end());
+    return chunk;
 }
 
-void Readers::give_back(std::uint64_t bytes) {
-    const Lock lock(mutex_);
-    in_use_ -= bytes;
+void Readers::give_back(const std::vector<const uint8_t*>& rows) {
+    if (rows.empty() || !lowest_) return;
+    Lock lock(mutex_);
+    for (const uint8_t* row : rows) {
+        const bool ours = row && lowest_ <= row && row <= highest_;
+        if (ours) free_.push_back(const_cast<uint8_t*>(row));  // it came from there
+    }
+    lock.unlock();
     room_.notify_all();
 }
 
@@ -106,7 +127,9 @@ std::shared_ptr<Chunk> Readers::next() {
     std::shared_ptr<Chunk> chunk = std::move(found->second);
     done_.erase(found);
     ++taken_;
-    room_.notify_all();
+    const bool few = issued_ - taken_ <= AHEAD / 2;  // threads are woken for several pieces
+    lock.unlock();
+    if (few) room_.notify_all();
     return chunk;
 }
 

@@ -17,39 +17,45 @@ namespace saefast::stream {
 
 class Readers {
   public:
-    // `budget`: bytes that chunks may take up, unless a single one is larger. `chunk_bytes`: of one.
-    Readers(Files& files, int threads, std::uint64_t budget, std::uint64_t chunk_bytes);
+    // `places`: memory for single rows, which the threads read into. Who takes a row out of a chunk (and puts null
+    // there) has its place until `give_back`; they must suffice for the largest piece beside those held for long.
+    // `chunk_bytes`: of what is read at once.
+    Readers(Files& files, int threads, std::vector<std::uint8_t*> places, std::uint64_t chunk_bytes);
     ~Readers();  // whatever they are doing
 
     // Begin a pass at `row` < files.rows(). What was read ahead is dropped.
     void seek(std::uint64_t row);
 
     // The next chunk of the pass, passes following each other without end; null after `stop`. An error ends
-    // the stream there until `seek`.
+    // the stream there until `seek`. Chunks do not outlive the Readers.
     std::shared_ptr<Chunk> next();
 
+    // From any thread. Null and rows of a source in memory are passed over.
+    void give_back(const std::vector<const std::uint8_t*>& rows);
     void stop();  // from any thread: `next` returns, the threads end
 
   private:
     struct Ticket {
         std::uint64_t number, generation;
         Files::Piece piece;
+        std::shared_ptr<Chunk> chunk;
     };
-    void work();
+    void work(Slab& scratch);
     bool may_start(const Files::Piece& piece) const;
-    std::shared_ptr<Chunk> counted(std::shared_ptr<Chunk> chunk, std::uint64_t bytes);
-    void give_back(std::uint64_t bytes);
+    std::shared_ptr<Chunk> chunk_for(const Files::Piece& piece);
 
     Files& files_;
-    const std::uint64_t budget_, chunk_bytes_;
-    SlabPool pool_;
+    const std::uint64_t chunk_bytes_;
+    const std::uint8_t *lowest_ = nullptr, *highest_ = nullptr;  // of all places
     std::atomic<bool> stop_{false};
     std::mutex mutex_;  // for what follows
     std::condition_variable room_, ready_;
+    std::vector<std::uint8_t*> free_;
     std::map<std::uint64_t, std::shared_ptr<Chunk>> done_;
     std::set<std::size_t> verifying_;  // segments
-    std::uint64_t generation_ = 0, issued_ = 0, taken_ = 0, row_ = 0, in_use_ = 0;
+    std::uint64_t generation_ = 0, issued_ = 0, taken_ = 0, row_ = 0;
     bool seeking_ = true, failed_ = false;  // before the first `seek` and after an error nothing is read
+    std::vector<std::unique_ptr<Slab>> scratch_;  // of each thread
     std::vector<std::thread> threads_;
 };
 

@@ -94,16 +94,49 @@ SAEFAST_FINITE(__attribute__((target("avx2"))), _avx2)
 
 __attribute__((target("avx,f16c")))
 void widen_f16_f16c(const uint8_t* row, size_t n, uint8_t* out) {
+    const bool aligned = reinterpret_cast<std::uintptr_t>(out) % 32 == 0;
     size_t i = 0;
     for (; i + 8 <= n; i += 8) {
         const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + 2 * i));
-        _mm256_storeu_ps(reinterpret_cast<float*>(out + 4 * i), _mm256_cvtph_ps(half));
+        auto* to = reinterpret_cast<float*>(out + 4 * i);
+        if (aligned) {
+            _mm256_stream_ps(to, _mm256_cvtph_ps(half));
+        } else {
+            _mm256_storeu_ps(to, _mm256_cvtph_ps(half));
+        }
     }
     widen_f16(row + 2 * i, n - i, out + 4 * i);
 }
+
+__attribute__((target("avx")))
+void copy_around_cache(const uint8_t* row, size_t bytes, uint8_t* out) {
+    const auto* from = reinterpret_cast<const __m256i*>(row);
+    auto* to = reinterpret_cast<__m256i*>(out);
+    for (size_t i = 0; i < bytes / 32; i += 2) {
+        const __m256i a = _mm256_loadu_si256(from + i), b = _mm256_loadu_si256(from + i + 1);
+        _mm256_stream_si256(to + i, a);
+        _mm256_stream_si256(to + i + 1, b);
+    }
+}
 #endif
 
+void copy_through_cache(const uint8_t* row, size_t bytes, uint8_t* out) { std::memcpy(out, row, bytes); }
+
 }  // namespace
+
+CopyRow copy_row(size_t row_bytes) {
+#ifdef SAEFAST_X86
+    if (row_bytes % 64 == 0 && __builtin_cpu_supports("avx")) return copy_around_cache;
+#endif
+    static_cast<void>(row_bytes);
+    return copy_through_cache;
+}
+
+void copies_done() {
+#ifdef SAEFAST_X86
+    _mm_sfence();  // such stores are not ordered with others, those of a mutex for one
+#endif
+}
 
 RowOps row_ops(DType dtype, bool plain) {
     RowOps ops = dtype == DType::f16    ? RowOps{finite_f16, widen_f16}

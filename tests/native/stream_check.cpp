@@ -37,7 +37,7 @@ int main(int, char** argv) {
     for (int i = 0; i < 9; ++i) {
         segments.push_back(write(std::string(argv[1]) + "/" + std::to_string(i), static_cast<float>(100 * i), 100));
     }
-    const Settings settings{8, 64, 5, 2, DType::f32, false, false, 3, 2, 2000, 64};
+    const Settings settings{8, 64, 5, 2, DType::f32, false, false, 3, 2, 2, 2000, 64};
     using Patience = std::chrono::milliseconds;
     const auto take = [](ShuffleBuffer& buffer, std::shared_ptr<Slab>& slab) {
         while (buffer.next(Patience(100), slab) == Status::waiting) {}
