@@ -28,6 +28,8 @@ struct ShuffleBuffer::Rows {
 
 namespace {
 
+constexpr uint64_t STEP = 8192;  // rows collected at a time
+
 // Beside the rows held and a batch: what is read ahead, enough for the largest piece.
 uint64_t slots_for(const Files& files, const Settings& settings, uint64_t capacity) {
     const uint64_t piece = files.largest_piece(settings.chunk_bytes);
@@ -38,17 +40,18 @@ uint64_t slots_for(const Files& files, const Settings& settings, uint64_t capaci
 
 }  // namespace
 
-ShuffleBuffer::ShuffleBuffer(Files& files, const Settings& settings)
+ShuffleBuffer::ShuffleBuffer(Files& files, const Settings& settings, Elsewhere* elsewhere)
     : files_(files),
       settings_(settings),
+      elsewhere_(elsewhere),
       row_bytes_(files.row_bytes()),
       out_row_bytes_(settings.widen ? 4 * settings.d_in : files.row_bytes()),
       // more is never held: a new pass begins with less than a batch in the buffer
       capacity_(std::min(settings.capacity, files.rows() + settings.batch)),
-      n_slots_(slots_for(files, settings, capacity_)),
+      n_slots_(slots_for(files, settings, elsewhere ? STEP : capacity_)),
       slots_(n_slots_ * row_bytes_),
-      batches_(static_cast<size_t>(settings.ahead) + 2),
-      row_at_(capacity_),
+      batches_(static_cast<size_t>(settings.ahead) + 2, elsewhere ? elsewhere->memory() : nullptr),
+      row_at_(elsewhere ? 0 : capacity_),
       row_of_(capacity_) {}
 
 ShuffleBuffer::~ShuffleBuffer() { close(); }
@@ -56,7 +59,8 @@ ShuffleBuffer::~ShuffleBuffer() { close(); }
 void ShuffleBuffer::start() {
     if (mixer_.joinable()) return;
     std::vector<uint8_t*> places;
-    for (uint64_t i = n_slots_; i > numbers_.held; --i) places.push_back(slot(i - 1));  // the first ones are taken first
+    const uint64_t used = elsewhere_ ? 0 : numbers_.held;
+    for (uint64_t i = n_slots_; i > used; --i) places.push_back(slot(i - 1));  // the first ones are taken first
     readers_ = std::make_unique<Readers>(files_, settings_.readers, std::move(places), settings_.chunk_bytes);
     in_step_ = false;
     stop_ = false;
@@ -136,7 +140,6 @@ bool ShuffleBuffer::fill_up() {
 }
 
 uint64_t ShuffleBuffer::top_up() {
-    constexpr uint64_t STEP = 8192;  // rows collected at a time
     uint64_t came = 0;
     while (numbers_.held < capacity_ && numbers_.next_row < files_.rows()) {
         {  // batches mixed ahead could not be taken back any more
@@ -147,13 +150,23 @@ uint64_t ShuffleBuffer::top_up() {
         Rows rows(*readers_, numbers_);
         collect(std::min(STEP, capacity_ - numbers_.held), rows);
         const auto held = static_cast<std::ptrdiff_t>(numbers_.held);
-        std::copy(rows.data.begin(), rows.data.end(), row_at_.begin() + held);
+        const uint64_t n = rows.data.size();
+        if (elsewhere_) {
+            try {
+                elsewhere_->put(numbers_.held, rows.data);
+            } catch (...) {
+                in_step_ = false;
+                throw;
+            }
+        } else {
+            std::copy(rows.data.begin(), rows.data.end(), row_at_.begin() + held);
+            rows.data.clear();
+        }
         const Lock lock(mutex_);
         std::copy(rows.numbers.begin(), rows.numbers.end(), row_of_.begin() + held);
-        numbers_.held += rows.data.size();
+        numbers_.held += n;
         numbers_.next_row = rows.next_row, numbers_.skipped = rows.skipped;
-        came += rows.data.size();
-        rows.data.clear();
+        came += n;
     }
     return came;
 }
@@ -161,12 +174,13 @@ uint64_t ShuffleBuffer::top_up() {
 // As `ShuffleBuffer._draw`, but for the copying. What can fail comes first.
 void ShuffleBuffer::draw() {
     const uint64_t n = settings_.batch, held = numbers_.held;
-    std::vector<uint64_t> holes(n);
+    Mixed mixed;
+    std::vector<uint64_t>& holes = mixed.holes;
+    holes.resize(n);
     const Draw draw(settings_.seed, numbers_.batches, held);
     for (uint64_t i = 0; i < n; ++i) holes[i] = draw(i);
-    Mixed mixed;
-    mixed.slab = batches_.get(n * out_row_bytes_);
-    mixed.rows.resize(n);
+    mixed.slab = batches_.get(elsewhere_ ? elsewhere_->slab_bytes() : n * out_row_bytes_);
+    mixed.rows.resize(elsewhere_ ? 0 : n);
     mixed.undo.reserve(2 * n);
     Rows rows(*readers_, numbers_);
     collect(n, rows);
@@ -177,22 +191,24 @@ void ShuffleBuffer::draw() {
         if (hole < left) low.push_back(hole);
     }
     // Where the stream could not fill a hole, the last rows move down into it.
-    std::vector<std::pair<uint64_t, uint64_t>> moves;
     uint64_t last = left;
     for (const uint64_t hole : low) {
         while (std::binary_search(empty.begin(), empty.end(), last)) ++last;
-        moves.emplace_back(hole, last++);
+        mixed.moves.emplace_back(hole, last++);
     }
 
     Lock lock(mutex_);
     mixed.before = drawn_;
     const auto set = [&](uint64_t where, const uint8_t* row, std::int64_t number) {
         mixed.undo.emplace_back(where, row_of_[where]);
-        row_at_[where] = row, row_of_[where] = number;
+        row_of_[where] = number;
+        if (!elsewhere_) row_at_[where] = row;
     };
-    for (uint64_t i = 0; i < n; ++i) mixed.rows[i] = row_at_[holes[i]];
+    for (uint64_t i = 0; i < n && !elsewhere_; ++i) mixed.rows[i] = row_at_[holes[i]];
     for (uint64_t i = 0; i < filled; ++i) set(holes[i], rows.data[i], rows.numbers[i]);
-    for (const auto& [to, from] : moves) set(to, row_at_[from], row_of_[from]);
+    for (const auto& [to, from] : mixed.moves) set(to, elsewhere_ ? nullptr : row_at_[from], row_of_[from]);
+    if (elsewhere_) mixed.rows.swap(rows.data);
+    mixed.n_rows = mixed.rows.size();
     numbers_.held = left, numbers_.next_row = rows.next_row, numbers_.skipped = rows.skipped;
     ++numbers_.batches;
     drawn_ = numbers_;

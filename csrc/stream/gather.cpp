@@ -32,20 +32,20 @@ void ShuffleBuffer::gather() {
         Mixed* mixed = nullptr;  // the deque does not move it, and it stays until it is done
         work_.wait(lock, [&] {
             for (Mixed& one : ready_) {
-                if (one.begun == settings_.batch) continue;
+                if (one.begun == one.n_rows) continue;
                 mixed = &one;
                 break;
             }
             return stop_ || mixed;
         });
         if (stop_) return;
-        const uint64_t begin = mixed->begun, n = std::min(PART, settings_.batch - begin);
+        const uint64_t begin = mixed->begun, n = std::min(PART, mixed->n_rows - begin);
         mixed->begun += n;
         lock.unlock();
         gather_rows(mixed->rows.data() + begin, n, settings_.d_in, settings_.dtype, settings_.widen,
                     mixed->slab->data() + begin * out_row_bytes_);
         lock.lock();
-        if ((mixed->done += n) < settings_.batch) continue;
+        if ((mixed->done += n) < mixed->n_rows) continue;
         const std::vector<const uint8_t*> rows = std::move(mixed->rows);
         changed_.notify_all();
         lock.unlock();
