@@ -70,8 +70,8 @@ class NativeBuffer(ShuffleBuffer):
 
     Args:
         dtype: of the batches. fp32 is written while gathering; others are cast after it. None: the source's.
-        readers: threads that read, 1 to 64. gatherers: threads that copy rows into batches, 1 to 64; the batches do
-            not depend on either. ahead: batches mixed before they are asked for, 1 or more.
+        readers: threads that read, 1 to 64. mixers: threads that draw batches and copy rows into them, 1 to 64. The
+            batches depend on neither. ahead: batches mixed before they are asked for, 1 or more.
         ring_bytes: that reading ahead may take up. A shard is held whole while it is verified, so one larger than
             this takes its size.
         direct: read around the page cache (O_DIRECT), where the file system can.
@@ -91,7 +91,7 @@ class NativeBuffer(ShuffleBuffer):
         dtype: torch.dtype | None = None,
         *,
         readers: int = 2,
-        gatherers: int = 2,
+        mixers: int = 2,
         ahead: int = 2,
         ring_bytes: int = 256 << 20,
         chunk_bytes: int = 1 << 20,
@@ -104,7 +104,7 @@ class NativeBuffer(ShuffleBuffer):
             capacity >= batch_size, f"capacity: expected at least batch_size = {batch_size}, got {capacity}"
         )
         check(1 <= readers <= 64, f"readers: expected 1 to 64, got {readers}")
-        check(1 <= gatherers <= 64, f"gatherers: expected 1 to 64, got {gatherers}")
+        check(1 <= mixers <= 64, f"mixers: expected 1 to 64, got {mixers}")
         check(ahead >= 1, f"ahead: expected 1 or more, got {ahead}")
         found = segments or segments_of(source)
         if found is None:
@@ -119,7 +119,7 @@ class NativeBuffer(ShuffleBuffer):
         try:
             self._native = importlib.import_module("saefast._C").stream.ShuffleBuffer(
                 parts, d_in=source.d_in, dtype=_name(self.source_dtype), batch=batch_size, capacity=capacity,
-                seed=seed, widen=self.widen, skip=nonfinite == "skip", readers=readers, gatherers=gatherers,
+                seed=seed, widen=self.widen, skip=nonfinite == "skip", readers=readers, mixers=mixers,
                 ahead=ahead, ring_bytes=ring_bytes, chunk_bytes=chunk_bytes, direct=direct,
             )  # fmt: skip
         except MemoryError:

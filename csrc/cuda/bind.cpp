@@ -127,10 +127,10 @@ class PyDeviceBuffer final : public stream::Opened {
 std::unique_ptr<PyDeviceBuffer> make(const py::list& segments, int device, const PyDeviceBuffer::Memory& places,
                                      const PyDeviceBuffer::Memory& staging, py::object memory, uint64_t d_in,
                                      const std::string& dtype, uint64_t batch, uint64_t capacity, uint64_t seed,
-                                     bool skip, int readers, int gatherers, int ahead, uint64_t ring_bytes,
+                                     bool skip, int readers, int mixers, int ahead, uint64_t ring_bytes,
                                      uint64_t chunk_bytes, bool direct) {
     const stream::Settings settings = stream::checked_settings(d_in, dtype, batch, capacity, seed, false, skip, readers,
-                                                               gatherers, ahead, ring_bytes, chunk_bytes);
+                                                               mixers, ahead, ring_bytes, chunk_bytes);
     return std::make_unique<PyDeviceBuffer>(segments, settings, direct, device, places, staging, std::move(memory));
 }
 
@@ -157,7 +157,7 @@ PYBIND11_MODULE(_cuda, m) {
     py::class_<Buffer>(m, "DeviceBuffer", "See saefast.device_buffer.DeviceBuffer.")
         .def(py::init(&make), py::arg("segments"), py::kw_only(), py::arg("device"), py::arg("places"),
              py::arg("staging"), py::arg("memory"), py::arg("d_in"), py::arg("dtype"), py::arg("batch"),
-             py::arg("capacity"), py::arg("seed"), py::arg("skip"), py::arg("readers"), py::arg("gatherers"),
+             py::arg("capacity"), py::arg("seed"), py::arg("skip"), py::arg("readers"), py::arg("mixers"),
              py::arg("ahead"), py::arg("ring_bytes"), py::arg("chunk_bytes"), py::arg("direct"))
         .def("next", &Buffer::next, py::arg("out"), py::arg("shape"), py::arg("dtype"), py::arg("b_dec"),
              py::arg("stream"), py::arg("timeout"),

@@ -2,7 +2,7 @@
 // and states are the same; a batch reaches the device as the rows that come, and one kernel swaps them with those
 // that leave.
 //
-//   readers -> slots -> gatherers -> pinned slab -> copy stream -> stage -> kernel on the consumer's stream
+//   readers -> slots -> mixers -> pinned slab -> copy stream -> stage -> kernel on the consumer's stream
 //                                                                            places <-> stage, places -> batch
 //
 // Every order on the device is an event's. The host waits for the device only where a stage is still being copied to

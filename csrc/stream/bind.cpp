@@ -74,9 +74,9 @@ class PyShuffleBuffer final : public Opened {
 
 std::unique_ptr<PyShuffleBuffer> make(const py::list& segments, uint64_t d_in, const std::string& dtype,
                                       uint64_t batch, uint64_t capacity, uint64_t seed, bool widen, bool skip,
-                                      int readers, int gatherers, int ahead, uint64_t ring_bytes, uint64_t chunk_bytes,
+                                      int readers, int mixers, int ahead, uint64_t ring_bytes, uint64_t chunk_bytes,
                                       bool direct) {
-    const Settings settings = checked_settings(d_in, dtype, batch, capacity, seed, widen, skip, readers, gatherers,
+    const Settings settings = checked_settings(d_in, dtype, batch, capacity, seed, widen, skip, readers, mixers,
                                                ahead, ring_bytes, chunk_bytes);
     return std::make_unique<PyShuffleBuffer>(segments, settings, direct);
 }
@@ -89,7 +89,7 @@ void bind_stream(py::module_& m) {
     py::class_<Buffer>(s, "ShuffleBuffer", "See saefast.stream.NativeBuffer.")
         .def(py::init(&make), py::arg("segments"), py::kw_only(), py::arg("d_in"), py::arg("dtype"),
              py::arg("batch"), py::arg("capacity"), py::arg("seed"), py::arg("widen"), py::arg("skip"),
-             py::arg("readers"), py::arg("gatherers"), py::arg("ahead"), py::arg("ring_bytes"),
+             py::arg("readers"), py::arg("mixers"), py::arg("ahead"), py::arg("ring_bytes"),
              py::arg("chunk_bytes"), py::arg("direct"))
         .def("next", &Buffer::next, py::arg("timeout"),
              "The next batch [batch, row bytes] uint8, None at the end. ValueError: bad data. TimeoutError.")

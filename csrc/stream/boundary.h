@@ -164,13 +164,13 @@ class Opened {
 };
 
 inline Settings checked_settings(uint64_t d_in, const std::string& dtype, uint64_t batch, uint64_t capacity,
-                                 uint64_t seed, bool widen, bool skip, int readers, int gatherers, int ahead,
+                                 uint64_t seed, bool widen, bool skip, int readers, int mixers, int ahead,
                                  uint64_t ring_bytes, uint64_t chunk_bytes) {
-    if (d_in < 1 || batch < 1 || capacity < batch || readers < 1 || gatherers < 1 || ahead < 1 || chunk_bytes < 1) {
+    if (d_in < 1 || batch < 1 || capacity < batch || readers < 1 || mixers < 1 || ahead < 1 || chunk_bytes < 1) {
         throw py::value_error("stream: expected positive sizes and capacity >= batch");
     }
     return {batch, capacity, seed,      d_in,  parse_dtype(dtype), widen,
-            skip,  readers,  gatherers, ahead, ring_bytes,         chunk_bytes};
+            skip,  readers,  mixers, ahead, ring_bytes,         chunk_bytes};
 }
 
 }  // namespace saefast::stream

@@ -51,23 +51,22 @@ ShuffleBuffer::ShuffleBuffer(Files& files, const Settings& settings, Elsewhere* 
       n_slots_(slots_for(files, settings, elsewhere ? STEP : capacity_)),
       slots_(n_slots_ * row_bytes_),
       batches_(static_cast<size_t>(settings.ahead) + 2, elsewhere ? elsewhere->memory() : nullptr),
-      row_at_(elsewhere ? 0 : capacity_),
-      row_of_(capacity_) {}
+      places_(capacity_) {}
 
 ShuffleBuffer::~ShuffleBuffer() { close(); }
 
 void ShuffleBuffer::start() {
-    if (mixer_.joinable()) return;
-    std::vector<uint8_t*> places;
-    const uint64_t used = elsewhere_ ? 0 : numbers_.held;
-    for (uint64_t i = n_slots_; i > used; --i) places.push_back(slot(i - 1));  // the first ones are taken first
-    readers_ = std::make_unique<Readers>(files_, settings_.readers, std::move(places), settings_.chunk_bytes);
-    in_step_ = false;
-    stop_ = false;
-    while (gatherers_.size() < static_cast<size_t>(settings_.gatherers)) {
-        gatherers_.emplace_back([this] { gather(); });
+    if (mixers_.size() == static_cast<size_t>(settings_.mixers)) return;
+    if (!readers_) {
+        std::vector<uint8_t*> free;
+        const uint64_t used = elsewhere_ ? 0 : numbers_.held;
+    for (uint64_t i = n_slots_; i > used; --i) free.push_back(slot(i - 1));  // the last one goes first
+        readers_ = std::make_unique<Readers>(files_, settings_.readers, std::move(free), settings_.chunk_bytes);
+        in_step_ = stop_ = mixing_ = false;
     }
-    mixer_ = std::thread([this] { work(); });
+    while (mixers_.size() < static_cast<size_t>(settings_.mixers)) {
+        mixers_.emplace_back([this] { work(); });
+    }
 }
 
 void ShuffleBuffer::halt() {
@@ -76,12 +75,10 @@ void ShuffleBuffer::halt() {
         const Lock lock(mutex_);
         stop_ = true;
         wake_.notify_all();
-        work_.notify_all();
     }
     if (readers_) readers_->stop();
-    if (mixer_.joinable()) mixer_.join();
-    for (std::thread& thread : gatherers_) thread.join();
-    gatherers_.clear();
+    for (std::thread& thread : mixers_) thread.join();
+    mixers_.clear();
     chunk_.reset();
     readers_.reset();
 }
@@ -98,30 +95,51 @@ void ShuffleBuffer::close() {
 void ShuffleBuffer::work() {
     Lock lock(mutex_);
     while (true) {
+        Mixed* waiting = nullptr;
+        bool room = false;
         wake_.wait(lock, [&] {
-            const bool room = wanted_ == Wanted::fill || ready_.size() < static_cast<size_t>(settings_.ahead);
-            return stop_ || (wanted_ != Wanted::nothing && room);
+            waiting = uncopied();
+            room = wanted_ == Wanted::fill ||
+                   (wanted_ == Wanted::batches && ready_.size() < static_cast<size_t>(settings_.ahead));
+            room = room && !mixing_;
+            return stop_ || waiting || room;
         });
         if (stop_) return;
+        // Who mixes may wait for places that come free when batches are copied: somebody else must be there to do it.
+        if (waiting && !(room && settings_.mixers > 1)) {
+            copy_part(*waiting, lock);
+            continue;
+        }
         const Wanted wanted = wanted_;
+        mixing_ = true;
         lock.unlock();
+        std::exception_ptr error;
         try {
-            const bool some = fill_up();
-            if (some && wanted == Wanted::batches) draw();
-            lock.lock();
-            ended_ = !some;
-            filled_ = some;
-            if (wanted == Wanted::fill) drawn_ = numbers_;
-            if (!some || wanted == Wanted::fill) wanted_ = Wanted::nothing;
+            mix(wanted);
         } catch (const Stopped&) {
             return;
         } catch (...) {
-            lock.lock();
-            error_ = std::current_exception();
-            wanted_ = Wanted::nothing;
+            error = std::current_exception();
         }
-        changed_.notify_all();
+        lock.lock();
+        if (error) error_ = error, wanted_ = Wanted::nothing;
+        mixing_ = false;
+        const bool tell = wanted_ == Wanted::nothing;
+        lock.unlock();
+        wake_.notify_all();
+        if (tell) changed_.notify_all();
+        lock.lock();
     }
+}
+
+void ShuffleBuffer::mix(Wanted wanted) {
+    const bool some = fill_up();
+    if (some && wanted == Wanted::batches) draw();
+    const Lock lock(mutex_);
+    ended_ = !some;
+    filled_ = some;
+    if (wanted == Wanted::fill) drawn_ = numbers_;
+    if (!some || wanted == Wanted::fill) wanted_ = Wanted::nothing;
 }
 
 // As `ShuffleBuffer._fill`.
@@ -149,38 +167,34 @@ uint64_t ShuffleBuffer::top_up() {
         }
         Rows rows(*readers_, numbers_);
         collect(std::min(STEP, capacity_ - numbers_.held), rows);
-        const auto held = static_cast<std::ptrdiff_t>(numbers_.held);
-        const uint64_t n = rows.data.size();
-        if (elsewhere_) {
-            try {
-                elsewhere_->put(numbers_.held, rows.data);
-            } catch (...) {
-                in_step_ = false;
-                throw;
-            }
-        } else {
-            std::copy(rows.data.begin(), rows.data.end(), row_at_.begin() + held);
-            rows.data.clear();
-        }
+        const size_t n = rows.data.size();
+        if (elsewhere_) put_elsewhere(rows);
         const Lock lock(mutex_);
-        std::copy(rows.numbers.begin(), rows.numbers.end(), row_of_.begin() + held);
+        for (size_t i = 0; i < n; ++i) places_[numbers_.held + i] = {rows.data[i], rows.numbers[i]};
         numbers_.held += n;
         numbers_.next_row = rows.next_row, numbers_.skipped = rows.skipped;
         came += n;
+        if (!elsewhere_) rows.data.clear();
     }
     return came;
+}
+
+void ShuffleBuffer::put_elsewhere(const Rows& rows) {
+    try {
+        elsewhere_->put(numbers_.held, rows.data);
+    } catch (...) {  // the stream is where it was
+        in_step_ = false;
+        throw;
+    }
 }
 
 // As `ShuffleBuffer._draw`, but for the copying. What can fail comes first.
 void ShuffleBuffer::draw() {
     const uint64_t n = settings_.batch, held = numbers_.held;
+    std::vector<uint64_t> holes = Draw(settings_.seed, numbers_.batches, held)(n);
     Mixed mixed;
-    std::vector<uint64_t>& holes = mixed.holes;
-    holes.resize(n);
-    const Draw draw(settings_.seed, numbers_.batches, held);
-    for (uint64_t i = 0; i < n; ++i) holes[i] = draw(i);
     mixed.slab = batches_.get(elsewhere_ ? elsewhere_->slab_bytes() : n * out_row_bytes_);
-    mixed.rows.resize(elsewhere_ ? 0 : n);
+    mixed.rows.resize(n);
     mixed.undo.reserve(2 * n);
     Rows rows(*readers_, numbers_);
     collect(n, rows);
@@ -199,22 +213,29 @@ void ShuffleBuffer::draw() {
 
     Lock lock(mutex_);
     mixed.before = drawn_;
-    const auto set = [&](uint64_t where, const uint8_t* row, std::int64_t number) {
-        mixed.undo.emplace_back(where, row_of_[where]);
-        row_of_[where] = number;
-        if (!elsewhere_) row_at_[where] = row;
+    const auto set = [&](uint64_t where, const Place& place) {
+        mixed.undo.emplace_back(where, places_[where].number);
+        places_[where] = place;
     };
-    for (uint64_t i = 0; i < n && !elsewhere_; ++i) mixed.rows[i] = row_at_[holes[i]];
-    for (uint64_t i = 0; i < filled; ++i) set(holes[i], rows.data[i], rows.numbers[i]);
-    for (const auto& [to, from] : mixed.moves) set(to, elsewhere_ ? nullptr : row_at_[from], row_of_[from]);
-    if (elsewhere_) mixed.rows.swap(rows.data);
+    constexpr uint64_t SOON = 16;  // places ahead that are asked of memory
+    for (uint64_t i = 0; i < n; ++i) {
+        if (i + SOON < n) prefetch_row(reinterpret_cast<const uint8_t*>(&places_[holes[i + SOON]]), 1);
+        mixed.rows[i] = places_[holes[i]].row;
+        if (i < filled) set(holes[i], {rows.data[i], rows.numbers[i]});
+    }
+    for (const auto& [to, from] : mixed.moves) set(to, places_[from]);
+    if (elsewhere_) {
+        mixed.rows.swap(rows.data);
+        mixed.holes = std::move(holes);
+    }
     mixed.n_rows = mixed.rows.size();
     numbers_.held = left, numbers_.next_row = rows.next_row, numbers_.skipped = rows.skipped;
     ++numbers_.batches;
     drawn_ = numbers_;
     ready_.push_back(std::move(mixed));
-    work_.notify_all();
+    const bool is_done = ready_.back().n_rows == 0;  // there is nothing to copy
     lock.unlock();
+    if (is_done) changed_.notify_all();
     rows.data.clear();
 }
 

@@ -23,7 +23,7 @@ struct Settings {
     DType dtype;
     bool widen;  // batches in fp32; else in the dtype of the source
     bool skip;   // rows with NaN or Inf are dropped and counted; else they are an error
-    int readers, gatherers, ahead;
+    int readers, mixers, ahead;
     std::uint64_t ring_bytes, chunk_bytes;
 };
 
@@ -42,9 +42,9 @@ enum class Status { ready, ended, waiting };
 class Elsewhere {
   public:
     virtual ~Elsewhere() = default;
-    virtual Memory* memory() = 0;  // that the rows of a batch are collected in
+    virtual Memory* memory() = 0;                // that the rows of a batch are collected in
     virtual std::size_t slab_bytes() const = 0;  // of it for one batch: its rows, and what else is wanted
-    // Copy rows to the places from `first` on. In the mixer thread, while no batch is mixed ahead. May throw.
+    // Copy rows to the places from `first` on. Who mixes calls it, while no batch is mixed ahead. May throw.
     virtual void put(std::uint64_t first, const std::vector<const std::uint8_t*>& rows) = 0;
 };
 
@@ -52,15 +52,16 @@ struct Mixed {
     std::shared_ptr<Slab> slab;  // the batch; elsewhere the rows that come, for the first of the holes
     std::vector<const std::uint8_t*> rows;                       // to be copied into it
     std::vector<std::pair<std::uint64_t, std::int64_t>> undo;    // (place, its row before)
-    std::vector<std::uint64_t> holes;                            // the places drawn [batch]
+    std::vector<std::uint64_t> holes;                            // elsewhere: the places drawn [batch]
     std::vector<std::pair<std::uint64_t, std::uint64_t>> moves;  // (hole, place whose row moves there) after it
     Numbers before;
     std::uint64_t n_rows = 0, begun = 0, done = 0;  // of `rows`
 };
 
-// One thread draws batches ahead of the consumer, some read ahead of it, and some copy the rows drawn; all begin
-// with the first batch that is asked for. A row stays where a reader put it, or in the memory of the source, until
-// it is copied into its batch. The methods are for one consumer thread; `close` is for any.
+// Readers read ahead of the mixers, and those draw batches ahead of the consumer, one at a time, and copy the rows
+// drawn, all at once; the threads begin with the first batch that is asked for. A row stays where a reader put it, or
+// in the memory of the source, until it is copied into its batch. The methods are for one consumer thread; `close` is
+// for any.
 class ShuffleBuffer {
   public:
     ShuffleBuffer(Files& files, const Settings& settings, Elsewhere* elsewhere = nullptr);
@@ -86,7 +87,7 @@ class ShuffleBuffer {
     Numbers numbers();  // as of the last batch that `next` returned
     State state();
     void load(const State& state, const std::uint8_t* rows);  // rows [held, d_in] as in the source; elsewhere null
-    void halt();   // the threads, until the next batch is asked for; for `load`, and from any thread
+    void halt();   // the threads, until the next batch is asked for; from any thread
     void close();  // for good
 
   private:
@@ -94,11 +95,19 @@ class ShuffleBuffer {
     struct Rows;  // of the stream, on their way into the buffer
     struct Stopped {};
 
+    struct Place {
+        const std::uint8_t* row;  // of no meaning where the rows are elsewhere
+        std::int64_t number;  // of the row, in the stream
+    };
+
     void start();
     void work();
-    void gather();
+    void mix(Wanted wanted);
+    void copy_part(Mixed& mixed, std::unique_lock<std::mutex>& lock);
+    Mixed* uncopied();
     bool fill_up();
     std::uint64_t top_up();
+    void put_elsewhere(const Rows& rows);
     void draw();
     void collect(std::uint64_t n, Rows& rows);
     std::uint8_t* slot(std::uint64_t i) const { return slots_.data() + i * row_bytes_; }
@@ -112,21 +121,19 @@ class ShuffleBuffer {
     Slab slots_;  // [n_slots, row_bytes]: rows held, read ahead, and of the batch that is copied
     SlabPool batches_;
     std::unique_ptr<Readers> readers_;
-    std::vector<const std::uint8_t*> row_at_;  // [capacity] place -> the row, the mixer's alone while it runs
-    std::shared_ptr<Chunk> chunk_;  // the mixer's, at numbers_.next_row
+    std::shared_ptr<Chunk> chunk_;  // of the thread that mixes, at numbers_.next_row
     bool in_step_ = false;          // the readers are
 
     std::mutex halting_;
-    std::mutex mutex_;  // for what follows; the mixer alone writes row_of_ and numbers_
-    std::condition_variable wake_, work_, changed_;  // the mixer; gatherers; the consumer
-    std::vector<std::int64_t> row_of_;
+    std::mutex mutex_;  // for what follows; who mixes alone writes places_ and numbers_
+    std::condition_variable wake_, changed_;  // the mixers; the consumer
+    std::vector<Place> places_;               // [capacity]
     Numbers numbers_, drawn_;  // now, and after the last draw: filling up after it is not part of the state
-    std::deque<Mixed> ready_;
+    std::deque<Mixed> ready_;  // or about to be
     Wanted wanted_ = Wanted::nothing;
-    bool stop_ = false, closed_ = false, ended_ = false, filled_ = false;
+    bool mixing_ = false, stop_ = false, closed_ = false, ended_ = false, filled_ = false;
     std::exception_ptr error_;
-    std::thread mixer_;
-    std::vector<std::thread> gatherers_;
+    std::vector<std::thread> mixers_;
 };
 
 // Copies rows [n] to out [n, bytes of one], or widens them.

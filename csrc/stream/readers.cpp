@@ -47,9 +47,11 @@ void Readers::seek(std::uint64_t row) {
     room_.notify_all();
 }
 
+namespace {
+constexpr std::uint64_t AHEAD = 64;  // pieces ahead of the consumer, for sources whose pieces take no memory
+}
+
 bool Readers::may_start(const Files::Piece& piece) const {
-    // pieces ahead of the consumer, for sources whose pieces take no memory
-    constexpr std::uint64_t AHEAD = 64;
     return issued_ - taken_ < AHEAD && (!piece.copied || piece.count <= free_.size());
 }
 
@@ -86,6 +88,7 @@ void Readers::work(Slab& scratch) {
         }
         if (!ticket.chunk->error.empty()) failed_ = true;
         done_.emplace(ticket.number, std::move(ticket.chunk));
+        lock.unlock();
         ready_.notify_all();
     }
 }
@@ -107,11 +110,12 @@ std::shared_ptr<Chunk> Readers::chunk_for(const Files::Piece& piece) {
 
 void Readers::give_back(const std::vector<const uint8_t*>& rows) {
     if (rows.empty() || !lowest_) return;
-    const Lock lock(mutex_);
+    Lock lock(mutex_);
     for (const uint8_t* row : rows) {
         const bool ours = row && lowest_ <= row && row <= highest_;
         if (ours) free_.push_back(const_cast<uint8_t*>(row));  // it came from there
     }
+    lock.unlock();
     room_.notify_all();
 }
 
@@ -123,7 +127,9 @@ std::shared_ptr<Chunk> Readers::next() {
     std::shared_ptr<Chunk> chunk = std::move(found->second);
     done_.erase(found);
     ++taken_;
-    room_.notify_all();
+    const bool few = issued_ - taken_ <= AHEAD / 2;  // threads are woken for several pieces
+    lock.unlock();
+    if (few) room_.notify_all();
     return chunk;
 }
 

@@ -94,24 +94,28 @@ SAEFAST_FINITE(__attribute__((target("avx2"))), _avx2)
 
 __attribute__((target("avx,f16c")))
 void widen_f16_f16c(const uint8_t* row, size_t n, uint8_t* out) {
+    const bool aligned = reinterpret_cast<std::uintptr_t>(out) % 32 == 0;
     size_t i = 0;
     for (; i + 8 <= n; i += 8) {
         const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + 2 * i));
-        _mm256_storeu_ps(reinterpret_cast<float*>(out + 4 * i), _mm256_cvtph_ps(half));
+        auto* to = reinterpret_cast<float*>(out + 4 * i);
+        if (aligned) {
+            _mm256_stream_ps(to, _mm256_cvtph_ps(half));
+        } else {
+            _mm256_storeu_ps(to, _mm256_cvtph_ps(half));
+        }
     }
     widen_f16(row + 2 * i, n - i, out + 4 * i);
 }
 
-void copy_around_cache(const uint8_t* row, size_t bytes, uint8_t* out) {  // SSE2: every x86-64 has it
-    const auto* from = reinterpret_cast<const __m128i*>(row);
-    auto* to = reinterpret_cast<__m128i*>(out);
-    for (size_t i = 0; i < bytes / 16; i += 4) {
-        const __m128i a = _mm_loadu_si128(from + i), b = _mm_loadu_si128(from + i + 1);
-        const __m128i c = _mm_loadu_si128(from + i + 2), d = _mm_loadu_si128(from + i + 3);
-        _mm_stream_si128(to + i, a);
-        _mm_stream_si128(to + i + 1, b);
-        _mm_stream_si128(to + i + 2, c);
-        _mm_stream_si128(to + i + 3, d);
+__attribute__((target("avx")))
+void copy_around_cache(const uint8_t* row, size_t bytes, uint8_t* out) {
+    const auto* from = reinterpret_cast<const __m256i*>(row);
+    auto* to = reinterpret_cast<__m256i*>(out);
+    for (size_t i = 0; i < bytes / 32; i += 2) {
+        const __m256i a = _mm256_loadu_si256(from + i), b = _mm256_loadu_si256(from + i + 1);
+        _mm256_stream_si256(to + i, a);
+        _mm256_stream_si256(to + i + 1, b);
     }
 }
 #endif
@@ -122,7 +126,7 @@ void copy_through_cache(const uint8_t* row, size_t bytes, uint8_t* out) { std::m
 
 CopyRow copy_row(size_t row_bytes) {
 #ifdef SAEFAST_X86
-    if (row_bytes % 64 == 0) return copy_around_cache;
+    if (row_bytes % 64 == 0 && __builtin_cpu_supports("avx")) return copy_around_cache;
 #endif
     static_cast<void>(row_bytes);
     return copy_through_cache;
