@@ -90,23 +90,22 @@ static stream::State state_of(stream::ShuffleBuffer& buffer) { return buffer.sta
 static void batches(std::uint64_t n, std::uint64_t capacity, const std::string& folder, bool two_streams) {
     Both both(n, capacity, folder);
     cuda::Stream a, b;
-    std::vector<std::vector<std::uint16_t>> want, got(60);
+    std::vector<std::vector<std::uint16_t>> want, got(60), written;
     for (std::size_t i = 0; i < got.size(); ++i) {
         want.push_back(both.from_host());
         both.to(got[i], two_streams && i % 3 == 1 ? b : a);
         if (i % 7 == 3) both.same_state(state_of);
-        if (i % 20 == 11) {  // restored: the rows are written in a stream
+        if (i % 5 == 3) {  // restored: the rows are written in a stream
             const stream::State state = both.device.mixer().state();
             both.device.pause(a);
             cudaStreamSynchronize(a);
             std::fill(both.places.begin(), both.places.end(), std::uint16_t{0});
-            std::vector<std::uint16_t> held(state.row_of.size() * D_IN);
+            std::vector<std::uint16_t>& held = written.emplace_back(state.row_of.size() * D_IN);
             for (std::size_t j = 0; j < held.size(); ++j) {
                 held[j] = both.rows[static_cast<std::size_t>(state.row_of[j / D_IN]) * D_IN + j % D_IN];
             }
             cudaMemcpyAsync(both.places.data(), held.data(), 2 * held.size(), cudaMemcpyHostToDevice, a);
             both.device.load(state, a);
-            cudaStreamSynchronize(a);  // `held` goes
         }
     }
     cudaStreamSynchronize(a);
@@ -178,18 +177,20 @@ int main(int n_arguments, char** arguments) {
     require(fake_alive() == 0, "nothing is left");
     no_waiting();
     for (int round = 0; round < 100; ++round) {  // closed by the consumer, by another thread, by nobody
-        Both both(200, 64, round % 2 ? folder : "");
         cuda::Stream s;
         std::vector<std::vector<std::uint16_t>> out(static_cast<std::size_t>(round % 7));
-        std::thread other;
-        if (round % 3 == 2) other = std::thread([&] { both.device.mixer().close(); });
-        try {
-            for (auto& batch : out) both.to(batch, s);
-        } catch (const stream::SourceError&) {  // closed
-        }
-        if (round % 3 == 1) both.device.mixer().close();
-        if (other.joinable()) other.join();
-        both.device.mixer().state();
+        {
+            Both both(200, 64, round % 2 ? folder : "");
+            std::thread other;
+            if (round % 3 == 2) other = std::thread([&] { both.device.mixer().close(); });
+            try {
+                for (auto& batch : out) both.to(batch, s);
+            } catch (const stream::SourceError&) {  // closed
+            }
+            if (round % 3 == 1) both.device.mixer().close();
+            if (other.joinable()) other.join();
+            both.device.mixer().state();
+        }  // kernels may be running
         cudaStreamSynchronize(s);
     }
     require(fake_alive() == 0, "closing leaves nothing behind");
