@@ -3,12 +3,13 @@
 #include "../bindings.h"
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "bind_parts.h"
 #include "boundary.h"
-#include "sha256.h"
 
 namespace saefast {
 namespace {
@@ -53,6 +54,17 @@ class PyShuffleBuffer final : public Opened {
         return out;
     }
 
+    uint64_t read_through() {
+        check_process();
+        if (buffer_->is_ahead()) throw py::value_error("read_through: expected no batch taken yet");
+        try {
+            const py::gil_scoped_release release;
+            return buffer_->read_through();
+        } catch (const SourceError& error) {
+            throw py::value_error(error.what());
+        }
+    }
+
     void load(const py::array& row_of, const py::array& rows_any, uint64_t passes, uint64_t next_row,
               uint64_t skipped, uint64_t batches) {
         check_process();
@@ -76,8 +88,8 @@ std::unique_ptr<PyShuffleBuffer> make(const py::list& segments, uint64_t d_in, c
                                       uint64_t batch, uint64_t capacity, uint64_t seed, bool widen, bool skip,
                                       int readers, int mixers, int ahead, uint64_t ring_bytes, uint64_t chunk_bytes,
                                       bool direct) {
-    const Settings settings = checked_settings(d_in, dtype, batch, capacity, seed, widen, skip, readers, mixers,
-                                               ahead, ring_bytes, chunk_bytes);
+    const Settings settings = checked_settings(d_in, dtype, batch, capacity, seed, widen, skip, readers, mixers, ahead,
+                                               ring_bytes, chunk_bytes);
     return std::make_unique<PyShuffleBuffer>(segments, settings, direct);
 }
 
@@ -95,33 +107,15 @@ void bind_stream(py::module_& m) {
              "The next batch [batch, row bytes] uint8, None at the end. ValueError: bad data. TimeoutError.")
         .def("sample", &Buffer::sample, py::arg("n"), py::arg("timeout"),
              "The first rows [up to n, row bytes] uint8, before any batch was taken; None if there are none.")
+        .def("read_through", &Buffer::read_through,
+             "A pass of the readers alone, before any batch was taken: reads, verifies, drops the rows, counts them.")
         .def("numbers", &Buffer::numbers, "Counters as of the last batch.")
         .def("row_of", &Buffer::row_of, "Row numbers held as of the last batch, [held] int64.")
         .def("load", &Buffer::load, py::arg("row_of"), py::arg("rows"), py::kw_only(), py::arg("passes"),
-             py::arg("next_row"), py::arg("skipped"), py::arg("batches"))
+             py::arg("next_row"), py::arg("skipped"), py::arg("batches"),
+             "row_of [held] int64 and those rows [held, row bytes] uint8, none of a source in memory.")
         .def("close", &Buffer::close, "Ends the threads, at any moment. The state can still be read.");
-    s.def(
-        "sha256",
-        [](const py::bytes& data, bool plain) {
-            const std::string_view view = data;
-            Sha256 sha(plain);
-            sha.update(view.data(), view.size());
-            return sha.hex();
-        },
-        py::arg("data"), py::arg("plain") = false, "SHA-256 in hex; `plain` without the processor's instructions.");
-    s.def(
-        "widen",
-        [](const py::array& row_any, const std::string& dtype, bool plain) {
-            const auto row = checked<uint8_t>(row_any, "row", 1);
-            const DType d = parse_dtype(dtype);
-            const auto n = static_cast<std::size_t>(row.shape(0)) / size_of(d);
-            py::array_t<float> out(static_cast<py::ssize_t>(n));
-            const RowOps ops = row_ops(d, plain);
-            ops.widen(row.data(), n, reinterpret_cast<uint8_t*>(out.mutable_data()));
-            return py::make_tuple(out, ops.finite(row.data(), n));
-        },
-        py::arg("row"), py::arg("dtype"), py::arg("plain") = false,
-        "row [bytes] uint8 -> its numbers in fp32, and whether all are finite; for tests.");
+    bind_stream_parts(s);
 }
 
 }  // namespace saefast

@@ -14,20 +14,13 @@
 #include <vector>
 
 #include "../checks.h"
+#include "bind_parts.h"
 #include "buffer.h"
 
 namespace saefast::stream {
 
 using std::uint64_t;
 using std::uint8_t;
-
-inline DType parse_dtype(const std::string& name) {
-    if (name == "float16") return DType::f16;
-    if (name == "bfloat16") return DType::bf16;
-    if (name == "float32") return DType::f32;
-    if (name == "float64") return DType::f64;
-    throw py::value_error("dtype: expected float16, bfloat16, float32 or float64, got '" + name + "'");
-}
 
 // A dict {path, file_bytes, offset, rows} with {meta, parts: [(header, offset, bytes)], sha256} if it is
 // verified, or an array of bytes [rows, row_bytes] in memory. Ranges were checked against the file by the caller.
@@ -169,8 +162,9 @@ inline Settings checked_settings(uint64_t d_in, const std::string& dtype, uint64
     if (d_in < 1 || batch < 1 || capacity < batch || readers < 1 || mixers < 1 || ahead < 1 || chunk_bytes < 1) {
         throw py::value_error("stream: expected positive sizes and capacity >= batch");
     }
-    return {batch, capacity, seed,      d_in,  parse_dtype(dtype), widen,
-            skip,  readers,  mixers, ahead, ring_bytes,         chunk_bytes};
+    const Settings settings{batch, capacity, seed,      d_in,  parse_dtype(dtype), widen,
+                            skip,  readers,  mixers, ahead, ring_bytes,         chunk_bytes};
+    return settings;
 }
 
 }  // namespace saefast::stream

@@ -55,13 +55,17 @@ ShuffleBuffer::ShuffleBuffer(Files& files, const Settings& settings, Elsewhere* 
 
 ShuffleBuffer::~ShuffleBuffer() { close(); }
 
+std::vector<uint8_t*> ShuffleBuffer::free_slots() const {
+    std::vector<uint8_t*> free;
+    const uint64_t used = elsewhere_ ? 0 : numbers_.held;
+    for (uint64_t i = n_slots_; i > used; --i) free.push_back(slot(i - 1));  // the last one is taken first
+    return free;
+}
+
 void ShuffleBuffer::start() {
     if (mixers_.size() == static_cast<size_t>(settings_.mixers)) return;
     if (!readers_) {
-        std::vector<uint8_t*> free;
-        const uint64_t used = elsewhere_ ? 0 : numbers_.held;
-    for (uint64_t i = n_slots_; i > used; --i) free.push_back(slot(i - 1));  // the last one goes first
-        readers_ = std::make_unique<Readers>(files_, settings_.readers, std::move(free), settings_.chunk_bytes);
+        readers_ = std::make_unique<Readers>(files_, settings_.readers, free_slots(), settings_.chunk_bytes);
         in_step_ = stop_ = mixing_ = false;
     }
     while (mixers_.size() < static_cast<size_t>(settings_.mixers)) {

@@ -83,6 +83,9 @@ class ShuffleBuffer {
     Status fill(std::chrono::milliseconds patience);
     void read(std::uint64_t n, std::uint8_t* out) const;  // the first n <= held rows, after `fill`
 
+    // A pass of the readers alone, whose rows are dropped: how many they were. Before the first batch, or instead.
+    std::uint64_t read_through();
+
     bool is_ahead();
     Numbers numbers();  // as of the last batch that `next` returned
     State state();
@@ -100,6 +103,7 @@ class ShuffleBuffer {
         std::int64_t number;  // of the row, in the stream
     };
 
+    std::vector<std::uint8_t*> free_slots() const;
     void start();
     void work();
     void mix(Wanted wanted);

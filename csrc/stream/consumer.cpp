@@ -70,6 +70,17 @@ void ShuffleBuffer::read(uint64_t n, uint8_t* out) const {
     for (uint64_t i = 0; i < n; ++i) std::memcpy(out + i * row_bytes_, places_[i].row, row_bytes_);
 }
 
+uint64_t ShuffleBuffer::read_through() {
+    Readers readers(files_, settings_.readers, free_slots(), settings_.chunk_bytes);
+    readers.seek(0);
+    for (uint64_t rows = 0; rows < files_.rows();) {
+        const std::shared_ptr<Chunk> chunk = readers.next();
+        if (!chunk->error.empty()) throw SourceError(chunk->error);
+        rows += chunk->count;
+    }
+    return files_.rows();
+}
+
 bool ShuffleBuffer::is_ahead() {
     const Lock lock(mutex_);
     return wanted_ == Wanted::batches || !ready_.empty();

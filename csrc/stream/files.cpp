@@ -1,13 +1,9 @@
 #include "files.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <new>
 
+#include "reading.h"
 #include "sha256.h"
 
 namespace saefast::stream {
@@ -17,72 +13,9 @@ using std::size_t;
 using std::uint64_t;
 using std::uint8_t;
 
-constexpr uint64_t ALIGNMENT = 4096;  // of O_DIRECT: offsets, sizes and memory
-constexpr uint64_t BLOCK = 1024;      // rows in memory that are checked together
-
-#ifndef O_DIRECT
-#define O_DIRECT 0
-#endif
-
-std::string reason(int number) { return std::generic_category().message(number); }
+constexpr uint64_t BLOCK = 1024;  // rows in memory that are checked together
 
 }  // namespace
-
-// An open file that is read in order, a piece at a time, into memory that stays in the cache.
-struct Files::Reading {
-    const Segment& segment;
-    Slab& scratch;
-    const std::atomic<bool>& stop;
-    int fd = -1;
-    bool direct = false;
-    Stamp stamp{};
-
-    Reading(const Segment& s, bool want_direct, Slab& memory, const std::atomic<bool>& stopped)
-        : segment(s), scratch(memory), stop(stopped) {
-        const char* path = s.path.c_str();
-        if (want_direct) fd = open(path, O_RDONLY | O_CLOEXEC | O_DIRECT);
-        direct = O_DIRECT && fd >= 0;
-        if (fd < 0) fd = open(path, O_RDONLY | O_CLOEXEC);  // also where there is no O_DIRECT
-        if (fd < 0 && errno == ENOENT) throw SourceError(s.path + ": expected a file, found none");
-        if (fd < 0) throw SourceError(s.path + ": could not be opened (" + reason(errno) + ")");
-        struct stat info;
-        const int failed = fstat(fd, &info) != 0 ? errno : 0;
-        if (!failed && static_cast<uint64_t>(info.st_size) == s.file_bytes) {
-            stamp = {static_cast<uint64_t>(info.st_dev), static_cast<uint64_t>(info.st_ino),
-                     static_cast<uint64_t>(info.st_mtim.tv_sec), static_cast<uint64_t>(info.st_mtim.tv_nsec)};
-            return;
-        }
-        close(fd);
-        if (failed) throw SourceError(s.path + ": could not be read (" + reason(failed) + ")");
-        throw SourceError(s.path + ": expected " + std::to_string(s.file_bytes) + " bytes, found " +
-                          std::to_string(info.st_size));
-    }
-    ~Reading() { close(fd); }
-    Reading(const Reading&) = delete;
-    Reading& operator=(const Reading&) = delete;
-
-    // What a call can read whatever its alignment.
-    uint64_t step() const { return scratch.bytes() - 2 * ALIGNMENT; }
-
-    // [begin, end), at most `step` bytes; null after `stop`.
-    const uint8_t* read(uint64_t begin, uint64_t end) {
-        const uint64_t start = direct ? begin / ALIGNMENT * ALIGNMENT : begin;
-        const uint64_t limit = direct ? (end + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT : end;
-        uint64_t at = start;
-        while (at < end) {
-            if (stop) return nullptr;
-            const ssize_t n = pread(fd, scratch.data() + (at - start), limit - at, static_cast<off_t>(at));
-            if (n < 0 && errno == EINTR) continue;
-            if (n < 0) throw SourceError(segment.path + ": could not be read (" + reason(errno) + ")");
-            if (n == 0) {
-                throw SourceError(segment.path + ": expected " + std::to_string(segment.file_bytes) +
-                                  " bytes, found " + std::to_string(at) + ": it was truncated while it was read");
-            }
-            at += static_cast<uint64_t>(n);
-        }
-        return scratch.data() + (begin - start);
-    }
-};
 
 Files::Files(std::vector<Segment> segments, size_t d_in, DType dtype, bool direct)
     : segments_(std::move(segments)),
@@ -126,9 +59,9 @@ uint64_t Files::largest_piece(uint64_t bytes) const {
     return rows;
 }
 
-size_t Files::scratch_bytes(uint64_t bytes) const {
-    return std::max<uint64_t>(row_bytes_, bytes / row_bytes_ * row_bytes_) + 2 * ALIGNMENT;
-}
+size_t Files::at_once(uint64_t bytes) const { return std::max<uint64_t>(row_bytes_, bytes / row_bytes_ * row_bytes_); }
+
+size_t Files::scratch_bytes(uint64_t bytes) const { return 2 * (at_once(bytes) + Reading::EXTRA); }
 
 void Files::read(const Piece& piece, Chunk& chunk, Slab& scratch, const std::atomic<bool>& stop) {
     chunk.first = piece.first, chunk.count = piece.count;
@@ -174,58 +107,58 @@ void Files::store(const uint8_t* data, uint64_t first, uint64_t n, const Piece& 
     copies_done();
 }
 
-// A file that has a checksum is hashed as it is read, all of it. Its rows go to their places before the checksum is
-// known, and reach nobody if it is wrong.
 void Files::read_file(const Piece& piece, Chunk& chunk, Slab& scratch, const std::atomic<bool>& stop) {
     const Segment& segment = segments_[piece.segment];
-    const uint64_t before = starts_[piece.segment];  // rows
-    Reading file(segment, direct_, scratch, stop);
-    const uint64_t rows_at_once = file.step() / row_bytes_;
-    const auto read_rows = [&](uint64_t first, uint64_t last, Sha256* sha) {
-        for (uint64_t row = first; row < last; row += rows_at_once) {
-            const uint64_t n = std::min(rows_at_once, last - row);
-            const uint64_t begin = segment.offset + (row - before) * row_bytes_;
-            const uint8_t* data = file.read(begin, begin + n * row_bytes_);
-            if (!data) return;
-            if (sha) sha->update(data, n * row_bytes_);
-            store(data, row, n, piece, chunk);
-        }
-    };
-    if (!piece.verify) {
-        {
-            const std::lock_guard<std::mutex> lock(mutex_);
-            if (known_[piece.segment] && !(stamps_[piece.segment] == file.stamp)) {
-                throw SourceError(segment.path +
-                                  ": expected it unchanged while it is read, another process wrote to it");
-            }
-            if (segment.sha256.empty()) known_[piece.segment] = true, stamps_[piece.segment] = file.stamp;
-        }
-        read_rows(piece.first, piece.first + piece.count, nullptr);
+    const Reading file(segment.path, segment.file_bytes, direct_, stop);
+    if (piece.verify) {
+        verify(piece, chunk, file, scratch);
+        if (stop) return;
+        const std::lock_guard<std::mutex> lock(mutex_);
+        known_[piece.segment] = true, stamps_[piece.segment] = file.stamp();
         return;
     }
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (known_[piece.segment] && !(stamps_[piece.segment] == file.stamp())) {
+            throw SourceError(segment.path + ": expected it unchanged while it is read, another process wrote to it");
+        }
+        if (segment.sha256.empty()) known_[piece.segment] = true, stamps_[piece.segment] = file.stamp();
+    }
+    const uint64_t begin = segment.offset + (piece.first - starts_[piece.segment]) * row_bytes_;
+    const uint8_t* data = file.read({begin, begin + piece.count * row_bytes_}, scratch.data());
+    if (data) store(data, piece.first, piece.count, piece, chunk);
+}
+
+// All of the file is hashed as it is read. Its rows go to their places before the checksum is known, and reach nobody
+// if it is wrong.
+void Files::verify(const Piece& piece, Chunk& chunk, const Reading& file, Slab& scratch) {
+    const Segment& segment = segments_[piece.segment];
+    const uint64_t step = at_once(scratch.bytes() / 2 - 2 * Reading::EXTRA);
+    std::vector<Range> ranges;
+    for (const Part& part : segment.parts) {
+        for (uint64_t done = 0; done < part.bytes; done += step) {
+            ranges.push_back({part.offset + done, part.offset + std::min(done + step, part.bytes)});
+        }
+    }
+    ReadAhead ahead(file, ranges, scratch);
     Sha256 sha;
     sha.update(segment.meta.data(), segment.meta.size());
+    size_t next = 0;
     for (const Part& part : segment.parts) {
+        const bool rows = part.offset == segment.offset && part.bytes == segment.rows * row_bytes_;
         sha.update(part.header.data(), part.header.size());
-        if (part.offset == segment.offset && part.bytes == segment.rows * row_bytes_) {
-            read_rows(before, before + segment.rows, &sha);
-            continue;
-        }
-        for (uint64_t done = 0; done < part.bytes && !stop;) {
-            const uint64_t n = std::min(file.step(), part.bytes - done);
-            const uint8_t* data = file.read(part.offset + done, part.offset + done + n);
-            if (data) sha.update(data, n);
-            done += n;
+        for (uint64_t done = 0; done < part.bytes; done += step, ++next) {
+            const uint8_t* data = ahead.next();
+            if (!data) return;
+            const uint64_t bytes = ranges[next].end - ranges[next].begin;
+            sha.update(data, bytes);
+            if (rows) store(data, starts_[piece.segment] + done / row_bytes_, bytes / row_bytes_, piece, chunk);
         }
     }
-    if (stop) return;
     const std::string found = sha.hex();
-    if (found != segment.sha256) {
-        throw SourceError(segment.path + ": corrupt: expected SHA-256 " + segment.sha256.substr(0, 16) +
-                          "..., got " + found.substr(0, 16) + "...");
-    }
-    const std::lock_guard<std::mutex> lock(mutex_);
-    known_[piece.segment] = true, stamps_[piece.segment] = file.stamp;
+    if (found == segment.sha256) return;
+    throw SourceError(segment.path + ": corrupt: expected SHA-256 " + segment.sha256.substr(0, 16) +
+                      "..., got " + found.substr(0, 16) + "...");
 }
 
 }  // namespace saefast::stream

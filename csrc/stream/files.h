@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "reading.h"
 #include "rows.h"
 #include "slab.h"
 
@@ -69,17 +70,11 @@ class Files {
     void read(const Piece& piece, Chunk& chunk, Slab& scratch, const std::atomic<bool>& stop);
 
   private:
-    struct Stamp {  // as long as it stays, the file is the one that was verified
-        std::uint64_t device, inode, seconds, nanoseconds;
-        bool operator==(const Stamp& other) const {
-            return device == other.device && inode == other.inode && seconds == other.seconds &&
-                   nanoseconds == other.nanoseconds;
-        }
-    };
-    struct Reading;
     std::size_t segment_of(std::uint64_t row) const;
     void read_memory(const Piece& piece, Chunk& chunk);
     void read_file(const Piece& piece, Chunk& chunk, Slab& scratch, const std::atomic<bool>& stop);
+    void verify(const Piece& piece, Chunk& chunk, const Reading& file, Slab& scratch);
+    std::size_t at_once(std::uint64_t bytes) const;  // whole rows, at least one
     void store(const std::uint8_t* data, std::uint64_t first, std::uint64_t n, const Piece& piece, Chunk& chunk);
 
     std::vector<Segment> segments_;
