@@ -1,6 +1,7 @@
 // saefast._cuda. Memory on the device comes as addresses; what the CUDA runtime can say about them is checked here.
 
 #include <cuda_runtime_api.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
 #include <memory>

@@ -22,6 +22,7 @@ typedef struct CUevent_st* cudaEvent_t;
 constexpr unsigned cudaHostAllocPortable = 1, cudaStreamNonBlocking = 1, cudaEventBlockingSync = 1,
                    cudaEventDisableTiming = 2;
 
+#pragma GCC visibility push(default)
 extern "C" {
 cudaError_t cudaGetDeviceCount(int* count);
 cudaError_t cudaGetDevice(int* device);
@@ -52,3 +53,4 @@ void fake_delay(int most_microseconds);           // before each thing that a st
 int fake_alive();                                 // streams, events and page-locked pieces of memory
 int fake_waits();                                 // calls that made the host wait for the device
 }
+#pragma GCC visibility pop
