@@ -7,6 +7,7 @@ with the rows that leave, which it converts to the dtype wanted (`csrc/cuda/`).
 
 import importlib
 from collections.abc import Iterator
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -59,8 +60,13 @@ class DeviceBuffer(NativeBuffer):
             check(kind in DTYPES, f"{name}: expected fp16, bf16 or fp32 on a GPU, got {kind}")
         if self.b_dec is not None:
             b_dec = self.b_dec
-            fits = b_dec.shape == (self.source.d_in,) and b_dec.dtype == torch.float32 and b_dec.is_contiguous()
-            check(fits, f"b_dec: expected [{self.source.d_in}] in fp32, got {list(b_dec.shape)} in {b_dec.dtype}")
+            fits = (
+                b_dec.shape == (self.source.d_in,) and b_dec.dtype == torch.float32 and b_dec.is_contiguous()
+            )
+            check(
+                fits,
+                f"b_dec: expected [{self.source.d_in}] in fp32, got {list(b_dec.shape)} in {b_dec.dtype}",
+            )
         rows, staged = device_bytes(
             self.source, self.source_dtype, self.batch_size, self.capacity, settings["ahead"]
         )
@@ -77,7 +83,7 @@ class DeviceBuffer(NativeBuffer):
     def _current_device(self) -> int:
         return torch.cuda.current_device()
 
-    def _stream(self) -> int:
+    def _handle(self) -> int:
         """Handle of the stream in which the caller works."""
         return torch.cuda.current_stream(self.device).cuda_stream
 
@@ -86,8 +92,8 @@ class DeviceBuffer(NativeBuffer):
         while True:
             batch = torch.empty(shape, dtype=self.dtype, device=self.device)
             b_dec = 0 if self.b_dec is None else self.b_dec.data_ptr()
-            to = batch.data_ptr(), list(shape), str(self.dtype).removeprefix("torch."), b_dec, self._stream()
-            if not self._wait(lambda timeout, to=to: self._native.next(*to, timeout)):
+            to = batch.data_ptr(), list(shape), str(self.dtype).removeprefix("torch."), b_dec, self._handle()
+            if not self._wait(partial(self._native.next, *to)):
                 return
             yield batch
 
@@ -99,7 +105,7 @@ class DeviceBuffer(NativeBuffer):
     def sample(self, n: int) -> Tensor:
         if self._native.numbers()["batches"]:  # as `NativeBuffer.sample`
             self.load_state_dict(*self.state_dict())
-        held = self._wait(lambda timeout: self._native.fill(self._stream(), timeout))
+        held = self._wait(lambda timeout: self._native.fill(self._handle(), timeout))
         if held == 0:
             raise InputError("source: expected at least one finite row, got none")
         return self._rows(0, min(n, held)).clone()
@@ -109,13 +115,13 @@ class DeviceBuffer(NativeBuffer):
         row_of = tensors["row_of"].contiguous()
         n, most = len(row_of), self._places.numel() // (self.source.d_in * self.source_dtype.itemsize)
         check(n <= most, f"row_of: expected the state of a buffer of at most {most} rows, got {n}")
-        self._native.pause(self._stream())
+        self._native.pause(self._handle())
         try:
             for i in range(0, n, PIECE):
                 rows = self.source.take(row_of[i : i + PIECE])
                 self._rows(i, min(n, i + PIECE)).copy_(rows)
             counters = {name: numbers[name] for name in COUNTERS}
-            self._wait(lambda _: self._native.load(row_of.numpy(), self._stream(), **counters))
+            self._wait(lambda _: self._native.load(row_of.numpy(), self._handle(), **counters))
         except BaseException:
             self.close()  # the rows are no longer those of its state
             raise

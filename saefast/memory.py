@@ -72,7 +72,9 @@ def free_for_steps(sae: SAEConfig, train: TrainConfig, compute_bytes: int) -> in
         train.batch_size, sae.d_in, sae.d_sae, sae.k, compute_bytes=compute_bytes, clip=train.grad_clip is not None,
         n_dead=sae.d_sae // 10 if train.auxk_alpha else 0,
     )  # fmt: skip
-    return sum(size for part, size in parts.items() if part not in ("weights", "copies", "moments", "counters"))
+    return sum(
+        size for part, size in parts.items() if part not in ("weights", "copies", "moments", "counters")
+    )
 
 
 @contextmanager

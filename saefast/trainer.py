@@ -129,7 +129,10 @@ class Trainer:
         check(out is not None or not resume, "resume: expected a run folder in `out`, got None")
         rows = as_source(source, self.sae.config.d_in)
         sizes = config.batch_size, config.buffer_rows, config.seed, config.nonfinite
-        device, needed = self.sae.b_dec.device, free_for_steps(self.sae.config, config, self.compute_dtype.itemsize)
+        device, needed = (
+            self.sae.b_dec.device,
+            free_for_steps(self.sae.config, config, self.compute_dtype.itemsize),
+        )
         buffer = open_buffer(rows, *sizes, dtype=self.sae.b_dec.dtype, device=device, reserve=needed)
         folder = None if out is None else Path(out)
         if folder is not None:

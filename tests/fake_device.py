@@ -21,8 +21,19 @@ ROOT = Path(__file__).parent.parent
 def build():
     """-> the module, its shared library (for the functions of the fake)."""
     folder = Path(tempfile.mkdtemp(prefix="saefast-fake-"))
-    includes = [ROOT / "tests/native/fake_cuda", Path(torch.__file__).parent / "include", sysconfig.get_paths()["include"]]
-    flags = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-pthread", *(f"-I{path}" for path in includes)]
+    includes = [
+        ROOT / "tests/native/fake_cuda",
+        Path(torch.__file__).parent / "include",
+        sysconfig.get_paths()["include"],
+    ]
+    flags = [
+        "-std=c++17",
+        "-O1",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-pthread",
+        *(f"-I{path}" for path in includes),
+    ]
     sources = [path for path in ROOT.glob("csrc/stream/*.cpp") if not path.name.startswith("bind")]
     sources += [*ROOT.glob("csrc/cuda/*.cpp"), ROOT / "tests/native/fake_cuda/fake_cuda.cpp"]
     objects = [folder / f"{i}.o" for i in range(len(sources))]
@@ -46,7 +57,7 @@ class FakeDeviceBuffer(device_buffer.DeviceBuffer):
     def __init__(self, *args, **options):
         super().__init__(*args, **({"device": "cpu"} | options))
 
-    def _stream(self):
+    def _handle(self):
         return 0
 
     def _current_device(self):
@@ -64,5 +75,7 @@ class FakeDeviceBuffer(device_buffer.DeviceBuffer):
 
     def load_state_dict(self, *state):
         self._native.pause(0)
-        build()[1].cudaDeviceSynchronize()  # kernels may still be in the stream in which torch copies at once here
+        build()[
+            1
+        ].cudaDeviceSynchronize()  # kernels may still be in the stream in which torch copies at once here
         super().load_state_dict(*state)

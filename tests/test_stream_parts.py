@@ -70,3 +70,11 @@ def test_without_the_extension_the_buffer_in_pytorch_does_it_and_says_so_once(mo
             buffer = saefast_stream.open_buffer(TensorSource(torch.randn(50, 4)), 8, 16)
             assert type(buffer) is ShuffleBuffer
     assert len(caplog.records) == 1 and "buffer in PyTorch" in caplog.text
+
+
+def test_the_module_that_was_built_says_why_it_cannot_run():
+    """Where nvcc is: it loads without a GPU."""
+    module = pytest.importorskip("saefast._cuda", reason="saefast._cuda is not built: no nvcc")
+    if not torch.cuda.is_available():
+        assert importlib.import_module("saefast._cuda").unusable(0) != ""
+    assert module.stage_bytes(4096, 1152) >= 4096 * (1152 + 8)
