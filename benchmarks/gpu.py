@@ -38,6 +38,7 @@ import gpu_peers
 import gpu_predictions
 import gpu_stages
 import gpu_step
+import gpu_stream
 import torch
 import triton
 from gpu_common import DEVICE, REHEARSAL, ROOT, Part, Report, Result, free, synchronize
@@ -48,6 +49,7 @@ PARTS: dict[str, Part] = {
     "step": gpu_step.STEP,
     "stages": gpu_stages.STAGES,
     "predictions": gpu_predictions.PREDICTED,
+    "stream": gpu_stream.STREAM,
     "curve": gpu_curve.CURVE,
     "peers": gpu_peers.PEER,
     "sanitizer": gpu_checks.SANITIZERS,

@@ -49,7 +49,8 @@ def test_files() -> list[Path]:
     found = sorted((ROOT / "tests").glob("test_triton_*.py"))
     if REHEARSAL:  # `make test` has run them all
         return [path for path in found if path.stem == "test_triton_sum_rows"]
-    return [ROOT / "tests" / "test_gpu.py", *(path for path in found if path.stem not in NOT_HERE)]
+    ours = [ROOT / "tests" / f"{name}.py" for name in ("test_gpu", "test_gpu_stream")]
+    return [*ours, *(path for path in found if path.stem not in NOT_HERE)]
 
 
 def tests(report: Report) -> Result:

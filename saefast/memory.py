@@ -66,6 +66,17 @@ def training_bytes(sae: SAEConfig, train: TrainConfig, compute_bytes: int = 2) -
     )  # fmt: skip
 
 
+def free_for_steps(sae: SAEConfig, train: TrainConfig, compute_bytes: int) -> int:
+    """Bytes that a GPU step takes beside what training holds already; AuxK for a tenth of the latents."""
+    parts = memory_bytes(
+        train.batch_size, sae.d_in, sae.d_sae, sae.k, compute_bytes=compute_bytes, clip=train.grad_clip is not None,
+        n_dead=sae.d_sae // 10 if train.auxk_alpha else 0,
+    )  # fmt: skip
+    return sum(
+        size for part, size in parts.items() if part not in ("weights", "copies", "moments", "counters")
+    )
+
+
 @contextmanager
 def out_of_memory_help(sae: SAEConfig, train: TrainConfig) -> Iterator[None]:
     """Turn the device's out-of-memory error into one that says what is needed and which setting lowers it."""

@@ -37,18 +37,24 @@ def open_buffer(
     seed: int = 0,
     nonfinite: str = "stop",
     dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    reserve: int = 0,
     **options: Any,
 ) -> ShuffleBuffer:
     """The fastest shuffle buffer for `source`: `NativeBuffer` for shard folders, `.npy` and `.safetensors` files and
-    tensors in memory; `ShuffleBuffer` for other sources and where the extension is not built (said once).
+    tensors in memory; `ShuffleBuffer` for other sources and where the extension is not built (said once). With a CUDA
+    `device`, `saefast.device_buffer.DeviceBuffer` in place of `NativeBuffer`, or said once why not.
 
     Args:
         dtype: of the batches of the one in C++, default that of the source, which the one in PyTorch always keeps.
+        device: where the batches are wanted. Only those of the buffer on a GPU come there by themselves.
+        reserve: bytes of GPU memory that it must leave free.
         options: of `NativeBuffer`.
 
     Raises:
         InputError: sizes that do not fit, a damaged source.
     """
+    device = torch.device(device)
     try:
         importlib.import_module("saefast._C")
     except ImportError as error:
@@ -59,6 +65,15 @@ def open_buffer(
     found = segments_of(source)
     if found is None:
         return ShuffleBuffer(source, batch_size, capacity, seed, nonfinite)
+    if device.type == "cuda":
+        on_gpu = importlib.import_module("saefast.device_buffer").open_on(
+            device, reserve, source, batch_size, capacity, seed, nonfinite, dtype, found, **options
+        )
+        if not isinstance(on_gpu, str):
+            return on_gpu
+        if "cuda" not in _said:
+            _said.add("cuda")
+            log.warning(f"streaming: the shuffle buffer is in main memory, not on the GPU: {on_gpu}")
     return NativeBuffer(source, batch_size, capacity, seed, nonfinite, dtype, segments=found, **options)
 
 
@@ -123,7 +138,7 @@ class NativeBuffer(ShuffleBuffer):
             self._tensor = source.tensor
         self._version = _version(self._tensor)
         try:
-            self._native = importlib.import_module("saefast._C").stream.ShuffleBuffer(
+            self._native = self._open(
                 parts, d_in=source.d_in, dtype=_name(self.source_dtype), batch=batch_size, capacity=capacity,
                 seed=seed, widen=self.widen, skip=nonfinite == "skip", readers=readers, mixers=mixers,
                 ahead=ahead, ring_bytes=ring_bytes, chunk_bytes=chunk_bytes, direct=direct,
@@ -133,6 +148,9 @@ class NativeBuffer(ShuffleBuffer):
             raise InputError(
                 f"capacity: expected {size / 1e9:.1f} GB of memory for {capacity} rows, there is less"
             ) from None
+
+    def _open(self, parts: list[Any], **settings: Any) -> Any:
+        return importlib.import_module("saefast._C").stream.ShuffleBuffer(parts, **settings)
 
     def __iter__(self) -> Iterator[Tensor]:
         while (rows := self._wait(self._native.next)) is not None:

@@ -21,7 +21,7 @@ from saefast.buffer import ShuffleBuffer
 from saefast.config import TrainConfig
 from saefast.errors import InputError, check
 from saefast.graph import GraphedStep
-from saefast.memory import out_of_memory_help
+from saefast.memory import free_for_steps, out_of_memory_help
 from saefast.sae import SAE, geometric_median
 from saefast.signals import stop_signals
 from saefast.sources import as_source
@@ -129,7 +129,11 @@ class Trainer:
         check(out is not None or not resume, "resume: expected a run folder in `out`, got None")
         rows = as_source(source, self.sae.config.d_in)
         sizes = config.batch_size, config.buffer_rows, config.seed, config.nonfinite
-        buffer = open_buffer(rows, *sizes, dtype=self.sae.b_dec.dtype)
+        device, needed = (
+            self.sae.b_dec.device,
+            free_for_steps(self.sae.config, config, self.compute_dtype.itemsize),
+        )
+        buffer = open_buffer(rows, *sizes, dtype=self.sae.b_dec.dtype, device=device, reserve=needed)
         folder = None if out is None else Path(out)
         if folder is not None:
             found = checkpoint.open_run(

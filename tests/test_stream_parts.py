@@ -117,3 +117,11 @@ def test_reading_alone_reads_and_verifies_a_pass(tmp_path):
     buffer = saefast_stream.NativeBuffer(ShardSource(tmp_path / "acts"), 8, 32)
     with pytest.raises(ValueError, match="shard-00000.*corrupt: expected SHA-256"):
         buffer._native.read_through()
+
+
+def test_the_module_that_was_built_says_why_it_cannot_run():
+    """Where nvcc is: it loads without a GPU."""
+    module = pytest.importorskip("saefast._cuda", reason="saefast._cuda is not built: no nvcc")
+    if not torch.cuda.is_available():
+        assert importlib.import_module("saefast._cuda").unusable(0) != ""
+    assert module.stage_bytes(4096, 1152) >= 4096 * (1152 + 8)

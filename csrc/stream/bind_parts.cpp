@@ -17,14 +17,6 @@ using namespace stream;
 using std::uint64_t;
 using std::uint8_t;
 
-DType parse_dtype(const std::string& name) {
-    if (name == "float16") return DType::f16;
-    if (name == "bfloat16") return DType::bf16;
-    if (name == "float32") return DType::f32;
-    if (name == "float64") return DType::f64;
-    throw py::value_error("dtype: expected float16, bfloat16, float32 or float64, got '" + name + "'");
-}
-
 namespace {
 
 // Parts of at most 256 rows go to `threads` threads in turn, as in the buffer.

@@ -28,6 +28,8 @@ struct ShuffleBuffer::Rows {
 
 namespace {
 
+constexpr uint64_t STEP = 8192;  // rows collected at a time
+
 // Beside the rows held and a batch: what is read ahead, enough for the largest piece.
 uint64_t slots_for(const Files& files, const Settings& settings, uint64_t capacity) {
     const uint64_t piece = files.largest_piece(settings.chunk_bytes);
@@ -38,23 +40,25 @@ uint64_t slots_for(const Files& files, const Settings& settings, uint64_t capaci
 
 }  // namespace
 
-ShuffleBuffer::ShuffleBuffer(Files& files, const Settings& settings)
+ShuffleBuffer::ShuffleBuffer(Files& files, const Settings& settings, Elsewhere* elsewhere)
     : files_(files),
       settings_(settings),
+      elsewhere_(elsewhere),
       row_bytes_(files.row_bytes()),
       out_row_bytes_(settings.widen ? 4 * settings.d_in : files.row_bytes()),
       // more is never held: a new pass begins with less than a batch in the buffer
       capacity_(std::min(settings.capacity, files.rows() + settings.batch)),
-      n_slots_(slots_for(files, settings, capacity_)),
+      n_slots_(slots_for(files, settings, elsewhere ? STEP : capacity_)),
       slots_(n_slots_ * row_bytes_),
-      batches_(static_cast<size_t>(settings.ahead) + 2),
+      batches_(static_cast<size_t>(settings.ahead) + 2, elsewhere ? elsewhere->memory() : nullptr),
       places_(capacity_) {}
 
 ShuffleBuffer::~ShuffleBuffer() { close(); }
 
 std::vector<uint8_t*> ShuffleBuffer::free_slots() const {
     std::vector<uint8_t*> free;
-    for (uint64_t i = n_slots_; i > numbers_.held; --i) free.push_back(slot(i - 1));  // the last one is taken first
+    const uint64_t used = elsewhere_ ? 0 : numbers_.held;
+    for (uint64_t i = n_slots_; i > used; --i) free.push_back(slot(i - 1));  // the last one is taken first
     return free;
 }
 
@@ -158,7 +162,6 @@ bool ShuffleBuffer::fill_up() {
 }
 
 uint64_t ShuffleBuffer::top_up() {
-    constexpr uint64_t STEP = 8192;  // rows collected at a time
     uint64_t came = 0;
     while (numbers_.held < capacity_ && numbers_.next_row < files_.rows()) {
         {  // batches mixed ahead could not be taken back any more
@@ -168,24 +171,33 @@ uint64_t ShuffleBuffer::top_up() {
         }
         Rows rows(*readers_, numbers_);
         collect(std::min(STEP, capacity_ - numbers_.held), rows);
+        const size_t n = rows.data.size();
+        if (elsewhere_) put_elsewhere(rows);
         const Lock lock(mutex_);
-        for (size_t i = 0; i < rows.data.size(); ++i) {
-            places_[numbers_.held + i] = {rows.data[i], rows.numbers[i]};
-        }
-        numbers_.held += rows.data.size();
+        for (size_t i = 0; i < n; ++i) places_[numbers_.held + i] = {rows.data[i], rows.numbers[i]};
+        numbers_.held += n;
         numbers_.next_row = rows.next_row, numbers_.skipped = rows.skipped;
-        came += rows.data.size();
-        rows.data.clear();
+        came += n;
+        if (!elsewhere_) rows.data.clear();
     }
     return came;
+}
+
+void ShuffleBuffer::put_elsewhere(const Rows& rows) {
+    try {
+        elsewhere_->put(numbers_.held, rows.data);
+    } catch (...) {  // the stream is where it was
+        in_step_ = false;
+        throw;
+    }
 }
 
 // As `ShuffleBuffer._draw`, but for the copying. What can fail comes first.
 void ShuffleBuffer::draw() {
     const uint64_t n = settings_.batch, held = numbers_.held;
-    const std::vector<uint64_t> holes = Draw(settings_.seed, numbers_.batches, held)(n);
+    std::vector<uint64_t> holes = Draw(settings_.seed, numbers_.batches, held)(n);
     Mixed mixed;
-    mixed.slab = batches_.get(n * out_row_bytes_);
+    mixed.slab = batches_.get(elsewhere_ ? elsewhere_->slab_bytes() : n * out_row_bytes_);
     mixed.rows.resize(n);
     mixed.undo.reserve(2 * n);
     Rows rows(*readers_, numbers_);
@@ -197,11 +209,10 @@ void ShuffleBuffer::draw() {
         if (hole < left) low.push_back(hole);
     }
     // Where the stream could not fill a hole, the last rows move down into it.
-    std::vector<std::pair<uint64_t, uint64_t>> moves;
     uint64_t last = left;
     for (const uint64_t hole : low) {
         while (std::binary_search(empty.begin(), empty.end(), last)) ++last;
-        moves.emplace_back(hole, last++);
+        mixed.moves.emplace_back(hole, last++);
     }
 
     Lock lock(mutex_);
@@ -216,12 +227,19 @@ void ShuffleBuffer::draw() {
         mixed.rows[i] = places_[holes[i]].row;
         if (i < filled) set(holes[i], {rows.data[i], rows.numbers[i]});
     }
-    for (const auto& [to, from] : moves) set(to, places_[from]);
+    for (const auto& [to, from] : mixed.moves) set(to, places_[from]);
+    if (elsewhere_) {
+        mixed.rows.swap(rows.data);
+        mixed.holes = std::move(holes);
+    }
+    mixed.n_rows = mixed.rows.size();
     numbers_.held = left, numbers_.next_row = rows.next_row, numbers_.skipped = rows.skipped;
     ++numbers_.batches;
     drawn_ = numbers_;
     ready_.push_back(std::move(mixed));
+    const bool is_done = ready_.back().n_rows == 0;  // there is nothing to copy
     lock.unlock();
+    if (is_done) changed_.notify_all();
     rows.data.clear();
 }
 

@@ -38,13 +38,33 @@ struct State {
 
 enum class Status { ready, ended, waiting };
 
+// Where the rows held are, if not with the buffer: on a device. A batch is then what changes there.
+class Elsewhere {
+  public:
+    virtual ~Elsewhere() = default;
+    virtual Memory* memory() = 0;                // that the rows of a batch are collected in
+    virtual std::size_t slab_bytes() const = 0;  // of it for one batch: its rows, and what else is wanted
+    // Copy rows to the places from `first` on. Who mixes calls it, while no batch is mixed ahead. May throw.
+    virtual void put(std::uint64_t first, const std::vector<const std::uint8_t*>& rows) = 0;
+};
+
+struct Mixed {
+    std::shared_ptr<Slab> slab;  // the batch; elsewhere the rows that come, for the first of the holes
+    std::vector<const std::uint8_t*> rows;                       // to be copied into it
+    std::vector<std::pair<std::uint64_t, std::int64_t>> undo;    // (place, its row before)
+    std::vector<std::uint64_t> holes;                            // elsewhere: the places drawn [batch]
+    std::vector<std::pair<std::uint64_t, std::uint64_t>> moves;  // (hole, place whose row moves there) after it
+    Numbers before;
+    std::uint64_t n_rows = 0, begun = 0, done = 0;  // of `rows`
+};
+
 // Readers read ahead of the mixers, and those draw batches ahead of the consumer, one at a time, and copy the rows
 // drawn, all at once; the threads begin with the first batch that is asked for. A row stays where a reader put it, or
 // in the memory of the source, until it is copied into its batch. The methods are for one consumer thread; `close` is
 // for any.
 class ShuffleBuffer {
   public:
-    ShuffleBuffer(Files& files, const Settings& settings);
+    ShuffleBuffer(Files& files, const Settings& settings, Elsewhere* elsewhere = nullptr);
     ~ShuffleBuffer();
 
     std::size_t out_row_bytes() const { return out_row_bytes_; }
@@ -52,6 +72,12 @@ class ShuffleBuffer {
     // The next batch [batch, out_row_bytes], once it is there. Throws what went wrong in making it: the state is
     // then that of the batch before, and the next call tries again.
     Status next(std::chrono::milliseconds patience, std::shared_ptr<Slab>& batch);
+
+    // The same in pieces, for rows that are elsewhere: wait for a batch, look at those mixed ahead (null: not there
+    // yet; the pointer is good until `pop`), take the first of them.
+    Status wait(std::chrono::milliseconds patience);
+    const Mixed* peek(std::size_t ahead);
+    void pop();
 
     // Top up without drawing; only while no batch was mixed ahead.
     Status fill(std::chrono::milliseconds patience);
@@ -63,42 +89,37 @@ class ShuffleBuffer {
     bool is_ahead();
     Numbers numbers();  // as of the last batch that `next` returned
     State state();
-    void load(const State& state, const std::uint8_t* rows);  // rows [held, d_in] in the dtype of the source
-    void close();
+    void load(const State& state, const std::uint8_t* rows);  // rows [held, d_in] as in the source; elsewhere null
+    void halt();   // the threads, until the next batch is asked for; from any thread
+    void close();  // for good
 
   private:
     enum class Wanted { nothing, fill, batches };
     struct Rows;  // of the stream, on their way into the buffer
-    struct Mixed {
-        std::shared_ptr<Slab> slab;
-        std::vector<const std::uint8_t*> rows;  // [batch], to be copied into it
-        std::vector<std::pair<std::uint64_t, std::int64_t>> undo;  // (place, its row before)
-        Numbers before;
-        std::uint64_t begun = 0, done = 0;  // of the rows
-    };
     struct Stopped {};
 
     struct Place {
-        const std::uint8_t* row;
+        const std::uint8_t* row;  // of no meaning where the rows are elsewhere
         std::int64_t number;  // of the row, in the stream
     };
 
     std::vector<std::uint8_t*> free_slots() const;
     void start();
-    void halt();
     void work();
     void mix(Wanted wanted);
     void copy_part(Mixed& mixed, std::unique_lock<std::mutex>& lock);
     Mixed* uncopied();
     bool fill_up();
     std::uint64_t top_up();
+    void put_elsewhere(const Rows& rows);
     void draw();
     void collect(std::uint64_t n, Rows& rows);
     std::uint8_t* slot(std::uint64_t i) const { return slots_.data() + i * row_bytes_; }
-    bool is_ready() const { return !ready_.empty() && ready_.front().done == settings_.batch; }
+    bool is_ready() const { return !ready_.empty() && ready_.front().done == ready_.front().n_rows; }
 
     Files& files_;
     const Settings settings_;
+    Elsewhere* const elsewhere_;
     const std::size_t row_bytes_, out_row_bytes_;
     const std::uint64_t capacity_, n_slots_;
     Slab slots_;  // [n_slots, row_bytes]: rows held, read ahead, and of the batch that is copied

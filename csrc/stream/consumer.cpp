@@ -11,6 +11,15 @@ using std::uint8_t;
 using Lock = std::unique_lock<std::mutex>;
 
 Status ShuffleBuffer::next(std::chrono::milliseconds patience, std::shared_ptr<Slab>& batch) {
+    const Status status = wait(patience);
+    if (status == Status::ready) {
+        batch = peek(0)->slab;
+        pop();
+    }
+    return status;
+}
+
+Status ShuffleBuffer::wait(std::chrono::milliseconds patience) {
     Lock lock(mutex_);
     if (closed_) throw SourceError("source: expected an open buffer, this one was closed");
     if (!error_ && !ended_) {
@@ -21,15 +30,24 @@ Status ShuffleBuffer::next(std::chrono::milliseconds patience, std::shared_ptr<S
     const auto done = [&] { return closed_ || (ready_.empty() ? error_ || ended_ : is_ready()); };
     if (!changed_.wait_for(lock, patience, done)) return Status::waiting;
     if (closed_) throw SourceError("source: expected an open buffer, this one was closed");
-    if (!ready_.empty()) {
-        batch = std::move(ready_.front().slab);
-        ready_.pop_front();
-        lock.unlock();
-        wake_.notify_all();
-        return Status::ready;
-    }
+    if (!ready_.empty()) return Status::ready;
     if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
     return Status::ended;
+}
+
+const Mixed* ShuffleBuffer::peek(std::size_t ahead) {
+    const Lock lock(mutex_);
+    return ahead < ready_.size() && ready_[ahead].done == ready_[ahead].n_rows ? &ready_[ahead] : nullptr;
+}
+
+void ShuffleBuffer::pop() {
+    Mixed popped;  // goes after the lock
+    {
+        const Lock lock(mutex_);
+        popped = std::move(ready_.front());
+        ready_.pop_front();
+    }
+    wake_.notify_all();
 }
 
 Status ShuffleBuffer::fill(std::chrono::milliseconds patience) {
@@ -95,8 +113,8 @@ void ShuffleBuffer::load(const State& state, const uint8_t* rows) {
     ended_ = filled_ = false;
     numbers_ = drawn_ = state.numbers;
     for (uint64_t i = 0; i < state.numbers.held; ++i) {
-        const uint8_t* row = files_.in_memory(static_cast<uint64_t>(state.row_of[i]));
-        if (!row) row = static_cast<uint8_t*>(std::memcpy(slot(i), rows + i * row_bytes_, row_bytes_));
+        const uint8_t* row = elsewhere_ ? nullptr : files_.in_memory(static_cast<uint64_t>(state.row_of[i]));
+        if (!row && !elsewhere_) row = static_cast<uint8_t*>(std::memcpy(slot(i), rows + i * row_bytes_, row_bytes_));
         places_[i] = {row, state.row_of[i]};
     }
 }

@@ -26,22 +26,22 @@ void gather_rows(const uint8_t* const* rows, uint64_t n, uint64_t d_in, DType dt
     copies_done();
 }
 
-ShuffleBuffer::Mixed* ShuffleBuffer::uncopied() {
+Mixed* ShuffleBuffer::uncopied() {
     const auto found = std::find_if(ready_.begin(), ready_.end(),
-                                    [&](const Mixed& mixed) { return mixed.begun < settings_.batch; });
+                                    [](const Mixed& mixed) { return mixed.begun < mixed.n_rows; });
     return found == ready_.end() ? nullptr : &*found;
 }
 
 // The next rows of a batch, which stays where it is in the deque until it is done. `lock` is held but for the copying.
 void ShuffleBuffer::copy_part(Mixed& mixed, std::unique_lock<std::mutex>& lock) {
     constexpr uint64_t PART = 256;  // rows that a thread copies before it looks around
-    const uint64_t begin = mixed.begun, n = std::min(PART, settings_.batch - begin);
+    const uint64_t begin = mixed.begun, n = std::min(PART, mixed.n_rows - begin);
     mixed.begun += n;
     lock.unlock();
     gather_rows(mixed.rows.data() + begin, n, settings_.d_in, settings_.dtype, settings_.widen,
                 mixed.slab->data() + begin * out_row_bytes_);
     lock.lock();
-    if ((mixed.done += n) < settings_.batch) return;
+    if ((mixed.done += n) < mixed.n_rows) return;
     const std::vector<const uint8_t*> rows = std::move(mixed.rows);
     lock.unlock();
     changed_.notify_all();

@@ -14,7 +14,12 @@ std::size_t round_up(std::size_t bytes, std::size_t to) { return (bytes + to - 1
 
 }  // namespace
 
-Slab::Slab(std::size_t bytes) : bytes_(round_up(std::max<std::size_t>(bytes, 1), PAGE)) {
+Slab::Slab(std::size_t bytes, Memory* memory)
+    : bytes_(round_up(std::max<std::size_t>(bytes, 1), PAGE)), memory_(memory) {
+    if (memory_) {
+        data_ = static_cast<std::uint8_t*>(memory_->take(bytes_));
+        return;
+    }
     const std::size_t alignment = bytes_ >= HUGE_PAGE ? HUGE_PAGE : PAGE;
     if (bytes_ >= HUGE_PAGE) bytes_ = round_up(bytes_, HUGE_PAGE);
     data_ = static_cast<std::uint8_t*>(::operator new(bytes_, std::align_val_t{alignment}));
@@ -24,6 +29,10 @@ Slab::Slab(std::size_t bytes) : bytes_(round_up(std::max<std::size_t>(bytes, 1),
 }
 
 Slab::~Slab() {
+    if (memory_) {
+        memory_->give_back(data_);
+        return;
+    }
     ::operator delete(data_, std::align_val_t{bytes_ >= HUGE_PAGE ? HUGE_PAGE : PAGE});
 }
 
@@ -40,7 +49,7 @@ std::shared_ptr<Slab> SlabPool::get(std::size_t bytes) {
             free.erase(found);
         }
     }
-    if (!slab) slab = std::make_unique<Slab>(bytes);
+    if (!slab) slab = std::make_unique<Slab>(bytes, shared_->memory);
     const std::shared_ptr<Shared> shared = shared_;
     return std::shared_ptr<Slab>(slab.release(), [shared](Slab* returned) {
         std::unique_ptr<Slab> owned(returned), oldest;  // what is too much is freed outside the lock

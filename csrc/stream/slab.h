@@ -10,10 +10,18 @@
 
 namespace saefast::stream {
 
-// Aligned memory, in huge pages where the kernel has them. Throws std::bad_alloc.
+// Another place than the heap to take memory from; it outlives what was taken. `take` throws where there is none.
+class Memory {
+  public:
+    virtual ~Memory() = default;
+    virtual void* take(std::size_t bytes) = 0;
+    virtual void give_back(void* memory) = 0;
+};
+
+// Aligned memory, in huge pages where the kernel has them, or that of `memory`. Throws std::bad_alloc.
 class Slab {
   public:
-    explicit Slab(std::size_t bytes);
+    explicit Slab(std::size_t bytes, Memory* memory = nullptr);
     ~Slab();
     Slab(const Slab&) = delete;
     Slab& operator=(const Slab&) = delete;
@@ -22,19 +30,23 @@ class Slab {
 
   private:
     std::size_t bytes_;
+    Memory* memory_;
     std::uint8_t* data_;
 };
 
 // Hands out slabs and takes them back when the last reference goes, which may be after the pool itself went.
 class SlabPool {
   public:
-    explicit SlabPool(std::size_t keep) : shared_(std::make_shared<Shared>()) { shared_->keep = keep; }
+    explicit SlabPool(std::size_t keep, Memory* memory = nullptr) : shared_(std::make_shared<Shared>()) {
+        shared_->keep = keep, shared_->memory = memory;
+    }
     std::shared_ptr<Slab> get(std::size_t bytes);
 
   private:
     struct Shared {
         std::mutex mutex;
         std::size_t keep;  // free ones at most
+        Memory* memory;
         std::vector<std::unique_ptr<Slab>> free;
     };
     std::shared_ptr<Shared> shared_;
