@@ -1,4 +1,4 @@
-"""Encode: product and top-k in plain PyTorch, the reference, and both Triton routes where there is a GPU.
+"""Encode: product and top-k in plain PyTorch, the reference, the CPU engine, and both Triton routes on a GPU.
 
     pytest benchmarks/bench_encode.py -k smoke
 
@@ -15,11 +15,14 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from saefast import reference
+from saefast.backend import load_backend, unavailable
 
 ON_GPU = torch.cuda.is_available()
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if ON_GPU else ("cpu", torch.float32)
 SMOKE = (256, 64, 1024, 8)  # B, D, F, K
 SHAPES = {"smoke": SMOKE, "A": (8192, 768, 24576, 32), "B": (8192, 2304, 65536, 64)}
+if not ON_GPU:
+    SHAPES = {"smoke": SMOKE, "residual": (4096, 576, 9216, 32)}
 
 
 def torch_topk(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -33,15 +36,21 @@ def triton(*inputs: Tensor, route: str) -> tuple[Tensor, Tensor]:
     return encode_topk(*inputs, route=route)
 
 
+def native(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+    return load_backend("native", "cpu").encode_topk(*inputs)
+
+
 ROUTES = {route: partial(triton, route=route) for route in ("triton", "cublas")}
-ENCODERS = {"torch": torch_topk, "reference": reference.encode_topk, **ROUTES}
+ENCODERS = {"torch": torch_topk, "reference": reference.encode_topk, "native": native, **ROUTES}
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 @pytest.mark.parametrize("name", ENCODERS)
 def bench_encode(benchmark: BenchmarkFixture, name: str, shape: tuple[int, int, int, int]) -> None:
-    if not ON_GPU and (name in ROUTES or shape != SMOKE):
-        pytest.skip("the interpreter says nothing about speed, and the shape is for GPUs")
+    if not ON_GPU and name in ROUTES:
+        pytest.skip("the interpreter says nothing about speed")
+    if name == "native" and (ON_GPU or unavailable("native")):
+        pytest.skip("the CPU engine is not for this device, or not built")
     encode: Callable[..., tuple[Tensor, Tensor]] = ENCODERS[name]
     B, D, F, K = shape
     torch.manual_seed(0)

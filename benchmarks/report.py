@@ -19,7 +19,6 @@ def table() -> str:
         for name in ("demo", "curve_parity", "step_cpu", "recipe", "interpreter_run")
     )
     model = demo["in_model"]
-    ours, control = (parity["largest_relative_difference_to_plain"][name] for name in ("saefast", "control"))
     rows = [
         (
             "The demo's SAE on held-out tokens: FVU",
@@ -31,17 +30,11 @@ def table() -> str:
             f"{model['loss_recovered']:.1%} of zero ablation, {model['loss_recovered_mean']:.1%} of mean ablation",
             "`make demo`",
         ),
-        (
-            f"Plain autograd + `torch.optim.Adam` on the same {parity['steps']} batches: held-out FVU",
-            "{plain:.4f}; ours {saefast:.4f}; plain, W_enc one ulp larger: {control:.4f}".format(
-                **parity["heldout_fvu"]
-            ),
-            "`curve_parity.py`",
-        ),
-        (
-            "Largest relative difference between its loss curve and ours (and the one-ulp control's)",
-            "; ".join(f"{first}: {ours[first]:.0e} ({control[first]:.0e})" for first in ours),
-            "`curve_parity.py`",
+        *(
+            row
+            for name in ("plain", "reference")
+            if name in parity
+            for row in parity_rows(name, parity[name])
         ),
     ]
     for who in dict.fromkeys(run["who"] for run in recipe["runs"]):
@@ -83,13 +76,40 @@ def table() -> str:
     return "\n".join([*lines, "", note])
 
 
+def parity_rows(name: str, case: dict) -> list[tuple[str, str, str]]:
+    """The two answers of curve_parity.py."""
+    other = {"plain": "plain autograd + `torch.optim.Adam`", "reference": "the specification"}[name]
+    forced, alone = case["from the same state"], case["left alone"]
+    factor = max(forced["rms error of saefast over that of the other"].values())
+    apart, fvu = dict(alone["apart"]), alone["heldout_fvu"]
+    rows = {
+        "ours": [apart.pop("saefast")],
+        f"{len(apart) - 1} controls": [v for k, v in apart.items() if k != name],
+    }
+    texts = []
+    for who, curves in rows.items():
+        firsts = sorted(curve["first step apart"] or alone["steps"] + 1 for curve in curves)
+        largest = sorted(list(curve["largest relative difference"].values())[-1] for curve in curves)
+        if curves:
+            texts.append(
+                f"{who}: from step {' to '.join(map(str, dict.fromkeys((firsts[0], firsts[-1]))))}, "
+                f"at most {' to '.join(dict.fromkeys((f'{largest[0]:.0e}', f'{largest[-1]:.0e}')))}"
+            )
+    states = f"{forced['states']} states ({forced['of them with AuxK']} with AuxK)"
+    difference = f"{forced['largest relative difference of the two losses']:.0e}"
+    what = f"A step beside {other}, from the same {states}: largest relative difference of the loss"
+    found = f"{difference}; rms error against fp64 of what it changes at most {factor:.2f} times the other's"
+    left = f"Left alone for {alone['steps']} steps beside {other}: where the loss is more than 1e-6 off"
+    end = f"held-out FVU {fvu['saefast']:.4f}, the other's {fvu[name]:.4f}"
+    command = "`curve_parity.py`"
+    return [(what, found, command), (left, "; ".join([*texts, end]), command)]
+
+
 def step_row(case: dict, native: dict) -> str:
     """Times of the others over ours, median and the two deciles; and ours over the encoder's product alone."""
-    times = {
-        other: native[f"time of {other} / this"]
-        for other in ("plain", "stock", "sparsify Adam", "sparsify signum")
-        if f"time of {other} / this" in native
-    }
+    start, end = "time of ", " / this"
+    times = {key[len(start) : -len(end)]: value for key, value in native.items() if key.startswith(start)}
+    times.pop("encoder product")
     names = {"plain": "plain dense PyTorch", "stock": "the best stock PyTorch ops"}
     parts = [
         f"{names.get(name, name)} {m:.2f}x ({low:.2f} to {high:.2f})"

@@ -4,19 +4,17 @@
     python benchmarks/step_ratios.py --smoke                           a toy shape on random numbers, nothing written
 
 The folders are activations of width 576 (the demo's) and 1536: `saefast cache data/smollm2-135m data/corpus.jsonl --hook
-model.layers.12.mlp.down_proj:in --out data/acts-mlp --tokens 40000`. sparsify takes part where it can be imported
-(`pip install eai-sparsify==1.3.3 && pip uninstall -y torchvision`, in an environment of its own), else it is listed as
-not installed.
+model.layers.12.mlp.down_proj:in --out data/acts-mlp --tokens 40000`. The peers of `peers.py` take part where they can be
+imported (in an environment of their own), else they are listed as not installed.
 
 Everybody does the same step from the same weights on the same batches of real activations, b_dec at their mean; the
-losses are compared before the clock runs. In each round all of them run once, in rotating order, on the next batch, and
+FVUs are compared before the clock runs. In each round all of them run once, in rotating order, on the next batch, and
 a ratio is taken within a round: a noisy neighbour slows a whole round. All of it runs twice: with glibc's allocator as
 it is, which gives large buffers back to the kernel after every free, and with one that keeps them. Memory is the peak of
 a process of its own over what it held before the contender was made.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
@@ -29,7 +27,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import peers
 import torch
+from peers import BETAS, EPS, LR, Step
 from plain import PlainStep
 from stock import StockStep
 from torch import Tensor
@@ -45,9 +45,7 @@ SHAPES = {  # B, d_in, d_sae, k
 }
 ROUNDS = {"smoke": 3, "demo": 25, "residual": 11, "mlp": 7}
 KEEP = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592:glibc.malloc.hugetlb=1"
-LR, BETAS, EPS = 1e-3, (0.9, 0.999), 6.25e-10
 Shape = tuple[int, int, int, int]
-Step = Callable[[Tensor], float]
 
 
 def fresh(shape: Shape, data: Tensor) -> SAE:
@@ -66,34 +64,8 @@ def ours(backend: str, shape: Shape, data: Tensor) -> Step:
     return lambda x: float(trainer.step(x).fvu)
 
 
-def sparsify(optimizer: str, shape: Shape, data: Tensor) -> Step:
-    """Its module, stepped as its trainer does."""
-    from schedulefree import ScheduleFreeWrapper
-    from sparsify.config import SparseCoderConfig
-    from sparsify.sign_sgd import SignSGD
-    from sparsify.sparse_coder import SparseCoder
-
-    _, D, F, K = shape
-    sae, coder = fresh(shape, data), SparseCoder(D, SparseCoderConfig(num_latents=F, k=K))
-    own = coder.encoder.weight, coder.encoder.bias, coder.W_dec, coder.b_dec
-    for param, value in zip(own, sae.params, strict=True):
-        param.data.copy_(value)
-    if optimizer == "signum":
-        opt = ScheduleFreeWrapper(SignSGD([{"params": list(coder.parameters()), "lr": LR}]), momentum=0.95)
-        opt.train()
-    else:
-        opt = torch.optim.Adam(coder.parameters(), lr=LR, betas=BETAS, eps=EPS)
-
-    def step(x: Tensor) -> float:
-        coder.set_decoder_norm_to_unit_norm()
-        fvu = coder(x=x, y=x).fvu
-        fvu.backward()
-        coder.remove_gradient_parallel_to_decoder_directions()
-        opt.step()
-        opt.zero_grad()
-        return float(fvu.detach())
-
-    return step
+def of_peer(make: Callable[[SAE], Step], shape: Shape, data: Tensor) -> Step:
+    return make(fresh(shape, data))
 
 
 def encoder_product(shape: Shape, data: Tensor) -> Step:
@@ -112,17 +84,24 @@ MAKE: dict[str, Callable[[Shape, Tensor], Step]] = {
     "stock": partial(of_class, StockStep),
     "reference": partial(ours, "reference"),
     "native": partial(ours, "native"),
-    "sparsify Adam": partial(sparsify, "Adam"),
-    "sparsify signum": partial(sparsify, "signum"),
+    "sparsify Adam": partial(of_peer, partial(peers.sparsify, "Adam")),
+    "sparsify signum": partial(of_peer, partial(peers.sparsify, "signum")),
+    "dictionary_learning": partial(of_peer, peers.dictionary_learning),
+    "SAELens": partial(of_peer, partial(peers.sae_lens, False)),
+    "SAELens sparse": partial(of_peer, partial(peers.sae_lens, True)),
     "encoder product": encoder_product,
 }
-SAME_STEP = ("plain", "stock", "reference", "native", "sparsify Adam")  # signum's second loss is another
+ALIKE = {  # how far the FVU may be off plain's, relative: on the weights of the start, and after one update
+    "stock": (1e-4, 1e-4), "reference": (1e-4, 1e-4), "native": (1e-4, 1e-4),
+    "sparsify Adam": (1e-4, 1e-2),  # projects and normalises in another order
+    "sparsify signum": (1e-4, 1e-2),  # its first step is as long as Adam's
+    "dictionary_learning": (1e-4, 1e-3),  # another epsilon, clips the gradient
+    "SAELens": (1e-4, 2e-2), "SAELens sparse": (1e-4, 2e-2),  # decoder rows change their norm
+}  # fmt: skip
 
 
 def why_not(name: str) -> str | None:
-    if name.startswith("sparsify"):
-        return None if importlib.util.find_spec("sparsify") else "not installed"
-    return unavailable(name) if name in ("reference", "native") else None
+    return unavailable(name) if name in ("reference", "native") else peers.missing(name)
 
 
 def batches(data: Tensor, B: int) -> Iterator[Tensor]:
@@ -131,16 +110,20 @@ def batches(data: Tensor, B: int) -> Iterator[Tensor]:
         yield data[torch.randperm(len(data), generator=generator)[:B]].contiguous()
 
 
-def compare(steps: dict[str, Step], stream: Iterator[Tensor]) -> None:
-    """Refuse to go on if they do not agree: on the weights of the start, and after one update."""
+def compare(steps: dict[str, Step], stream: Iterator[Tensor]) -> dict[str, list[float]]:
+    """The first two FVUs of each over plain's, less 1. Refuses to go on if they are not alike."""
+    off: dict[str, list[float]] = {name: [] for name in steps if name in ALIKE}
     for i in range(2):
         x = next(stream)
         losses = {name: step(x) for name, step in steps.items()}
-        for name in losses.keys() & set(SAME_STEP):
-            # sparsify projects and normalises in another order, which shows after an update
-            bound = 1e-2 if i and name.startswith("sparsify") else 1e-4
-            off = abs(losses[name] / losses["plain"] - 1)
-            assert off < bound, f"{name} disagrees with plain in step {i + 1}: {losses}"
+        per_token = float((x - x.mean(dim=0)).square().sum()) / len(x)
+        for name, bounds in ALIKE.items():
+            if name in losses:
+                fvu = losses[name] / (per_token if name.split()[0] in peers.PER_TOKEN else 1)
+                off[name].append(fvu / losses["plain"] - 1)
+                alike = abs(off[name][i]) < bounds[i]
+                assert alike, f"{name}: FVU {fvu} in step {i + 1}, plain's {losses['plain']}, bounds {bounds}"
+    return off
 
 
 def measure(steps: dict[str, Step], stream: Iterator[Tensor], rounds: int) -> dict[str, dict[str, object]]:
@@ -155,9 +138,9 @@ def measure(steps: dict[str, Step], stream: Iterator[Tensor], rounds: int) -> di
     out: dict[str, dict[str, object]] = {}
     for name in names:
         row: dict[str, object] = {"seconds": round(statistics.median(seconds[name]), 4)}
-        for other in ("plain", "stock", "sparsify Adam", "sparsify signum", "encoder product"):
-            if other in seconds and name != other:
-                ratios = [a / b for a, b in zip(seconds[other], seconds[name], strict=True)]
+        for other, theirs in seconds.items():
+            if name != other and other not in ("reference", "native"):
+                ratios = [a / b for a, b in zip(theirs, seconds[name], strict=True)]
                 deciles = statistics.quantiles(ratios, n=10, method="inclusive")
                 spread = [statistics.median(ratios), deciles[0], deciles[-1]]
                 row[f"time of {other} / this"] = [round(value, 3) for value in spread]
@@ -202,10 +185,11 @@ def one_shape(name: str, folder: str | None) -> dict[str, object]:
         batches(data, shape[0]),
         {n: make(shape, data) for n, make in MAKE.items() if not why_not(n)},
     )
-    compare(steps, stream)
+    off = compare(steps, stream)
     return {
         "shape": dict(zip(("B", "d_in", "d_sae", "k"), shape, strict=True)),
         "left out": {n: why for n in MAKE if (why := why_not(n))},
+        "FVU over plain's less 1: before, after an update": off,
         "contenders": measure(steps, stream, ROUNDS[name]),
     }
 

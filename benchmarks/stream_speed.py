@@ -1,35 +1,41 @@
-"""The streaming buffer against the drive, memcpy, and the other buffers, interleaved in one process.
+"""The streaming buffer against the drive, the page cache, memcpy and the other buffers, interleaved in one process.
 
     python benchmarks/stream_speed.py [--folder DIR] [--rounds N] [--smoke]
 
-Rates are GB/s of rows in their format on disk. The batches of the two buffers of saefast are compared first.
-dictionary_learning's ActivationBuffer fetches from a model; its shape (refill half, take random unread rows) is
-timed on rows in memory. SAELens' mixing buffer runs if sae_lens is installed.
+Rates are GB/s of rows in their format on disk, and ratios are taken within a round. The batches of the two buffers of
+saefast are compared first, and the copying kernel with torch's indexing. `stream_peers.py` says which peers run.
 """
 
 import argparse
+import ctypes
 import importlib
 import json
 import mmap
 import os
 import platform
+import re
 import shutil
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import stream_peers
 import torch
 from torch import Tensor
 
-from saefast.buffer import ShuffleBuffer
+from saefast.buffer import ShuffleBuffer, draw
 from saefast.shards import ShardSource, ShardWriter
 from saefast.sources import TensorSource
 from saefast.stream import NativeBuffer
 
 D_IN, B = 576, 4096
+ROW = 2 * D_IN
+THREADS = 2  # of memcpy and of the kernel; also the buffer's readers and mixers
 
 
 def timed(function: Callable[[], int]) -> float:
@@ -39,18 +45,47 @@ def timed(function: Callable[[], int]) -> float:
     return n / (time.perf_counter() - begin) / 1e9
 
 
-def read_files(folder: Path) -> int:
-    """pread of every shard into the same 1 MiB, as dd does."""
-    memory, n = bytearray(1 << 20), 0
+def huge(n: int) -> np.ndarray:
+    """n bytes in huge pages, as the buffer's own memory is."""
+    memory = mmap.mmap(-1, n + (4 << 20))
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    out = np.frombuffer(memory, np.uint8)
+    out = out[-out.ctypes.data % (2 << 20) :][:n]
+    out.fill(0)
+    return out
+
+
+def memcpy(out: np.ndarray, rows: np.ndarray) -> int:
+    """glibc's, a part for each thread."""
+    part = -(-rows.nbytes // THREADS)
+
+    def copy(i: int) -> None:
+        begin = i * part
+        ctypes.memmove(
+            out.ctypes.data + begin, rows.ctypes.data + begin, min(part, rows.nbytes - begin)
+        )  # without the GIL
+
+    threads = [threading.Thread(target=copy, args=(i,)) for i in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return rows.nbytes
+
+
+def read_files(folder: Path, memory: Any) -> int:
+    """pread of every shard, 1 MiB at a time, as dd does: into the same 1 MiB, or one after another into large memory."""
+    view, n, at = memoryview(memory), 0, 0
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb", buffering=0) as file:
-            while got := file.readinto(memory):
+            while got := file.readinto(view[at : at + (1 << 20)]):
                 n += got
+                at = at + got if len(view) > 1 << 20 else 0
     return n
 
 
 def read_drive(folder: Path) -> int:
-    """The same around the page cache (O_DIRECT), 8 MiB at a time; dropping the cache would leave mapped pages in it."""
+    """The same around the page cache (O_DIRECT), 8 MiB at a time."""
     memory, n = mmap.mmap(-1, 8 << 20), 0
     for path in sorted(folder.glob("*.safetensors")):
         file = os.open(path, os.O_RDONLY | os.O_DIRECT)
@@ -62,34 +97,10 @@ def read_drive(folder: Path) -> int:
     return n
 
 
-def drain(batches: Iterator[Tensor], n_batches: int, row_bytes: int) -> int:
+def drain(batches: Iterator[Tensor], n_batches: int) -> int:
     for _ in range(n_batches):
         next(batches)
-    return n_batches * B * row_bytes
-
-
-def mixing_buffer() -> Any:
-    """SAELens' function, or None."""
-    try:
-        return importlib.import_module("sae_lens.training.mixing_buffer").mixing_buffer
-    except ImportError:
-        return None
-
-
-def half_refill(rows: Tensor, capacity: int) -> Iterator[Tensor]:
-    """The shape of dictionary_learning's ActivationBuffer: refill when half is read, take random unread rows."""
-    held, read, at = torch.empty(0, rows.shape[1], dtype=rows.dtype), torch.empty(0, dtype=torch.bool), 0
-    while True:
-        if int((~read).sum()) < capacity // 2:
-            held = held[~read]
-            new = rows[at : at + capacity - len(held)]
-            at = (at + len(new)) % len(rows)
-            held = torch.cat([held, new])
-            read = torch.zeros(len(held), dtype=torch.bool)
-        unread = (~read).nonzero().squeeze(1)
-        chosen = unread[torch.randperm(len(unread))[:B]]
-        read[chosen] = True
-        yield held[chosen]
+    return n_batches * B * ROW
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -97,8 +108,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", type=Path, default=None)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "stream_cpu.json")
     args = parser.parse_args(argv)
     n, capacity, rounds = (40_960, 16_384, 1) if args.smoke else (524_288, 131_072, args.rounds)
     folder = Path(tempfile.mkdtemp(dir=args.folder))
@@ -106,82 +118,117 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         result = measure(folder / "acts", n, capacity, rounds)
     finally:
         shutil.rmtree(folder)
-    print(json.dumps(result, indent=2))
+    text = re.sub(
+        r"\[\s+([\d.]+),\s+([\d.]+),\s+([\d.]+)\s+\]", r"[\1, \2, \3]", json.dumps(result, indent=2)
+    )
+    print(text)
     if not args.smoke:
-        out = Path(__file__).parent / "results" / "stream_cpu.json"
-        out.write_text(json.dumps(result, indent=2) + "\n")
+        args.out.write_text(text + "\n")
     return result
 
 
-def measure(folder: Path, n: int, capacity: int, rounds: int) -> dict[str, Any]:
+def write(folder: Path, n: int) -> ShardSource:
     generator = torch.Generator().manual_seed(0)
     writer = ShardWriter(folder, D_IN, torch.float16, shard_tokens=65_536)
     for _ in range(n // 8192):
         writer.append(torch.randn(8192, D_IN, generator=generator).half())
     writer.close()
-    source, row_bytes, per_pass = ShardSource(folder), 2 * D_IN, n // B
+    return ShardSource(folder)
+
+
+def measure(folder: Path, n: int, capacity: int, rounds: int) -> dict[str, Any]:
+    source, per_pass = write(folder, n), n // B
     rows = torch.cat([source.shard(i)["activations"].clone() for i in range(len(source.index["shards"]))])
     a, b = iter(ShuffleBuffer(source, B, capacity)), iter(NativeBuffer(source, B, capacity))
     for _ in range(per_pass + 3):
         assert torch.equal(next(a), next(b))
 
-    memory = TensorSource(rows)
-    peer = mixing_buffer()
+    # the kernel: rows of a buffer of `capacity`, in the order of its batches, in as much memory as memcpy moves
+    stream = importlib.import_module("saefast._C").stream
+    flat, out = rows.view(torch.uint8).numpy(), huge(n * ROW)
+    pool = huge(capacity * ROW).reshape(capacity, ROW)
+    pool[:] = flat[:capacity]
+    index = torch.cat([draw(0, i, capacity, B) for i in range(per_pass)])
+    kernel = {"d_in": D_IN, "dtype": "float16", "threads": THREADS}
+
+    def gather() -> int:
+        stream.gather(pool, index.numpy(), out.reshape(n, ROW), **kernel)
+        return out.nbytes
+
+    gather()
+    assert torch.equal(torch.from_numpy(out).view(n, ROW), torch.from_numpy(pool)[index])
+    large, small = huge(n * ROW + (n // 65_536 + 2 << 20)), bytearray(1 << 20)
+    copied = huge(n * ROW)
+    copied[:] = flat.ravel()
+
+    def through(buffer: NativeBuffer) -> int:
+        return int(buffer._native.read_through()) * ROW
+
+    files, memory = NativeBuffer(source, B, capacity), TensorSource(rows)
     streams: dict[str, Iterator[Tensor]] = {
-        "native, files": iter(NativeBuffer(source, B, capacity)),
-        "native, files to fp32": iter(NativeBuffer(source, B, capacity, dtype=torch.float32)),
-        "native, memory": iter(NativeBuffer(memory, B, capacity)),
+        "batches, files": iter(files),
+        "batches, files to fp32": iter(NativeBuffer(source, B, capacity, dtype=torch.float32)),
+        "batches, memory": iter(NativeBuffer(memory, B, capacity)),
         "pytorch, files": iter(ShuffleBuffer(ShardSource(folder), B, capacity)),
-        "dictionary_learning shape, memory": half_refill(rows, capacity),
+        "pytorch, memory": iter(ShuffleBuffer(memory, B, capacity)),
     }
-    if peer is not None:
-        endless = (chunk for _ in iter(int, 1) for chunk in rows.split(8192))
-        streams["SAELens mixing_buffer, memory"] = peer(capacity, B, endless)
+    peers, versions = stream_peers.buffers(rows, capacity, B)
+    streams |= peers
     for batches in streams.values():
-        drain(batches, per_pass, row_bytes)  # the pass that verifies
-    copy = torch.empty_like(rows)
-    rates: dict[str, list[float]] = {name: [] for name in streams}
-    rates |= {name: [] for name in ("memcpy", "page cache", "drive", "native O_DIRECT, drive, first pass",
-              "native O_DIRECT, drive, later pass", "native, first pass, page cache")}  # fmt: skip
-    direct = iter(NativeBuffer(source, B, capacity, direct=True))
-    drain(direct, per_pass, row_bytes)
+        drain(batches, per_pass)  # the pass that verifies
+
+    def new(direct: bool) -> NativeBuffer:
+        return NativeBuffer(source, B, capacity, direct=direct)
+
+    rates: dict[str, list[float]] = {}
     for _ in range(rounds):
-        rates["memcpy"].append(timed(lambda: copy.copy_(rows).nbytes))
-        rates["page cache"].append(timed(lambda: read_files(folder)))
-        for name, batches in streams.items():
-            rates[name].append(timed(lambda s=batches: drain(s, per_pass, row_bytes)))  # type: ignore[misc]
-        rates["native, first pass, page cache"].append(
-            timed(lambda: drain(iter(NativeBuffer(source, B, capacity)), per_pass, row_bytes))
-        )
-        rates["drive"].append(timed(lambda: read_drive(folder)))
-        rates["native O_DIRECT, drive, first pass"].append(
-            timed(lambda: drain(iter(NativeBuffer(source, B, capacity, direct=True)), per_pass, row_bytes))
-        )
-        rates["native O_DIRECT, drive, later pass"].append(timed(lambda: drain(direct, per_pass, row_bytes)))
-    median = {name: statistics.median(values) for name, values in rates.items()}
+        cached, direct, verifying = new(False), new(True), iter(new(True))
+        cases: dict[str, Callable[[], int]] = {
+            "memcpy": lambda: memcpy(out, copied),
+            "gather kernel": gather,
+            "page cache into 1 MiB": lambda: read_files(folder, small),
+            "page cache into large memory": lambda: read_files(folder, large),
+            "reading and verifying, page cache": lambda c=cached: through(c),  # type: ignore[misc]
+            "reading, page cache": lambda c=cached: through(c),  # type: ignore[misc]
+        }
+        cases |= {name: lambda s=s: drain(s, per_pass) for name, s in streams.items()}  # type: ignore[misc]
+        cases |= {
+            "batches, first pass, page cache": lambda: drain(iter(new(False)), per_pass),
+            "drive": lambda: read_drive(folder),
+            "reading and verifying, drive": lambda c=direct: through(c),  # type: ignore[misc]
+            "reading, drive": lambda c=direct: through(c),  # type: ignore[misc]
+            "drive again": lambda: read_drive(folder),
+            "batches, first pass, drive": lambda v=verifying: drain(v, per_pass),  # type: ignore[misc]
+            "batches, drive": lambda v=verifying: drain(v, per_pass),  # type: ignore[misc]
+        }
+        for name, case in cases.items():
+            rates.setdefault(name, []).append(timed(case))
 
-    def ratio(name: str, over: str) -> float:
-        return round(statistics.median(x / y for x, y in zip(rates[name], rates[over], strict=True)), 3)
+    def spread(values: list[float]) -> list[float]:
+        return [round(x, 3) for x in (statistics.median(values), min(values), max(values))]
 
-    ratios = {
-        "native, files / page cache": ratio("native, files", "page cache"),
-        "native O_DIRECT, first pass / drive": ratio("native O_DIRECT, drive, first pass", "drive"),
-        "native O_DIRECT / drive": ratio("native O_DIRECT, drive, later pass", "drive"),
-        "native, memory / memcpy": ratio("native, memory", "memcpy"),
-        "native / pytorch, files": ratio("native, files", "pytorch, files"),
-    } | {
-        f"native, memory / {name}": ratio("native, memory", name)
-        for name in streams if not name.startswith(("native", "pytorch"))
-    }  # fmt: skip
+    pairs = [
+        ("gather kernel", "memcpy"), ("batches, memory", "memcpy"), ("batches, files", "memcpy"),
+        ("reading, page cache", "page cache into 1 MiB"),
+        ("reading, page cache", "page cache into large memory"),
+        ("batches, files", "page cache into 1 MiB"), ("batches, files", "page cache into large memory"),
+        ("reading and verifying, drive", "drive"), ("reading, drive", "drive"),
+        ("batches, first pass, drive", "drive again"), ("batches, drive", "drive again"),
+        ("batches, files", "pytorch, files"), ("batches, memory", "pytorch, memory"),
+        *(("batches, memory", name) for name in peers),
+    ]  # fmt: skip
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
     return {
         "machine": f"{cpu}, {os.cpu_count()} cores, {platform.platform()}",
-        "torch": torch.__version__, "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__} | versions,
+        "threads": {"memcpy, gather kernel": THREADS, "torch": torch.get_num_threads(), "readers": 2, "mixers": 2},
         "shape": {"rows": n, "d_in": D_IN, "dtype": "float16", "batch": B, "capacity": capacity},
-        "rounds": rounds, "sae_lens": "installed" if peer is not None else "not installed",
-        "GB/s, medians": {name: round(value, 3) for name, value in median.items()},
-        "ratios, medians": ratios,
+        "rounds": rounds,
+        "GB/s: median, min, max": {name: spread(values) for name, values in rates.items()},
+        "ratios within a round: median, min, max": {
+            f"{x} / {y}": spread([p / q for p, q in zip(rates[x], rates[y], strict=True)]) for x, y in pairs
+        },
     }  # fmt: skip
 
 

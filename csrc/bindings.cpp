@@ -1,4 +1,4 @@
-// saefast._C. Every argument is checked in the bind.cpp of its folder, once; the code behind trusts it.
+// saefast._C. Every argument is checked in the bind*.cpp of its folder, once; the code behind trusts it.
 
 #include "bindings.h"
 

@@ -22,6 +22,9 @@ def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
     """Call `write(temporary path)`, flush it to disk and rename it to `path`: a reader sees the old or the new file.
 
     A failure (full disk, kill) leaves `path` as it was; the temporary has a fixed name, so it never piles up.
+
+    Raises:
+        OSError: with the reason and `path`.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -30,8 +33,14 @@ def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if (
+            isinstance(error, OSError) and error.errno and error.filename is None
+        ):  # a write does not know its file
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        if isinstance(error, SafetensorError):
+            raise OSError(f"{path}: could not be written ({error})") from None
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:

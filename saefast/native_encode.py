@@ -1,9 +1,14 @@
-"""The encoder of `saefast.native`: products of torch in blocks that stay in cache, each selected from at once.
+"""The encoder of `saefast.native`: screened in 8 bits where the processor can, else torch's products in blocks.
 
-A worker takes a block of rows, multiplies it by 1024 latents at a time into memory of its own, which it uses again and
-again, and selects from that in C++. So the pre-activations of all latents never exist, no worker waits for another,
-and rows and latents are read from cache. Products are of torch, on one thread; their bits do not depend on
-how rows and latents are cut as long as each piece has more than a few of them (`tests/test_native_encode.py`).
+Where it multiplies bytes (AVX-512 VNNI), `saefast._C.TopkEncoder` multiplies all latents in 8 bits, a quarter of the
+work, with a proven bound of each error, and scores in fp32 only those that the bounds do not exclude from the top k: the
+same k, exactly (docs/engine.md).
+
+Else, and for codes of other kinds, products of torch are taken in blocks that stay in cache, each selected from at once. A
+worker takes a block of rows, multiplies it by 1024 latents at a time into memory of its own, which it uses again and
+again, and selects from that in C++. So the pre-activations of all latents never exist, no worker waits for another, and
+rows and latents are read from cache. Their bits do not depend on how rows and latents are cut as long as each piece has
+more than a few of them (`tests/test_native_encode.py`).
 """
 
 import os
@@ -22,6 +27,7 @@ from saefast.errors import InputError
 LATENTS = 1024  # in a product, or 8 k if that is more: enough for a good bound on the k-th largest at once
 LEAST, MAX_ROWS = 64, 512  # rows in a product
 MAX_CANDIDATES = 2**23  # that the rows of a block keep, 8 bytes each
+SCREENED_ROWS = 64  # for fewer it does not pay to round all of W_enc
 _arena = threading.local()
 
 
@@ -29,6 +35,11 @@ def encode_topk(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[
     """As `saefast.reference.encode_topk`, fp32, bit for bit given the same products."""
     top_acts = torch.empty(len(centred), k)
     top_indices = torch.empty(len(centred), k, dtype=torch.int32)
+    d_sae, d_in = W_enc.shape
+    if can_screen(len(centred), d_sae, d_in, k) and screened_topk(
+        centred, W_enc, b_enc, k, top_acts, top_indices
+    ):
+        return top_acts, top_indices
 
     def block(start: int, end: int) -> None:
         found = saefast._C.TopkBlock(end - start, k)
@@ -38,6 +49,28 @@ def encode_topk(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[
 
     for_blocks(block, len(centred), max(8, MAX_CANDIDATES // (2 * k + 128)))
     return top_acts, top_indices
+
+
+def can_screen(B: int, d_sae: int, d_in: int, k: int) -> bool:
+    encoder = saefast._C.TopkEncoder
+    return (
+        "vnni" in saefast._C.isas()
+        and B >= SCREENED_ROWS
+        and encoder.MIN_D <= d_in <= encoder.MAX_D
+        and encoder.LATENTS_PER_K * k <= d_sae <= encoder.MAX_F
+    )
+
+
+def screened_topk(
+    centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, top_acts: Tensor, top_indices: Tensor
+) -> bool:
+    """Write the top k; False where W_enc or b_enc hold numbers that are not finite, or huge."""
+    if getattr(_arena, "encoder", None) is None:
+        _arena.encoder = saefast._C.TopkEncoder()
+    arrays = (tensor.numpy() for tensor in (centred, W_enc, b_enc))
+    row = _arena.encoder.encode(*arrays, k, top_acts.numpy(), top_indices.numpy(), torch.get_num_threads())
+    raise_for_nan(row, 0)
+    return row != _arena.encoder.BAD_WEIGHTS
 
 
 def encode_batch_topk(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saefast.reference_dense import dense_error, dense_grad_acts, keep_topk, outer_sum, relu_encode
-from saefast.reference_select import above_threshold, batch_topk, rounded_pre_acts, topk
+from saefast.reference_select import above_threshold, batch_topk, lent_pre_acts, rounded_pre_acts, topk
 from saefast.reference_update import (
     Params,
     adam_rows_,
@@ -45,6 +45,7 @@ from saefast.reference_update import (
 )
 
 NAME = "reference"
+LEAST_ROWS, PRE_ACTS = 256, 2**26  # of a product
 __all__ = [
     "NAME", "Params", "above_threshold", "adam_rows_", "batch_topk", "centre", "decode", "decode_error", "dense_error",
     "dense_grad_acts", "encode", "encode_batch_topk", "encode_threshold", "encode_topk", "fvu", "grad_top_acts",
@@ -83,15 +84,28 @@ def encode_topk(
         rescore: with 16-bit operands, select k + rescore by the rounded pre-activations and take the k largest of
             them by products summed and kept in fp32. 0 leaves it out.
     """
-    scale = torch.ones_like(b_enc) if scale is None else scale
-    pre_acts = (rounded_pre_acts(centred, W_enc, b_enc) * scale).to(centred.dtype)
+    rows = max(LEAST_ROWS, PRE_ACTS // len(W_enc))
+    parts = [_encode_topk(part, W_enc, b_enc, k, scale, rescore) for part in centred.split(rows)]
+    top_acts, top_indices = zip(*parts, strict=True)
+    return torch.cat(top_acts).to(b_enc.dtype), torch.cat(top_indices)
+
+
+def _encode_topk(
+    centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, scale: Tensor | None, rescore: int
+) -> tuple[Tensor, Tensor]:
+    """Rows depend on nothing but themselves, so those of a large batch may come a few at a time."""
+    pre_acts = lent_pre_acts(centred, W_enc, b_enc)
+    if scale is not None:
+        pre_acts = (pre_acts * scale).to(centred.dtype)
     top_acts, top_indices = topk(pre_acts, min(k + rescore, len(W_enc)))
     if rescore:
         rows = W_enc[top_indices.long()].to(b_enc.dtype)
         exact = torch.einsum("bd,bkd->bk", centred.to(b_enc.dtype), rows) + b_enc[top_indices.long()]
-        top_acts, slots = topk(exact * scale[top_indices.long()], k)
+        if scale is not None:
+            exact = exact * scale[top_indices.long()]
+        top_acts, slots = topk(exact, k)
         top_indices = top_indices.gather(1, slots.long())
-    return top_acts.to(b_enc.dtype), top_indices
+    return top_acts, top_indices
 
 
 def encode_batch_topk(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:

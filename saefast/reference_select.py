@@ -1,14 +1,34 @@
 """The part of `saefast.reference` that selects: pre-activations to a sparse code."""
 
+import math
+import threading
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_arena = threading.local()
 
 
 def rounded_pre_acts(centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Tensor:
     """Summed in at least fp32, kept in the dtype of the operands, as the kernels keep it."""
     wide = torch.promote_types(centred.dtype, torch.float32)
     return torch.addmm(b_enc.to(wide), centred.to(wide), W_enc.to(wide).T).to(centred.dtype)
+
+
+def lent_pre_acts(centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Tensor:
+    """`rounded_pre_acts`, valid until this thread's next call: in fp32 on the CPU, in memory that is used again.
+
+    Fresh memory of a hundred megabytes comes from the kernel page by page, a tenth of the product's time.
+    """
+    operands = centred, W_enc, b_enc
+    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in operands)
+    if recorded or any(t.dtype != torch.float32 or t.device.type != "cpu" for t in operands):
+        return rounded_pre_acts(*operands)
+    shape = len(centred), len(W_enc)
+    if getattr(_arena, "memory", None) is None or len(_arena.memory) < math.prod(shape):
+        _arena.memory = torch.empty(math.prod(shape))
+    return torch.addmm(b_enc, centred, W_enc.T, out=_arena.memory[: math.prod(shape)].view(shape))
 
 
 def topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -22,6 +42,8 @@ def topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
     n_latents = pre_acts.shape[1]
     # One more than k: where the (k+1)-th equals the k-th, torch.topk's choice between them is arbitrary.
     values, indices = pre_acts.topk(min(k + 1, n_latents), dim=1)
+    if not (values[:, 1:] == values[:, :-1]).any():  # as good as always: in order, and nothing to choose
+        return values[:, :k].relu(), indices[:, :k].to(torch.int32)
     if n_latents > k:
         tied = (values[:, k] == values[:, k - 1]).nonzero().squeeze(1)
         values, indices = values[:, :k], indices[:, :k]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.adam import adam
 
 from saefast.storage import (
     Weights,
@@ -185,6 +186,21 @@ def adam_(
     return param.addcdiv_(exp_avg, denominator, value=-lr * n.correction1)
 
 
+def fused_adam_(
+    param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, n: Numbers, lr: float, eps: float
+) -> None:
+    """`adam_` in the one pass over the CPU's memory that torch has for fp32; equal within rounding.
+
+    Torch makes its own bias corrections from the number of the step: after infinitely many they are 1, and ours are
+    in lr and eps, for m c1 / (sqrt(v c2) + eps) = c1 / sqrt(c2) * m / (sqrt(v) + eps / sqrt(c2)).
+    """
+    root = math.sqrt(n.correction2)
+    adam(
+        [param], [grad], [exp_avg], [exp_avg_sq], [], [torch.tensor(math.inf)], fused=True, amsgrad=False,
+        beta1=n.beta1, beta2=n.beta2, lr=lr * n.correction1 / root, weight_decay=0, eps=eps / root, maximize=False,
+    )  # fmt: skip
+
+
 def adam_rows_(weights: Weights, grads: Grads, factor: Tensor, numbers: Tensor, step: Tensor) -> None:
     """One Adam step on everything with the gradients times `factor` [], then unit norm for the rows of W_dec.
 
@@ -199,7 +215,8 @@ def adam_rows_(weights: Weights, grads: Grads, factor: Tensor, numbers: Tensor, 
     rows = torch.arange(len(weights.b_enc.value), device=grads[0].device)
     for salt, (matrix, grad) in enumerate(((weights.enc, grads[0]), (weights.dec, grads[2]))):
         value, (m, v) = load_weight(matrix), load_moments(matrix)
-        adam_(value, grad, m, v, n, n.lr, n.eps)
+        fused = value.dtype == torch.float32 and value.device.type == "cpu"
+        (fused_adam_ if fused else adam_)(value, grad, m, v, n, n.lr, n.eps)
         if matrix is weights.dec:
             normalize_rows_(value)
         exact = matrix.weight.dtype != torch.bfloat16 and matrix.exp_avg.dtype == value.dtype

@@ -203,6 +203,7 @@ def test_bad_sizes():
         ("capacity: expected at least batch_size = 65", {"batch_size": 65}),
         ("batch_size: expected", {"batch_size": 0}),
         ("readers: expected 1 to 64, got 65", {"readers": 65}),
+        ("mixers: expected 1 to 64, got 0", {"mixers": 0}),
         ("ahead: expected", {"ahead": 0}),
     ):
         with pytest.raises(InputError, match=message):

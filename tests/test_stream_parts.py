@@ -11,6 +11,7 @@ import torch
 
 from saefast import stream as saefast_stream
 from saefast.buffer import ShuffleBuffer, draw
+from saefast.shards import ShardSource, ShardWriter
 from saefast.sources import TensorSource
 
 pytest.importorskip("saefast._C", reason="the C++ extension saefast._C is not built")
@@ -78,3 +79,49 @@ def test_the_module_that_was_built_says_why_it_cannot_run():
     if not torch.cuda.is_available():
         assert importlib.import_module("saefast._cuda").unusable(0) != ""
     assert module.stage_bytes(4096, 1152) >= 4096 * (1152 + 8)
+
+
+@pytest.mark.parametrize("held", [1, 2, 3, 17, 64, 65, 4096, 131_072, 10**12])
+@pytest.mark.parametrize("plain", [False, True])
+def test_draw_in_c_gives_the_same_places(held, plain):
+    for n in {1, min(held, 63), min(held, 1000)}:
+        assert torch.equal(torch.from_numpy(stream.draw(7, 3, held, n, plain)), draw(7, 3, held, n))
+
+
+@pytest.mark.parametrize("d_in", [1, 7, 32, 576])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_gather(d_in, threads, dtype):
+    rows, index = torch.randn(1000, d_in).to(dtype), torch.randint(1000, (600,))
+    size = d_in * dtype.itemsize
+    for offset in (0, 1):  # memory that no instruction wants aligned
+        for widen in (False, True):
+            bytes_out = 4 * d_in if widen else size
+            memory = np.zeros(600 * bytes_out + 64, np.uint8)
+            out = memory[offset : offset + 600 * bytes_out].reshape(600, bytes_out)
+            stream.gather(
+                rows.view(torch.uint8).numpy(), index.numpy(), out, d_in=d_in, dtype=str(dtype)[6:], widen=widen,
+                threads=threads,
+            )  # fmt: skip
+            want = rows[index].float() if widen else rows[index]
+            assert out.tobytes() == want.view(torch.uint8).numpy().tobytes()
+            assert not memory[:offset].any() and not memory[offset + 600 * bytes_out :].any()
+    with pytest.raises(ValueError, match="index: expected rows below 1000, got 1000"):
+        stream.gather(
+            rows.view(torch.uint8).numpy(), np.array([1000]), np.zeros((1, size), np.uint8), d_in=d_in, dtype=str(dtype)[6:]
+        )  # fmt: skip
+
+
+def test_reading_alone_reads_and_verifies_a_pass(tmp_path):
+    writer = ShardWriter(tmp_path / "acts", 8, torch.float32, shard_tokens=50)
+    writer.append(torch.randn(320, 8))
+    writer.close()
+    buffer = saefast_stream.NativeBuffer(ShardSource(tmp_path / "acts"), 8, 32)
+    assert buffer._native.read_through() == 320 == buffer._native.read_through()
+    path = tmp_path / "acts" / "shard-00000.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    buffer = saefast_stream.NativeBuffer(ShardSource(tmp_path / "acts"), 8, 32)
+    with pytest.raises(ValueError, match="shard-00000.*corrupt: expected SHA-256"):
+        buffer._native.read_through()

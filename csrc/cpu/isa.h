@@ -8,13 +8,16 @@
 #if defined(__x86_64__)
 #define SAEFAST_X86 1
 #define SAEFAST_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512")))
+#define SAEFAST_VNNI \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,prefer-vector-width=512")))
 #define SAEFAST_AVX2 __attribute__((target("avx2,fma")))
 #endif
 #define SAEFAST_INLINE inline __attribute__((always_inline))
 
 namespace saefast {
 
-enum class Isa { avx512, avx2, plain };
+// vnni is avx512 with products of bytes, which only screen.cpp has a use for.
+enum class Isa { vnni, avx512, avx2, plain };
 
 // What this machine can run, the fastest first.
 inline std::vector<Isa> supported_isas() {
@@ -22,6 +25,7 @@ inline std::vector<Isa> supported_isas() {
 #ifdef SAEFAST_X86
     if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl")) {
+        if (__builtin_cpu_supports("avx512vnni")) isas.push_back(Isa::vnni);
         isas.push_back(Isa::avx512);
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) isas.push_back(Isa::avx2);
@@ -33,7 +37,7 @@ inline std::vector<Isa> supported_isas() {
 // The function for `isa` among those that SAEFAST_DISPATCH made.
 template <typename Function>
 Function* pick(Isa isa, Function* avx512, Function* avx2, Function* plain) {
-    return isa == Isa::avx512 ? avx512 : isa == Isa::avx2 ? avx2 : plain;
+    return isa == Isa::vnni || isa == Isa::avx512 ? avx512 : isa == Isa::avx2 ? avx2 : plain;
 }
 
 // Defines NAME_plain, NAME_avx512 and NAME_avx2 with the signature RETURN(PARAMETERS), each of which calls

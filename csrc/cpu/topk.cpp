@@ -10,8 +10,8 @@
 #include <functional>
 #include <limits>
 
-#include "find.h"
 #include "parallel.h"
+#include "rank.h"
 
 namespace saefast {
 namespace {
@@ -24,40 +24,7 @@ using std::uint64_t;
 
 constexpr size_t MIN_PER_THREAD = 1 << 20;  // elements, 0.2 to 0.4 ms of work: less is not worth a thread
 
-size_t group_count(size_t K) { return (4 * K + BLOCK - 1) / BLOCK * BLOCK; }
 size_t buffer_size(size_t K) { return 2 * K + 2 * BLOCK; }  // keeping the best K makes room for K + BLOCK
-
-// A key is a value and its index in one integer: the larger value is larger, then the smaller index.
-SAEFAST_INLINE int64_t make_key(float value, size_t index) {
-    const int32_t ordered = to_ordered(value);
-    const int64_t high = ordered == -1 ? 0 : ordered;  // -0 ties with 0
-    return high * (int64_t{1} << 32) + static_cast<uint32_t>(~index);
-}
-
-SAEFAST_INLINE size_t index_of(int64_t key) { return static_cast<uint32_t>(~key); }
-SAEFAST_INLINE int32_t ordered_of(int64_t key) { return static_cast<int32_t>(key >> 32); }
-
-// A bound that at least K of the `groups` maxima of the row reach, and no more than K unless some are equal.
-SAEFAST_INLINE float bound_by_maxima(const float* row, size_t F, size_t K, float* maxima, size_t groups) {
-    std::fill(maxima, maxima + groups, -std::numeric_limits<float>::infinity());
-    for (size_t i = 0; i + groups <= F; i += groups) {
-        for (size_t j = 0; j < groups; ++j) {
-            maxima[j] = row[i + j] > maxima[j] ? row[i + j] : maxima[j];  // a NaN is never larger
-        }
-    }
-    // Bisection has no unpredictable branch: nth_element took 5 to 12 times as long.
-    int64_t low = to_ordered(-std::numeric_limits<float>::infinity());
-    int64_t high = to_ordered(std::numeric_limits<float>::infinity()) + int64_t{1};
-    while (high - low > 1) {
-        const int64_t middle = low + (high - low) / 2;
-        const float bound = from_ordered(static_cast<int32_t>(middle));
-        int32_t reached = 0;
-        for (size_t j = 0; j < groups; ++j) reached += maxima[j] >= bound;
-        (reached >= static_cast<int32_t>(K) ? low : high) = middle;
-        if (reached == static_cast<int32_t>(K)) break;
-    }
-    return from_ordered(static_cast<int32_t>(low));
-}
 
 // What is known of a row of which some columns were seen: the keys of its candidates, and the bound that a value must
 // reach to become one.
@@ -93,29 +60,6 @@ SAEFAST_INLINE void collect(const float* values, size_t columns, size_t first, s
     }
 }
 
-// Write the K best of the row's candidates, in order; `value_of(key)` is the value that belongs to it.
-template <typename ValueOf>
-SAEFAST_INLINE void order(const Row& row, size_t K, size_t rank_limit, ValueOf value_of, float* top_acts,
-                          int32_t* top_indices) {
-    int64_t* const keys = row.keys;
-    const size_t n = row.n;
-    const auto put = [&](size_t rank, int64_t key) {
-        top_acts[rank] = std::max(value_of(key), 0.0f);  // as torch: relu(-0) is -0
-        top_indices[rank] = static_cast<int32_t>(index_of(key));
-    };
-    if (n <= rank_limit) {  // n^2 compares without a branch take less time than a sort that mispredicts
-        for (size_t a = 0; a < n; ++a) {
-            int64_t rank = 0;
-            for (size_t b = 0; b < n; ++b) rank += keys[b] > keys[a];
-            if (static_cast<size_t>(rank) < K) put(static_cast<size_t>(rank), keys[a]);
-        }
-    } else {
-        std::nth_element(keys, keys + K - 1, keys + n, std::greater<>{});
-        std::sort(keys, keys + K, std::greater<>{});
-        for (size_t rank = 0; rank < K; ++rank) put(rank, keys[rank]);
-    }
-}
-
 constexpr float LOWEST = -std::numeric_limits<float>::infinity();
 
 // A whole row. Returns false if it holds a NaN.
@@ -125,7 +69,7 @@ SAEFAST_INLINE bool topk_row(const float* values, size_t F, size_t K, Find find,
     Row row{LOWEST, false, 0, keys};
     collect(values, F, 0, K, find, row, maxima);
     if (row.has_nan) return false;
-    order(row, K, rank_limit, [&](int64_t key) { return values[index_of(key)]; }, top_acts, top_indices);
+    order(row.keys, row.n, K, rank_limit, [&](int64_t key) { return values[index_of(key)]; }, top_acts, top_indices);
     return true;
 }
 
@@ -135,8 +79,6 @@ struct Functions {
     void (*collect)(const float*, size_t, size_t, size_t, Row&, float*);
     void (*order)(const Row&, size_t, float*, int32_t*);
 };
-
-SAEFAST_INLINE float value_in(int64_t key) { return from_ordered(ordered_of(key)); }  // -0 comes back as 0
 
 #define SAEFAST_TOPK(ATTRIBUTE, SUFFIX, RANK_LIMIT)                                                              \
     ATTRIBUTE bool topk_row_##SUFFIX(const float* values, size_t F, size_t K, int64_t* keys, float* maxima,      \
@@ -148,7 +90,7 @@ SAEFAST_INLINE float value_in(int64_t key) { return from_ordered(ordered_of(key)
         collect(values, columns, first, K, find_##SUFFIX, row, maxima);                                          \
     }                                                                                                            \
     ATTRIBUTE void order_##SUFFIX(const Row& row, size_t K, float* acts, int32_t* indices) {                     \
-        order(row, K, RANK_LIMIT, value_in, acts, indices);                                                      \
+        order(row.keys, row.n, K, RANK_LIMIT, value_of, acts, indices);                              \
     }                                                                                                            \
     constexpr Functions functions_##SUFFIX{topk_row_##SUFFIX, collect_##SUFFIX, order_##SUFFIX};
 

@@ -1,6 +1,7 @@
 // Runs every op of csrc/cpu/ on odd sizes, on one thread and on several, for a build under sanitizers. Exits with 1 if
 // the bits differ. (What the ops compute is tested from Python.)
 
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -9,7 +10,9 @@
 
 #include "cpu/centre.h"
 #include "cpu/decode.h"
+#include "cpu/encode.h"
 #include "cpu/group.h"
+#include "cpu/screen.h"
 #include "cpu/select.h"
 #include "cpu/topk.h"
 #include "cpu/update.h"
@@ -90,6 +93,58 @@ static Floats step(std::size_t B, std::size_t D, std::size_t F, std::size_t K, i
     return out;
 }
 
+// The screened encoder, with and without rows whose latents are all scored.
+static Floats encode(std::size_t B, std::size_t D, std::size_t F, std::size_t K, int threads, Isa isa) {
+    rng.seed(7);
+    const Floats x = random(B * D), W_enc = random(F * D), b_enc = random(F);
+    TopkEncoder encoder(isa);
+    Floats out;
+    for (const std::size_t limit : {F / 8, std::size_t{0}}) {
+        Floats acts(B * K);
+        Ints indices(B * K);
+        if (encoder.encode(x.data(), W_enc.data(), b_enc.data(), B, F, D, K, limit, threads, acts.data(),
+                           indices.data()) != TopkEncoder::FINITE) {
+            std::exit(1);
+        }
+        out.insert(out.end(), acts.begin(), acts.end());
+        out.insert(out.end(), indices.begin(), indices.end());
+    }
+    if (!std::equal(out.begin(), out.begin() + static_cast<std::ptrdiff_t>(out.size() / 2),
+                    out.begin() + static_cast<std::ptrdiff_t>(out.size() / 2))) {
+        std::exit(1);
+    }
+    return out;
+}
+
+// The largest |approx - exact| of screened products, as a share of its bound. `worst`: what rounding leaves of each row
+// of x points along each row of W_enc, where Cauchy and Schwarz have an equality.
+static double error_of_screen(std::size_t D, bool worst, Isa isa) {
+    rng.seed(7);
+    const std::size_t B = 13, F = 200, stride = 256;
+    Floats x = random(B * D), W_enc = random(F * D), b_enc = random(F);
+    if (worst) {
+        for (std::size_t i = 0; i < x.size(); ++i) x[i] = i % D ? static_cast<float>(rng() % 126) + 0.49f : 127.0f;
+        std::fill(W_enc.begin(), W_enc.end(), 1.0f);
+    }
+    ScreenWeights weights;
+    if (!weights.set(W_enc.data(), b_enc.data(), F, D, 3, isa)) std::exit(1);
+    ScreenRows rows(B, weights.mixing.width());
+    Floats scratch(weights.mixing.width()), approx(B * stride);
+    rows.set(weights, x.data(), B, isa, scratch.data());
+    screen(weights, rows, B, 0, stride / PANEL, isa, approx.data(), stride);
+    double largest = 0;
+    for (std::size_t b = 0; b < B; ++b) {
+        for (std::size_t f = 0; f < F; ++f) {
+            double exact = b_enc[f];
+            for (std::size_t d = 0; d < D; ++d) exact += static_cast<double>(x[b * D + d]) * W_enc[f * D + d];
+            const double bound = static_cast<double>(rows.by_norm[b]) * weights.norm[f] +
+                                 static_cast<double>(rows.by_rest[b]) * weights.rest[f] + weights.bias_error;
+            largest = std::max(largest, std::fabs(approx[b * stride + f] - exact) / bound);
+        }
+    }
+    return largest;
+}
+
 int main() {
     const std::size_t sizes[][4] = {{1, 1, 1, 1}, {3, 5, 70, 7}, {150, 33, 300, 12}, {40, 200, 65, 65}};
     for (const Isa isa : supported_isas()) {
@@ -99,6 +154,18 @@ int main() {
                 std::printf("differs at %zu, %zu, %zu, %zu\n", s[0], s[1], s[2], s[3]);
                 return 1;
             }
+        }
+        const std::size_t encoded[][4] = {{1, 16, 32, 1}, {150, 33, 300, 9}, {40, 200, 1100, 5}};
+        for (const auto& s : encoded) {
+            if (encode(s[0], s[1], s[2], s[3], 1, isa) != encode(s[0], s[1], s[2], s[3], 5, isa)) {
+                std::printf("encoder differs at %zu, %zu, %zu, %zu\n", s[0], s[1], s[2], s[3]);
+                return 1;
+            }
+        }
+        const double worst = error_of_screen(16, true, isa);  // one vector: no mixing, only signs
+        if (worst < 0.95 || worst > 1 || error_of_screen(576, false, isa) > 0.5) {
+            std::printf("errors of screening are %f of their bounds at worst\n", worst);
+            return 1;
         }
     }
     std::puts("ok");

@@ -1,0 +1,95 @@
+// What the bindings of this folder check of their arguments. The code behind them trusts it.
+#pragma once
+
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "../checks.h"
+#include "isa.h"
+
+namespace saefast {
+
+using std::int32_t;
+using Sizes = std::vector<py::ssize_t>;
+
+inline const char* name_of(Isa isa) {
+    return isa == Isa::vnni ? "vnni" : isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "plain";
+}
+
+inline py::list isa_names() {
+    py::list names;
+    for (const Isa isa : supported_isas()) names.append(name_of(isa));
+    return names;
+}
+
+inline Isa parse_isa(const std::string& name) {
+    const auto isas = supported_isas();
+    if (name == "auto") return isas.front();
+    for (const Isa isa : isas) {
+        if (name == name_of(isa)) return isa;
+    }
+    throw py::value_error("isa: expected 'auto' or one of " + text(isa_names()) + ", got '" + name + "'");
+}
+
+inline void check_range(const std::string& name, py::ssize_t value, py::ssize_t low, py::ssize_t high,
+                 const std::string& note = "") {
+    if (value >= low && value <= high) return;
+    throw py::value_error(name + ": expected " + std::to_string(low) + " to " + std::to_string(high) + note +
+                          ", got " + std::to_string(value));
+}
+
+inline void check_threads(int threads) {
+    if (threads < 1) throw py::value_error("threads: expected at least 1, got " + std::to_string(threads));
+}
+
+inline void check_indexable(const std::string& name, py::ssize_t n) {
+    if (n <= std::numeric_limits<int32_t>::max()) return;
+    throw py::value_error(name + ": expected fewer than 2^31, got " + std::to_string(n));
+}
+
+// `array` as a contiguous T array of exactly these sizes.
+template <typename T>
+py::array_t<T> sized(const py::array& array, const std::string& name, const Sizes& sizes) {
+    auto out = checked<T>(array, name, static_cast<py::ssize_t>(sizes.size()));
+    if (!std::equal(sizes.begin(), sizes.end(), out.shape())) {
+        throw py::value_error(name + ": expected shape " + text(py::tuple(py::cast(sizes))) + ", got " +
+                              text(array.attr("shape")));
+    }
+    return out;
+}
+
+template <typename T>
+const T* input(const py::array& array, const std::string& name, const Sizes& sizes) {
+    return sized<T>(array, name, sizes).data();
+}
+
+template <typename T>
+T* output(py::array array, const std::string& name, const Sizes& sizes) {
+    return sized<T>(array, name, sizes).mutable_data();  // raises if it may not be written
+}
+
+inline void check_indices(const std::string& name, const int32_t* values, py::ssize_t n, py::ssize_t limit) {
+    for (py::ssize_t i = 0; i < n; ++i) {
+        if (values[i] < 0 || values[i] >= limit) {
+            throw py::value_error(name + ": expected 0 to " + std::to_string(limit - 1) + ", got " +
+                                  std::to_string(values[i]) + " at " + std::to_string(i));
+        }
+    }
+}
+
+// Offsets that begin at 0, never fall and end at `limit` or below.
+inline void check_offsets(const std::string& name, const int32_t* values, py::ssize_t n, py::ssize_t limit) {
+    for (py::ssize_t i = 0; i < n; ++i) {
+        const bool ok = i == 0 ? values[0] == 0 : values[i] >= values[i - 1] && values[i] <= limit;
+        if (ok) continue;
+        throw py::value_error(name + ": expected numbers that rise from 0 to at most " + std::to_string(limit) +
+                              ", got " + std::to_string(values[i]) + " at " + std::to_string(i));
+    }
+}
+
+}  // namespace saefast

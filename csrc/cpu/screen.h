@@ -1,0 +1,46 @@
+// Approximate pre-activations from 8-bit products, a quarter of the work of fp32, each with a bound of its error.
+//
+// For rows x and w, mixed and rounded (round8.h) to x = x' + dx and w = w' + dw,
+//     |<x, w> - <x', w'>| = |<dx, w> + <x', dw>| <= ||dx|| ||w|| + ||x'|| ||dw||      (Cauchy-Schwarz)
+// and what fp32 adds, here and in the product that this one stands for, is at most `SLACK` ||x|| ||w||.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "isa.h"
+#include "round8.h"
+
+namespace saefast {
+
+constexpr std::size_t PANEL = 64;  // latents whose products are computed together
+
+// W_enc and b_enc, rounded. Beyond F latents up to a whole panel there are zeros.
+struct ScreenWeights {
+    // Returns false if some number is NaN, Inf or huge: nothing can be said then.
+    bool set(const float* W_enc, const float* b_enc, std::size_t F, std::size_t D, int threads, Isa isa);
+
+    Mixing mixing{1};
+    std::size_t F = 0, D = 0;
+    std::vector<std::uint8_t> packed;          // [panels, width / 4, PANEL, 4], q + 128
+    std::vector<float> step, bias, norm, rest;  // [panels * PANEL]; norm >= ||w||
+    float mean_norm = 0, mean_rest = 0, bias_error = 0;
+};
+
+// A few rows of x.
+struct ScreenRows {
+    ScreenRows(std::size_t rows, std::size_t width) : q(rows * width), info(rows), by_norm(rows), by_rest(rows) {}
+
+    void set(const ScreenWeights& weights, const float* centred, std::size_t rows, Isa isa, float* scratch);
+
+    std::vector<std::int8_t> q;  // [rows, width]
+    std::vector<Rounded> info;
+    std::vector<float> by_norm, by_rest;  // error <= by_norm * weights.norm + by_rest * weights.rest + bias_error
+};
+
+// Approximate pre-activations of `rows` rows and the latents of panels [first, end): out [rows, stride].
+void screen(const ScreenWeights& weights, const ScreenRows& x, std::size_t rows, std::size_t first, std::size_t end,
+            Isa isa, float* out, std::size_t stride);
+
+}  // namespace saefast
