@@ -73,14 +73,6 @@ def test_without_the_extension_the_buffer_in_pytorch_does_it_and_says_so_once(mo
     assert len(caplog.records) == 1 and "buffer in PyTorch" in caplog.text
 
 
-def test_the_module_that_was_built_says_why_it_cannot_run():
-    """Where nvcc is: it loads without a GPU."""
-    module = pytest.importorskip("saefast._cuda", reason="saefast._cuda is not built: no nvcc")
-    if not torch.cuda.is_available():
-        assert importlib.import_module("saefast._cuda").unusable(0) != ""
-    assert module.stage_bytes(4096, 1152) >= 4096 * (1152 + 8)
-
-
 @pytest.mark.parametrize("held", [1, 2, 3, 17, 64, 65, 4096, 131_072, 10**12])
 @pytest.mark.parametrize("plain", [False, True])
 def test_draw_in_c_gives_the_same_places(held, plain):
@@ -125,3 +117,11 @@ def test_reading_alone_reads_and_verifies_a_pass(tmp_path):
     buffer = saefast_stream.NativeBuffer(ShardSource(tmp_path / "acts"), 8, 32)
     with pytest.raises(ValueError, match="shard-00000.*corrupt: expected SHA-256"):
         buffer._native.read_through()
+
+
+def test_the_module_that_was_built_says_why_it_cannot_run():
+    """Where nvcc is: it loads without a GPU."""
+    module = pytest.importorskip("saefast._cuda", reason="saefast._cuda is not built: no nvcc")
+    if not torch.cuda.is_available():
+        assert importlib.import_module("saefast._cuda").unusable(0) != ""
+    assert module.stage_bytes(4096, 1152) >= 4096 * (1152 + 8)

@@ -70,10 +70,10 @@ class PyShuffleBuffer final : public Opened {
         check_process();
         const State state = checked_state(row_of, passes, next_row, skipped, batches);
         const auto rows = checked<uint8_t>(rows_any, "rows", 2);
-        const bool in_memory = files_.largest_piece(1) == 0;
-        const bool fits = static_cast<uint64_t>(rows.shape(0)) == (in_memory ? 0 : state.numbers.held) &&
+        const uint64_t given = files_.largest_piece(1) == 0 ? 0 : state.numbers.held;  // rows in memory are there
+        const bool fits = static_cast<uint64_t>(rows.shape(0)) == given &&
                           static_cast<std::size_t>(rows.shape(1)) == files_.row_bytes();
-        if (!fits) throw py::value_error("rows: expected those of row_of in the dtype of the source, none of a source in memory");
+        if (!fits) throw py::value_error("rows: expected those of row_of, in the dtype of the source");
         const uint8_t* data = rows.data();
         const py::gil_scoped_release release;
         buffer_->load(state, data);
