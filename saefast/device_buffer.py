@@ -95,6 +95,7 @@ class DeviceBuffer(NativeBuffer):
             to = batch.data_ptr(), list(shape), str(self.dtype).removeprefix("torch."), b_dec, self._handle()
             if not self._wait(partial(self._native.next, *to)):
                 return
+            self._check_unchanged()
             yield batch
 
     def _rows(self, begin: int, end: int) -> Tensor:

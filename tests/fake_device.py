@@ -1,9 +1,11 @@
 """saefast._cuda with tests/native/fake_cuda in place of a GPU, and `DeviceBuffer` over it: tensors of the CPU are its
 "device" memory, and every stream is a thread that takes its time."""
 
+import atexit
 import ctypes
 import functools
 import importlib.util
+import shutil
 import subprocess
 import sysconfig
 import tempfile
@@ -21,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 def build():
     """-> the module, its shared library (for the functions of the fake)."""
     folder = Path(tempfile.mkdtemp(prefix="saefast-fake-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     includes = [
         ROOT / "tests/native/fake_cuda",
         Path(torch.__file__).parent / "include",

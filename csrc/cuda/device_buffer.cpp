@@ -62,7 +62,7 @@ uint8_t* DeviceBuffer::stage_data(const Stage& stage) const {
 }
 
 void DeviceBuffer::put(uint64_t first, const std::vector<const uint8_t*>& rows) {
-    const Current current(room_.device);
+    const Current current(room_.device, true);
     const uint64_t most = std::max<uint64_t>(1, PUT_BYTES / row_bytes_);
     for (uint64_t begin = 0; begin < rows.size(); begin += most) {
         const uint64_t n = std::min<uint64_t>(most, rows.size() - begin);

@@ -21,22 +21,25 @@ inline void require(cudaError_t error, const char* what) {
     throw CudaError(std::string("CUDA: ") + what + ": " + cudaGetErrorString(error));
 }
 
-// While it lives, this thread works on `device`, also while another records a CUDA graph.
+// While it lives, this thread works on `device`, also while another records a CUDA graph. A thread of our own stays
+// there: going back to device 0 would make a context on it.
 class Current {
   public:
-    explicit Current(int device) {
+    explicit Current(int device, bool stays = false) : device_(device), stays_(stays) {
         require(cudaGetDevice(&before_), "get device");
         if (before_ != device) require(cudaSetDevice(device), "set device");
         require(cudaThreadExchangeStreamCaptureMode(&mode_), "capture mode");
     }
     ~Current() {
         static_cast<void>(cudaThreadExchangeStreamCaptureMode(&mode_));
-        static_cast<void>(cudaSetDevice(before_));
+        if (!stays_ && before_ != device_) static_cast<void>(cudaSetDevice(before_));
     }
     Current(const Current&) = delete;
     Current& operator=(const Current&) = delete;
 
   private:
+    const int device_;
+    const bool stays_;
     int before_ = 0;
     cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
@@ -78,12 +81,12 @@ class Stream {
     cudaStream_t stream_ = nullptr;
 };
 
-// Page-locked memory: only from there copies run beside everything else.
+// Page-locked memory: only from there copies run beside everything else. It is taken by threads of our own.
 class Pinned final : public stream::Memory {
   public:
     explicit Pinned(int device) : device_(device) {}
     void* take(std::size_t bytes) override {
-        const Current current(device_);
+        const Current current(device_, true);
         void* memory = nullptr;
         const std::string what = "page-locked host memory, " + std::to_string(bytes) + " bytes";
         require(cudaHostAlloc(&memory, bytes, cudaHostAllocPortable), what.c_str());
