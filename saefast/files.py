@@ -35,7 +35,9 @@ def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno and error.filename is None:  # a write does not know its file
+        if (
+            isinstance(error, OSError) and error.errno and error.filename is None
+        ):  # a write does not know its file
             raise OSError(error.errno, error.strerror, str(path)) from None
         if isinstance(error, SafetensorError):
             raise OSError(f"{path}: could not be written ({error})") from None
