@@ -49,15 +49,6 @@ def table() -> str:
         rows.append(
             (f"Held-out FVU after {recipe['tokens']:,} tokens, best setting of {who}", setting, "`recipe.py`")
         )
-    for name in ("demo", "residual", "mlp"):
-        case = step[name]
-        shape = "B {B}, d_in {d_in}, d_sae {d_sae}, k {k}".format(**case["shape"])
-        native = case["contenders"]["native"]
-        rows.append((f"Training step, {shape}", step_row(case, native), "`step_ratios.py`"))
-        kept = case["keeping allocator"]["native"]
-        rows.append(
-            ("The same, with an allocator that keeps its buffers", step_row(case, kept), "`step_ratios.py`")
-        )
     rows.append(
         (
             "Triton kernels in the interpreter beside the reference, {steps} steps on real activations: largest "
@@ -69,11 +60,11 @@ def table() -> str:
     machine = step["machine"]
     lines = ["| what | measured | command |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
     note = (
-        f"Machine: {machine['cpu']}, {machine['cores']} cores, no GPU; torch {step['versions']['torch']}, fp32, "
-        f"default allocator. Ratios are medians within interleaved rounds of one process, with the 10th and 90th "
-        f"percentile. Scripts are in `benchmarks/`, their results in `benchmarks/results/`."
+        f"Machine: {machine['cpu']}, {machine['cores']} cores, no GPU; torch {step['versions']['torch']}, fp32. Ratios are "
+        f"medians within interleaved rounds of one process, with the 10th and 90th percentile. Scripts are in "
+        f"`benchmarks/`, their results in `benchmarks/results/`."
     )
-    return "\n".join([*lines, "", note])
+    return "\n".join([*lines, "", *step_table(step), "", note])
 
 
 def parity_rows(name: str, case: dict) -> list[tuple[str, str, str]]:
@@ -105,19 +96,32 @@ def parity_rows(name: str, case: dict) -> list[tuple[str, str, str]]:
     return [(what, found, command), (left, "; ".join([*texts, end]), command)]
 
 
-def step_row(case: dict, native: dict) -> str:
-    """Times of the others over ours, median and the two deciles; and ours over the encoder's product alone."""
-    start, end = "time of ", " / this"
-    times = {key[len(start) : -len(end)]: value for key, value in native.items() if key.startswith(start)}
-    times.pop("encoder product")
-    names = {"plain": "plain dense PyTorch", "stock": "the best stock PyTorch ops"}
-    parts = [
-        f"{names.get(name, name)} {m:.2f}x ({low:.2f} to {high:.2f})"
-        for name, (m, low, high) in times.items()
-    ]
-    product = 1 / native["time of encoder product / this"][0]
-    text = f"{native['seconds']:.3f} s; faster than {', '.join(parts)}; {product:.2f} times its encoder product alone"
-    return text + (f"; peak {native['peak MiB']:.0f} MiB" if "peak MiB" in native else "")
+def step_table(step: dict) -> list[str]:
+    """Times of the others over ours, with glibc's allocator and with one that keeps its buffers."""
+    cases = [step[name] for name in ("demo", "residual", "mlp")]
+    names = {
+        "plain": "plain dense PyTorch", "stock": "the best stock PyTorch ops",
+        "encoder product": "the encoder's product in fp32 alone",
+    }  # fmt: skip
+    both = [(case["contenders"]["native"], case["keeping allocator"]["native"]) for case in cases]
+
+    def cell(ours: dict, other: str) -> str:
+        found = ours.get(f"time of {other} / this")
+        return "{:.2f} ({:.2f} to {:.2f})".format(*found) if found else "not installed"
+
+    others = [name for name in cases[0]["contenders"] if name not in ("native", "reference")]
+    shapes = ["B {B}, d_in {d_in}, d_sae {d_sae}, k {k}".format(**case["shape"]) for case in cases]
+    rows = [
+        ["A training step (`step_ratios.py`): ours; with an allocator that keeps its buffers", *shapes],
+        ["---"] * (1 + len(cases)),
+        ["saefast on the CPU", *(f"{one['seconds']:.3f} s; {kept['seconds']:.3f} s" for one, kept in both)],
+        *(
+            [f"{names.get(other, other)}, times as long", *("; ".join(cell(ours, other) for ours in pair) for pair in both)]
+            for other in others
+        ),
+        ["peak memory of ours", *(f"{one['peak MiB']:.0f} MiB" for one, _ in both)],
+    ]  # fmt: skip
+    return [f"| {' | '.join(row)} |" for row in rows]
 
 
 def main() -> None:
