@@ -2,13 +2,13 @@
 //    bound of its error. The k-th largest so far, less a margin, is a bound that candidates must be able to reach.
 // 2. `score`: the candidates' pre-activations in fp32, latent after latent, so that a row of W_enc is read once.
 // 3. The k largest of these. If the k-th reaches the bound of step 1, no other latent could have been among them. Where
-//    it does not (never seen), and where the bounds exclude too little, all latents of the row are scored.
+//    it does not (rare), and where the bounds exclude too little, all latents of the row are scored.
 
 #include "encode.h"
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
+#include <limits>
 
 #include "candidates.h"
 #include "parallel.h"

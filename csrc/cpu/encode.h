@@ -39,9 +39,9 @@ public:
     explicit TopkEncoder(Isa isa) : isa_(isa) {}
 
     // centred [B, D], W_enc [F, D], b_enc [F] -> top_acts [B, K] after ReLU, top_indices [B, K]; order and ties as in
-    // topk.h. A pre-activation is `dot` in encode.cpp: the bits of a row depend on nothing but this row and the weights.
-    // Rows with more than `limit` candidates have all their latents scored; it changes no bit.
-    // Returns FINITE, a row with a NaN, or BAD_WEIGHTS where W_enc or b_enc hold NaN, Inf or numbers above 1e15; outputs are undefined then.
+    // topk.h. A pre-activation is `dot` in encode.cpp: its bits depend on nothing but the row and the weights. Rows with
+    // more than `limit` candidates have all their latents scored; it changes no bit. Returns FINITE, a row with a NaN,
+    // or BAD_WEIGHTS where W_enc or b_enc hold NaN, Inf or numbers above 1e15; outputs are undefined then.
     std::ptrdiff_t encode(const float* centred, const float* W_enc, const float* b_enc, std::size_t B, std::size_t F,
                           std::size_t D, std::size_t K, std::size_t limit, int threads, float* top_acts,
                           std::int32_t* top_indices);

@@ -2,7 +2,7 @@
 //
 // For rows x and w, mixed and rounded (round8.h) to x = x' + dx and w = w' + dw,
 //     |<x, w> - <x', w'>| = |<dx, w> + <x', dw>| <= ||dx|| ||w|| + ||x'|| ||dw||      (Cauchy-Schwarz)
-// and what fp32 adds, here and in the product that this one stands for, is at most `SLACK` ||x|| ||w||.
+// and what fp32 adds, here and in the product that this one stands for, is at most `slack` ||x|| ||w|| (screen.cpp).
 #pragma once
 
 #include <cstddef>
