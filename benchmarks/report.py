@@ -87,9 +87,14 @@ def parity_rows(name: str, case: dict) -> list[tuple[str, str, str]]:
                 f"at most {' to '.join(dict.fromkeys((f'{largest[0]:.0e}', f'{largest[-1]:.0e}')))}"
             )
     states = f"{forced['states']} states ({forced['of them with AuxK']} with AuxK)"
-    difference = f"{forced['largest relative difference of the two losses']:.0e}"
-    what = f"A step beside {other}, from the same {states}: largest relative difference of the loss"
-    found = f"{difference}; rms error against fp64 of what it changes at most {factor:.2f} times the other's"
+    mine, theirs = forced["saefast"], forced[name]
+    error, choices = "loss, largest relative error", "choices unlike fp64's: top-k, AuxK"
+    what = f"A step beside {other}, from the same {states}, against fp64 with the same choices"
+    found = (
+        f"loss off by at most {mine[error]:.0e}, the other's {theirs[error]:.0e}; rms error of what it changes at most "
+        f"{factor:.2f} times the other's; choices within rounding but unlike fp64's: {sum(mine[choices])}, the other's "
+        f"{sum(theirs[choices])}"
+    )
     left = f"Left alone for {alone['steps']} steps beside {other}: where the loss is more than 1e-6 off"
     end = f"held-out FVU {fvu['saefast']:.4f}, the other's {fvu[name]:.4f}"
     command = "`curve_parity.py`"
