@@ -80,7 +80,7 @@ def load_backend(name: str = "auto", device: str = "cpu") -> ModuleType:
     if name == "auto":
         name, why = choose(device)
         if name == "reference":
-            _say_once(f"backend: reference (plain PyTorch); {why}")
+            _say_once(f"backend: reference (stock PyTorch ops); {why}")
     elif name not in MODULES:
         raise InputError(f"backend: expected one of {['auto', *MODULES]}, got {name!r}")
     elif reason := unavailable(name):
