@@ -48,7 +48,8 @@ def bench_update(
     centred, error = (torch.randn(B, D, device=DEVICE) for _ in range(2))
     step, scale = torch.ones((), dtype=torch.int64, device=DEVICE), torch.tensor(1e-4, device=DEVICE)
     numbers = torch.tensor(
-        Numbers(1e-3, 1e-3, 1e-3, 1e-3, 0.9, 0.1, 0.999, 1e-3, 10, 1000, 0, 1), device=DEVICE
+        Numbers(1e-3, 1e-3, 1e-3, 1e-3, 0.9, 0.1, 0.999, 1e-3, 10, 1000, 0, 1, 1e-3, 1e-3, 1, 1),
+        device=DEVICE,
     )
     got, exact = state(params), state([p.double() for p in params])
     inputs = centred, error, acts, indices, None, groups, scale, None, numbers, step

@@ -41,6 +41,7 @@ from saefast.reference_update import (
     project_rows_,
     row_grads,
     row_starts,
+    sum_entries,
     update_,
 )
 
@@ -48,9 +49,10 @@ NAME = "reference"
 LEAST_ROWS, PRE_ACTS = 256, 2**26  # of a product
 __all__ = [
     "NAME", "Params", "above_threshold", "adam_rows_", "batch_topk", "centre", "decode", "decode_error", "dense_error",
-    "dense_grad_acts", "encode", "encode_batch_topk", "encode_threshold", "encode_topk", "fvu", "grad_top_acts",
+    "dense_grad_acts", "encode", "encode_batch_topk", "encode_dense", "encode_threshold", "encode_topk", "fvu",
+    "grad_top_acts",
     "group_by_latent", "keep_topk", "normalize_rows_", "normalized_mse", "outer_sum", "project_rows_", "relu_encode",
-    "row_grads", "topk", "total_variance", "update_",
+    "row_grads", "sum_entries", "topk", "total_variance", "update_",
 ]  # fmt: skip
 
 
@@ -108,10 +110,21 @@ def _encode_topk(
     return top_acts, top_indices
 
 
-def encode_batch_topk(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+def encode_batch_topk(
+    centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """As `encode_topk`, with `batch_topk` for the selection; acts in b_enc's dtype."""
-    acts, indices, row_offsets = batch_topk(rounded_pre_acts(centred, W_enc, b_enc), k)
+    pre_acts = rounded_pre_acts(centred, W_enc, b_enc)
+    if scale is not None:
+        pre_acts = (pre_acts * scale).to(centred.dtype)
+    acts, indices, row_offsets = batch_topk(pre_acts, k)
     return acts.to(b_enc.dtype), indices, row_offsets
+
+
+def encode_dense(centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Tensor:
+    """centred [B, D], W_enc [F, D] of one dtype, b_enc [F] -> pre_acts [B, F] in centred's dtype, for codes in which
+    so many latents are active that nothing is gained by a list of them."""
+    return rounded_pre_acts(centred, W_enc, b_enc)
 
 
 def encode_threshold(

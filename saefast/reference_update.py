@@ -41,11 +41,22 @@ class Aux(NamedTuple):
     b_dec: Tensor  # [D]
 
 
-class Numbers(NamedTuple):
-    """The numbers of one optimizer step. They travel as one tensor [12], fp32 on a GPU, so that a graph can hold it."""
+class Given(NamedTuple):
+    """What an architecture with a penalty hands to the update (see `saefast.architectures`), in place of
+    grad_pre = grad_scale * <error, W_dec row> + l1."""
 
-    lr: float
-    lr_bias: float
+    grad_pre: Tensor  # in the shape of acts: gradient with respect to the pre-activation of each entry
+    bias: Tensor  # [F], added to the gradient of b_enc alone
+    push: Tensor  # [F]: as if every token had one more entry of each latent with this grad_pre
+    push_row: Tensor  # [D], the sum of the rows of centred
+    pull: Tensor  # [F, L]: adds pull * W_dec to the gradient of W_dec, one number for each of L equal parts of a row
+
+
+class Numbers(NamedTuple):
+    """The numbers of one optimizer step. They travel as one tensor, fp32 on a GPU, so that a graph can hold it."""
+
+    lr: float  # of W_enc
+    lr_bias: float  # of b_enc
     eps: float
     eps_bias: float
     beta1: float
@@ -56,6 +67,10 @@ class Numbers(NamedTuple):
     correction2: float  # 1 / (1 - beta2^t)
     l1: float  # gradient of the penalty with respect to an active activation
     bias_norm: float  # the biases' gradients are multiplied by it in the gradient norm
+    lr_dec: float  # of W_dec
+    lr_b_dec: float
+    unit: float  # 1: rows of W_dec keep unit norm; 0: they are free
+    tied: float  # 1: b_dec is subtracted from the input; 0: it is not
 
 
 def row_starts(indices: Tensor, row_offsets: Tensor | None) -> Tensor:
@@ -114,6 +129,16 @@ def sum_rows(groups: Groups, per_pair: Tensor, rows: Tensor) -> Tensor:
     )  # fmt: skip
 
 
+def sum_entries(groups: Groups, per_pair: Tensor) -> Tensor:
+    """[F]: the sum over the active entries of each latent of per_pair, in token order, in at least fp32."""
+    offsets, pairs, _ = groups
+    wide = torch.promote_types(per_pair.dtype, torch.float32)
+    listed = per_pair.flatten()[pairs[: int(offsets[-1])]].to(wide)
+    if not len(listed):  # segment_reduce refuses it
+        return listed.new_zeros(len(offsets) - 1)
+    return torch.segment_reduce(listed, "sum", offsets=offsets.long(), initial=0)
+
+
 def row_grads(
     weights: Weights,
     centred: Tensor,
@@ -125,24 +150,41 @@ def row_grads(
     grad_scale: Tensor,
     aux: Aux | None,
     numbers: Tensor,
+    given: Given | None = None,
 ) -> tuple[Grads, Tensor]:
     """Gradients of W_enc, b_enc, W_dec (projected), b_dec, and the square of their norm [].
 
     Each row of the weight gradients is a sum over the tokens in which its latent is active, in token order. b_dec
-    enters twice, as output bias and subtracted from the input; its second term uses
-    sum_b (grad_pre_acts[b] @ W_enc) = grad_b_enc @ W_enc. centred, error: [B, D].
+    enters twice, as output bias and, if tied, subtracted from the input; its second term uses
+    sum_b (grad_pre_acts[b] @ W_enc) = grad_b_enc @ W_enc.
+
+    Args:
+        centred: [B, D].
+        error: [B, D_out]; or [G * B, D_out] of a code in G parts, in which part g of token t is the row g * B + t
+            (see `saefast.nested`). Only with `given`. b_dec's gradient is summed over the first B rows.
+        given: what takes the place of the gradient of a plain reconstruction.
     """
-    n = Numbers(*numbers.tolist())
+    n, B = Numbers(*numbers[: len(Numbers._fields)].tolist()), len(centred)
     W_enc, W_dec = load_weight(weights.enc), load_weight(weights.dec)
-    products = grad_top_acts(error, W_dec, acts, indices, row_offsets)
-    grad_acts = grad_scale * products + n.l1 * (acts > 0).to(products.dtype)
-    offsets, pairs, _ = groups
-    per_pair = grad_acts.flatten()[pairs[: int(offsets[-1])]]
-    grad_b_enc = torch.zeros_like(weights.b_enc.value)
-    grad_b_enc += torch.segment_reduce(per_pair, "sum", offsets=offsets.long(), initial=0)
-    grad_W_enc = sum_rows(groups, grad_acts, centred)
+    if given is None:
+        products = grad_top_acts(error, W_dec, acts, indices, row_offsets)
+        grad_pre = grad_scale * products + n.l1 * (acts > 0).to(products.dtype)
+    else:
+        grad_pre = given.grad_pre
+    offsets, pairs, tokens = groups
+    grad_b_enc = sum_entries(groups, grad_pre).to(weights.b_enc.value.dtype)
+    grad_W_enc = sum_rows((offsets, pairs, tokens % max(B, 1)), grad_pre, centred)
     grad_W_dec = sum_rows(groups, grad_scale * acts, error)
-    grad_b_dec = grad_scale * error.sum(dim=0, dtype=grad_b_enc.dtype) - grad_b_enc @ W_enc
+    if given is not None:
+        grad_W_enc += torch.outer(given.push, given.push_row)
+        grad_b_enc += given.push * B
+        blocks = W_dec.unflatten(1, (given.pull.shape[1], -1))
+        grad_W_dec += (given.pull[:, :, None] * blocks).flatten(1)
+    grad_b_dec = grad_scale * error[:B].sum(dim=0, dtype=grad_b_enc.dtype)
+    if n.tied:
+        grad_b_dec -= grad_b_enc @ W_enc
+    if given is not None:
+        grad_b_enc += given.bias
     if aux is not None:
         listed = (aux.slots >= 0).nonzero().squeeze(1)
         slots = aux.slots[listed].long()
@@ -150,7 +192,9 @@ def row_grads(
         grad_b_enc[listed] += aux.b_enc[slots]
         grad_W_dec[listed] += aux.W_dec[slots]
         grad_b_dec += aux.b_dec
-    grads = grad_W_enc, grad_b_enc, project_rows_(grad_W_dec, W_dec), grad_b_dec
+    if n.unit:
+        project_rows_(grad_W_dec, W_dec)
+    grads = grad_W_enc, grad_b_enc, grad_W_dec, grad_b_dec
     return grads, squared_norm(grads, n.bias_norm)
 
 
@@ -202,7 +246,7 @@ def fused_adam_(
 
 
 def adam_rows_(weights: Weights, grads: Grads, factor: Tensor, numbers: Tensor, step: Tensor) -> None:
-    """One Adam step on everything with the gradients times `factor` [], then unit norm for the rows of W_dec.
+    """One Adam step on everything with the gradients times `factor` [], then, if asked, unit norm for W_dec's rows.
 
     A factor of NaN changes nothing. step: [] int64, counted from 1; it seeds stochastic rounding.
     """
@@ -211,20 +255,21 @@ def adam_rows_(weights: Weights, grads: Grads, factor: Tensor, numbers: Tensor, 
         return
     if scale != 1:
         grads = tuple(grad * scale for grad in grads)  # type: ignore[assignment]
-    n = Numbers(*numbers.tolist())
+    n = Numbers(*numbers[: len(Numbers._fields)].tolist())
     rows = torch.arange(len(weights.b_enc.value), device=grads[0].device)
-    for salt, (matrix, grad) in enumerate(((weights.enc, grads[0]), (weights.dec, grads[2]))):
+    matrices = (weights.enc, grads[0], n.lr), (weights.dec, grads[2], n.lr_dec)
+    for salt, (matrix, grad, lr) in enumerate(matrices):
         value, (m, v) = load_weight(matrix), load_moments(matrix)
         fused = value.dtype == torch.float32 and value.device.type == "cpu"
-        (fused_adam_ if fused else adam_)(value, grad, m, v, n, n.lr, n.eps)
-        if matrix is weights.dec:
+        (fused_adam_ if fused else adam_)(value, grad, m, v, n, lr, n.eps)
+        if matrix is weights.dec and n.unit:
             normalize_rows_(value)
         exact = matrix.weight.dtype != torch.bfloat16 and matrix.exp_avg.dtype == value.dtype
         bits = rows if exact else random_bits(rows, grad.shape[1], int(step), salt)
         store_weight_(matrix, value, bits)
         store_moments_(matrix, m, v, bits)
-    for vector, grad in ((weights.b_enc, grads[1]), (weights.b_dec, grads[3])):
-        adam_(vector.value, grad, vector.exp_avg, vector.exp_avg_sq, n, n.lr_bias, n.eps_bias)
+    for vector, grad, lr in ((weights.b_enc, grads[1], n.lr_bias), (weights.b_dec, grads[3], n.lr_b_dec)):
+        adam_(vector.value, grad, vector.exp_avg, vector.exp_avg_sq, n, lr, n.eps_bias)
 
 
 def update_(
@@ -239,13 +284,14 @@ def update_(
     aux: Aux | None,
     numbers: Tensor,
     step: Tensor,
+    given: Given | None = None,
 ) -> Tensor:
     """`row_grads` and `adam_rows_` in one: backward, projection, Adam and unit norm. Returns the squared norm [].
 
     A backend that does it in one pass over the weights never has the gradients in memory.
     """
     grads, squared = row_grads(
-        weights, centred, error, acts, indices, row_offsets, groups, grad_scale, aux, numbers
+        weights, centred, error, acts, indices, row_offsets, groups, grad_scale, aux, numbers, given
     )
     adam_rows_(weights, grads, torch.where(grad_scale.isnan(), grad_scale, 1.0), numbers, step)
     return squared

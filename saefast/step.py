@@ -66,6 +66,7 @@ class Hyper(NamedTuple):
         return Numbers(
             self.lr, self.lr / s, self.eps, self.eps * s, beta1, 1 - beta1, beta2, 1 - beta2,
             1 / (1 - beta1**step), 1 / (1 - beta2**step), self.l1 / batch_size, 1 / s,
+            self.lr, self.lr / s, 1.0, 1.0,
         )  # fmt: skip
 
 

@@ -28,7 +28,8 @@ def as_weights(params):
 
 
 NUMBERS = torch.tensor(
-    Numbers(1e-3, 1e-3, 1e-8, 1e-8, 0.9, 0.1, 0.999, 0.001, 10.0, 1000.0, 0.0, 1.0), dtype=torch.float64
+    Numbers(1e-3, 1e-3, 1e-8, 1e-8, 0.9, 0.1, 0.999, 0.001, 10.0, 1000.0, 0.0, 1.0, 1e-3, 1e-3, 1.0, 1.0),
+    dtype=torch.float64,
 )
 
 

@@ -44,7 +44,10 @@ def random(*size: int, seed: int = 0) -> Tensor:
 def numbers_at(step: int, l1: float = 0.0, bias_norm: float = 1.0) -> Tensor:
     corrections = 1 / (1 - 0.9**step), 1 / (1 - 0.99**step)
     return torch.tensor(
-        Numbers(1e-2, 3e-2, 1e-6, 1e-5, 0.9, 0.1, 0.99, 0.01, *corrections, l1, bias_norm), device=DEVICE
+        Numbers(
+            1e-2, 3e-2, 1e-6, 1e-5, 0.9, 0.1, 0.99, 0.01, *corrections, l1, bias_norm, 1e-2, 3e-2, 1.0, 1.0
+        ),
+        device=DEVICE,
     )
 
 
