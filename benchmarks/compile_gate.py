@@ -67,7 +67,7 @@ CASES = {
     "fp32-bf16": Case(state_dtype="bf16", shapes=("B",)),
     "batch-topk": Case({"activation": "batch_topk"}, dtypes=("bf16", "fp32")),
     "relu": Case({"activation": "relu", "code_capacity": 2**20}, dtypes=("bf16", "fp32")),
-    "relu-dense": Case({"activation": "relu_dense"}, dtypes=("bf16", "fp32")),
+    "relu-dense": Case({"activation": "relu", "dense": True}, dtypes=("bf16", "fp32")),
 }
 
 

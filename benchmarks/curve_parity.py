@@ -26,11 +26,11 @@ from plain import PlainStep
 from step_ratios import cpu_name
 from torch import Tensor
 
-from saefast import SAE, SAEConfig, TrainConfig, Trainer, evaluate, open_source
+from saefast import SAE, SAEConfig, TrainConfig, Trainer, evaluate, open_source, schedules
 from saefast.buffer import ShuffleBuffer
 from saefast.reference import Params
+from saefast.run import INIT_ROWS
 from saefast.step import Hyper
-from saefast.trainer import INIT_ROWS
 
 RESULT = Path(__file__).parent / "results" / "curve_parity.json"
 APART = 1e-6  # relative difference of two losses that no longer is rounding
@@ -59,10 +59,10 @@ class Run:
     def step(self, x: Tensor) -> None:
         x = self.of_batch(x)
         if self.plain:
-            self.plain.set_lr(self.config.lr_at(len(self.curve) + 1, self.sae.config.d_sae))
+            self.plain.set_lr(schedules.lr_at(self.config, len(self.curve) + 1, self.sae.config.d_sae))
             self.curve.append(float(self.plain(x)))
         else:
-            self.curve.append(float(self.trainer._step(x).fvu))
+            self.curve.append(float(self.trainer.step_on(x).fvu))
 
     def trained(self) -> SAE:
         if self.plain:
@@ -92,7 +92,7 @@ def from_same_state(saefast: Run, other: Run, x: Tensor, found: dict[str, SameSt
     """Both, and fp64, take a step from where saefast's run is now; whether AuxK took part."""
     trainer, config = saefast.trainer, saefast.config
     state, plan = trainer.state, trainer._plan(len(x))
-    lr = config.lr_at(state.step + 1, saefast.sae.config.d_sae)
+    lr = schedules.lr_at(config, state.step + 1, saefast.sae.config.d_sae)
     hyper = Hyper(lr, config.betas, config.eps, trainer.input_scale or 1.0)
     numbers = torch.tensor(hyper.numbers(state.step + 1, len(x)), dtype=torch.float64)
     for name, run in (("saefast", saefast), ("other", other)):
@@ -142,7 +142,7 @@ def main() -> int:
     }  # fmt: skip
     first = Trainer(SAE(SAEConfig(d_in=source.d_in, d_sae=args.d_sae, k=args.k)), TrainConfig(**options))
     buffer = ShuffleBuffer(source, args.batch_size, first.config.buffer_rows, first.config.seed)
-    first._initialize(buffer.sample(INIT_ROWS).to(first.sae.W_enc))  # what fit does before its first step
+    first.initialize(buffer.sample(INIT_ROWS).to(first.sae.W_enc))  # what fit does before its first step
 
     def run(name: str, backend: str) -> Run:
         assert first.input_scale

@@ -47,7 +47,7 @@ def train(name: str, batches: list[Tensor], heldout: Tensor) -> tuple[Result, li
     )  # fmt: skip
     sae = SAE(SAEConfig(d_in=d_in, d_sae=F, k=K)).to(DEVICE)
     trainer = Trainer(sae, config)
-    trainer._initialize(torch.cat(batches[:8]))  # what fit does before its first step
+    trainer.initialize(torch.cat(batches[:8]))  # what fit does before its first step
     if name == "control":
         weight = sae.W_enc.data
         weight.copy_(torch.nextafter(weight, torch.full_like(weight, torch.inf)))

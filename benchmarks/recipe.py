@@ -19,7 +19,7 @@ from torch import Tensor
 
 from saefast import SAE, SAEConfig, TrainConfig, Trainer, evaluate, open_source
 from saefast.buffer import ShuffleBuffer
-from saefast.trainer import INIT_ROWS
+from saefast.run import INIT_ROWS
 
 RESULT = Path(__file__).parent / "results" / "recipe.json"
 D_SAE, K = 4608, 32
@@ -44,7 +44,7 @@ def train_saefast(buffer: ShuffleBuffer, lr: float, steps: int, seed: int) -> SA
         dead_feature_threshold=20_000,
     )  # fmt: skip
     trainer = Trainer(sae, config)
-    trainer._initialize(buffer.sample(INIT_ROWS).to(sae.W_enc))
+    trainer.initialize(buffer.sample(INIT_ROWS).to(sae.W_enc))
     for x in batches(buffer, steps):
         trainer.step(x)
     return sae

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from saefast.plan import Plan
 from saefast.reference_update import Aux
 from saefast.storage import Weights
 
@@ -56,25 +57,42 @@ def find_dead(num_tokens_since_fired: Tensor, threshold: int, capacity: int) -> 
 
 
 def auxk(
-    ops: ModuleType, weights: Weights, centred: Tensor, error: Tensor, dead: Dead, k_aux: int, alpha: float
+    ops: ModuleType,
+    weights: Weights,
+    centred: Tensor,
+    error: Tensor,
+    dead: Dead,
+    plan: Plan,
+    loss_scale: Tensor,
 ) -> tuple[Tensor, Aux]:
-    """centred, error [B, D] -> loss [] (unweighted; 0 if nothing is dead), alpha times its gradients."""
-    W_enc, W_dec = weights.enc.shadow[dead.latents], weights.dec.shadow[dead.latents]
-    b_enc = weights.b_enc.value[dead.latents]
-    pre_acts = torch.addmm(b_enc.to(centred.dtype), centred, W_enc.T)
-    acts = ops.keep_topk(pre_acts, k_aux, dead.number)
-    aux_error, squares = ops.dense_error(acts, W_dec, error, sign=-1.0)
-    _, variance = ops.centre(error, torch.zeros_like(weights.b_dec.value), error.dtype)
-    loss = (squares.sum() / variance).masked_fill(dead.number == 0, 0.0)
+    """centred [B, D], error [B, D_out] -> loss [] (unweighted; 0 if nothing is dead), alpha times its gradients.
 
-    scale = 2 * alpha / variance
-    grad_acts = ops.dense_grad_acts(aux_error, W_dec, acts, torch.zeros_like(variance))
+    loss_scale []: what the main loss multiplies its squared error by, for auxk_scale "loss".
+    """
+    W_enc, W_dec = weights.enc.shadow[dead.latents], weights.dec.shadow[dead.latents]
+    b_enc, b_dec = weights.b_enc.value[dead.latents], torch.zeros_like(weights.b_dec.value)
+    pre_acts = torch.addmm(b_enc.to(centred.dtype), centred, W_enc.T)
+    acts = ops.keep_topk(pre_acts, plan.k_aux, dead.number)
+    aux_error, squares = ops.dense_error(acts, W_dec, error, sign=-1.0)
+    if plan.auxk_scale == "residual":
+        _, variance = ops.centre(error, b_dec, error.dtype)
+        scale = 1 / variance
+    else:
+        scale = loss_scale
+    if plan.auxk_ramp:
+        scale = scale * (dead.number.to(scale.dtype) / plan.k_aux).clamp_max(1)
+    loss = (squares.sum() * scale).masked_fill(dead.number == 0, 0.0)
+
+    scale = 2 * plan.auxk_alpha * scale
+    grad_acts = ops.dense_grad_acts(aux_error, W_dec, acts, torch.zeros_like(scale))
     grad_b_enc = grad_acts.sum(dim=0, dtype=b_enc.dtype) * scale
+    if plan.pre_bias:
+        b_dec = -(grad_b_enc @ W_enc.to(b_enc.dtype))
     aux = Aux(
         slots=dead.slots,
         W_enc=ops.outer_sum(grad_acts, centred).mul_(scale),
         b_enc=grad_b_enc,
         W_dec=ops.outer_sum(acts, aux_error).mul_(scale),
-        b_dec=-(grad_b_enc @ W_enc.to(b_enc.dtype)),
+        b_dec=b_dec,
     )
     return loss, aux

@@ -85,7 +85,7 @@ def bytes_needed(state: State, buffer: ShuffleBuffer) -> int:
     return 2 * (saved + row * buffer.capacity) + exported + 2**20
 
 
-def save(folder: Path, state: State, input_scale: float, buffer: ShuffleBuffer) -> None:
+def save(folder: Path, state: State, input_scale: float, output_scale: float, buffer: ShuffleBuffer) -> None:
     """Replace the checkpoint atomically."""
     tensors = state.tensors()
     buffer_tensors, buffer_numbers = buffer.state_dict()
@@ -94,7 +94,9 @@ def save(folder: Path, state: State, input_scale: float, buffer: ShuffleBuffer) 
         "step": state.step,
         "fired_tokens": state.fired_tokens,
         "dead_capacity": state.dead_capacity,
+        "dense": state.dense,
         "input_scale": input_scale,
+        "output_scale": output_scale,
         "buffer": buffer_numbers,
     }
     try:
@@ -106,8 +108,8 @@ def save(folder: Path, state: State, input_scale: float, buffer: ShuffleBuffer) 
         ) from error
 
 
-def load(folder: Path, state: State, buffer: ShuffleBuffer) -> float:
-    """Restore `state` (in place, on its device) and `buffer` from the checkpoint; returns the input scale."""
+def load(folder: Path, state: State, buffer: ShuffleBuffer) -> tuple[float, float]:
+    """Restore `state` (in place, on its device) and `buffer` from the checkpoint; returns input and output scale."""
     path = folder / CHECKPOINT
     tensors, meta, _ = load_tensors(path)
     for name, target in state.tensors().items():
@@ -118,11 +120,12 @@ def load(folder: Path, state: State, buffer: ShuffleBuffer) -> float:
         target.copy_(tensors[name])
     state.step, state.fired_tokens = meta["step"], meta["fired_tokens"]
     state.dead_capacity = meta.get("dead_capacity", 0)  # 0.1.0 before the GPU engine had none
+    state.dense = meta.get("dense", False)  # 0.1.0 had TopK only
     state.refresh()
     prefix = "buffer."
     buffer_tensors = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     buffer.load_state_dict(buffer_tensors, meta["buffer"])
-    return meta["input_scale"]
+    return meta["input_scale"], meta.get("output_scale", 1.0)
 
 
 def truncate_metrics(folder: Path, step: int) -> None:

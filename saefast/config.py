@@ -1,38 +1,14 @@
-"""The two configurations. Frozen, validated where they are made; the command line (`cli.py`) is generated from them."""
+"""How an SAE is trained. Frozen, validated where it is made; the command line (`cli.py`) is generated from it."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
-from saefast.errors import check
+from saefast.errors import check, one_of, positive
+from saefast.sae_config import SAEConfig
 
+__all__ = ["LOGGERS", "SAEConfig", "TrainConfig"]
 LOGGERS = ("wandb", "tensorboard", "trackio")
-
-
-def _positive(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        is_int = isinstance(value, int) and not isinstance(value, bool)
-        check(is_int and value > 0, f"{name}: expected a positive integer, got {value!r}")
-
-
-@dataclass(frozen=True)
-class SAEConfig:
-    """What an SAE is: everything needed to rebuild the module around its weights."""
-
-    d_in: int
-    """Width of the activations."""
-    d_sae: int
-    """Number of latents, the size of the dictionary."""
-    activation: Literal["topk"] = "topk"
-    """Which pre-activations become active: 'topk' keeps the k largest of each token."""
-    k: int = 32
-    """Active latents per token."""
-
-    def __post_init__(self) -> None:
-        _positive(self, "d_in", "d_sae", "k")
-        check(self.k <= self.d_sae, f"k: expected at most d_sae = {self.d_sae}, got {self.k}")
-        check(self.activation == "topk", f"activation: expected 'topk', got {self.activation!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +24,68 @@ class TrainConfig:
     warmup_fraction: float = 0.05
     """Share of the steps over which the learning rate rises linearly from 0."""
     decay_fraction: float = 0.2
-    """Share of the steps, at the end, over which it falls linearly to 0."""
+    """Share of the steps, at the end, over which it falls to 0."""
+    decay: Literal["linear", "cosine"] = "linear"
+    """How it falls."""
+    lr_W_enc: float = 1.0
+    """Multiplies lr for this parameter; likewise the next four."""
+    lr_b_enc: float = 1.0
+    lr_W_dec: float = 1.0
+    lr_b_dec: float = 1.0
+    lr_extra: float = 1.0
+    """Of thresholds, gains and W_skip."""
+    optimizer: Literal["adam", "adamw", "muon", "signum"] = "adam"
+    """'adam' is fused with the backward pass; the others (see `saefast.optimizers`) make the gradients exist."""
+    weight_decay: float = 0.0
+    """Of 'adamw' and 'muon'."""
+    ema_decay: float | None = None
+    """Keep an exponential moving average of the weights, and save that as the SAE (OpenAI: 0.999)."""
+    microbatch_size: int | None = None
+    """Tokens for which the backward pass is done at a time, adding up the gradients: the same step in less memory."""
+    loss: Literal["fvu", "mse", "mse_mean"] = "fvu"
+    """The reconstruction loss: 'fvu' divides by the variance of the batch, 'mse' is the squared error summed over
+    d_in and averaged over tokens, 'mse_mean' averaged over both. The last two are of the scaled input."""
+    unit_norm: bool = True
+    """Rows of W_dec keep unit norm, and their gradient its part along the row taken out; False lets them free."""
+    penalty: Literal["none", "l1", "lp", "tanh", "l0", "target_l0"] = "none"
+    """What is added to the loss for sparsity, see `saefast.architectures`; the last two are JumpReLU's."""
+    sparsity_coefficient: float = 0.0
+    """Weight of the penalty: a sum over latents, averaged over tokens."""
+    sparsity_warmup_fraction: float = 0.05
+    """Share of the steps over which that weight rises linearly from 0."""
+    norm_weighted: bool = False
+    """'l1', 'lp', 'tanh': activations times the norm of their decoder row (Anthropic, April 2024)."""
+    tanh_scale: float = 4.0
+    """c of tanh(c * act)."""
+    target_l0: float | None = None
+    """For 'target_l0': the L0 that JumpReLU is pulled to."""
+    p_end: float = 1.0
+    """'lp': p falls linearly from 1 to this (p-annealing, arXiv 2408.00113); the weight is adapted so that the penalty
+    of the same activations stays the same."""
+    p_anneal_from: float = 0.0
+    """Share of the steps after which it begins to fall."""
+    bandwidth: float = 0.001
+    """JumpReLU: width of the window in which thresholds get a gradient."""
+    straight_through: Literal["threshold", "all"] = "threshold"
+    """JumpReLU: what learns through the step, see `saefast.architectures.jumprelu`."""
+    log_threshold: bool = False
+    """JumpReLU: train the logarithm of the threshold."""
+    preact: Literal["none", "all", "dead"] = "none"
+    """JumpReLU: which latents the pre-activation loss is for."""
+    preact_coefficient: float = 0.0
+    """Its weight."""
+    k_start: int | None = None
+    """Begin with this k and fall linearly to k, in at most 32 steps."""
+    k_anneal_fraction: float = 0.1
+    """Share of the steps over which it does."""
+    multi_topk: int = 0
+    """TopK: also reconstruct from multi_topk * k latents (the paper's 4), which keeps the SAE usable at other k."""
+    multi_topk_weight: float = 1 / 8
+    """Weight of that reconstruction."""
+    group_weights: tuple[float, ...] = ()
+    """Matryoshka: weight of each nested reconstruction. Default: 1 each, the sum."""
+    threshold_rate: float = 0.001
+    """BatchTopK: how fast the threshold for inference follows the smallest activation kept."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's decay rates of the first and second moment."""
     eps: float = 6.25e-10
@@ -59,8 +96,17 @@ class TrainConfig:
     """Weight of the AuxK loss that revives dead latents; 0 turns it off."""
     k_aux: int | None = None
     """Dead latents that AuxK uses per token. Default: d_in / 2."""
+    auxk_scale: Literal["residual", "loss"] = "residual"
+    """What AuxK's squared error is divided by: the variance of the residual (OpenAI) or as the main loss (sparsify
+    with 'fvu', SAELens with 'mse')."""
+    auxk_ramp: bool = False
+    """Multiply AuxK by min(1, dead latents / k_aux) (sparsify, SAELens)."""
     dead_feature_threshold: int = 10_000_000
     """A latent is dead when it has not been active for this many tokens."""
+    resample_steps: tuple[int, ...] = ()
+    """Steps after which dead latents are resampled ("Towards Monosemanticity", see `saefast.resample`)."""
+    resample_tokens: int = 819_200
+    """Inputs whose losses resampling looks at."""
     init_b_dec: Literal["geometric_median", "mean", "none"] = "geometric_median"
     """What `fit` sets b_dec to before the first step, from up to 32768 rows of the source, if it is still 0."""
     init_encoder_scale: float = 0.3
@@ -96,13 +142,15 @@ class TrainConfig:
     """Where metrics go besides metrics.jsonl; each needs the extra of the same name."""
 
     def __post_init__(self) -> None:
-        _positive(self, "total_tokens", "batch_size", "dead_feature_threshold", "log_every")
-        _positive(self, "checkpoint_every")
+        positive(self, "total_tokens", "batch_size", "dead_feature_threshold", "log_every")
+        positive(self, "checkpoint_every")
         for name in ("lr", "grad_clip"):
             value = getattr(self, name)
             ok = value is None or (math.isfinite(value) and value > 0)
             check(ok, f"{name}: expected a positive number or None, got {value!r}")
-        for name in ("warmup_fraction", "decay_fraction"):
+        for name in (
+            "warmup_fraction", "decay_fraction", "sparsity_warmup_fraction", "k_anneal_fraction", "p_anneal_from",
+        ):  # fmt: skip
             value = getattr(self, name)
             check(0 <= value <= 1, f"{name}: expected a number from 0 to 1, got {value!r}")
         in_range = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
@@ -112,17 +160,54 @@ class TrainConfig:
         check(0 < self.eps < math.inf, f"eps: expected a positive number, got {self.eps!r}")
         check(0 <= self.auxk_alpha < math.inf, f"auxk_alpha: expected 0 or more, got {self.auxk_alpha!r}")
         if self.k_aux is not None:
-            _positive(self, "k_aux")
+            positive(self, "k_aux")
         is_seed = type(self.seed) is int and 0 <= self.seed < 2**63
         check(is_seed, f"seed: expected an integer from 0 to 2^63 - 1, got {self.seed!r}")
         if self.buffer_tokens is not None:
-            _positive(self, "buffer_tokens")
+            positive(self, "buffer_tokens")
             enough = self.buffer_tokens >= self.batch_size
             check(
                 enough,
                 f"buffer_tokens: expected at least batch_size = {self.batch_size}, got {self.buffer_tokens}",
             )
+        for name in ("sparsity_coefficient", "preact_coefficient", "weight_decay", "multi_topk_weight"):
+            value = getattr(self, name)
+            check(0 <= value < math.inf, f"{name}: expected 0 or more, got {value!r}")
+        for name in ("lr_W_enc", "lr_b_enc", "lr_W_dec", "lr_b_dec", "lr_extra"):
+            value = getattr(self, name)
+            check(0 <= value < math.inf, f"{name}: expected a multiplier of 0 or more, got {value!r}")
+        for name in ("bandwidth", "tanh_scale"):
+            value = getattr(self, name)
+            check(0 < value < math.inf, f"{name}: expected a positive number, got {value!r}")
+        check(0 < self.p_end <= 1, f"p_end: expected a number above 0, at most 1, got {self.p_end!r}")
+        annealed = self.p_end == 1 or self.penalty == "lp"
+        check(annealed, f"p_end: expected 1 with penalty {self.penalty!r}, got {self.p_end}")
+        check(0 < self.threshold_rate <= 1, f"threshold_rate: expected 0 to 1, got {self.threshold_rate!r}")
+        ok = self.ema_decay is None or 0 <= self.ema_decay < 1
+        check(ok, f"ema_decay: expected a number in [0, 1) or None, got {self.ema_decay!r}")
+        for name in ("k_start", "microbatch_size"):
+            if getattr(self, name) is not None:
+                positive(self, name)
+        is_count = type(self.multi_topk) is int and self.multi_topk != 1 and self.multi_topk >= 0
+        check(is_count, f"multi_topk: expected 0 or an integer from 2, got {self.multi_topk!r}")
+        asked = (self.penalty == "target_l0") == (self.target_l0 is not None)
+        check(
+            asked,
+            f"target_l0: expected with penalty 'target_l0' only, got {self.target_l0} and {self.penalty!r}",
+        )
+        ok = self.target_l0 is None or 0 < self.target_l0 < math.inf
+        check(ok, f"target_l0: expected a positive number, got {self.target_l0!r}")
+        rising = all(type(step) is int and step > 0 for step in self.resample_steps)
+        check(rising, f"resample_steps: expected positive integers, got {self.resample_steps!r}")
+        positive(self, "resample_tokens")
         for name, choices in (
+            ("decay", ("linear", "cosine")),
+            ("optimizer", ("adam", "adamw", "muon", "signum")),
+            ("loss", ("fvu", "mse", "mse_mean")),
+            ("penalty", ("none", "l1", "lp", "tanh", "l0", "target_l0")),
+            ("straight_through", ("threshold", "all")),
+            ("preact", ("none", "all", "dead")),
+            ("auxk_scale", ("residual", "loss")),
             ("init_b_dec", ("geometric_median", "mean", "none")),
             ("nonfinite", ("stop", "skip")),
             ("backend", ("auto", "reference", "native", "triton")),
@@ -130,8 +215,7 @@ class TrainConfig:
             ("param_dtype", ("fp32", "split", "bf16")),
             ("state_dtype", ("fp32", "bf16", "int8")),
         ):
-            value = getattr(self, name)
-            check(value in choices, f"{name}: expected one of {list(choices)}, got {value!r}")
+            one_of(self, name, choices)
         fits = self.param_dtype == "fp32" or self.compute_dtype in ("auto", "bf16")
         check(
             fits,
@@ -149,13 +233,3 @@ class TrainConfig:
     @property
     def buffer_rows(self) -> int:
         return self.buffer_tokens or max(131_072, 4 * self.batch_size)
-
-    def peak_lr(self, d_sae: int) -> float:
-        return self.lr if self.lr is not None else 2e-4 / math.sqrt(d_sae / 2**14)
-
-    def lr_at(self, step: int, d_sae: int) -> float:
-        """Learning rate of `step` (counted from 1): linear warm-up, constant, linear decay towards 0."""
-        warmup, decay = self.warmup_fraction * self.total_steps, self.decay_fraction * self.total_steps
-        rise = step / warmup if warmup else 1.0
-        fall = (self.total_steps + 1 - step) / decay if decay else 1.0
-        return self.peak_lr(d_sae) * max(0.0, min(1.0, rise, fall))

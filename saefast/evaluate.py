@@ -1,13 +1,13 @@
 """How good a trained SAE is, on held-out activations. The evaluation inside the language model is in `lm.py`."""
 
 from collections.abc import Iterable
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from saefast import reference
+from saefast.architectures.inference import encode
 from saefast.backend import load_backend
 from saefast.errors import check
 from saefast.sae import SAE
@@ -30,33 +30,31 @@ class Evaluation(NamedTuple):
     rows_skipped: int  # rows with NaN or Inf, left out of everything above
 
 
-def encode(ops: ModuleType, params: reference.Params, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The code of x [B, d_in], by products in the format in which W_enc is kept: top_acts, top_indices [B, k]."""
-    centred, _ = ops.centre(x, params.b_dec, params.W_enc.dtype)
-    return ops.encode_topk(centred, params.W_enc, params.b_enc, k)
-
-
 def evaluate(sae: SAE, source: Iterable[Tensor] | Tensor, backend: str = "auto") -> Evaluation:
-    """Evaluate `sae` on one pass over a source of tensors [n, d_in], in memory bounded at any d_sae.
+    """Evaluate `sae` on one pass over a source of tensors [n, d_in] (of a transcoder: [n, d_in + d_out], with x below
+    the target), in memory bounded at any d_sae.
 
     Raises:
         InputError: the source has another width or no finite rows.
     """
-    params, k, d_sae = sae.params, sae.config.k, sae.config.d_sae
+    params, config, extra, d_sae = sae.params, sae.config, sae.extra, sae.config.d_sae
     ops = load_backend(backend, params.W_enc.device.type)
     rows_at_once = max(1, MAX_PRE_ACTS // d_sae)
     n_tokens = rows_skipped = n_active = 0
     squared_error = squared_norm = normalized_mse = cosine = 0.0
-    sum_x = torch.zeros(sae.config.d_in, dtype=torch.float64)
+    sum_x = torch.zeros(config.width_out, dtype=torch.float64)
     sum_error = torch.zeros_like(sum_x)
     count = torch.zeros(d_sae, dtype=torch.int64)
     with torch.no_grad():
-        for chunk in as_source(source, sae.config.d_in):
+        for chunk in as_source(source, config.row_width):
             finite = chunk.isfinite().all(dim=1)
             rows_skipped += int((~finite).sum())
-            for x in chunk[finite].to(params.b_dec).split(rows_at_once):
-                acts, indices = encode(ops, params, x, k)
+            for rows in chunk[finite].to(params.b_dec).split(rows_at_once):
+                given, x = rows[:, : config.d_in].contiguous(), rows[:, -config.width_out :].contiguous()
+                acts, indices = encode(ops, params, extra, config, given)
                 x_hat = ops.decode(acts, indices, params.W_dec, params.b_dec)
+                if config.skip:
+                    x_hat = x_hat + given @ extra["W_skip"].T
                 error = (x_hat - x).double()
                 n_tokens += len(x)
                 n_active += int((acts > 0).sum())

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from saefast.architectures.inference import encode
 from saefast.backend import load_backend
 from saefast.errors import check
-from saefast.evaluate import encode
 from saefast.sae import SAE
 from saefast.shards import ShardSource
 
@@ -82,6 +82,6 @@ def _codes(sae: SAE, source: ShardSource, rows_at_once: int = 4096) -> Iterator[
     first_row = 0
     for chunk in source:
         for x in chunk.split(rows_at_once):
-            acts, indices = encode(ops, params, x.to(params.b_dec), sae.config.k)
+            acts, indices = encode(ops, params, sae.extra, sae.config, x.to(params.b_dec))
             yield first_row, acts.cpu(), indices.cpu()
             first_row += len(x)

@@ -61,7 +61,7 @@ def memory_bytes(
 def training_bytes(sae: SAEConfig, train: TrainConfig, compute_bytes: int = 2) -> dict[str, int]:
     """`memory_bytes` of a run with products of `compute_bytes` per operand."""
     return memory_bytes(
-        train.batch_size, sae.d_in, sae.d_sae, sae.k, compute_bytes=compute_bytes, param_dtype=train.param_dtype,
+        train.batch_size, sae.d_in, sae.d_sae, sae.top_k, compute_bytes=compute_bytes, param_dtype=train.param_dtype,
         state_dtype=train.state_dtype, clip=train.grad_clip is not None,
     )  # fmt: skip
 
@@ -69,7 +69,7 @@ def training_bytes(sae: SAEConfig, train: TrainConfig, compute_bytes: int = 2) -
 def free_for_steps(sae: SAEConfig, train: TrainConfig, compute_bytes: int) -> int:
     """Bytes that a GPU step takes beside what training holds already; AuxK for a tenth of the latents."""
     parts = memory_bytes(
-        train.batch_size, sae.d_in, sae.d_sae, sae.k, compute_bytes=compute_bytes, clip=train.grad_clip is not None,
+        train.batch_size, sae.d_in, sae.d_sae, sae.top_k, compute_bytes=compute_bytes, clip=train.grad_clip is not None,
         n_dead=sae.d_sae // 10 if train.auxk_alpha else 0,
     )  # fmt: skip
     return sum(

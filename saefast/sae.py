@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from saefast import reference
+from saefast.architectures import extra_parameters
+from saefast.architectures.inference import dense_acts, listed
 from saefast.config import SAEConfig
 from saefast.errors import InputError, check
 from saefast.files import load_tensors, read_json, save_tensors, write_json
@@ -19,25 +21,30 @@ ROWS_AT_ONCE = 2**14
 class SAEOutput(NamedTuple):
     """Result of `SAE.forward`."""
 
-    x_hat: Tensor  # [B, d_in] reconstruction
-    fvu: Tensor  # [] fraction of variance unexplained, over this batch
-    top_acts: Tensor  # [B, k]
-    top_indices: Tensor  # [B, k] int32
+    x_hat: Tensor  # [B, d_out] reconstruction
+    fvu: Tensor  # [] fraction of variance unexplained, over this batch; NaN for a transcoder without a target
+    top_acts: Tensor  # [B, L]
+    top_indices: Tensor  # [B, L] int32
 
 
 class SAE(nn.Module):
-    """A TopK sparse autoencoder; differentiable by autograd, on any device.
+    """A sparse autoencoder of any architecture; differentiable by autograd, on any device.
 
-    x_hat = b_dec + sum over the k active latents of act * W_dec[latent],  act = relu(W_enc (x - b_dec) + b_enc)
+    x_hat = b_dec + sum over the active latents of act * W_dec[latent],  pre_acts = W_enc (x - b_dec) + b_enc
+
+    What is active and by how much is a function of the pre-activations, see `saefast.architectures`. JumpReLU's
+    straight-through gradients are those of `Trainer`; autograd sees a threshold that does not move.
 
     Args:
-        config: sizes and activation.
+        config: sizes and architecture.
         seed: seed of the initial weights. W_dec has random unit rows, W_enc is a copy of it (its transpose in the
-            field's [d_in, d_sae] layout), biases are 0; `Trainer.fit` moves b_dec to the centre of the data.
+            field's [d_in, d_sae] layout; random unit rows of its own where input and output differ in width), biases
+            are 0; `Trainer.fit` moves b_dec to the centre of the data.
         device, weight_dtype: of the parameters, and of W_enc and W_dec (biases are fp32). They are made a few rows at
             a time, so that a dictionary that fills the device needs no second copy anywhere.
 
-    The parameters are always in the units of the data, before, during and after training.
+    The parameters are always in the units of the data, before, during and after training (of JumpReLU: from the first
+    step on).
     """
 
     def __init__(
@@ -50,46 +57,97 @@ class SAE(nn.Module):
         super().__init__()
         self.config = config
         generator = torch.Generator().manual_seed(seed)
-        W_dec = torch.empty(config.d_sae, config.d_in, device=device, dtype=weight_dtype)
-        for rows in W_dec.split(ROWS_AT_ONCE):
-            rows.copy_(reference.normalize_rows_(torch.randn(rows.shape, generator=generator)))
-        self.W_dec = nn.Parameter(W_dec)
-        self.W_enc = nn.Parameter(W_dec.clone())
+
+        def unit_rows(width: int) -> Tensor:
+            matrix = torch.empty(config.d_sae, width, device=device, dtype=weight_dtype)
+            for rows in matrix.split(ROWS_AT_ONCE):
+                rows.copy_(reference.normalize_rows_(torch.randn(rows.shape, generator=generator)))
+            return matrix
+
+        self.W_dec = nn.Parameter(unit_rows(config.width_out))
+        same = config.width_out == config.d_in
+        self.W_enc = nn.Parameter(self.W_dec.detach().clone() if same else unit_rows(config.d_in))
         self.b_enc = nn.Parameter(torch.zeros(config.d_sae, device=device))
-        self.b_dec = nn.Parameter(torch.zeros(config.d_in, device=device))
+        self.b_dec = nn.Parameter(torch.zeros(config.width_out, device=device))
+        for name, value in extra_parameters(config, device).items():
+            self.register_parameter(name, nn.Parameter(value, requires_grad=value.ndim > 0))
 
     @property
     def params(self) -> reference.Params:
         """The parameters without autograd, sharing memory with the module."""
         return reference.Params(self.W_enc.data, self.b_enc.data, self.W_dec.data, self.b_dec.data)
 
-    def check_input(self, x: Tensor) -> None:
-        """Raise InputError unless x is [B, d_in] with the dtype and device of the parameters."""
-        d_in, weight = self.config.d_in, self.W_enc
-        ok = isinstance(x, Tensor) and x.ndim == 2 and x.shape[1] == d_in
-        check(ok, f"x: expected a tensor [B, {d_in}], got {list(getattr(x, 'shape', [type(x).__name__]))}")
+    @property
+    def extra(self) -> dict[str, Tensor]:
+        """The parameters that the architecture has besides, without autograd, sharing memory."""
+        return {
+            name: param.data for name, param in self.named_parameters() if name not in self.params._fields
+        }
+
+    def check_input(self, x: Tensor, name: str = "x", width: int | None = None) -> None:
+        """Raise InputError unless x is [B, width] (default d_in) with the dtype and device of the parameters."""
+        width, weight = width or self.config.d_in, self.W_enc
+        ok = isinstance(x, Tensor) and x.ndim == 2 and x.shape[1] == width
+        check(
+            ok, f"{name}: expected a tensor [B, {width}], got {list(getattr(x, 'shape', [type(x).__name__]))}"
+        )
         dtype = self.b_dec.dtype  # W_enc and W_dec may be kept in bf16
-        check(x.dtype == dtype, f"x: expected dtype {dtype}, got {x.dtype}")
-        check(x.device == weight.device, f"x: expected device {weight.device}, got {x.device}")
+        check(x.dtype == dtype, f"{name}: expected dtype {dtype}, got {x.dtype}")
+        check(x.device == weight.device, f"{name}: expected device {weight.device}, got {x.device}")
+
+    def rows(self, x: Tensor, target: Tensor | None) -> Tensor:
+        """x [B, d_in], target [B, d_out] of a transcoder -> rows as `Trainer.fit` reads them, after checks."""
+        self.check_input(x)
+        if self.config.d_out is None:
+            check(
+                target is None,
+                "target: expected None, the SAE reconstructs its input (d_out is None), got one",
+            )
+            return x
+        check(target is not None, f"target: expected a tensor [B, {self.config.d_out}], got None")
+        assert target is not None
+        self.check_input(target, "target", self.config.d_out)
+        check(len(target) == len(x), f"target: expected {len(x)} rows as x, got {len(target)}")
+        return torch.cat([x, target], dim=1)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B, d_in] -> top_acts [B, k] in descending order, top_indices [B, k] int32."""
+        """x [B, d_in] -> top_acts [B, L], largest first, top_indices [B, L] int32. L is k, or the most that a token has
+        active where that is not bounded; an activation of 0 is not active."""
         self.check_input(x)
-        return reference.topk(reference.encode(x, self.W_enc, self.b_enc, self.b_dec), self.config.k)
+        if self.config.activation == "topk" and not self.config.scale_by_norm:
+            return reference.topk(self.pre_acts(x), self.config.top_k)
+        extra = {name: getattr(self, name) for name in self.extra}
+        params = reference.Params(self.W_enc, self.b_enc, self.W_dec, self.b_dec)
+        return listed(dense_acts(self.pre_acts(x), params, extra, self.config), self.config.k_of_token)
 
-    def decode(self, top_acts: Tensor, top_indices: Tensor) -> Tensor:
-        """top_acts [B, k'], top_indices [B, k'] integers below d_sae, any k' -> x_hat [B, d_in]."""
+    def pre_acts(self, x: Tensor) -> Tensor:
+        """x [B, d_in] -> [B, d_sae]."""
+        subtracted = self.b_dec if self.config.pre_bias else self.b_dec.new_zeros(())
+        return reference.encode(x, self.W_enc, self.b_enc, subtracted)
+
+    def decode(self, top_acts: Tensor, top_indices: Tensor, x: Tensor | None = None) -> Tensor:
+        """top_acts [B, L], top_indices [B, L] integers below d_sae, any L -> x_hat [B, d_out].
+
+        x: [B, d_in], needed for what a skip transcoder adds.
+        """
         check(
             top_acts.ndim == 2 and top_acts.shape == top_indices.shape,
             f"top_indices: expected the shape of top_acts {list(top_acts.shape)}, got {list(top_indices.shape)}",
         )
-        return reference.decode(top_acts, top_indices, self.W_dec, self.b_dec)
+        x_hat = reference.decode(top_acts, top_indices, self.W_dec, self.b_dec)
+        if not self.config.skip:
+            return x_hat
+        check(x is not None, "x: expected the input of a skip transcoder, got None")
+        assert x is not None
+        return x_hat + x @ self.W_skip.T
 
-    def forward(self, x: Tensor) -> SAEOutput:
-        """x [B, d_in] -> SAEOutput(x_hat, fvu, top_acts, top_indices)."""
+    def forward(self, x: Tensor, target: Tensor | None = None) -> SAEOutput:
+        """x [B, d_in] (and a transcoder's target [B, d_out], for fvu) -> SAEOutput(x_hat, fvu, top_acts, top_indices)."""
         top_acts, top_indices = self.encode(x)
-        x_hat = self.decode(top_acts, top_indices)
-        return SAEOutput(x_hat, reference.fvu(x_hat, x), top_acts, top_indices)
+        x_hat = self.decode(top_acts, top_indices, x)
+        goal = target if self.config.d_out is not None else x
+        fvu = x_hat.new_full((), torch.nan) if goal is None else reference.fvu(x_hat, goal)
+        return SAEOutput(x_hat, fvu, top_acts, top_indices)
 
     def save_pretrained(self, path: str | Path, params: reference.Params | None = None) -> None:
         """Write `sae.safetensors` and `config.json` into the folder `path`, each atomically, with a checksum.
@@ -99,7 +157,8 @@ class SAE(nn.Module):
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CONFIG, asdict(self.config))
-        save_tensors(folder / WEIGHTS, (params or self.params)._asdict(), asdict(self.config))
+        tensors = (params or self.params)._asdict() | self.extra
+        save_tensors(folder / WEIGHTS, tensors, asdict(self.config))
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str | torch.device = "cpu") -> "SAE":
@@ -110,7 +169,8 @@ class SAE(nn.Module):
         """
         folder = Path(path)
         try:
-            config = SAEConfig(**read_json(folder / CONFIG))
+            fields = read_json(folder / CONFIG)
+            config = SAEConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()})
         except TypeError as error:
             raise InputError(f"{folder / CONFIG}: expected the fields of SAEConfig, got {error}") from None
         if not (folder / WEIGHTS).exists():
@@ -119,13 +179,14 @@ class SAE(nn.Module):
             )
         tensors, _, _ = load_tensors(folder / WEIGHTS)
         sae = cls(config)
-        for name, param in sae.params._asdict().items():
+        expected = sae.params._asdict() | sae.extra
+        for name, param in expected.items():
             found = list(tensors[name].shape) if name in tensors else None
             if found != list(param.shape):
                 raise InputError(
                     f"{folder / WEIGHTS}: {name}: expected shape {list(param.shape)}, got {found}"
                 )
-        others = ", ".join(sorted(tensors.keys() - set(sae.params._fields)))
+        others = ", ".join(sorted(tensors.keys() - expected.keys()))
         check(not others, f"{folder / WEIGHTS}: expected the tensors of an SAE only, got also {others}")
         sae.load_state_dict(tensors)
         return sae.to(device)

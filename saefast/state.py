@@ -1,6 +1,6 @@
 """Everything a training step changes, all on one device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ class State:
     fired_tokens: int = 0
     step: int = 0
     dead_capacity: int = 0  # rows reserved for dead latents until the next count, see `saefast.auxk`
+    dense: bool = False  # whether the next code is, see `saefast.plan.Plan.follow_density`
+    extra: dict[str, Vector] = field(default_factory=dict)  # of the architecture, see `saefast.architectures`
 
     @classmethod
     def fresh(
@@ -26,8 +28,10 @@ class State:
         param_dtype: str = "fp32",
         state_dtype: str = "fp32",
         compute_dtype: torch.dtype | None = None,
+        extra: dict[str, Tensor] | None = None,
     ) -> "State":
-        """A state around `params`, which are trained in place where param_dtype is "fp32"; moments are zero."""
+        """A state around `params`, which are trained in place where param_dtype is "fp32", and the `extra` ones;
+        moments are zero."""
         compute_dtype = compute_dtype or params.W_enc.dtype
         enc, dec = (
             allocate(W, param_dtype, state_dtype, compute_dtype) for W in (params.W_enc, params.W_dec)
@@ -37,7 +41,8 @@ class State:
         )
         since, fired = (torch.zeros_like(params.b_enc, dtype=torch.int64) for _ in range(2))
         counter = torch.zeros((), dtype=torch.int64, device=since.device)
-        return cls(Weights(enc, dec, b_enc, b_dec), since, fired, counter)
+        vectors = {n: Vector(t, torch.zeros_like(t), torch.zeros_like(t)) for n, t in (extra or {}).items()}
+        return cls(Weights(enc, dec, b_enc, b_dec), since, fired, counter, extra=vectors)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds: every tensor that cannot be computed from the others."""
@@ -49,7 +54,8 @@ class State:
             found |= {f"params.{name}": matrix.weight, f"low.{name}": matrix.low}
             found |= {f"exp_avg.{name}": matrix.exp_avg, f"exp_avg_sq.{name}": matrix.exp_avg_sq}
             found |= {f"scales.{name}": matrix.scales}
-        for name, vector in (("b_enc", self.weights.b_enc), ("b_dec", self.weights.b_dec)):
+        vectors = {"b_enc": self.weights.b_enc, "b_dec": self.weights.b_dec} | self.extra
+        for name, vector in vectors.items():
             found |= {f"params.{name}": vector.value}
             found |= {f"exp_avg.{name}": vector.exp_avg, f"exp_avg_sq.{name}": vector.exp_avg_sq}
         return {name: tensor for name, tensor in found.items() if tensor is not None}

@@ -175,6 +175,17 @@ def allocate(weight: Tensor, param_dtype: str, state_dtype: str, compute_dtype: 
     return Matrix(weight, low, shadow, exp_avg, exp_avg_sq, scales)
 
 
+def row_norms(matrix: Matrix, parts: int = 1, rows_at_once: int = 2**16) -> Tensor:
+    """[F], or [F, parts] with parts > 1: the norm of each row as the products see it, or of its equal parts."""
+    norms = [
+        torch.linalg.vector_norm(
+            rows.unflatten(1, (parts, -1)), dim=2, dtype=torch.promote_types(rows.dtype, torch.float32)
+        )
+        for rows in matrix.shadow.split(rows_at_once)
+    ]
+    return torch.cat(norms) if parts > 1 else torch.cat(norms).squeeze(1)
+
+
 def scale_rows_(matrix: Matrix, factor: float, rows_at_once: int = 2**14) -> None:
     """Multiply the weight, a few rows at a time: the random bits of all of them would take 8 bytes per parameter."""
     for start in range(0, len(matrix.weight), rows_at_once):

@@ -2,37 +2,28 @@
 
 import logging
 import math
-import time
 from collections import deque
 from collections.abc import Iterable
-from contextlib import closing
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from saefast import auxk, checkpoint, loggers, plots
+from saefast import auxk, schedules
+from saefast.architectures import DENSE
 from saefast.backend import load_backend
-from saefast.buffer import ShuffleBuffer
 from saefast.config import TrainConfig
 from saefast.errors import InputError, check
 from saefast.graph import GraphedStep
-from saefast.memory import free_for_steps, out_of_memory_help
+from saefast.memory import out_of_memory_help
+from saefast.plan import CPU_DENSITY, GPU_DENSITY, Hyper, Plan
 from saefast.sae import SAE, geometric_median
-from saefast.signals import stop_signals
-from saefast.sources import as_source
 from saefast.state import State
-from saefast.step import Hyper, Metrics, Plan, train_step
+from saefast.step import Metrics, train_step
 from saefast.storage import scale_rows_
-from saefast.stream import open_buffer
 
-INIT_ROWS = 32_768  # sample for b_dec and the input scale; what OpenAI uses for the geometric median
-DENSITY_TOKENS = 100_000  # that share is counted over at least as many
-STEPS_BETWEEN_DEAD_COUNTS = 16  # on a GPU; each waits for the device once
+STEPS_BETWEEN_COUNTS = 16  # of dead and active latents, on a GPU; each waits for the device once
 MAX_RESCORED = 256  # k + rescore, what the kernel sorts in one tile
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -48,10 +39,12 @@ class Trainer:
         config: see `TrainConfig`.
 
     Raises:
-        InputError: the backend asked for cannot run here; the device has too little memory.
+        InputError: the backend asked for cannot run here; the device has too little memory; the config does not go
+            with the SAE's architecture.
     """
 
     def __init__(self, sae: SAE, config: TrainConfig) -> None:
+        check_architecture(sae, config)
         self.sae, self.config = sae, config
         self.on_gpu = sae.W_enc.device.type == "cuda"
         self.ops = load_backend(config.backend, sae.W_enc.device.type)
@@ -59,21 +52,33 @@ class Trainer:
         for name, param in sae.params._asdict().items():
             strides = param.stride()
             check(param.is_contiguous(), f"sae: {name}: expected contiguous memory, got strides {strides}")
-        largest = MAX_RESCORED - sae.config.k
+        largest = MAX_RESCORED - sae.config.top_k
         fits = self.ops.NAME != "triton" or not config.rescore or config.rescore <= largest
         check(fits, f"rescore: expected at most {largest} with k = {sae.config.k}, got {config.rescore}")
-        if self.on_gpu and sae.config.d_in % 8:
+        if self.on_gpu and (sae.config.d_in % 8 or sae.config.width_out % 8):
             log.warning(
                 f"d_in = {sae.config.d_in}: works, but only rows of a multiple of 8 are read at full speed"
             )
         with out_of_memory_help(sae.config, config):
-            self.state = State.fresh(sae.params, config.param_dtype, config.state_dtype, self.compute_dtype)
+            self.state = State.fresh(
+                sae.params, config.param_dtype, config.state_dtype, self.compute_dtype, self._extra()
+            )
+        self.state.dense = sae.config.activation in DENSE
         sae.W_enc.data, sae.W_dec.data = self.state.weights.enc.weight, self.state.weights.dec.weight
-        self.input_scale: float | None = None  # set from the first data seen
-        self._logged_step = 0
+        self.input_scale: float | None = None  # set from the first data seen, with output_scale
+        self.output_scale = 1.0
         graphs = self.on_gpu and self.ops.NAME == "triton" and config.cuda_graph
         self._run = GraphedStep(self.ops, self.state) if graphs else partial(train_step, self.ops, self.state)
         self._watched: deque[tuple[int, torch.cuda.Event, Tensor]] = deque()
+
+    def _extra(self) -> dict[str, Tensor]:
+        """What the state trains besides the four parameters: those of the SAE (in place), and what the recipe needs."""
+        extra = self.sae.extra
+        if self.config.log_threshold:
+            extra["threshold"] = extra["threshold"].log()
+        if self.config.penalty == "lp":
+            extra["penalty_scale"] = torch.ones_like(self.sae.b_enc[0]).detach()
+        return extra
 
     def _compute_dtype(self) -> torch.dtype:
         """Of the products: what the config says; by default bf16 for the kernels of a GPU, else that of the SAE."""
@@ -90,27 +95,31 @@ class Trainer:
         products, config = str(self.compute_dtype).removeprefix("torch."), self.config
         return f"products in {products}, parameters {config.param_dtype}, moments {config.state_dtype}"
 
-    def step(self, x: Tensor) -> Metrics:
+    def step(self, x: Tensor, target: Tensor | None = None) -> Metrics:
         """One optimizer step on x [B, d_in], any B > 0. Metrics are those of x before the update.
 
         Unlike `fit` it leaves b_dec where it is; the first x sets the scale of `normalize_input`.
 
+        Args:
+            target: [B, d_out], for a transcoder only.
+
         Raises:
-            InputError: wrong shape, dtype or device, an empty batch, NaN or Inf in x. On a GPU the step does not
-                wait to see: a batch with NaN or Inf changes no weight, and a later call raises.
+            InputError: wrong shape, dtype or device, an empty batch, NaN or Inf in x or target. On a GPU the step does
+                not wait to see: a batch with NaN or Inf changes no weight, and a later call raises.
         """
-        self.sae.check_input(x)
+        rows = self.sae.rows(x, target)
         check(len(x) > 0, f"x: expected at least one row, got {list(x.shape)}")
         if not self.on_gpu:
-            check(bool(x.isfinite().all()), "x: expected finite values, got NaN or Inf")
+            check(bool(rows.isfinite().all()), "x: expected finite values, got NaN or Inf")
         if self.input_scale is None:
-            self._set_input_scale(x)
-        return self._step(x)
+            self.set_scales(rows)
+        return self.step_on(rows)
 
     def fit(
         self, source: Iterable[Tensor] | Tensor, out: str | Path | None = None, resume: bool = False
     ) -> bool:
-        """Train for `config.total_tokens` on a source: any iterable of tensors [n, d_in] (see `saefast.sources`).
+        """Train for `config.total_tokens` on a source: any iterable of tensors [n, d_in] (see `saefast.sources`); for a
+        transcoder [n, d_in + d_out], the target behind the input.
 
         Args:
             out: run folder for checkpoints, metrics, the trained SAE and its curves (see `saefast.checkpoint`).
@@ -125,110 +134,92 @@ class Trainer:
             InputError: the source or the folder do not fit; NaN or Inf in the data; the loss diverged.
             OSError: `out` cannot be written. The last checkpoint is intact in every case.
         """
-        config, state = self.config, self.state
-        check(out is not None or not resume, "resume: expected a run folder in `out`, got None")
-        rows = as_source(source, self.sae.config.d_in)
-        sizes = config.batch_size, config.buffer_rows, config.seed, config.nonfinite
-        device, needed = (
-            self.sae.b_dec.device,
-            free_for_steps(self.sae.config, config, self.compute_dtype.itemsize),
-        )
-        buffer = open_buffer(rows, *sizes, dtype=self.sae.b_dec.dtype, device=device, reserve=needed)
-        folder = None if out is None else Path(out)
-        if folder is not None:
-            found = checkpoint.open_run(
-                folder, self.sae.config, config, rows, resume, checkpoint.bytes_needed(state, buffer)
-            )
-            if found:
-                self.input_scale = checkpoint.load(folder, state, buffer)
-            checkpoint.truncate_metrics(folder, state.step)
-        if state.step == 0:
-            self._initialize(buffer.sample(INIT_ROWS).to(self.sae.b_dec))
-        send = self._open_loggers(folder)
+        from saefast.run import fit  # it needs the Trainer
 
-        n_steps = config.total_steps
-        self._logged_step, self._logged_at = state.step, time.perf_counter()
-        metrics = None
-        with (
-            tqdm(total=n_steps, initial=state.step, unit="step", mininterval=0.5, desc="train") as bar,
-            stop_signals() as stop,
-            closing(buffer),
-        ):
-            batches = iter(buffer)
-            while state.step < n_steps and not stop.is_set():
-                try:
-                    x = next(batches, None)
-                except InputError:  # NaN in the data, a damaged shard: what was learnt so far is kept
-                    if folder is not None and metrics is not None:
-                        self._save(folder, metrics, buffer)
-                    raise
-                if x is None:
-                    log.warning(
-                        f"the source cannot be read twice: it ended after {state.step} of {n_steps} steps"
-                    )
-                    break
-                metrics = self._step(x.to(self.sae.b_dec))
-                bar.update()
-                if state.step % config.log_every == 0 or state.step == n_steps:
-                    line = self._line(metrics, buffer.skipped)
-                    bar.set_postfix({key: f"{line[key]:.4g}" for key in ("fvu", "l0", "dead_frac")})
-                    for to in send:
-                        to(line)
-                if folder is not None and state.step % config.checkpoint_every == 0 and state.step < n_steps:
-                    self._save(folder, metrics, buffer)
-        if folder is None:
-            return state.step == n_steps
-        if metrics is not None:
-            self._save(folder, metrics, buffer)
-        if stop.is_set() and state.step < n_steps:
-            log.warning(f"stopped at step {state.step} of {n_steps}, saved in {folder}; go on with --resume")
-            return False
-        self.sae.save_pretrained(folder, state.exported())
-        plots.curves(folder)
-        return state.step == n_steps
+        return fit([self], source, [out], resume)
 
-    def _save(self, folder: Path, metrics: Metrics, buffer: ShuffleBuffer) -> None:
-        self._check_loss(metrics)
-        checkpoint.save(folder, self.state, self._scale(), buffer)
-
-    def _step(self, x: Tensor) -> Metrics:
-        config, state = self.config, self.state
+    def step_on(self, rows: Tensor) -> Metrics:
+        """`step` on rows [B, row_width] that were checked, with scales that are set."""
+        config, state, step = self.config, self.state, self.state.step + 1
         self._raise_for_earlier_steps()
-        hyper = Hyper(self._lr(state.step + 1), config.betas, config.eps, self._scale())
+        plan, hyper = self._plan(len(rows)), self._hyper(step)
         dtype = torch.float32 if self.ops.NAME == "triton" else torch.float64
-        numbers = torch.tensor(hyper.numbers(state.step + 1, len(x)), dtype=dtype)
+        numbers = torch.tensor(hyper.numbers(step, len(rows), plan, self.sae.config.width_out), dtype=dtype)
         if self.on_gpu:
-            numbers = numbers.pin_memory().to(x.device, non_blocking=True)
+            numbers = numbers.pin_memory().to(rows.device, non_blocking=True)
         with torch.no_grad(), out_of_memory_help(self.sae.config, config):
-            metrics = self._run(x.contiguous(), self._plan(len(x)), numbers)
-        state.step += 1
-        state.fired_tokens += len(x)
+            metrics = self._run(rows.contiguous(), plan, numbers)
+        state.step = step
+        state.fired_tokens += len(rows)
+        if config.log_threshold:
+            self.sae.extra["threshold"].copy_(state.extra["threshold"].value.exp())
+        if self.sae.config.activation in DENSE and step % self._interval == 0:
+            between = GPU_DENSITY if self.on_gpu else CPU_DENSITY
+            state.dense = plan.follow_density(float(metrics.l0), self.sae.config.d_sae, between).dense
         if self.on_gpu:
             loss, event = metrics.loss.to("cpu", non_blocking=True), torch.cuda.Event()
             event.record()
-            self._watched.append((state.step, event, loss))
+            self._watched.append((step, event, loss))
         return metrics
 
-    def _lr(self, step: int) -> float:
-        return self.config.lr_at(step, self.sae.config.d_sae)
+    @property
+    def _interval(self) -> int:
+        return STEPS_BETWEEN_COUNTS if self.on_gpu else 1
+
+    def _hyper(self, step: int) -> Hyper:
+        config = self.config
+        return Hyper(
+            self.lr(step), config.betas, config.eps, self.scale, schedules.sparsity_at(config, step),
+            self.output_scale if self.sae.config.d_out else None,
+            config.lr_W_enc, config.lr_b_enc, config.lr_W_dec, config.lr_b_dec, config.lr_extra,
+            schedules.exponent_at(config, step), schedules.exponent_at(config, step + 1),
+            config.bandwidth, config.preact_coefficient,
+        )  # fmt: skip
+
+    def lr(self, step: int) -> float:
+        """Learning rate of `step`, counted from 1."""
+        return schedules.lr_at(self.config, step, self.sae.config.d_sae)
 
     def _plan(self, batch_size: int) -> Plan:
         sae, config, state = self.sae.config, self.config, self.state
-        interval = STEPS_BETWEEN_DEAD_COUNTS if self.on_gpu else 1
-        if config.auxk_alpha and state.step % interval == 0:
+        if config.auxk_alpha and state.step % self._interval == 0:
             state.dead_capacity = auxk.capacity(
                 state.num_tokens_since_fired, config.dead_feature_threshold,
-                (interval - 1) * batch_size, exact=not self.on_gpu,
+                (self._interval - 1) * batch_size, exact=not self.on_gpu,
             )  # fmt: skip
+        room = math.ceil(2 * GPU_DENSITY[1] * sae.d_sae) * batch_size
         return Plan(
-            k=sae.k,
+            k=schedules.k_at(config, sae, state.step + 1),
             compute_dtype=self.compute_dtype,
+            activation=sae.activation,
+            dense=state.dense,
             rescore=config.rescore,
             grad_clip=config.grad_clip,
             auxk_alpha=config.auxk_alpha,
             k_aux=config.k_aux or max(1, sae.d_in // 2),
+            auxk_scale=config.auxk_scale,
+            auxk_ramp=config.auxk_ramp,
             dead_feature_threshold=config.dead_feature_threshold,
             dead_capacity=state.dead_capacity,
+            code_capacity=room if self.on_gpu and sae.activation in DENSE else None,
+            loss=config.loss,
+            pre_bias=sae.pre_bias,
+            unit_norm=config.unit_norm,
+            skip=sae.skip,
+            layers=sae.layers,
+            penalty=config.penalty,
+            norm_weighted=config.norm_weighted,
+            tanh_scale=config.tanh_scale,
+            target_l0=config.target_l0 or 1.0,
+            straight_through=config.straight_through,
+            log_threshold=config.log_threshold,
+            preact=config.preact,
+            scale_by_norm=sae.scale_by_norm,
+            threshold_rate=config.threshold_rate,
+            group_sizes=sae.group_sizes,
+            group_weights=config.group_weights,
+            multi_topk=config.multi_topk,
+            multi_topk_weight=config.multi_topk_weight,
         )
 
     def _raise_for_earlier_steps(self) -> None:
@@ -239,62 +230,85 @@ class Trainer:
                 math.isfinite(loss), f"x: NaN or Inf in the batch of step {step}, or lr too high: loss {loss}"
             )
 
-    def _check_loss(self, metrics: Metrics) -> None:
+    def check_loss(self, metrics: Metrics) -> None:
         """Raise before a diverged state is logged or saved."""
         if not math.isfinite(metrics.loss):  # waits for the device
-            peak = self.config.peak_lr(self.sae.config.d_sae)
+            peak = schedules.peak_lr(self.config, self.sae.config.d_sae)
             raise InputError(
                 f"lr: the loss is {float(metrics.loss)} at step {self.state.step}: training diverged; "
                 f"expected a learning rate below {peak:.3g}; checkpoints hold the state before"
             )
 
-    def _initialize(self, sample: Tensor) -> None:
-        """Set the input scale; of a fresh SAE also b_dec, to the centre of the data, and the size of W_enc."""
-        self._set_input_scale(sample)
+    def initialize(self, sample: Tensor) -> None:
+        """Set the scales; of a fresh SAE also b_dec, to the centre of the data, and the size of W_enc.
+
+        sample: rows [n, row_width].
+        """
+        self.set_scales(sample)
         sae, init = self.sae, self.config.init_b_dec
         if init != "none" and not sae.b_dec.any():
-            sae.b_dec.data.copy_(
-                geometric_median(sample) if init == "geometric_median" else sample.mean(dim=0)
-            )
+            goal = sample[:, -sae.config.width_out :]
+            sae.b_dec.data.copy_(geometric_median(goal) if init == "geometric_median" else goal.mean(dim=0))
         enc, dec = self.state.weights.enc, self.state.weights.dec
         if torch.equal(enc.weight, dec.weight):
             scale_rows_(enc, self.config.init_encoder_scale)
         self.state.refresh()
 
-    def _set_input_scale(self, sample: Tensor) -> None:
-        mean_square = float(sample.double().square().sum(dim=1).mean())
-        normalize = self.config.normalize_input and mean_square > 0
-        self.input_scale = math.sqrt(self.sae.config.d_in / mean_square) if normalize else 1.0
+    def set_scales(self, sample: Tensor) -> None:
+        """From rows [n, row_width]; thresholds of a fresh SAE are given in these units."""
 
-    def _scale(self) -> float:
+        def scale(part: Tensor) -> float:
+            mean_square = float(part.double().square().sum(dim=1).mean())
+            return (
+                math.sqrt(part.shape[1] / mean_square)
+                if self.config.normalize_input and mean_square > 0
+                else 1.0
+            )
+
+        self.input_scale = scale(sample[:, : self.sae.config.d_in])
+        self.output_scale = scale(sample[:, -self.sae.config.width_out :])
+        if self.state.step == 0 and self.sae.config.activation == "jumprelu":
+            threshold = self.state.extra["threshold"].value
+            if self.config.log_threshold:
+                threshold.sub_(math.log(self.input_scale))
+            else:
+                threshold.div_(self.input_scale)
+
+    @property
+    def scale(self) -> float:
         assert self.input_scale is not None
         return self.input_scale
 
-    def _line(self, metrics: Metrics, skipped: int) -> dict[str, Any]:
-        """One line of metrics.jsonl: plain numbers, and the counts since the last line."""
-        state, batch_size = self.state, self.config.batch_size
-        values = {key: float(value) for key, value in metrics._asdict().items() if key != "code_size"}
-        values["lr"] = self._lr(state.step)
-        self._check_loss(metrics)
-        steps, now = state.step - self._logged_step, time.perf_counter()
-        line: dict[str, Any] = (
-            {"step": state.step, "tokens": state.step * batch_size} | values | {"rows_skipped": skipped}
-        )
-        line |= {"tokens_per_second": round(steps * batch_size / (now - self._logged_at), 1)}
-        self._logged_step, self._logged_at = state.step, now
-        first_is_last = state.step == self.config.total_steps and state.fired_tokens == line["tokens"]
-        if state.fired_tokens >= DENSITY_TOKENS or first_is_last:
-            line |= {
-                "density_tokens": state.fired_tokens,
-                "density_histogram": loggers.density_histogram(state.fired, state.fired_tokens),
-            }
-            state.fired.zero_()
-            state.fired_tokens = 0
-        return line
 
-    def _open_loggers(self, folder: Path | None) -> list[loggers.Log]:
-        if folder is None:
-            return []
-        described = {"sae": asdict(self.sae.config), "train": asdict(self.config)}
-        services = [loggers.open_logger(name, folder, described) for name in self.config.loggers]
-        return [loggers.jsonl(folder / checkpoint.METRICS), *services]
+def check_architecture(sae: SAE, config: TrainConfig) -> None:
+    """Raise InputError for options of another architecture: they would do nothing, silently."""
+    kind = sae.config.activation
+    penalties = {
+        "relu": ("none", "l1", "lp"),
+        "jumprelu": ("none", "l1", "tanh", "l0", "target_l0"),
+        "gated": ("none", "l1"),
+    }
+    allowed = penalties.get(kind, ("none",))
+    ok = config.penalty in allowed
+    check(ok, f"penalty: expected one of {list(allowed)} with activation {kind!r}, got {config.penalty!r}")
+    for name, default, of in (
+        ("multi_topk", 0, "topk"),
+        ("preact", "none", "jumprelu"),
+        ("straight_through", "threshold", "jumprelu"),
+        ("log_threshold", False, "jumprelu"),
+        ("group_weights", (), "matryoshka"),
+    ):
+        value = getattr(config, name)
+        ok = value == default or kind == of
+        check(ok, f"{name}: expected {default!r} with activation {kind!r}, got {value!r}")
+    sizes = sae.config.group_sizes
+    ok = not config.group_weights or len(config.group_weights) == len(sizes)
+    check(ok, f"group_weights: expected {len(sizes)} numbers, one for each group, got {config.group_weights}")
+    ok = config.k_start is None or (sae.config.k is not None and config.k_start <= sae.config.d_sae)
+    check(ok, f"k_start: expected at most d_sae, and an architecture with k, got {config.k_start}")
+    ok = config.k_start is None or kind != "group_max"
+    check(ok, f"k_start: expected None with activation {kind!r}, got {config.k_start}")
+    ok = not config.rescore or kind == "topk"
+    check(ok, f"rescore: expected 0 with activation {kind!r}, got {config.rescore}")
+    ok = config.unit_norm or config.optimizer == "adam" or config.param_dtype == "fp32"
+    check(ok, f"param_dtype: expected 'fp32' with optimizer {config.optimizer!r}, got {config.param_dtype!r}")

@@ -190,7 +190,7 @@ PLANS = {
     "auxk": {"auxk_alpha": 0.5, "k_aux": 6, "dead_feature_threshold": 256, "dead_capacity": 128},
     "batch_topk": {"activation": "batch_topk"},
     "relu": {"activation": "relu", "code_capacity": 256 * 512},
-    "relu_dense": {"activation": "relu_dense"},
+    "relu_dense": {"activation": "relu", "dense": True},
 }
 
 
@@ -214,9 +214,11 @@ def test_no_op_waits_for_the_device(plan):
 def test_resume_on_the_gpu_gives_the_same_bits(tmp_path):
     def fit(out, stop_after=None, resume=False):
         trainer = make()
-        step = trainer._step
+        step = trainer.step_on
         if stop_after:
-            trainer._step = lambda x: step(x) if trainer.state.step < stop_after else pytest.fail("stop here")
+            trainer.step_on = lambda x: (
+                step(x) if trainer.state.step < stop_after else pytest.fail("stop here")
+            )
         trainer.fit(TensorSource(data()), out, resume)
         return trainer.state.tensors()
 

@@ -110,8 +110,8 @@ def train(source, out=None, resume=False, pause=0.0, total=64 * 60):
         total_tokens=total, batch_size=64, buffer_tokens=128, lr=1e-3, checkpoint_every=7, log_every=100
     )
     trainer = saefast.Trainer(saefast.SAE(saefast.SAEConfig(d_in=source.d_in, d_sae=96, k=4)), config)
-    step = trainer._step
-    trainer._step = lambda x: (time.sleep(pause), step(x))[1]
+    step = trainer.step_on
+    trainer.step_on = lambda x: (time.sleep(pause), step(x))[1]
     begin = time.perf_counter()
     trainer.fit(source, out, resume)
     return trainer.sae.W_dec.detach().clone(), time.perf_counter() - begin
@@ -150,7 +150,7 @@ def test_a_language_model_in_the_background_and_resume(tmp_path):
         total_tokens=64 * 30, batch_size=64, buffer_tokens=128, lr=1e-3, checkpoint_every=7, log_every=100
     )
     trainer = saefast.Trainer(saefast.SAE(saefast.SAEConfig(d_in=32, d_sae=96, k=4)), config)
-    real, trainer._step = trainer._step, fail
+    real, trainer.step_on = trainer.step_on, fail
     with pytest.raises(InputError, match="interrupted"):
         trainer.fit(background, tmp_path / "cut")
     resumed, _ = train(background, tmp_path / "cut", resume=True, total=64 * 30)

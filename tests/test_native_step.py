@@ -98,7 +98,7 @@ def step_case(kind: str, D: int, with_aux: bool, l1: float = 0.0, n: int = 40):
         slots = torch.full((n,), -1, dtype=torch.int32)
         slots[[2, 5, 30]] = torch.tensor([1, 0, 2], dtype=torch.int32)
         aux = Aux(slots, torch.randn(3, D), torch.randn(3), torch.randn(3, D), torch.randn(D))
-    numbers = Hyper(1e-2, (0.9, 0.99), 1e-8, input_scale=3.0, l1=l1).numbers(3, max(B, 1))
+    numbers = Hyper(1e-2, (0.9, 0.99), 1e-8, input_scale=3.0, sparsity=l1 / 3).numbers(3, max(B, 1))
     args = torch.randn(B, D), torch.randn(B, D), acts, indices, row_offsets, groups, torch.tensor(0.3), aux
     return state.weights, args, torch.tensor(numbers, dtype=torch.float64)
 
@@ -174,7 +174,7 @@ def test_a_nan_changes_nothing() -> None:
 
 @pytest.mark.parametrize(
     "activation,options",
-    [("batch_topk", {}), ("batch_topk", {"grad_clip": 1e-2}), ("relu", {"l1": 1e-3}), ("relu_dense", {"l1": 1e-3})],
+    [("batch_topk", {}), ("batch_topk", {"grad_clip": 1e-2}), ("relu", {"l1": 1e-3}), ("relu", {"l1": 1e-3, "dense": True})],
 )  # fmt: skip
 def test_whole_steps_equal_autograd_in_fp64(isa: str, x64: Tensor, activation: str, options: dict) -> None:  # noqa: F811
     batches = [x64 * (1 + 0.01 * i) for i in range(8)]
@@ -222,7 +222,7 @@ def test_the_number_of_threads_does_not_change_a_bit(activation: str) -> None:
             state = State.fresh(reference.Params(*(p.clone() for p in sae.params)))
             for x in batches:
                 state.step += 1
-                numbers = Hyper(3e-3, (0.9, 0.999), 1e-8, l1=1e-4).numbers(state.step, B)
+                numbers = Hyper(3e-3, (0.9, 0.999), 1e-8, sparsity=1e-4).numbers(state.step, B)
                 plan = Plan(9, torch.float32, activation)
                 train_step(native, state, x, plan, torch.tensor(numbers, dtype=torch.float64))
             results.append([tensor.clone() for tensor in state.tensors().values()])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from saefast import auxk, reference
 from saefast.reference import Params
 from saefast.reference_update import Numbers, adam_
-from saefast.step import Hyper
+from saefast.step import Hyper, Plan
 from saefast.storage import Vector, Weights, allocate
 
 CASES = [(1, 8, 1, 1), (7, 5, 13, 3), (33, 24, 40, 40), (64, 16, 128, 8), (5, 3, 300, 64), (50, 24, 2, 1)]
@@ -91,7 +91,10 @@ def test_auxk_gradients_equal_autograd(k_aux, room):
     dead = auxk.find_dead(since, 100, room)
     if room < 16:
         is_dead[45] = False
-    loss, got = auxk.auxk(reference, as_weights(params), x - params.b_dec, x_hat - x, dead, k_aux, 0.25)
+    plan = Plan(1, torch.float64, auxk_alpha=0.25, k_aux=k_aux)
+    loss, got = auxk.auxk(
+        reference, as_weights(params), x - params.b_dec, x_hat - x, dead, plan, torch.tensor(1.0)
+    )
 
     leaves = [p.clone().requires_grad_() for p in params]
     want = dense.auxk(x, x_hat, *leaves, is_dead, k_aux)
@@ -108,7 +111,8 @@ def test_auxk_gradients_equal_autograd(k_aux, room):
 def test_auxk_adds_nothing_when_nothing_is_dead():
     x, params = random_x(8, 12), random_params(12, 60)
     dead = auxk.find_dead(torch.zeros(60, dtype=torch.int64), 100, 7)
-    loss, aux = auxk.auxk(reference, as_weights(params), x - params.b_dec, x, dead, 3, 1.0)
+    plan = Plan(1, torch.float64, auxk_alpha=1.0, k_aux=3)
+    loss, aux = auxk.auxk(reference, as_weights(params), x - params.b_dec, x, dead, plan, torch.tensor(1.0))
     assert loss == 0 and not any(grad.any() for grad in aux[1:]) and (aux.slots == -1).all()
 
 
@@ -231,7 +235,7 @@ def test_adam_equals_torch(eps):
     for step in range(1, 21):
         leaf.grad = torch.randn(40, 7, generator=generator, dtype=torch.float64) * 10.0 ** (step % 3)
         optimizer.step()
-        numbers = Hyper(3e-3, (0.8, 0.95), eps).numbers(step, 1)
+        numbers = Numbers(*Hyper(3e-3, (0.8, 0.95), eps).numbers(step, 1)[:16])
         adam_(param, leaf.grad, m, v, numbers, numbers.lr, numbers.eps)
     torch.testing.assert_close(param, leaf.detach(), rtol=1e-11, atol=1e-12)
 

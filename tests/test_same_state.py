@@ -8,7 +8,7 @@ from exact_step import SameState, exact_step, plain_at, step_of, step_of_plain
 from plain import PlainStep
 
 import saefast
-from saefast import reference
+from saefast import reference, schedules
 from saefast.backend import OPS, load_backend, unavailable
 from saefast.step import Hyper
 
@@ -31,14 +31,14 @@ def compare(ops, steps: int = STEPS) -> tuple[SameState, SameState, int]:
     ours, theirs, n_aux = SameState(), SameState(), 0
     for step in range(1, steps + 1):
         x = torch.randn(B, D, generator=generator) @ mixing + 1
-        state, plan, lr = trainer.state, trainer._plan(B), config.lr_at(step, F)
+        state, plan, lr = trainer.state, trainer._plan(B), schedules.lr_at(config, step, F)
         numbers = torch.tensor(Hyper(lr, config.betas, config.eps, 0.3).numbers(step, B), dtype=torch.float64)
         n_aux += plan.dead_capacity > 12
         metrics, after, selected = step_of(ops, state, x, plan, numbers)
         ours.add(float(metrics.fvu), after, *exact_step(state, x, plan, numbers, selected))
         fvu, after, selected = step_of_plain(plain_at(plain, state, lr), x)
         theirs.add(float(fvu), after, *exact_step(state, x, plan, numbers, selected))
-        trainer._step(x)
+        trainer.step_on(x)
     return ours, theirs, n_aux
 
 

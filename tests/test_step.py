@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import saefast
+from saefast import schedules
 
 
 def make(dtype, seed=3, **options):
@@ -29,7 +30,7 @@ def test_thirty_steps_equal_autograd(x64, options, clip, aux):
     n_aux = 0
     for step in range(1, 31):
         x = x64.roll(step, 0) * (1 + 0.01 * step)
-        oracle.set_lr(config.lr_at(step, 80))
+        oracle.set_lr(schedules.lr_at(config, step, 80))
         metrics = trainer.step(x)
         n_aux += float(metrics.auxk_loss) > 0
         assert float(metrics.fvu) == pytest.approx(oracle.step(x), rel=1e-8)

@@ -20,13 +20,15 @@ def start(seed=3):
 
 def run(params, batches, ops=reference, **options):
     """States and metrics after training a copy of `params` on the batches."""
-    l1, plan = options.pop("l1", 0.0), Plan(K, params.W_enc.dtype, **options)
+    l1 = options.pop("l1", 0.0)
+    plan = Plan(K, params.W_enc.dtype, penalty="l1" if l1 else "none", **options)
     state = State.fresh(reference.Params(*(p.clone() for p in params)))
     metrics = []
     for x in batches:
         state.step += 1
         numbers = torch.tensor(
-            Hyper(3e-3, (0.9, 0.999), 1e-8, l1=l1).numbers(state.step, len(x)), dtype=torch.float64
+            Hyper(3e-3, (0.9, 0.999), 1e-8, sparsity=l1).numbers(state.step, len(x), plan),
+            dtype=torch.float64,
         )
         metrics.append(train_step(ops, state, x, plan, numbers))
     return state, metrics
@@ -68,15 +70,15 @@ def batches(x64):
         ("batch_topk", {"grad_clip": 1e-2}),
         ("relu", {"l1": 1e-3}),
         ("relu", {"l1": 1e-3, "code_capacity": B * F}),
-        ("relu_dense", {"l1": 1e-3}),
-        ("relu_dense", {"l1": 1e-3, "grad_clip": 1e-2}),
+        ("relu", {"l1": 1e-3, "dense": True}),
+        ("relu", {"l1": 1e-3, "dense": True, "grad_clip": 1e-2}),
     ],
     ids=["batch-topk", "batch-topk-clip", "relu", "relu-capacity", "relu-dense", "relu-dense-clip"],
 )
 def test_steps_equal_autograd(batches, activation, options):
     state, metrics = run(start(), batches, activation=activation, **options)
-    oracle_options = {key: value for key, value in options.items() if key != "code_capacity"}
-    leaves, losses = oracle(start(), batches, activation.removesuffix("_dense"), **oracle_options)
+    oracle_options = {key: value for key, value in options.items() if key not in ("code_capacity", "dense")}
+    leaves, losses = oracle(start(), batches, activation, **oracle_options)
     assert [float(m.loss) for m in metrics] == pytest.approx(losses, rel=1e-8)
     for got, want in zip(state.params, leaves):
         torch.testing.assert_close(got, want.detach(), rtol=1e-6, atol=1e-9)
@@ -85,7 +87,9 @@ def test_steps_equal_autograd(batches, activation, options):
 
 
 def test_sparse_and_dense_relu_are_the_same_step(batches):
-    (sparse, a), (dense_, b) = (run(start(), batches, activation=n, l1=1e-3) for n in ("relu", "relu_dense"))
+    (sparse, a), (dense_, b) = (
+        run(start(), batches, activation="relu", dense=dense, l1=1e-3) for dense in (False, True)
+    )
     for got, want in zip(sparse.params, dense_.params):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
     assert torch.equal(sparse.fired, dense_.fired) and sparse.fired.sum() > 0
@@ -94,25 +98,25 @@ def test_sparse_and_dense_relu_are_the_same_step(batches):
 
 
 def test_the_way_through_a_relu_code_follows_its_density():
-    plan = Plan(K, torch.float32, "relu_dense", grad_clip=1.0)
+    plan = Plan(K, torch.float32, "relu", dense=True, grad_clip=1.0)
     seen = []
     for l0 in (50, 7, 5, 3, 5, 7, 9, 7, 5, 3):  # of 1000
         plan = plan.follow_density(l0, 1000)
-        seen.append(plan.activation)
-    dense_, sparse = ["relu_dense"], ["relu"]
+        seen.append(plan.dense)
+    dense_, sparse = [True], [False]
     assert seen == dense_ * 3 + sparse * 3 + dense_ * 3 + sparse and plan.grad_clip == 1.0
-    assert Plan(K, torch.float32).follow_density(900, 1000).activation == "topk"
+    assert Plan(K, torch.float32).follow_density(900, 1000).dense is False
 
 
 def test_training_may_switch_between_sparse_and_dense_at_any_step(batches):
-    plan = Plan(K, torch.float64, "relu_dense")
+    plan = Plan(K, torch.float64, "relu", dense=True, penalty="l1")
     state, other = (State.fresh(reference.Params(*(p.clone() for p in start()))) for _ in range(2))
     for i, x in enumerate(batches):
         numbers = torch.tensor(
-            Hyper(3e-3, (0.9, 0.999), 1e-8, l1=1e-3).numbers(i + 1, len(x)), dtype=torch.float64
+            Hyper(3e-3, (0.9, 0.999), 1e-8, sparsity=1e-3).numbers(i + 1, len(x)), dtype=torch.float64
         )
         metrics = train_step(reference, state, x, plan, numbers)
-        train_step(reference, other, x, plan._replace(activation="relu_dense"), numbers)
+        train_step(reference, other, x, plan._replace(dense=True), numbers)
         plan = plan.follow_density(F * (0.001 if i % 3 else 0.1), F)
         assert metrics.loss.isfinite()
     for got, want in zip(state.params, other.params):
@@ -132,7 +136,7 @@ def test_a_code_that_does_not_fit_is_reported(batches):
         {"grad_clip": 1.0},
         {"auxk_alpha": 1.0, "dead_capacity": F},
         {"activation": "batch_topk"},
-        {"activation": "relu_dense"},
+        {"activation": "relu", "dense": True},
     ],
     ids=["topk", "clip", "auxk", "batch-topk", "relu-dense"],
 )
@@ -177,8 +181,8 @@ def test_a_run_in_small_formats_resumes_to_the_same_bits(tmp_path, x64, param_dt
             param_dtype=param_dtype, state_dtype=state_dtype, dead_feature_threshold=128,
         )  # fmt: skip
         trainer = saefast.Trainer(sae, config)
-        step = trainer._step
-        trainer._step = lambda x: pytest.fail("stop here") if trainer.state.step == stop_after else step(x)
+        step = trainer.step_on
+        trainer.step_on = lambda x: pytest.fail("stop here") if trainer.state.step == stop_after else step(x)
         trainer.fit(x64.float(), out, resume=True)
         return trainer
 

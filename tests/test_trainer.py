@@ -9,6 +9,7 @@ import tiny_lm
 import torch
 
 import saefast
+from saefast import schedules
 from saefast.lm import ModelSource
 from saefast.sae import geometric_median
 from saefast.sources import TensorSource
@@ -60,7 +61,7 @@ def test_batches_of_fit_are_those_of_the_buffer_and_the_curve_is_autograds(tmp_p
     scale = float((16 / sample.double().square().sum(dim=1).mean()).sqrt())
     oracle = dense.Trainer(start, 4, config.lr, config.eps, bias_scale=scale)
     for step, (x, got) in enumerate(zip(buffer, fvu), 1):
-        oracle.set_lr(config.lr_at(step, 96), scale)
+        oracle.set_lr(schedules.lr_at(config, step, 96), scale)
         assert got == pytest.approx(oracle.step(x), rel=2e-4), step
     assert len(fvu) == 50
 
@@ -181,8 +182,8 @@ def test_training_on_a_live_model_and_resuming_it(tmp_path):
             total_tokens=32 * 30, batch_size=32, buffer_tokens=128, lr=3e-3, log_every=5, checkpoint_every=4
         )
         trainer = saefast.Trainer(sae, config)
-        step = trainer._step
-        trainer._step = lambda x: pytest.fail("stop here") if trainer.state.step == stop_after else step(x)
+        step = trainer.step_on
+        trainer.step_on = lambda x: pytest.fail("stop here") if trainer.state.step == stop_after else step(x)
         trainer.fit(source, out, resume=True)
         return sae.params
 

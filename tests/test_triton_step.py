@@ -25,7 +25,7 @@ PLANS = {
     "auxk": {"auxk_alpha": 0.5, "k_aux": 6, "dead_feature_threshold": B, "dead_capacity": F},
     "batch-topk": {"activation": "batch_topk"},
     "relu": {"activation": "relu", "code_capacity": B * F},
-    "relu-dense": {"activation": "relu_dense"},
+    "relu-dense": {"activation": "relu", "dense": True},
 }
 
 
@@ -42,7 +42,7 @@ def run(ops, data, formats=("fp32", "fp32"), dtype=torch.float32, **options):
     plan, metrics = Plan(K, dtype, **options), []
     for x in data:
         state.step += 1
-        hyper = Hyper(1e-3, (0.9, 0.999), 1e-8, l1=1e-3 if "relu" in plan.activation else 0.0)
+        hyper = Hyper(1e-3, (0.9, 0.999), 1e-8, sparsity=1e-3 if plan.activation == "relu" else 0.0)
         numbers = torch.tensor(hyper.numbers(state.step, B), dtype=torch.float32, device=DEVICE)
         metrics.append(train_step(ops, state, x, plan, numbers))
     return state, metrics

@@ -1,0 +1,36 @@
+"""BatchTopK (Bussmann et al. 2024, arXiv 2412.06410): the B * k largest pre-activations of the batch, after ReLU.
+
+Outside training there is no batch to compare with: active is what passes one threshold, the mean over the batches of
+the smallest activation that was kept. Matryoshka SAEs (arXiv 2503.17547) select in the same way.
+"""
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from saefast.architectures.code import Code, Extra
+from saefast.plan import Coefficients, Plan
+from saefast.storage import Weights, row_norms
+
+
+def select(
+    ops: ModuleType, weights: Weights, extra: Extra, centred: Tensor, plan: Plan, c: Coefficients
+) -> Code:
+    W_enc, b_enc = weights.enc.shadow, weights.b_enc.value
+    scale = row_norms(weights.dec) if plan.scale_by_norm else None
+    arguments = (plan.k,) if scale is None else (plan.k, scale)
+    acts, indices, row_offsets = ops.encode_batch_topk(centred, W_enc, b_enc, *arguments)
+    if scale is None:
+        return Code(acts, indices, row_offsets, acts, acts)
+    unscaled = acts / scale[indices.long()]
+    return Code(unscaled, indices, row_offsets, acts, unscaled)
+
+
+def observe_(code: Code, extra: Extra, plan: Plan, c: Coefficients, counter: Tensor, valid: Tensor) -> None:
+    """Move the threshold towards the smallest activation kept (scaled by the norm, if the selection is): the plain
+    mean of the first batches, then an average that forgets at plan.threshold_rate. valid []: False changes nothing."""
+    threshold = extra["threshold"].value
+    smallest = torch.where(code.pre_acts > 0, code.pre_acts, torch.inf).min().to(threshold.dtype)
+    rate = (1 / counter.to(threshold.dtype)).clamp_min(plan.threshold_rate)
+    threshold.add_(torch.where(valid & smallest.isfinite(), rate * (smallest - threshold), 0))

@@ -1,0 +1,63 @@
+"""What every architecture speaks of: the code of a batch, and what comes back for its entries."""
+
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saefast.reference_update import row_starts
+from saefast.storage import Vector, Weights
+
+Extra = dict[str, Vector]  # the parameters that an architecture has besides the four of every SAE
+
+
+class Code(NamedTuple):
+    """The entries of a sparse code (the layouts are those of `saefast.reference`), or a dense code [B, F]."""
+
+    acts: Tensor  # >= 0
+    indices: Tensor | None  # None: dense
+    row_offsets: Tensor | None
+    pre_acts: Tensor  # what acts were made of; what lies past the end of a ragged code is -inf
+    listed: Tensor  # > 0 where an entry takes part in the gradient, though its activation may be 0
+    size: Tensor | None = (
+        None  # [] entries found, more than fit if some were left out; None: as many as listed
+    )
+
+    def of(self, per_latent: Tensor) -> Tensor:
+        """[F] -> the number of each entry's latent; [F] itself for a dense code, which broadcasts."""
+        return per_latent if self.indices is None else per_latent[self.indices.long()]
+
+    def tokens(self) -> Tensor:
+        """The token of each entry of a sparse code, flat, int64."""
+        assert self.indices is not None
+        positions = torch.arange(self.indices.numel(), device=self.indices.device)
+        if self.row_offsets is None:
+            return torch.div(positions, self.indices.shape[1], rounding_mode="floor")
+        return (
+            torch.searchsorted(row_starts(self.indices, self.row_offsets).long(), positions, right=True) - 1
+        )
+
+
+class Backward(NamedTuple):
+    """Gradients of the loss with respect to the entries of a code, in its shape, and of the penalty's value."""
+
+    grad_pre: Tensor  # with respect to the pre-activation
+    penalty: Tensor  # [] added to the loss
+    norms: Tensor | None = None  # with respect to the norm of the decoder row
+    extra: dict[str, Tensor] | None = None  # with respect to the extra parameters, which are [F]
+    bias: Tensor | None = None  # with respect to b_enc alone
+
+
+def threshold_code(
+    ops: ModuleType, weights: Weights, centred: Tensor, threshold: Tensor, capacity: int | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The entries with pre_acts > threshold ([] or [F]): pre_acts (-inf past the end), indices, row_offsets, size."""
+    pre_acts, indices, row_offsets = ops.encode_threshold(
+        centred, weights.enc.shadow, weights.b_enc.value, threshold, capacity
+    )
+    size, row_offsets = row_offsets[-1], row_offsets.clamp(max=len(pre_acts))
+    if capacity is not None:
+        past = torch.arange(len(pre_acts), device=pre_acts.device) >= size
+        pre_acts = pre_acts.masked_fill(past, -torch.inf)
+    return pre_acts, indices, row_offsets, size

@@ -1,0 +1,50 @@
+"""ReLU with a penalty on the activations: "Towards Monosemanticity" (l1, decoder rows of unit norm), Anthropic's April
+2024 update (l1 weighted by the norm of the decoder row), p-annealing (lp).
+
+    acts = relu(pre_acts)          loss = reconstruction + penalty(acts)
+"""
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from saefast.architectures.code import Backward, Code, Extra, threshold_code
+from saefast.architectures.penalties import penalty
+from saefast.plan import Coefficients, Plan
+from saefast.storage import Weights
+
+
+def select(
+    ops: ModuleType, weights: Weights, extra: Extra, centred: Tensor, plan: Plan, c: Coefficients
+) -> Code:
+    W_enc, b_enc = weights.enc.shadow, weights.b_enc.value
+    if plan.dense:
+        acts, _, _ = ops.relu_encode(centred, W_enc, b_enc)
+        return Code(acts, None, None, acts, acts)
+    pre_acts, indices, row_offsets, size = threshold_code(
+        ops, weights, centred, torch.zeros_like(b_enc[0]), plan.code_capacity
+    )
+    acts = pre_acts.relu()
+    return Code(acts, indices, row_offsets, acts, acts, size)
+
+
+def backward(
+    code: Code, slope: Tensor, extra: Extra, norms: Tensor | None, plan: Plan, c: Coefficients, n_tokens: int
+) -> Backward:
+    """slope: gradient of the reconstruction with respect to each activation."""
+    if plan.penalty == "lp":
+        c = c._replace(sparsity=c.sparsity * extra["penalty_scale"].value)
+    added = penalty(plan.penalty, code, code.acts, norms, c, plan.tanh_scale)
+    if added.acts is not None:
+        slope = slope + added.acts
+    return Backward(torch.where(code.acts > 0, slope, 0), added.value, added.norms)
+
+
+def observe_(code: Code, extra: Extra, plan: Plan, c: Coefficients, counter: Tensor, valid: Tensor) -> None:
+    """p-annealing: when p falls, the weight rises so that the penalty of this batch stays what it was."""
+    if plan.penalty == "lp":
+        u = (code.acts.to(extra["penalty_scale"].value.dtype) * c.scale).flatten()
+        sums = [torch.where(u > 0, u**p, 0).sum() for p in (c.exponent, c.next_exponent)]
+        factor = torch.where(valid & (sums[1] > 0), sums[0] / sums[1], 1.0)
+        extra["penalty_scale"].value.mul_(factor)

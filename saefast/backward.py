@@ -1,0 +1,160 @@
+"""The backward pass of a step between the error and the update: gradients of the entries of a code, with the penalties.
+
+Where an entry's gradient is just that of the reconstruction (`Plan.plain`), the update finds it by itself and nothing
+here runs. Otherwise the slopes <error, W_dec row> of all entries are taken first, the architecture makes of them the
+gradients of pre-activations and extra parameters, and what belongs to a latent is summed up.
+"""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saefast.architectures import IN_DATA_UNITS, gated, jumprelu
+from saefast.architectures.code import Backward, Code, Extra
+from saefast.forward import Forward, reconstruct
+from saefast.plan import Coefficients, Plan
+from saefast.reference_update import Aux, Given, Grads, Groups, project_rows_, squared_norm
+from saefast.state import State
+from saefast.storage import Weights, load_weight, row_norms
+
+
+class Entries(NamedTuple):
+    given: Given
+    groups: Groups | None  # None for a dense code
+    fired: Tensor  # [F]: tokens in which the latent is active
+    extra: dict[str, Tensor]  # gradients of the extra parameters
+    penalty: Tensor  # [] added to the loss
+
+
+def entry_grads(
+    ops: ModuleType, arch: ModuleType, state: State, run: Forward, plan: Plan, c: Coefficients,
+    grad_scale: Tensor, target: Tensor, centred: Tensor,
+) -> Entries:  # fmt: skip
+    """grad_scale []: of the error. target [B, d_out], centred [B, d_in]."""
+    weights, extra, code = state.weights, state.extra, run.code
+    b_enc, n_tokens = weights.b_enc.value, len(centred)
+    parts = row_norms(weights.dec, plan.layers) if plan.norm_weighted or plan.preact != "none" else None
+    all_norms = parts.sum(dim=1) if parts is not None and parts.ndim == 2 else parts
+    norms = all_norms if plan.norm_weighted else None
+    groups = None
+    if not plan.dense:
+        groups = ops.group_by_latent(code.listed, code.indices, len(b_enc), code.row_offsets)
+    sums = latent_sums(ops, groups)
+
+    slope = grad_scale * slopes(ops, code, run.error, weights.dec.shadow)
+    if plan.activation == "gated":
+        gate = reconstruct(
+            ops,
+            code._replace(acts=code.pre_acts.relu()),
+            plan,
+            weights.dec.shadow,
+            weights.b_dec.value,
+            target,
+        )
+        gate_slope = grad_scale * slopes(ops, code, gate.error, weights.dec.shadow)
+        back = gated.backward(code, slope, extra, norms, plan, c, n_tokens, b_enc, gate_slope)
+        back = back._replace(penalty=back.penalty + gate.squares * grad_scale / 2)
+    elif hasattr(arch, "backward"):
+        back = arch.backward(code, slope, extra, norms, plan, c, n_tokens)
+    else:
+        back = Backward(torch.where(code.acts > 0, slope, 0), torch.zeros_like(grad_scale))
+
+    found = {name: sums(grad) for name, grad in (back.extra or {}).items()}
+    bias = torch.zeros_like(b_enc) if back.bias is None else sums(back.bias).to(b_enc.dtype)
+    of_norms = None if back.norms is None else sums(back.norms)
+    grad_pre, penalty, push = back.grad_pre, back.penalty, torch.zeros_like(b_enc)
+    push_row = centred.sum(dim=0, dtype=b_enc.dtype)
+    if plan.preact != "none":
+        weight = c.inactive.to(b_enc.dtype).expand_as(b_enc)
+        if plan.preact == "dead":
+            weight = weight * (state.num_tokens_since_fired >= plan.dead_feature_threshold)
+        assert all_norms is not None
+        lost = jumprelu.preact_loss(sums, code, weights, extra, push_row, weight, all_norms, plan, n_tokens)
+        penalty, push = penalty + lost.value, -lost.per_entry
+        open_ = code.pre_acts > code.of(jumprelu.theta(extra, plan))
+        grad_pre = grad_pre + torch.where(open_, code.of(lost.per_entry), 0)
+        found["threshold"] = found["threshold"] + lost.threshold
+        of_norms = lost.norms if of_norms is None else of_norms + lost.norms
+    if plan.log_threshold and "threshold" in found:
+        found["threshold"] = found["threshold"] * jumprelu.theta(extra, plan)
+
+    pull = b_enc.new_zeros(len(b_enc), 1)
+    if of_norms is not None and parts is not None:
+        pull = of_norms[:, None] / parts.view(len(b_enc), -1).clamp_min(torch.finfo(parts.dtype).tiny)
+    given = Given(grad_pre.contiguous(), bias, push, push_row, pull.to(b_enc.dtype).contiguous())
+    fired = sums(run.fires.to(slope.dtype)).to(torch.int32)
+    return Entries(given, groups, fired, found, penalty)
+
+
+def latent_sums(ops: ModuleType, groups: Groups | None) -> Callable[[Tensor], Tensor]:
+    """Per entry -> per latent [F]: over the list of each latent, or over the column of a dense code (None)."""
+    if groups is None:
+        return lambda per_entry: per_entry.sum(
+            dim=0, dtype=torch.promote_types(per_entry.dtype, torch.float32)
+        )
+    return lambda per_entry: ops.sum_entries(groups, per_entry.contiguous())
+
+
+def slopes(ops: ModuleType, code: Code, error: Tensor, W_dec: Tensor) -> Tensor:
+    """<error[token], W_dec[latent]> of each listed entry, in at least fp32; 0 elsewhere."""
+    wide = torch.promote_types(error.dtype, torch.float32)
+    if code.indices is None:
+        none = torch.zeros((), dtype=wide, device=error.device)
+        return ops.dense_grad_acts(error, W_dec, code.listed, none).to(wide)
+    found: Tensor = ops.grad_top_acts(error, W_dec, code.listed, code.indices, code.row_offsets)
+    return found.to(wide)
+
+
+def dense_grads(
+    ops: ModuleType, weights: Weights, centred: Tensor, run: Forward, given: Given, aux: Aux | None,
+    grad_scale: Tensor, plan: Plan, bias_norm: Tensor,
+) -> tuple[Grads, Tensor]:  # fmt: skip
+    """As `row_grads`, of a dense code [B, F]: four products. In units of the error until the end: 16-bit formats."""
+    n_tokens, dtype = len(centred), weights.b_enc.value.dtype
+    in_units = (given.grad_pre / grad_scale).to(centred.dtype)
+    grad_W_enc = ops.outer_sum(in_units, centred).mul_(grad_scale).addr_(given.push, given.push_row)
+    grad_W_dec = ops.outer_sum(run.code.acts, run.error).mul_(grad_scale)
+    W_dec = load_weight(weights.dec)
+    blocks = W_dec.unflatten(1, (given.pull.shape[1], -1))
+    grad_W_dec += (given.pull[:, :, None] * blocks).flatten(1)
+    grad_b_enc = given.grad_pre.sum(dim=0, dtype=dtype) + given.push * n_tokens
+    grad_b_dec = run.error.sum(dim=0, dtype=dtype) * grad_scale
+    if plan.pre_bias:
+        grad_b_dec -= grad_b_enc @ load_weight(weights.enc)
+    grad_b_enc = grad_b_enc + given.bias
+    if aux is not None:  # the slot -1 takes a row of zeros
+        for whole, part in ((grad_W_enc, aux.W_enc), (grad_b_enc, aux.b_enc), (grad_W_dec, aux.W_dec)):
+            whole += torch.cat([part, torch.zeros_like(part[:1])])[aux.slots.long()]
+        grad_b_dec += aux.b_dec
+    if plan.unit_norm:
+        project_rows_(grad_W_dec, W_dec)
+    grads = grad_W_enc, grad_b_enc, grad_W_dec, grad_b_dec
+    return grads, squared_norm(grads, bias_norm)
+
+
+def in_data_units(name: str, plan: Plan) -> bool:
+    return name in IN_DATA_UNITS and not (name == "threshold" and plan.log_threshold)
+
+
+def update_extra_(
+    extra: Extra, grads: dict[str, Tensor], factor: Tensor, numbers: Tensor, c: Coefficients, plan: Plan
+) -> None:
+    """Adam on the extra parameters, with `factor` times the gradients; NaN changes nothing. Nothing waits."""
+    valid = ~factor.isnan()
+    for name, grad in grads.items():
+        value, m, v = extra[name]
+        beta1_rest, beta2, beta2_rest, correction1, correction2 = (
+            numbers[i].to(m.dtype) for i in range(5, 10)
+        )
+        lr, eps = (c.lr_bias, c.eps_bias) if in_data_units(name, plan) else (c.lr, c.eps)
+        grad = (grad * factor).to(m.dtype)
+        new_m = m + beta1_rest * (grad - m)
+        new_v = beta2 * v + beta2_rest * grad.square()
+        moved = value - lr * correction1 * new_m / ((new_v * correction2).sqrt() + eps)
+        if name == "threshold" and not plan.log_threshold:
+            moved = moved.clamp_min(0)
+        for old, new in ((value, moved), (m, new_m), (v, new_v)):
+            old.copy_(torch.where(valid, new, old))
