@@ -15,12 +15,12 @@ from saefast.reference import (
     decode,
     dense_error,
     dense_grad_acts,
-    grad_top_acts,
+    encode_dense,
     keep_topk,
     outer_sum,
     relu_encode,
 )
-from saefast.reference_update import Aux, Grads, Groups
+from saefast.reference_update import Aux, Given, Grads, Groups, Numbers
 from saefast.storage import Matrix, Weights
 
 try:
@@ -32,8 +32,8 @@ from saefast import native_encode
 
 __all__ = [
     "NAME", "adam_rows_", "centre", "decode", "decode_error", "dense_error", "dense_grad_acts",
-    "encode_batch_topk", "encode_threshold", "encode_topk", "grad_top_acts", "group_by_latent", "keep_topk",
-    "outer_sum", "relu_encode", "row_grads", "topk", "update_",
+    "encode_batch_topk", "encode_dense", "encode_threshold", "encode_topk", "grad_top_acts", "group_by_latent",
+    "keep_topk", "outer_sum", "relu_encode", "row_grads", "sum_entries", "topk", "update_",
 ]  # fmt: skip
 
 NAME = "native"
@@ -70,16 +70,18 @@ def encode_topk(
     centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, scale: Tensor | None = None, rescore: int = 0
 ) -> tuple[Tensor, Tensor]:
     """As `saefast.reference.encode_topk`."""
-    if scale is not None or rescore or not handles(centred, W_enc, b_enc):
+    if rescore or not handles(centred, W_enc, b_enc, scale):
         return reference.encode_topk(centred, W_enc, b_enc, k, scale, rescore)
-    return native_encode.encode_topk(centred, W_enc, b_enc, k)
+    return native_encode.encode_topk(centred, W_enc, b_enc, k, scale)
 
 
-def encode_batch_topk(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+def encode_batch_topk(
+    centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """As `saefast.reference.encode_batch_topk`."""
-    if not handles(centred, W_enc, b_enc):
-        return reference.encode_batch_topk(centred, W_enc, b_enc, k)
-    return native_encode.encode_batch_topk(centred, W_enc, b_enc, k)
+    if not handles(centred, W_enc, b_enc, scale):
+        return reference.encode_batch_topk(centred, W_enc, b_enc, k, scale)
+    return native_encode.encode_batch_topk(centred, W_enc, b_enc, k, scale)
 
 
 def encode_threshold(
@@ -132,6 +134,29 @@ def group_by_latent(acts: Tensor, indices: Tensor, d_sae: int, row_offsets: Tens
     return offsets, pairs, tokens
 
 
+def sum_entries(groups: Groups, per_pair: Tensor) -> Tensor:
+    """As `saefast.reference.sum_entries`."""
+    offsets, pairs, _ = groups
+    if per_pair.dtype != torch.float32 or not handles(per_pair, offsets, pairs):
+        return reference.sum_entries(groups, per_pair)
+    sums = torch.empty(len(offsets) - 1)
+    saefast._C.sum_entries(*_numpy(offsets, pairs, per_pair.flatten(), sums), torch.get_num_threads())
+    return sums
+
+
+def grad_top_acts(
+    error: Tensor, W_dec: Tensor, acts: Tensor, indices: Tensor, row_offsets: Tensor | None = None
+) -> Tensor:
+    """As `saefast.reference.grad_top_acts`."""
+    if not handles(error, W_dec, acts, indices, row_offsets):
+        return reference.grad_top_acts(error, W_dec, acts, indices, row_offsets)
+    grads = torch.empty(acts.shape)
+    saefast._C.grad_top_acts(
+        *_numpy(error, W_dec, acts, indices, row_offsets, grads), torch.get_num_threads()
+    )
+    return grads
+
+
 def update_(
     weights: Weights,
     centred: Tensor,
@@ -144,14 +169,15 @@ def update_(
     aux: Aux | None,
     numbers: Tensor,
     step: Tensor,
+    given: Given | None = None,
 ) -> Tensor:
     """As `saefast.reference.update_`, in one pass over the weights; no gradient matrix exists."""
     code = acts, indices, row_offsets, groups
-    if not (_is_fp32(weights) and handles(centred, error, acts, *groups, *(aux or ()))):
-        return reference.update_(weights, centred, error, *code, grad_scale, aux, numbers, step)
+    if not (_is_fp32(weights) and handles(centred, error, acts, *groups, *(aux or ()), *(given or ()))):
+        return reference.update_(weights, centred, error, *code, grad_scale, aux, numbers, step, given)
     squared = saefast._C.update(
         _params(weights), _numpy(centred, error, acts.flatten(), *groups), float(grad_scale),
-        aux and _numpy(*aux), numbers.tolist(), torch.get_num_threads(),
+        aux and _numpy(*aux), _given(given), _numbers(numbers), torch.get_num_threads(),
     )  # fmt: skip
     return torch.tensor(squared)
 
@@ -167,16 +193,17 @@ def row_grads(
     grad_scale: Tensor,
     aux: Aux | None,
     numbers: Tensor,
+    given: Given | None = None,
 ) -> tuple[Grads, Tensor]:
     """As `saefast.reference.row_grads`."""
     code = acts, indices, row_offsets, groups
-    if not (_is_fp32(weights) and handles(centred, error, acts, *groups, *(aux or ()))):
-        return reference.row_grads(weights, centred, error, *code, grad_scale, aux, numbers)
+    if not (_is_fp32(weights) and handles(centred, error, acts, *groups, *(aux or ()), *(given or ()))):
+        return reference.row_grads(weights, centred, error, *code, grad_scale, aux, numbers, given)
     enc, dec, b_enc, b_dec = weights
     grads = tuple(torch.empty(t.shape) for t in (enc.weight, b_enc.value, dec.weight, b_dec.value))
     squared = saefast._C.row_grads(
         _params(weights), _numpy(centred, error, acts.flatten(), *groups), float(grad_scale),
-        aux and _numpy(*aux), numbers.tolist(), _numpy(*grads), torch.get_num_threads(),
+        aux and _numpy(*aux), _given(given), _numbers(numbers), _numpy(*grads), torch.get_num_threads(),
     )  # fmt: skip
     return grads, torch.tensor(squared)  # type: ignore[return-value]
 
@@ -186,7 +213,7 @@ def adam_rows_(weights: Weights, grads: Grads, factor: Tensor, numbers: Tensor, 
     if not (_is_fp32(weights) and handles(*grads)):
         return reference.adam_rows_(weights, grads, factor, numbers, step)
     saefast._C.adam_rows(
-        _params(weights), _numpy(*grads), float(factor), numbers.tolist(), torch.get_num_threads()
+        _params(weights), _numpy(*grads), float(factor), _numbers(numbers), torch.get_num_threads()
     )
 
 
@@ -194,6 +221,14 @@ def _is_fp32(weights: Weights) -> bool:
     return all(part.exp_avg.dtype == torch.float32 for part in weights) and all(
         matrix.shadow is matrix.weight and handles(*matrix) for matrix in weights[:2]
     )
+
+
+def _numbers(numbers: Tensor) -> list[float]:
+    return numbers[: len(Numbers._fields)].tolist()
+
+
+def _given(given: Given | None) -> tuple[Any, ...] | None:
+    return given and _numpy(given.grad_pre.flatten(), *given[1:])
 
 
 def _params(weights: Weights) -> tuple[tuple[Any, ...], ...]:

@@ -31,19 +31,20 @@ SCREENED_ROWS = 64  # for fewer it does not pay to round all of W_enc
 _arena = threading.local()
 
 
-def encode_topk(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def encode_topk(
+    centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """As `saefast.reference.encode_topk`, fp32, bit for bit given the same products."""
     top_acts = torch.empty(len(centred), k)
     top_indices = torch.empty(len(centred), k, dtype=torch.int32)
     d_sae, d_in = W_enc.shape
-    if can_screen(len(centred), d_sae, d_in, k) and screened_topk(
-        centred, W_enc, b_enc, k, top_acts, top_indices
-    ):
+    screened = scale is None and can_screen(len(centred), d_sae, d_in, k)
+    if screened and screened_topk(centred, W_enc, b_enc, k, top_acts, top_indices):
         return top_acts, top_indices
 
     def block(start: int, end: int) -> None:
         found = saefast._C.TopkBlock(end - start, k)
-        for pre_acts, _ in products(centred[start:end], W_enc, b_enc, max(LATENTS, 8 * k)):
+        for pre_acts, _ in products(centred[start:end], W_enc, b_enc, max(LATENTS, 8 * k), scale):
             raise_for_nan(found.feed(pre_acts.numpy()), start)
         found.finish(top_acts[start:end].numpy(), top_indices[start:end].numpy())
 
@@ -73,7 +74,9 @@ def screened_topk(
     return row != _arena.encoder.BAD_WEIGHTS
 
 
-def encode_batch_topk(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+def encode_batch_topk(
+    centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """As `saefast.reference.encode_batch_topk`, fp32."""
     B, F = len(centred), len(W_enc)
     acts, indices = torch.empty(B * k), torch.empty(B * k, dtype=torch.int32)
@@ -84,7 +87,7 @@ def encode_batch_topk(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> 
 
     def block(start: int, end: int) -> None:
         found = parts.setdefault(threading.get_ident(), saefast._C.BatchTopk(B * k, F))
-        for pre_acts, first in products(centred[start:end], W_enc, b_enc):
+        for pre_acts, first in products(centred[start:end], W_enc, b_enc, scale=scale):
             raise_for_nan(found.feed(pre_acts.numpy(), start, first), start)
 
     for_blocks(block, B)
@@ -128,16 +131,17 @@ def encode_threshold(
 
 
 def products(
-    rows: Tensor, W_enc: Tensor, b_enc: Tensor, latents: int = LATENTS
+    rows: Tensor, W_enc: Tensor, b_enc: Tensor, latents: int = LATENTS, scale: Tensor | None = None
 ) -> Iterator[tuple[Tensor, int]]:
-    """Yields pre-activations [len(rows), n], valid until the next, and the number of their first latent."""
+    """Yields pre-activations [len(rows), n], times scale [F], valid until the next, and the number of their first latent."""
     spans = cut(len(W_enc), latents)
     needed = len(rows) * max(end - first for first, end in spans)
     if getattr(_arena, "memory", None) is None or len(_arena.memory) < needed:
         _arena.memory = torch.empty(needed)
     for first, end in spans:
         pre_acts = _arena.memory[: len(rows) * (end - first)].view(len(rows), end - first)
-        yield torch.addmm(b_enc[first:end], rows, W_enc[first:end].T, out=pre_acts), first
+        torch.addmm(b_enc[first:end], rows, W_enc[first:end].T, out=pre_acts)
+        yield (pre_acts if scale is None else pre_acts.mul_(scale[first:end])), first
 
 
 def cut(n: int, size: int) -> list[tuple[int, int]]:

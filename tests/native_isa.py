@@ -6,7 +6,7 @@ import pytest
 
 _C = pytest.importorskip("saefast._C", reason="the C++ extension saefast._C is not built")
 WITH_ISA = (
-    "topk", "centre", "decode_error", "update", "row_grads", "adam_rows", "TopkBlock", "BatchTopk", "AboveBlock",
+    "topk", "centre", "decode_error", "grad_top_acts", "update", "row_grads", "adam_rows", "TopkBlock", "BatchTopk", "AboveBlock",
 )  # fmt: skip
 
 

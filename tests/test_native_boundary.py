@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from native_isa import _C
+from sparse_codes import fixed_code
+from test_native_given import FORMS, case_of
 from test_native_step import step_case
 
 from saefast import native
@@ -52,13 +55,10 @@ def test_boundary_of_decode(message: str, change: dict) -> None:
 def test_boundary_of_update() -> None:
     weights, args, numbers = step_case("fixed", 16, True)
     params, batch = native._params(weights), native._numpy(*args[:2], args[2].flatten(), *args[5])
-    aux, numbers_list = native._numpy(*args[7]), numbers.tolist()
+    aux, numbers_list = native._numpy(*args[7]), native._numbers(numbers)
 
     def call(params=params, batch=batch, aux=aux):
-        return _C.update(params, batch, 0.5, aux, numbers_list, 2)
-
-    def changed(arrays, i, value):
-        return (*arrays[:i], value, *arrays[i + 1 :])
+        return _C.update(params, batch, 0.5, aux, None, numbers_list, 2)
 
     assert np.isfinite(call())
     for message, options in (
@@ -78,6 +78,88 @@ def test_boundary_of_update() -> None:
     ):
         with pytest.raises((ValueError, TypeError), match=message):
             call(**options)
+
+
+def changed(arrays: tuple, i: int, value: object) -> tuple:
+    return (*arrays[:i], value, *arrays[i + 1 :])
+
+
+def test_boundary_of_what_is_given() -> None:
+    """40 latents, 13 tokens in 3 parts, rows of W_enc of 7 and of W_dec of 66 columns."""
+    weights, args, numbers, made = case_of(fixed_code(13, 40, 5), FORMS["in parts, wider"], 40, with_aux=True)
+    params, batch = native._params(weights), native._numpy(*args[:2], args[2].flatten(), *args[5])
+    inputs = {"batch": batch, "aux": native._numpy(*args[7]), "given": native._given(made)}
+    plain, grads = native._numbers(numbers), native._numpy(*(torch.empty(part[0].shape) for part in params))
+
+    def calls(numbers=plain, grads=grads, **options):
+        batch, aux, given = (inputs | options).values()
+        _C.row_grads(params, batch, 0.5, aux, given, numbers, grads, 2)
+        _C.update(params, batch, 0.5, aux, given, numbers, 2)
+
+    calls()
+    given, aux, tokens = inputs["given"], inputs["aux"], batch[5]
+    for message, options in (
+        ("given: expected five", {"given": given[:4]}),
+        ("given.grad_pre: expected shape .65,., got .64,.", {"given": changed(given, 0, given[0][:-1])}),
+        ("given.grad_pre: expected dtype float32", {"given": changed(given, 0, given[0].astype(np.float64))}),
+        ("given.bias: expected shape .40,.", {"given": changed(given, 1, given[1][:-1])}),
+        ("given.push: expected 1 dimensions", {"given": changed(given, 2, given[2][:, None])}),
+        ("given.push_row: expected shape .7,., got .66,.", {"given": changed(given, 3, np.zeros(66, f4))}),
+        ("given.pull: expected a number of columns that divides 66, got 4", {"given": changed(given, 4, np.zeros((40, 4), f4))}),
+        ("given.pull: expected a number of columns that divides 66, got 0", {"given": changed(given, 4, np.zeros((40, 0), f4))}),
+        ("given.pull: expected shape .40, 3., got .41, 3.", {"given": changed(given, 4, np.zeros((41, 3), f4))}),
+        ("given.pull: expected a C-contiguous", {"given": changed(given, 4, np.zeros((3, 40), f4).T)}),
+        ("error: expected a multiple of 13 rows, got 38", {"batch": changed(batch, 1, batch[1][:-1])}),
+        ("error: expected a multiple of 13 rows, got 0", {"batch": changed(batch, 1, batch[1][:0])}),
+        ("error: expected shape .39, 66.", {"batch": changed(batch, 1, np.zeros((39, 7), f4))}),
+        ("error: expected shape .13, 66., got .39, 66.", {"given": None}),
+        ("tokens: expected 0 to 38, got", {"batch": changed(batch, 5, tokens + 39)}),
+        ("tokens: expected 0 to 25, got", {"batch": changed(batch, 1, batch[1][:26])}),
+        ("aux.W_dec: expected shape .2, 66.", {"aux": changed(aux, 3, aux[1])}),
+        ("numbers.tied: expected 0, for rows of W_enc have 7 columns and those of W_dec 66", {"numbers": [*plain[:15], 1.0]}),
+        ("incompatible function arguments", {"numbers": plain[:12]}),
+        ("grads.W_dec: expected shape .40, 66.", {"grads": changed(grads, 2, grads[0])}),
+        ("not writeable", {"grads": changed(grads, 3, read_only(grads[3].copy()))}),
+    ):  # fmt: skip
+        with pytest.raises((ValueError, TypeError), match=message):
+            calls(**options)
+
+
+def test_boundary_of_grad_top_acts() -> None:
+    args = {
+        "error": np.zeros((3, 4), f4), "W_dec": np.zeros((5, 4), f4), "acts": np.ones((3, 2), f4),
+        "indices": np.zeros((3, 2), i4), "row_offsets": None, "grads": np.zeros((3, 2), f4), "threads": 2,
+    }  # fmt: skip
+    flat = {"acts": np.ones(6, f4), "indices": np.zeros(6, i4), "grads": np.zeros(6, f4)}
+    _C.grad_top_acts(*args.values())
+    for message, change in (
+        ("indices: expected 0 to 4, got 5 at 3", {"indices": np.array([[0, 1], [2, 5], [0, 0]], i4)}),
+        ("W_dec: expected shape .5, 4., got .5, 3.", {"W_dec": np.zeros((5, 3), f4)}),
+        ("acts: expected shape .2, 2., got .3, 2.", {"error": np.zeros((2, 4), f4)}),
+        ("grads: expected shape .3, 2., got .2, 3.", {"grads": np.zeros((2, 3), f4)}),
+        ("not writeable", {"grads": read_only(np.zeros((3, 2), f4))}),
+        ("row_offsets: expected .* got 7 at 3", flat | {"row_offsets": np.array([0, 2, 4, 7], i4)}),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            _C.grad_top_acts(*(args | change).values())
+
+
+def test_boundary_of_sum_entries() -> None:
+    args = {
+        "offsets": np.array([0, 2, 3], i4), "pairs": np.array([0, 2, 1], i4), "per_pair": np.ones(3, f4),
+        "sums": np.zeros(2, f4), "threads": 2,
+    }  # fmt: skip
+    _C.sum_entries(*args.values())
+    for message, change in (
+        ("offsets: expected shape .3,., got .2,.", {"offsets": np.array([0, 2], i4)}),
+        ("offsets: expected numbers that rise", {"offsets": np.array([0, 4, 4], i4)}),
+        ("pairs: expected 0 to 2, got 3 at 1", {"pairs": np.array([0, 3, 1], i4)}),
+        ("pairs: expected shape .3,., got .4,.", {"pairs": np.zeros(4, i4)}),
+        ("per_pair: expected dtype float32, got float64", {"per_pair": np.ones(3)}),
+        ("not writeable", {"sums": read_only(np.zeros(2, f4))}),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            _C.sum_entries(*(args | change).values())
 
 
 def test_boundary_of_the_blocks() -> None:

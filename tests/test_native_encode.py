@@ -69,6 +69,19 @@ def test_batch_topk_is_that_of_the_reference(isa: str, kind: str, B: int, D: int
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("B,D,F", [(7, 5, 9), (130, 33, 1025), (700, 16, 1500)])
+def test_selection_by_scaled_pre_activations(isa: str, kind: str, B: int, D: int, F: int) -> None:  # noqa: F811
+    x, scale = operands(B, D, F, F, kind), torch.rand(F, generator=torch.Generator().manual_seed(F)) + 0.1
+    scale[: F // 2] = scale[: F // 2].round()  # zeros, and equal ones
+    for k in {1, min(32, F), F}:
+        for op in ("encode_topk", "encode_batch_topk"):
+            got, want = (getattr(backend, op)(*x, k, scale=scale) for backend in (native, reference))
+            assert_equal(got, want, f"{op}, k = {k}")
+            plain = getattr(native, op)(*x, k)
+            assert kind in ("zero", "negative") or not torch.equal(got[0], plain[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("B,D,F", [(7, 5, 9), (130, 33, 1025), (700, 16, 1500)])
 def test_threshold_is_that_of_the_reference(isa: str, kind: str, B: int, D: int, F: int) -> None:  # noqa: F811
     x = operands(B, D, F, F, kind)
     for threshold in (torch.tensor(0.0), torch.tensor(2.5), torch.linspace(-1, 5, F)):

@@ -117,15 +117,15 @@ def double(args):
     return args.double() if isinstance(args, Tensor) and args.dtype == torch.float32 else args
 
 
-def assert_follows(got, before, args, numbers) -> float:
+def assert_follows(got, before, args, numbers, made=None) -> float:
     """`got` is no further from the fp64 step than 2x the fp32 reference (or 5e-6 of the largest); the norm."""
     want, exact = copies(before), double(copies(before))
     exact = exact._replace(
         enc=exact.enc._replace(shadow=exact.enc.weight), dec=exact.dec._replace(shadow=exact.dec.weight)
     )
     step = torch.tensor(3)
-    reference.update_(want, *args, numbers, step)
-    squared = reference.update_(exact, *double(args), numbers, step)
+    reference.update_(want, *args, numbers, step, made)
+    squared = reference.update_(exact, *double(args), numbers, step, double(made))
     for name, one, other, best in zip(want._fields, got, want, exact):
         for field in one._fields:
             if getattr(other, field) is not None:
@@ -251,5 +251,5 @@ def test_numbers_come_in_the_order_of_the_header() -> None:
     """csrc/cpu/update.h names them in this order."""
     assert Numbers._fields == (
         "lr", "lr_bias", "eps", "eps_bias", "beta1", "beta1_rest", "beta2", "beta2_rest", "correction1",
-        "correction2", "l1", "bias_norm",
+        "correction2", "l1", "bias_norm", "lr_dec", "lr_b_dec", "unit", "tied",
     )  # fmt: skip

@@ -3,14 +3,13 @@
 
 #include "../bindings.h"
 
-#include <array>
 #include <optional>
 
 #include "arguments.h"
 #include "centre.h"
 #include "decode.h"
+#include "grad_acts.h"
 #include "group.h"
-#include "update.h"
 
 namespace saefast {
 namespace {
@@ -76,107 +75,42 @@ void py_group(const py::array& acts, const py::array& indices, const std::option
     group_by_latent(code, B, F, N, starts, places, rows);
 }
 
-Param parse_param(const py::tuple& arrays, const std::string& name, const Sizes& sizes) {
-    if (arrays.size() != 3) throw py::value_error(name + ": expected (value, exp_avg, exp_avg_sq)");
-    return {output<float>(arrays[0], name, sizes), output<float>(arrays[1], name + ".exp_avg", sizes),
-            output<float>(arrays[2], name + ".exp_avg_sq", sizes)};
+void py_sum_entries(const py::array& offsets, const py::array& pairs, const py::array& per_pair, py::array sums,
+                    int threads) {
+    const py::ssize_t F = sums.size(), N = per_pair.size();
+    const int32_t *starts = input<int32_t>(offsets, "offsets", {F + 1}), *places = input<int32_t>(pairs, "pairs", {N});
+    const float* values = input<float>(per_pair, "per_pair", {N});
+    float* out = output<float>(sums, "sums", {F});
+    check_offsets("offsets", starts, F + 1, N);
+    check_indices("pairs", places, starts[F], N);
+    check_threads(threads);
+    py::gil_scoped_release release;
+    sum_entries(starts, places, values, F, threads, out);
 }
 
-// (W_enc, b_enc, W_dec, b_dec), each (value, exp_avg, exp_avg_sq).
-Weights parse_weights(const py::tuple& params) {
-    if (params.size() != 4) throw py::value_error("weights: expected four parameters");
-    const auto W_enc = py::cast<py::array>(py::cast<py::tuple>(params[0])[0]);
-    if (W_enc.ndim() != 2) throw py::value_error("W_enc: expected 2 dimensions, got " + text(W_enc.attr("shape")));
-    const py::ssize_t F = W_enc.shape(0), D = W_enc.shape(1);
-    return {parse_param(params[0], "W_enc", {F, D}), parse_param(params[1], "b_enc", {F}),
-            parse_param(params[2], "W_dec", {F, D}), parse_param(params[3], "b_dec", {D}),
-            static_cast<std::size_t>(F), static_cast<std::size_t>(D)};
-}
-
-Numbers parse_numbers(const std::array<double, 12>& n) {
-    std::array<float, 12> f;
-    std::transform(n.begin(), n.end(), f.begin(), [](double value) { return static_cast<float>(value); });
-    return {f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7], f[8], f[9], f[10], f[11]};
-}
-
-// (centred, error, acts, offsets, pairs, tokens)
-Batch parse_batch(const py::tuple& arrays, const Weights& weights, double grad_scale) {
-    if (arrays.size() != 6) throw py::value_error("batch: expected six arrays");
-    const auto F = static_cast<py::ssize_t>(weights.F), D = static_cast<py::ssize_t>(weights.D);
-    const auto centred = checked<float>(arrays[0], "centred", 2);
-    const py::ssize_t B = centred.shape(0), N = py::cast<py::array>(arrays[2]).size();
-    const Batch batch{input<float>(arrays[0], "centred", {B, D}), input<float>(arrays[1], "error", {B, D}),
-                      input<float>(arrays[2], "acts", {N}),       input<int32_t>(arrays[3], "offsets", {F + 1}),
-                      input<int32_t>(arrays[4], "pairs", {N}),    input<int32_t>(arrays[5], "tokens", {N}),
-                      static_cast<std::size_t>(B),                static_cast<float>(grad_scale)};
-    check_offsets("offsets", batch.offsets, F + 1, N);
-    check_indices("pairs", batch.pairs, batch.offsets[F], N);
-    check_indices("tokens", batch.tokens, batch.offsets[F], B);
-    return batch;
-}
-
-// (slots, W_enc, b_enc, W_dec, b_dec), or None
-Aux parse_aux(const std::optional<py::tuple>& arrays, const Weights& weights) {
-    if (!arrays) return {};
-    if (arrays->size() != 5) throw py::value_error("aux: expected five arrays");
-    const auto F = static_cast<py::ssize_t>(weights.F), D = static_cast<py::ssize_t>(weights.D);
-    const py::ssize_t C = py::cast<py::array>((*arrays)[2]).size();
-    const Aux aux{input<int32_t>((*arrays)[0], "aux.slots", {F}), input<float>((*arrays)[1], "aux.W_enc", {C, D}),
-                  input<float>((*arrays)[2], "aux.b_enc", {C}), input<float>((*arrays)[3], "aux.W_dec", {C, D}),
-                  input<float>((*arrays)[4], "aux.b_dec", {D})};
-    for (py::ssize_t f = 0; f < F; ++f) check_range("aux.slots", aux.slots[f], -1, C - 1);
-    return aux;
-}
-
-Grads parse_grads(const py::tuple& arrays, const Weights& weights) {
-    if (arrays.size() != 4) throw py::value_error("grads: expected four arrays");
-    const auto F = static_cast<py::ssize_t>(weights.F), D = static_cast<py::ssize_t>(weights.D);
-    return {output<float>(arrays[0], "grads.W_enc", {F, D}), output<float>(arrays[1], "grads.b_enc", {F}),
-            output<float>(arrays[2], "grads.W_dec", {F, D}), output<float>(arrays[3], "grads.b_dec", {D})};
-}
-
-double py_update(const py::tuple& params, const py::tuple& arrays, double grad_scale,
-                 const std::optional<py::tuple>& aux_arrays, const std::array<double, 12>& numbers, int threads,
-                 const std::string& isa_name) {
-    const Weights weights = parse_weights(params);
-    const Batch batch = parse_batch(arrays, weights, grad_scale);
-    const Aux aux = parse_aux(aux_arrays, weights);
+void py_grad_top_acts(const py::array& error, const py::array& W_dec, const py::array& acts, const py::array& indices,
+                      const std::optional<py::array>& row_offsets, py::array grads, int threads,
+                      const std::string& isa_name) {
+    const auto rows = checked<float>(error, "error", 2), weights = checked<float>(W_dec, "W_dec", 2);
+    const py::ssize_t B = rows.shape(0), D = rows.shape(1), F = weights.shape(0), N = acts.size();
+    const Code code = parse_code(acts, indices, row_offsets, B, F);
+    const float *off = rows.data(), *table = input<float>(W_dec, "W_dec", {F, D});
+    float* out = output<float>(grads, "grads", Sizes(acts.shape(), acts.shape() + acts.ndim()));
     const Isa isa = parse_isa(isa_name);
     check_threads(threads);
     py::gil_scoped_release release;
-    return update(weights, batch, aux, parse_numbers(numbers), threads, isa);
-}
-
-double py_row_grads(const py::tuple& params, const py::tuple& arrays, double grad_scale,
-                    const std::optional<py::tuple>& aux_arrays, const std::array<double, 12>& numbers,
-                    const py::tuple& out, int threads, const std::string& isa_name) {
-    const Weights weights = parse_weights(params);
-    const Batch batch = parse_batch(arrays, weights, grad_scale);
-    const Aux aux = parse_aux(aux_arrays, weights);
-    const Grads grads = parse_grads(out, weights);
-    const Isa isa = parse_isa(isa_name);
-    check_threads(threads);
-    py::gil_scoped_release release;
-    return row_grads(weights, batch, aux, parse_numbers(numbers), threads, isa, grads);
-}
-
-void py_adam_rows(const py::tuple& params, const py::tuple& arrays, double factor,
-                  const std::array<double, 12>& numbers, int threads, const std::string& isa_name) {
-    const Weights weights = parse_weights(params);
-    const Grads grads = parse_grads(arrays, weights);
-    const Isa isa = parse_isa(isa_name);
-    check_threads(threads);
-    py::gil_scoped_release release;
-    adam_rows(weights, grads, static_cast<float>(factor), parse_numbers(numbers), threads, isa);
+    grad_top_acts(code, off, table, B, D, N, threads, isa, out);
 }
 
 }  // namespace
 
 void bind_select(py::module_& m);
+void bind_update(py::module_& m);
 
 void bind_cpu(py::module_& m) {
     using py::arg;
     bind_select(m);
+    bind_update(m);
     m.def("isas", &isa_names, "The instruction sets that this machine runs, the fastest first.");
     m.def("centre", &py_centre, arg("x"), arg("b_dec"), arg("centred"), arg("threads"), arg("isa") = "auto",
           "x [B, D], b_dec [D] -> centred [B, D] = x - b_dec; returns the sum of ||x - mean||^2.");
@@ -186,14 +120,11 @@ void bind_cpu(py::module_& m) {
     m.def("group_by_latent", &py_group, arg("acts"), arg("indices"), arg("row_offsets").none(true),
           arg("offsets"), arg("pairs"), arg("tokens"),
           "Spec: saefast.reference.group_by_latent; offsets [F + 1], pairs [N], tokens [N] are written.");
-    m.def("update", &py_update, arg("weights"), arg("batch"), arg("grad_scale"), arg("aux").none(true),
-          arg("numbers"), arg("threads"), arg("isa") = "auto",
-          "One optimizer step in place, see saefast.native.update_; returns the squared norm of the gradient.");
-    m.def("row_grads", &py_row_grads, arg("weights"), arg("batch"), arg("grad_scale"), arg("aux").none(true),
-          arg("numbers"), arg("grads"), arg("threads"), arg("isa") = "auto",
-          "The gradients alone, written to `grads`; returns their squared norm.");
-    m.def("adam_rows", &py_adam_rows, arg("weights"), arg("grads"), arg("factor"), arg("numbers"), arg("threads"),
-          arg("isa") = "auto", "The update alone, with `factor` times `grads`.");
+    m.def("sum_entries", &py_sum_entries, arg("offsets"), arg("pairs"), arg("per_pair"), arg("sums"),
+          arg("threads"), "Spec: saefast.reference.sum_entries; sums [F] are written.");
+    m.def("grad_top_acts", &py_grad_top_acts, arg("error"), arg("W_dec"), arg("acts"), arg("indices"),
+          arg("row_offsets").none(true), arg("grads"), arg("threads"), arg("isa") = "auto",
+          "Spec: saefast.reference.grad_top_acts; grads, in the shape of acts, are written.");
 }
 
 }  // namespace saefast

@@ -3,10 +3,13 @@
 #include <algorithm>
 #include <vector>
 
+#include "parallel.h"
+
 namespace saefast {
 
 using std::int32_t;
 using std::size_t;
+constexpr size_t LATENTS = 512;  // in an item of work
 
 void group_by_latent(const Code& code, size_t B, size_t F, size_t N, int32_t* offsets, int32_t* pairs,
                      int32_t* tokens) {
@@ -29,6 +32,17 @@ void group_by_latent(const Code& code, size_t B, size_t F, size_t N, int32_t* of
     const size_t used = static_cast<size_t>(offsets[F]);
     std::fill(pairs + used, pairs + N, 0);
     std::fill(tokens + used, tokens + N, 0);
+}
+
+void sum_entries(const int32_t* offsets, const int32_t* pairs, const float* per_pair, size_t F, int threads,
+                 float* sums) {
+    parallel_for((F + LATENTS - 1) / LATENTS, threads, [&](size_t item, size_t) {
+        for (size_t f = item * LATENTS; f < std::min(F, (item + 1) * LATENTS); ++f) {
+            double total = 0;
+            for (int32_t i = offsets[f]; i < offsets[f + 1]; ++i) total += per_pair[pairs[i]];
+            sums[f] = static_cast<float>(total);
+        }
+    });
 }
 
 }  // namespace saefast

@@ -9,33 +9,40 @@
 
 namespace saefast {
 
-struct Param {  // a parameter with Adam's moments; all [F, D], [F] or [D]
+struct Param {  // a parameter with Adam's moments
     float *value, *exp_avg, *exp_avg_sq;
 };
 
 struct Weights {
-    Param W_enc, b_enc, W_dec, b_dec;
-    std::size_t F, D;
+    Param W_enc, b_enc, W_dec, b_dec;  // [F, D_in], [F], [F, D_out], [D_out]
+    std::size_t F, D_in, D_out;
 };
 
 struct Numbers {  // of one step, see `saefast.reference_update.Numbers`
-    float lr, lr_bias, eps, eps_bias, beta1, beta1_rest, beta2, beta2_rest, correction1, correction2, l1, bias_norm;
+    float lr, lr_bias, eps, eps_bias, beta1, beta1_rest, beta2, beta2_rest, correction1, correction2, l1, bias_norm,
+        lr_dec, lr_b_dec, unit, tied;
+};
+
+struct Given {  // see `saefast.reference_update.Given`; grad_pre is null without it
+    const float *grad_pre, *bias, *push, *push_row, *pull;  // [N], [F], [F], [D_in], [F, L]
+    std::size_t L;                                          // divides D_out
 };
 
 struct Batch {
-    const float *centred, *error;             // [B, D]
-    const float* acts;                        // [N]
-    const std::int32_t *offsets, *pairs, *tokens;  // of `group_by_latent`
+    const float *centred, *error;                  // [B, D_in], [G * B, D_out]; G is 1 unless there is a `Given`
+    const float* acts;                             // [N]
+    const std::int32_t *offsets, *pairs, *tokens;  // of `group_by_latent`; a token is a row of `error`
     std::size_t B;
     float grad_scale;
+    Given given;
 };
 
 struct Aux {  // what AuxK adds to the gradients; slots is null without it
-    const std::int32_t* slots;                  // [F]: row below of this latent, or -1
-    const float *W_enc, *b_enc, *W_dec, *b_dec;  // [C, D], [C], [C, D], [D]
+    const std::int32_t* slots;                   // [F]: row below of this latent, or -1
+    const float *W_enc, *b_enc, *W_dec, *b_dec;  // [C, D_in], [C], [C, D_out], [D_out]
 };
 
-struct Grads {  // of the four parameters, W_dec's projected
+struct Grads {  // of the four parameters, W_dec's projected if its rows keep unit norm
     float *W_enc, *b_enc, *W_dec, *b_dec;
 };
 

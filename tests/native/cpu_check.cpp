@@ -11,6 +11,7 @@
 #include "cpu/centre.h"
 #include "cpu/decode.h"
 #include "cpu/encode.h"
+#include "cpu/grad_acts.h"
 #include "cpu/group.h"
 #include "cpu/screen.h"
 #include "cpu/select.h"
@@ -36,6 +37,8 @@ static Floats step(std::size_t B, std::size_t D, std::size_t F, std::size_t K, i
     const Floats x = random(B * D), bias = random(D), pre_acts = random(B * F);
     Floats W_enc = random(F * D), W_dec = random(F * D), b_enc = random(F), b_dec = random(D), out;
     Floats moments(4 * (F * D + F + D), 0.01f);
+    const Floats narrow = random(B * (D / 2 + 1)), push_row = random(D / 2 + 1), entries = random(B * K);
+    const Floats latents = random(F), pull = random(F * D);
     const auto keep = [&](const Floats& part) { out.insert(out.end(), part.begin(), part.end()); };
 
     Floats centred(B * D), error(B * D), squares(B), acts(B * K), acts_again(B * K);
@@ -75,9 +78,10 @@ static Floats step(std::size_t B, std::size_t D, std::size_t F, std::size_t K, i
             m += 2 * value.size();
             return made;
         };
-        const Weights weights{param(W_enc), param(b_enc), param(W_dec), param(b_dec), F, D};
-        const Batch rows{centred.data(), error.data(), code.acts, offsets.data(), pairs.data(), tokens.data(), B, 0.1f};
-        const Numbers numbers{1e-3f, 1e-3f, 1e-8f, 1e-8f, 0.9f, 0.1f, 0.99f, 0.01f, 1.5f, 1.5f, 0.1f, 1.0f};
+        const Weights weights{param(W_enc), param(b_enc), param(W_dec), param(b_dec), F, D, D};
+        const Batch rows{centred.data(), error.data(), code.acts, offsets.data(), pairs.data(), tokens.data(), B, 0.1f, {}};
+        const Numbers numbers{1e-3f, 1e-3f, 1e-8f, 1e-8f, 0.9f, 0.1f, 0.99f, 0.01f, 1.5f, 1.5f, 0.1f, 1.0f,
+                              1e-3f, 1e-3f, 1.0f,  1.0f};
         Ints slots(F, -1);
         slots[F / 2] = 0;
         const Floats aux_row = random(D), aux_bias = random(1);
@@ -88,6 +92,20 @@ static Floats step(std::size_t B, std::size_t D, std::size_t F, std::size_t K, i
         out.push_back(static_cast<float>(row_grads(weights, rows, Aux{}, numbers, threads, isa, grads)));
         adam_rows(weights, grads, 0.5f, numbers, threads, isa);
         keep(error), keep(squares);
+
+        // Rows of W_enc of another length than those of W_dec, free and untied, with a `Given`.
+        Floats grad_acts(B * K), sums(F);
+        grad_top_acts(code, error.data(), W_dec.data(), B, D, B * K, threads, isa, grad_acts.data());
+        sum_entries(offsets.data(), pairs.data(), grad_acts.data(), F, threads, sums.data());
+        keep(grad_acts), keep(sums);
+        Weights other_widths = weights;
+        other_widths.D_in = D / 2 + 1;
+        Batch more = rows;
+        more.centred = narrow.data();
+        more.given = {entries.data(), latents.data(), latents.data(), push_row.data(), pull.data(), D};
+        Numbers free = numbers;
+        free.unit = free.tied = 0;
+        out.push_back(static_cast<float>(update(other_widths, more, Aux{}, free, threads, isa)));
     }
     keep(W_enc), keep(W_dec), keep(b_enc), keep(b_dec), keep(moments);
     return out;
