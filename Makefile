@@ -23,7 +23,7 @@ gpu: $(VENV)/ready
 $(VENV)/ready: pyproject.toml constraints.txt $(wildcard csrc/*.* csrc/*/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/pip install --quiet --disable-pip-version-check $(PINS) -e ".[lm,viz,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PINS) -e ".[lm,viz,signum,dev]"
 	touch $@
 
 clean:
