@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import saefast
 from saefast.buffer import ShuffleBuffer
@@ -77,17 +78,23 @@ def open_run(
     return started
 
 
-def bytes_needed(state: State, buffer: ShuffleBuffer) -> int:
-    """Disk for two checkpoints (the new one is whole before the old one goes) and the exported SAE in fp32."""
-    saved = sum(tensor.nbytes for tensor in state.tensors().values())
+def bytes_needed(state: State, buffer: ShuffleBuffer, averages: int = 0) -> int:
+    """averages: how many more copies of the weights a checkpoint has. Disk for two checkpoints (the new one is whole before the old one goes) and the exported SAE in fp32."""
     exported = 4 * sum(tensor.numel() for tensor in state.params)
+    saved = sum(tensor.nbytes for tensor in state.tensors().values()) + averages * exported
     row = 8 if buffer.source.random_access else 8 + 4 * buffer.source.d_in
     return 2 * (saved + row * buffer.capacity) + exported + 2**20
 
 
-def save(folder: Path, state: State, input_scale: float, output_scale: float, buffer: ShuffleBuffer) -> None:
-    """Replace the checkpoint atomically."""
-    tensors = state.tensors()
+def save(
+    folder: Path,
+    state: State,
+    tensors: dict[str, Tensor],
+    scales: tuple[float, float],
+    buffer: ShuffleBuffer,
+) -> None:
+    """Replace the checkpoint atomically. tensors: of the trainer, with those of its state."""
+    tensors = dict(tensors)
     buffer_tensors, buffer_numbers = buffer.state_dict()
     tensors |= {f"buffer.{name}": tensor for name, tensor in buffer_tensors.items()}
     meta = {
@@ -95,8 +102,8 @@ def save(folder: Path, state: State, input_scale: float, output_scale: float, bu
         "fired_tokens": state.fired_tokens,
         "dead_capacity": state.dead_capacity,
         "dense": state.dense,
-        "input_scale": input_scale,
-        "output_scale": output_scale,
+        "input_scale": scales[0],
+        "output_scale": scales[1],
         "buffer": buffer_numbers,
     }
     try:
@@ -108,8 +115,9 @@ def save(folder: Path, state: State, input_scale: float, output_scale: float, bu
         ) from error
 
 
-def load(folder: Path, state: State, buffer: ShuffleBuffer) -> tuple[float, float]:
-    """Restore `state` (in place, on its device) and `buffer` from the checkpoint; returns input and output scale."""
+def load(folder: Path, state: State, buffer: ShuffleBuffer) -> tuple[tuple[float, float], dict[str, Tensor]]:
+    """Restore `state` (in place, on its device) and `buffer` from the checkpoint; returns input and output scale, and
+    all tensors."""
     path = folder / CHECKPOINT
     tensors, meta, _ = load_tensors(path)
     for name, target in state.tensors().items():
@@ -125,7 +133,7 @@ def load(folder: Path, state: State, buffer: ShuffleBuffer) -> tuple[float, floa
     prefix = "buffer."
     buffer_tensors = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     buffer.load_state_dict(buffer_tensors, meta["buffer"])
-    return meta["input_scale"], meta.get("output_scale", 1.0)
+    return (meta["input_scale"], meta.get("output_scale", 1.0)), tensors
 
 
 def truncate_metrics(folder: Path, step: int) -> None:

@@ -12,18 +12,17 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 from tqdm import tqdm
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import Positional, arg
 
 import saefast
 from saefast import backend, lm, shards
-from saefast.config import SAEConfig, TrainConfig
+from saefast.cli_train import Train, check_device, with_recipe
+from saefast.config import TrainConfig
 from saefast.errors import InputError, check
 from saefast.evaluate import evaluate
 from saefast.files import load_tensors, read_json
-from saefast.memory import out_of_memory_help
 from saefast.sae import SAE
 from saefast.sources import open_source
-from saefast.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -98,61 +97,6 @@ class Cache:
             f"{writer.n_tokens} activations of width {source.d_in} in {self.out}; dropped {dropped['sink']} attention "
             f"sinks (norm above {source.max_norm:.4g}) and {dropped['special']} special tokens"
         )
-
-
-def check_device(name: str) -> None:
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError):  # torch without CUDA raises the latter
-        raise InputError(f"device: expected a device of this machine, got {name!r}") from None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainFlags(TrainConfig):
-    """How to train. Sizes are in tokens (activation rows), never in sequences."""
-
-    total_tokens: Annotated[int, arg(name="tokens")]
-    """Tokens to train on; the source is read again when it is shorter."""
-
-    def __post_init__(self) -> None:
-        """Nothing: `Train.run` makes the TrainConfig, so that its errors are one line and not tyro's box."""
-
-
-@dataclass(frozen=True)
-class Train:
-    """Train a sparse autoencoder on a source of activations."""
-
-    source: Annotated[Positional[Path], arg(metavar="SOURCE")]
-    """A shard folder (of `saefast cache`), a .npy or a .safetensors file: a matrix [tokens, d_in]."""
-    out: Path
-    """Run folder: config, checkpoint, metrics, the trained SAE, curves."""
-    d_sae: int
-    """Number of latents."""
-    k: int
-    """Active latents per token."""
-    train: OmitArgPrefixes[TrainFlags]
-    resume: bool = False
-    """Go on from the checkpoint in --out, bit for bit; without one, start."""
-    device: str | None = None
-    """Where to train; default: the GPU if there is one."""
-
-    def run(self) -> None:
-        config = TrainConfig(**asdict(self.train))
-        source = open_source(self.source)
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        check_device(device)
-        weight_dtype = torch.float32 if config.param_dtype == "fp32" else torch.bfloat16
-        with out_of_memory_help(
-            sae_config := SAEConfig(d_in=source.d_in, d_sae=self.d_sae, k=self.k), config
-        ):
-            sae = SAE(sae_config, config.seed, device, weight_dtype)
-        trainer = Trainer(sae, config)
-        print(
-            f"training {self.d_sae} latents of width {source.d_in}, k = {self.k}, on {config.total_tokens} tokens; "
-            f"backend {trainer.ops.NAME} on {device}, {trainer.precision}"
-        )
-        if trainer.fit(source, self.out, self.resume):
-            print(f"done: {self.out} (`saefast evaluate {self.out} SOURCE` on held-out activations)")
 
 
 @dataclass(frozen=True)
@@ -286,6 +230,7 @@ def main(args: list[str] | None = None) -> None:
     logging.basicConfig(format="saefast: %(message)s")
     try:
         about = "Train and evaluate sparse autoencoders on language-model activations."
+        args = with_recipe(sys.argv[1:] if args is None else args)
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="saefast", description=about, args=args).run()
     except (InputError, OSError) as error:
         print(f"saefast: error: {error}", file=sys.stderr)

@@ -112,6 +112,8 @@ class TrainConfig:
     init_encoder_scale: float = 0.3
     """What `fit` multiplies the encoder of a fresh SAE (W_enc equal to W_dec) by before the first step. A smaller
     encoder turns faster at the same learning rate; measured in benchmarks/LOG.md."""
+    init_decoder_norm: float = 1.0
+    """With unit_norm False: the norm of the decoder rows (and encoder rows) of a fresh SAE before the first step."""
     normalize_input: bool = True
     """Train as if the input were scaled by one scalar to E||x||^2 = d_in. See `saefast.step.Hyper`."""
     buffer_tokens: int | None = None
@@ -155,6 +157,9 @@ class TrainConfig:
             check(0 <= value <= 1, f"{name}: expected a number from 0 to 1, got {value!r}")
         in_range = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         check(in_range, f"betas: expected two numbers in [0, 1), got {self.betas!r}")
+        norm = self.init_decoder_norm
+        ok = 0 < norm < math.inf and (norm == 1 or not self.unit_norm)
+        check(ok, f"init_decoder_norm: expected 1, or with unit_norm = False a positive number, got {norm!r}")
         scale = self.init_encoder_scale
         check(0 < scale < math.inf, f"init_encoder_scale: expected a positive number, got {scale!r}")
         check(0 < self.eps < math.inf, f"eps: expected a positive number, got {self.eps!r}")

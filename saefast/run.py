@@ -11,13 +11,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from saefast import checkpoint, loggers, plots
+from saefast.architectures.inference import encode
 from saefast.buffer import ShuffleBuffer
 from saefast.errors import InputError, check
+from saefast.evaluate import MAX_PRE_ACTS
 from saefast.memory import free_for_steps
+from saefast.resample import resample
 from saefast.signals import stop_signals
 from saefast.sources import Source, as_source
 from saefast.step import Metrics
@@ -39,9 +43,11 @@ class Run:
         self.trainer, self.folder, self.buffer = trainer, folder, buffer
         state, config = trainer.state, trainer.config
         if folder is not None:
-            needed = checkpoint.bytes_needed(state, buffer)
+            averages = (config.ema_decay is not None) + (config.optimizer != "adam")
+            needed = checkpoint.bytes_needed(state, buffer, averages)
             if checkpoint.open_run(folder, trainer.sae.config, config, source, resume, needed):
-                trainer.input_scale, trainer.output_scale = checkpoint.load(folder, state, buffer)
+                (trainer.input_scale, trainer.output_scale), tensors = checkpoint.load(folder, state, buffer)
+                trainer.load_tensors(tensors)
             checkpoint.truncate_metrics(folder, state.step)
         self.metrics: Metrics | None = None
         self._logged_step, self._logged_at = state.step, time.perf_counter()
@@ -59,6 +65,8 @@ class Run:
         trainer, config, line = self.trainer, self.trainer.config, None
         self.metrics = trainer.step_on(rows.to(trainer.sae.b_dec))
         step, n_steps = trainer.state.step, config.total_steps
+        if step in config.resample_steps:
+            self._resample()
         if step % config.log_every == 0 or step == n_steps:
             line = self._line(self.metrics, self.buffer.skipped)
             for to in self._send:
@@ -67,16 +75,27 @@ class Run:
             self.save()
         return line
 
+    def _resample(self) -> None:
+        """From the rows that wait in the shuffle buffer, a random part of the data."""
+        trainer, state = self.trainer, self.trainer.state
+        dead = state.num_tokens_since_fired >= trainer.config.dead_feature_threshold
+        x = self.buffer.sample(trainer.config.resample_tokens).to(trainer.sae.b_dec)
+        generator = torch.Generator().manual_seed((trainer.config.seed << 20) + state.step)
+        n = resample(state, x, token_losses(trainer, x), dead, generator)
+        state.refresh()
+        log.info(f"step {state.step}: {n} dead latents resampled")
+
     def save(self) -> None:
         if self.folder is not None and self.metrics is not None:
             self.trainer.check_loss(self.metrics)
             trainer = self.trainer
-            checkpoint.save(self.folder, trainer.state, trainer.scale, trainer.output_scale, self.buffer)
+            scales = trainer.scale, trainer.output_scale
+            checkpoint.save(self.folder, trainer.state, trainer.tensors(), scales, self.buffer)
 
     def finish(self) -> None:
         """Write the trained SAE and its curves."""
         if self.folder is not None:
-            self.trainer.sae.save_pretrained(self.folder, self.trainer.state.exported())
+            self.trainer.sae.save_pretrained(self.folder, self.trainer.exported())
             plots.curves(self.folder)
 
     def _line(self, metrics: Metrics, skipped: int) -> dict[str, Any]:
@@ -108,6 +127,21 @@ class Run:
         described = {"sae": asdict(self.trainer.sae.config), "train": asdict(config)}
         services = [loggers.open_logger(name, self.folder, described) for name in config.loggers]
         return [loggers.jsonl(self.folder / checkpoint.METRICS), *services]
+
+
+@torch.no_grad()
+def token_losses(trainer: Trainer, x: Tensor) -> Tensor:
+    """x [n, d_in] -> the loss of each row [n]: squared error and L1 penalty, in the units of `loss` "mse"."""
+    sae, config, scale = trainer.sae, trainer.config, trainer.scale
+    sparsity = config.sparsity_coefficient if config.penalty == "l1" else 0.0
+    weight = sae.W_dec.norm(dim=1) if config.norm_weighted else torch.ones_like(sae.b_enc)
+    losses = []
+    for rows in x.split(max(1, MAX_PRE_ACTS // sae.config.d_sae)):
+        acts, indices = encode(trainer.ops, sae.params, sae.extra, sae.config, rows)
+        error = trainer.ops.decode(acts, indices, sae.W_dec.data, sae.b_dec.data) - rows
+        penalty = sparsity * scale * (acts * weight[indices.long()]).sum(dim=1)
+        losses.append(scale**2 * error.square().sum(dim=1) + penalty)
+    return torch.cat(losses)
 
 
 def fit(

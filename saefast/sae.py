@@ -149,16 +149,15 @@ class SAE(nn.Module):
         fvu = x_hat.new_full((), torch.nan) if goal is None else reference.fvu(x_hat, goal)
         return SAEOutput(x_hat, fvu, top_acts, top_indices)
 
-    def save_pretrained(self, path: str | Path, params: reference.Params | None = None) -> None:
+    def save_pretrained(self, path: str | Path, tensors: dict[str, Tensor] | None = None) -> None:
         """Write `sae.safetensors` and `config.json` into the folder `path`, each atomically, with a checksum.
 
-        params: written in place of the module's own, for a trainer that keeps them more precisely.
+        tensors: by name, written in place of the module's own, for a trainer that keeps them more precisely.
         """
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CONFIG, asdict(self.config))
-        tensors = (params or self.params)._asdict() | self.extra
-        save_tensors(folder / WEIGHTS, tensors, asdict(self.config))
+        save_tensors(folder / WEIGHTS, tensors or self.params._asdict() | self.extra, asdict(self.config))
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str | torch.device = "cpu") -> "SAE":

@@ -13,15 +13,21 @@ from torch import Tensor
 from saefast import auxk, schedules
 from saefast.architectures import DENSE
 from saefast.backend import load_backend
+from saefast.backward import in_data_units
+from saefast.compatible import check_compatible
 from saefast.config import TrainConfig
+from saefast.ema import Ema
 from saefast.errors import InputError, check
 from saefast.graph import GraphedStep
 from saefast.memory import out_of_memory_help
+from saefast.optimizers import Optimizer
 from saefast.plan import CPU_DENSITY, GPU_DENSITY, Hyper, Plan
+from saefast.reference import Params
+from saefast.reference_update import Grads, normalize_rows_
 from saefast.sae import SAE, geometric_median
 from saefast.state import State
 from saefast.step import Metrics, train_step
-from saefast.storage import scale_rows_
+from saefast.storage import Matrix, scale_rows_
 
 STEPS_BETWEEN_COUNTS = 16  # of dead and active latents, on a GPU; each waits for the device once
 MAX_RESCORED = 256  # k + rescore, what the kernel sorts in one tile
@@ -44,7 +50,7 @@ class Trainer:
     """
 
     def __init__(self, sae: SAE, config: TrainConfig) -> None:
-        check_architecture(sae, config)
+        check_compatible(sae.config, config)
         self.sae, self.config = sae, config
         self.on_gpu = sae.W_enc.device.type == "cuda"
         self.ops = load_backend(config.backend, sae.W_enc.device.type)
@@ -67,8 +73,14 @@ class Trainer:
         sae.W_enc.data, sae.W_dec.data = self.state.weights.enc.weight, self.state.weights.dec.weight
         self.input_scale: float | None = None  # set from the first data seen, with output_scale
         self.output_scale = 1.0
-        graphs = self.on_gpu and self.ops.NAME == "triton" and config.cuda_graph
+        self.ema = None if config.ema_decay is None else Ema(self._trained(), config.ema_decay)
+        self._optimizer: Optimizer | None = None  # made when the scales are known
+        graphs = (
+            self.on_gpu and self.ops.NAME == "triton" and config.cuda_graph and config.optimizer == "adam"
+        )
         self._run = GraphedStep(self.ops, self.state) if graphs else partial(train_step, self.ops, self.state)
+        if config.optimizer != "adam":
+            self._run = partial(train_step, self.ops, self.state, optimizer=self._apply)
         self._watched: deque[tuple[int, torch.cuda.Event, Tensor]] = deque()
 
     def _extra(self) -> dict[str, Tensor]:
@@ -79,6 +91,73 @@ class Trainer:
         if self.config.penalty == "lp":
             extra["penalty_scale"] = torch.ones_like(self.sae.b_enc[0]).detach()
         return extra
+
+    def _trained(self) -> dict[str, Tensor | Matrix]:
+        """Every parameter that is trained, as it is kept."""
+        enc, dec, b_enc, b_dec = self.state.weights
+        extra = {n: v.value for n, v in self.state.extra.items() if v.value.ndim}
+        return {"W_enc": enc, "b_enc": b_enc.value, "W_dec": dec, "b_dec": b_dec.value} | extra
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """Of `TrainConfig.optimizer`, other than the fused Adam."""
+        if self._optimizer is None:
+            config, plan, lr_of = self.config, self._plan(1), {}
+            params = {n: p.weight if isinstance(p, Matrix) else p for n, p in self._trained().items()}
+            for name in params:
+                lr_of[name] = getattr(config, f"lr_{name}", config.lr_extra)
+                if name in ("b_enc", "b_dec") or in_data_units(name, plan):
+                    lr_of[name] /= self.output_scale if name == "b_dec" else self.scale
+            self._optimizer = Optimizer(
+                config.optimizer,
+                params,
+                lr_of,
+                config.betas,
+                config.eps,
+                config.weight_decay,  # type: ignore[arg-type]
+            )
+        return self._optimizer
+
+    def _apply(self, grads: Grads, extra_grads: dict[str, Tensor], factor: Tensor) -> None:
+        """What `train_step` calls in place of the fused Adam; waits for the device."""
+        if not math.isfinite(factor):
+            return
+        found = dict(zip(Params._fields, grads, strict=True)) | extra_grads
+        self.optimizer.step(
+            {n: grad.to(torch.float32) * factor for n, grad in found.items()}, self.lr(self.state.step + 1)
+        )
+        if self.config.unit_norm:
+            normalize_rows_(self.state.weights.dec.weight)
+        if "threshold" in extra_grads and not self.config.log_threshold:
+            self.state.extra["threshold"].value.clamp_min_(0)
+        self.state.refresh()
+
+    def exported(self) -> dict[str, Tensor]:
+        """The parameters to save: the average where `ema_decay` or the optimizer keeps one."""
+        found = self.state.exported()._asdict() | self.sae.extra
+        if self.ema is not None and self.ema.steps:
+            found |= self.ema.averaged(self.config.unit_norm)
+        elif self._optimizer is not None:
+            found |= self._optimizer.averaged()
+        else:
+            return found
+        if self.config.log_threshold:
+            found["threshold"] = found["threshold"].exp()
+        return {name: tensor for name, tensor in found.items() if name != "penalty_scale"}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of this trainer."""
+        found = self.state.tensors()
+        if self.ema is not None:
+            found |= self.ema.tensors()
+        return found | (self.optimizer.tensors() if self.config.optimizer != "adam" else {})
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from the rest of `tensors`; those of the state are restored already."""
+        if self.ema is not None:
+            self.ema.load(tensors)
+        if self.config.optimizer != "adam":
+            self.optimizer.load(tensors)
 
     def _compute_dtype(self) -> torch.dtype:
         """Of the products: what the config says; by default bf16 for the kernels of a GPU, else that of the SAE."""
@@ -147,6 +226,8 @@ class Trainer:
         numbers = torch.tensor(hyper.numbers(step, len(rows), plan, self.sae.config.width_out), dtype=dtype)
         if self.on_gpu:
             numbers = numbers.pin_memory().to(rows.device, non_blocking=True)
+        if self.ema is not None and state.step:  # as OpenAI's code, before the optimizer's step
+            self.ema.update(self._trained())
         with torch.no_grad(), out_of_memory_help(self.sae.config, config):
             metrics = self._run(rows.contiguous(), plan, numbers)
         state.step = step
@@ -167,14 +248,7 @@ class Trainer:
         return STEPS_BETWEEN_COUNTS if self.on_gpu else 1
 
     def _hyper(self, step: int) -> Hyper:
-        config = self.config
-        return Hyper(
-            self.lr(step), config.betas, config.eps, self.scale, schedules.sparsity_at(config, step),
-            self.output_scale if self.sae.config.d_out else None,
-            config.lr_W_enc, config.lr_b_enc, config.lr_W_dec, config.lr_b_dec, config.lr_extra,
-            schedules.exponent_at(config, step), schedules.exponent_at(config, step + 1),
-            config.bandwidth, config.preact_coefficient,
-        )  # fmt: skip
+        return schedules.hyper_at(self.config, self.sae.config, step, self.scale, self.output_scale)
 
     def lr(self, step: int) -> float:
         """Learning rate of `step`, counted from 1."""
@@ -187,40 +261,7 @@ class Trainer:
                 state.num_tokens_since_fired, config.dead_feature_threshold,
                 (self._interval - 1) * batch_size, exact=not self.on_gpu,
             )  # fmt: skip
-        room = math.ceil(2 * GPU_DENSITY[1] * sae.d_sae) * batch_size
-        return Plan(
-            k=schedules.k_at(config, sae, state.step + 1),
-            compute_dtype=self.compute_dtype,
-            activation=sae.activation,
-            dense=state.dense,
-            rescore=config.rescore,
-            grad_clip=config.grad_clip,
-            auxk_alpha=config.auxk_alpha,
-            k_aux=config.k_aux or max(1, sae.d_in // 2),
-            auxk_scale=config.auxk_scale,
-            auxk_ramp=config.auxk_ramp,
-            dead_feature_threshold=config.dead_feature_threshold,
-            dead_capacity=state.dead_capacity,
-            code_capacity=room if self.on_gpu and sae.activation in DENSE else None,
-            loss=config.loss,
-            pre_bias=sae.pre_bias,
-            unit_norm=config.unit_norm,
-            skip=sae.skip,
-            layers=sae.layers,
-            penalty=config.penalty,
-            norm_weighted=config.norm_weighted,
-            tanh_scale=config.tanh_scale,
-            target_l0=config.target_l0 or 1.0,
-            straight_through=config.straight_through,
-            log_threshold=config.log_threshold,
-            preact=config.preact,
-            scale_by_norm=sae.scale_by_norm,
-            threshold_rate=config.threshold_rate,
-            group_sizes=sae.group_sizes,
-            group_weights=config.group_weights,
-            multi_topk=config.multi_topk,
-            multi_topk_weight=config.multi_topk_weight,
-        )
+        return schedules.plan_at(config, sae, state, self.compute_dtype, batch_size, self.on_gpu)
 
     def _raise_for_earlier_steps(self) -> None:
         """What the device has finished by now is looked at, without waiting for the rest."""
@@ -251,7 +292,8 @@ class Trainer:
             sae.b_dec.data.copy_(geometric_median(goal) if init == "geometric_median" else goal.mean(dim=0))
         enc, dec = self.state.weights.enc, self.state.weights.dec
         if torch.equal(enc.weight, dec.weight):
-            scale_rows_(enc, self.config.init_encoder_scale)
+            scale_rows_(enc, self.config.init_encoder_scale * self.config.init_decoder_norm)
+            scale_rows_(dec, self.config.init_decoder_norm)
         self.state.refresh()
 
     def set_scales(self, sample: Tensor) -> None:
@@ -278,37 +320,3 @@ class Trainer:
     def scale(self) -> float:
         assert self.input_scale is not None
         return self.input_scale
-
-
-def check_architecture(sae: SAE, config: TrainConfig) -> None:
-    """Raise InputError for options of another architecture: they would do nothing, silently."""
-    kind = sae.config.activation
-    penalties = {
-        "relu": ("none", "l1", "lp"),
-        "jumprelu": ("none", "l1", "tanh", "l0", "target_l0"),
-        "gated": ("none", "l1"),
-    }
-    allowed = penalties.get(kind, ("none",))
-    ok = config.penalty in allowed
-    check(ok, f"penalty: expected one of {list(allowed)} with activation {kind!r}, got {config.penalty!r}")
-    for name, default, of in (
-        ("multi_topk", 0, "topk"),
-        ("preact", "none", "jumprelu"),
-        ("straight_through", "threshold", "jumprelu"),
-        ("log_threshold", False, "jumprelu"),
-        ("group_weights", (), "matryoshka"),
-    ):
-        value = getattr(config, name)
-        ok = value == default or kind == of
-        check(ok, f"{name}: expected {default!r} with activation {kind!r}, got {value!r}")
-    sizes = sae.config.group_sizes
-    ok = not config.group_weights or len(config.group_weights) == len(sizes)
-    check(ok, f"group_weights: expected {len(sizes)} numbers, one for each group, got {config.group_weights}")
-    ok = config.k_start is None or (sae.config.k is not None and config.k_start <= sae.config.d_sae)
-    check(ok, f"k_start: expected at most d_sae, and an architecture with k, got {config.k_start}")
-    ok = config.k_start is None or kind != "group_max"
-    check(ok, f"k_start: expected None with activation {kind!r}, got {config.k_start}")
-    ok = not config.rescore or kind == "topk"
-    check(ok, f"rescore: expected 0 with activation {kind!r}, got {config.rescore}")
-    ok = config.unit_norm or config.optimizer == "adam" or config.param_dtype == "fp32"
-    check(ok, f"param_dtype: expected 'fp32' with optimizer {config.optimizer!r}, got {config.param_dtype!r}")

@@ -87,7 +87,12 @@ def loss(p, sae, plan, c, x, target, dead=None):
     added = torch.zeros((), dtype=x.dtype)
     if plan.penalty in ("l1", "lp", "tanh"):
         of = pre.relu() if sae.activation == "gated" else acts
-        added = p.get("penalty_scale", 1) * c["sparsity"] / B * penalty(plan.penalty, of * weight, c["exponent"], plan.tanh_scale)
+        added = (
+            p.get("penalty_scale", 1)
+            * c["sparsity"]
+            / B
+            * penalty(plan.penalty, of * weight, c["exponent"], plan.tanh_scale)
+        )
     if sae.activation == "gated":
         fixed_W, fixed_b = p["W_dec"].detach(), p["b_dec"].detach()
         added = added + (pre.relu() @ fixed_W + fixed_b - goal).square().sum() / over

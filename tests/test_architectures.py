@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from architecture_cases import CASES, B, adam_like, gradients, leaves_of, objective, oracle, set_up
-
-import saefast
+from architecture_cases import CASES, adam_like, gradients, leaves_of, objective, oracle, set_up
 
 
 @pytest.mark.parametrize("name", CASES)
