@@ -10,7 +10,8 @@ start again as inputs that the SAE explains badly.
 
 Each dead latent draws for itself, so two of them can draw the same input: the paper draws "for each dead neuron" and
 says nothing of leaving out what was drawn. It also says "the input vector", not the input less b_dec: whoever wants the
-latter gives x - b_dec. The paper does it at steps 25k, 50k, 75k and 100k of a million.
+latter gives x - b_dec. The paper does it at steps 25k, 50k, 75k and 100k of a million, for a ReLU SAE. Under top-k a row
+of 0.2 times the usual length seldom gets among the k largest: use AuxK there.
 """
 
 from collections.abc import Iterator
@@ -71,7 +72,7 @@ def resample(state: State, x: Tensor, losses: Tensor, dead: Tensor, generator: t
         restart_(dec, numbers, direction)
         restart_(enc, numbers, direction * length)
     b_enc.value[latents] = 0
-    for vector in (b_enc, *getattr(state, "extra", {}).values()):
+    for vector in (b_enc, *state.extra.values()):
         if vector.value.shape == (F,):
             vector.exp_avg[latents] = 0
             vector.exp_avg_sq[latents] = 0

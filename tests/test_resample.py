@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from saefast import SAE, SAEConfig, resample, storage
+from saefast import SAE, SAEConfig, reference, resample, storage
 from saefast.errors import InputError
 from saefast.reference import Params
 from saefast.state import State
@@ -219,3 +219,33 @@ def test_a_transcoder_is_refused():
     wide = State.fresh(params._replace(W_dec=torch.randn(F, D + 1), b_dec=torch.zeros(D + 1)))
     with pytest.raises(InputError, match="W_dec: expected rows of d_in = 19 for resampling, got 20"):
         run(wide, *inputs(), mask(1))
+
+
+def test_a_relu_sae_ends_with_fewer_dead_latents_on_the_same_data():
+    def dead_at_the_end(resampled):
+        generator = torch.Generator().manual_seed(0)
+        truth = torch.nn.functional.normalize(torch.randn(32, D, generator=generator))
+        state = State.fresh(SAE(SAEConfig(d_in=D, d_sae=64, k=4), seed=1).params)
+        state.weights.b_enc.value[:24] = -100.0
+        parts = [(matrix.weight, matrix.exp_avg, matrix.exp_avg_sq) for matrix in state.weights[:2]]
+        parts += [tuple(vector) for vector in state.weights[2:]]  # W_enc, W_dec, b_enc, b_dec
+        for step in range(1, 121):
+            code = torch.rand(128, 32, generator=generator) * (torch.rand(128, 32, generator=generator) < 0.1)
+            x = 3 * code @ truth
+            W_enc, W_dec, b_enc, b_dec = leaves = [value.detach().requires_grad_() for value, _, _ in parts]
+            acts = torch.relu((x - b_dec) @ W_enc.T + b_enc)
+            losses = (acts @ W_dec + b_dec - x).square().sum(dim=1)
+            grads = torch.autograd.grad(losses.mean() + 0.3 * acts.sum(dim=1).mean(), leaves)
+            for (value, m, v), grad in zip(parts, grads):
+                m.lerp_(grad, 0.1)
+                v.lerp_(grad.square(), 0.001)
+                value -= 2e-3 * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-9)
+            reference.normalize_rows_(state.params.W_dec)
+            state.num_tokens_since_fired += len(x)
+            state.num_tokens_since_fired[(acts > 0).any(dim=0)] = 0
+            if resampled and step == 60:
+                run(state, x, losses.detach(), state.num_tokens_since_fired >= 2000)
+        return int((state.num_tokens_since_fired >= 2000).sum())
+
+    assert dead_at_the_end(resampled=False) >= 24
+    assert dead_at_the_end(resampled=True) <= 4
