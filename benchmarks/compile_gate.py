@@ -36,6 +36,7 @@ from compile_one import Launch, compile_launch, launches, signature_of
 from shapes import SHAPES, Shape
 
 from saefast.reference import Params
+from saefast.reference_update import Given, Numbers
 from saefast.state import State
 from saefast.step import Plan, train_step
 
@@ -55,6 +56,14 @@ class Case:
     dtypes: tuple[str, ...] = ("bf16",)
 
 
+@dataclass(frozen=True)
+class UpdateCase(Case):
+    """An update called by itself."""
+
+    blocks: int = 1  # columns of `Given.pull`; 0: without Given
+    wider: int = 1  # d_out / d_in
+
+
 CASES = {
     "topk": Case(dtypes=("bf16", "fp16", "fp32")),
     "topk-rescore": Case({"rescore": 8}),
@@ -68,7 +77,19 @@ CASES = {
     "batch-topk": Case({"activation": "batch_topk"}, dtypes=("bf16", "fp32")),
     "relu": Case({"activation": "relu", "code_capacity": 2**20}, dtypes=("bf16", "fp32")),
     "relu-dense": Case({"activation": "relu", "dense": True}, dtypes=("bf16", "fp32")),
+    "given": UpdateCase(dtypes=("bf16", "fp32")),
+    "given-clip": UpdateCase({"grad_clip": 1.0}, shapes=("B",)),
+    "given-blocks": UpdateCase(blocks=4),
+    "given-wide": UpdateCase(blocks=2, wider=2, shapes=("A",), dtypes=("bf16", "fp32")),
+    "given-split-int8": UpdateCase(param_dtype="split", state_dtype="int8", blocks=4),
+    "given-bf16-int8": UpdateCase(param_dtype="bf16", state_dtype="int8", shapes=("B",)),
+    "wide": UpdateCase(blocks=0, wider=2, shapes=("A",)),
 }
+
+
+def state_of(F: int, D: int, D_out: int, dtype: torch.dtype, case: Case) -> State:
+    params = Params(*(torch.empty(size, device="meta") for size in ((F, D), (F,), (F, D_out), (D_out,))))
+    return State.fresh(params, case.param_dtype, case.state_dtype, dtype)
 
 
 def step_call(shape: Shape, dtype: torch.dtype, case: Case) -> Callable[[], object]:
@@ -76,10 +97,35 @@ def step_call(shape: Shape, dtype: torch.dtype, case: Case) -> Callable[[], obje
     from saefast import triton_kernels as ops
 
     B, D, F, K = shape
-    params = Params(*(torch.empty(size, device="meta") for size in ((F, D), (F,), (F, D), (D,))))
-    state = State.fresh(params, case.param_dtype, case.state_dtype, dtype)
-    x, numbers = torch.empty(B, D, device="meta"), torch.empty(12, device="meta")
+    state = state_of(F, D, D, dtype, case)
+    x, numbers = torch.empty(B, D, device="meta"), torch.empty(len(Numbers._fields), device="meta")
     return lambda: train_step(ops, state, x, Plan(K, dtype, **case.plan), numbers)
+
+
+def update_call(shape: Shape, dtype: torch.dtype, case: UpdateCase) -> Callable[[], object]:
+    """One update on meta tensors."""
+    from saefast import triton_kernels as ops
+
+    B, D, F, K = shape
+    D_out = case.wider * D
+    state = state_of(F, D, D_out, dtype, case)
+    whole = partial(torch.empty, device="meta")
+    integers = partial(whole, dtype=torch.int32)
+    groups = integers(F + 1), integers(B * K), integers(B * K)
+    operands = whole(B, D, dtype=dtype), whole(B, D_out, dtype=dtype)
+    batch = *operands, whole(B, K), integers(B, K), None, groups, whole(()), None
+    numbers, given = whole(len(Numbers._fields)), None
+    if case.blocks:
+        given = Given(whole(B, K), whole(F), whole(F), whole(D), whole(F, case.blocks))
+
+    def call() -> None:
+        if "grad_clip" not in case.plan:
+            ops.update_(state.weights, *batch, numbers, state.counter, given)
+            return
+        grads, squared_norm = ops.row_grads(state.weights, *batch, numbers, given)
+        ops.adam_rows_(state.weights, grads, squared_norm, numbers, state.counter)
+
+    return call
 
 
 def other_calls(shape: Shape, dtype: torch.dtype) -> Iterator[Callable[[], object]]:
@@ -101,6 +147,7 @@ def other_calls(shape: Shape, dtype: torch.dtype) -> Iterator[Callable[[], objec
     yield lambda: ops.decode(acts, indices, W, whole(D))
     yield lambda: ops.grad_top_acts(x, W, acts, indices)
     yield lambda: ops.sum_rows(groups, acts, x)
+    yield lambda: ops.sum_entries(groups, acts)
 
 
 class Job(NamedTuple):
@@ -118,7 +165,8 @@ def jobs(only: str = "") -> list[Job]:
     for case_name, case in CASES.items():
         for shape_name, dtype_name, sm in product(case.shapes, case.dtypes, SHARED_LIMIT):
             shape, dtype = SHAPES[shape_name], DTYPES[dtype_name]
-            calls = [step_call(shape, dtype, case)]
+            is_update = isinstance(case, UpdateCase)
+            calls = [update_call(shape, dtype, case) if is_update else step_call(shape, dtype, case)]
             calls += other_calls(shape, dtype) if case_name == "topk" else []
             with mock.patch.object(gemm, "OFFLINE_CAPABILITY", divmod(sm, 10)):
                 recorded = [launch for call in calls for launch in launches(call)]

@@ -16,9 +16,9 @@ MODULES = {
     "triton": "saefast.triton_kernels",
 }
 OPS = (
-    "centre", "encode_topk", "encode_batch_topk", "encode_threshold", "decode", "decode_error", "group_by_latent",
-    "grad_top_acts", "row_grads", "adam_rows_", "update_", "keep_topk", "relu_encode", "dense_error",
-    "dense_grad_acts", "outer_sum",
+    "centre", "encode_topk", "encode_batch_topk", "encode_threshold", "encode_dense", "decode", "decode_error",
+    "group_by_latent", "grad_top_acts", "sum_entries", "row_grads", "adam_rows_", "update_", "keep_topk",
+    "relu_encode", "dense_error", "dense_grad_acts", "outer_sum",
 )  # fmt: skip
 OLDEST_GPU = (8, 0)  # Ampere: bf16 matrix products and asynchronous copies
 OLDEST_TRITON = (3, 3)

@@ -17,7 +17,13 @@ if not ON_GPU:
 from saefast import reference
 from saefast.reference_select import rounded_pre_acts
 from saefast.triton_kernels import encode, pre_acts
-from saefast.triton_kernels.encode import encode_batch_topk, encode_threshold, encode_topk, latents_per_chunk
+from saefast.triton_kernels.encode import (
+    encode_batch_topk,
+    encode_dense,
+    encode_threshold,
+    encode_topk,
+    latents_per_chunk,
+)
 from saefast.triton_kernels.pre_acts import columns_per_round, encode_route, pre_acts_and_maxima
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # in Triton
@@ -204,9 +210,23 @@ def test_nan_is_selected() -> None:
         assert (indices == 77).any(dim=1).all() and torch.isinf(acts[indices == 77]).all()
 
 
-def test_batch_topk() -> None:
-    case = integers(6, 24, 300)
-    assert_same_code(encode_batch_topk(*case, 5), reference.encode_batch_topk(*case, 5))
+@dtypes
+@pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])
+def test_batch_topk(scaled: bool, dtype: torch.dtype) -> None:
+    case = integers(6, 24, 300, dtype)
+    scale = (torch.arange(300, device=DEVICE) % 7) / 3 if scaled else None
+    assert_same_code(encode_batch_topk(*case, 5, scale), reference.encode_batch_topk(*case, 5, scale))
+
+
+@dtypes
+@pytest.mark.parametrize("B", [0, 1, 6])
+def test_dense(B: int, dtype: torch.dtype) -> None:
+    """NaN comes out as +inf: no comparison with a threshold may lose it."""
+    case = integers(B, 24, 300, dtype)
+    got = encode_dense(*case)
+    assert got.dtype == dtype and torch.equal(got, reference.encode_dense(*case))
+    case[2][9] = torch.nan
+    assert (encode_dense(*case)[:, 9] == torch.inf).all()
 
 
 @pytest.mark.parametrize("capacity", [None, 150])

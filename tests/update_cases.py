@@ -11,7 +11,7 @@ if not ON_GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read where @triton.jit decorates, so before the import below
 
 from saefast import reference, storage
-from saefast.reference_update import Aux, Numbers
+from saefast.reference_update import Aux, Given, Numbers
 from saefast.storage import Matrix, Vector, Weights
 from saefast.triton_kernels.update import (
     UpdateConfig,
@@ -41,11 +41,14 @@ def random(*size: int, seed: int = 0) -> Tensor:
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
-def numbers_at(step: int, l1: float = 0.0, bias_norm: float = 1.0) -> Tensor:
-    corrections = 1 / (1 - 0.9**step), 1 / (1 - 0.99**step)
+def numbers_at(
+    step: int, l1: float = 0.0, bias_norm: float = 1.0, unit: float = 1.0, tied: float = 1.0
+) -> Tensor:
+    """No two parameters have the same learning rate."""
+    rates, corrections = (2e-2, 5e-2), (1 / (1 - 0.9**step), 1 / (1 - 0.99**step))
     return torch.tensor(
         Numbers(
-            1e-2, 3e-2, 1e-6, 1e-5, 0.9, 0.1, 0.99, 0.01, *corrections, l1, bias_norm, 1e-2, 3e-2, 1.0, 1.0
+            1e-2, 3e-2, 1e-6, 1e-5, 0.9, 0.1, 0.99, 0.01, *corrections, l1, bias_norm, *rates, unit, tied
         ),
         device=DEVICE,
     )
@@ -57,11 +60,14 @@ def step_of(n: int) -> Tensor:
 
 def case_of(
     acts: Tensor, indices: Tensor, F: int, D: int, row_offsets: Tensor | None = None, seed: int = 1,
-    dtype: torch.dtype = torch.float32, aux: Aux | None = None, **numbers: float,
+    dtype: torch.dtype = torch.float32, aux: Aux | None = None, D_out: int | None = None, parts: int = 1,
+    **numbers: float,
 ) -> Case:  # fmt: skip
-    B = len(acts) if row_offsets is None else len(row_offsets) - 1
+    """A code of `parts` parts, each of as many rows as there are tokens."""
+    rows = len(acts) if row_offsets is None else len(row_offsets) - 1
     groups = reference.group_by_latent(acts, indices, F, row_offsets)
-    centred, error = (random(B, D, seed=seed + i).to(dtype) for i in (10, 20))
+    centred = random(rows // parts, D, seed=seed + 10).to(dtype)
+    error = random(rows, D_out or D, seed=seed + 20).to(dtype)
     return Case(
         centred, error, acts, indices, row_offsets, groups, torch.tensor(0.3, device=DEVICE), aux,
         numbers_at(3, **numbers),
@@ -74,14 +80,26 @@ def topk_case(B: int, D: int, F: int, K: int, **kwargs: object) -> Case:
     return case_of(*reference.topk(pre_acts, K), F, D, **kwargs)
 
 
-def weights_of(F: int, D: int, format: tuple[str, str, torch.dtype] = FP32) -> Weights:
+def given_of(case: Case, F: int, L: int = 1, seed: int = 60) -> Given:
+    """Of both signs; every third latent is not pushed."""
+    grad_pre = random(*case.acts.shape, seed=seed)
+    bias, push, pull = (random(*size, seed=seed + i) for i, size in enumerate([(F,), (F,), (F, L)], 1))
+    push[::3] = 0
+    return Given(grad_pre, bias, push, case.centred.float().sum(dim=0), pull)
+
+
+def weights_of(
+    F: int, D: int, format: tuple[str, str, torch.dtype] = FP32, D_out: int | None = None
+) -> Weights:
     """A state that two steps of the reference left."""
-    W_enc, W_dec = random(F, D, seed=1) / D**0.5, reference.normalize_rows_(random(F, D, seed=2))
-    vectors = [Vector(random(n, seed=n), *torch.zeros(2, n, device=DEVICE)) for n in (F, D)]
+    D_out = D_out or D
+    W_enc, W_dec = random(F, D, seed=1) / D**0.5, reference.normalize_rows_(random(F, D_out, seed=2))
+    vectors = [Vector(random(n, seed=n), *torch.zeros(2, n, device=DEVICE)) for n in (F, D_out)]
     weights = Weights(storage.allocate(W_enc, *format), storage.allocate(W_dec, *format), *vectors)
     for step in (1, 2):
-        case = topk_case(4 * F, D, F, min(F, 3), seed=30 * step)
-        reference.update_(weights, *case._replace(numbers=numbers_at(step)), step_of(step))
+        case = topk_case(4 * F, D, F, min(F, 3), seed=30 * step, D_out=D_out)
+        numbers = numbers_at(step, tied=float(D_out == D))
+        reference.update_(weights, *case._replace(numbers=numbers), step_of(step))
     return weights
 
 
@@ -133,13 +151,15 @@ def assert_same(got: Weights, want: Weights) -> None:
         )
 
 
-def check(case: Case, F: int, D: int, config: UpdateConfig = SMALL, steps: int = 2) -> Weights:
+def check(
+    case: Case, F: int, D: int, config: UpdateConfig = SMALL, steps: int = 2, given: Given | None = None
+) -> Weights:
     """Steps on `case` in fp32 by both -> the weights."""
-    got = weights_of(F, D)
+    got = weights_of(F, D, D_out=case.error.shape[1])
     want = clone(got)
     for step in range(3, 3 + steps):
         case = case._replace(numbers=torch.cat([numbers_at(step)[:10], case.numbers[10:]]))
-        squared = update_(got, *case, step_of(step), config=config)
-        assert_near(squared, reference.update_(want, *case, step_of(step)), "squared norm")
+        squared = update_(got, *case, step_of(step), given, config=config)
+        assert_near(squared, reference.update_(want, *case, step_of(step), given), "squared norm")
         assert_same(got, want)
     return got

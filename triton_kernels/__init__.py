@@ -8,9 +8,10 @@ from saefast.triton_kernels.batch_topk import batch_topk
 from saefast.triton_kernels.centre import centre
 from saefast.triton_kernels.decode import decode, decode_error
 from saefast.triton_kernels.dense import dense_error, dense_grad_acts, outer_sum, relu_encode
-from saefast.triton_kernels.encode import encode_batch_topk, encode_threshold, encode_topk
+from saefast.triton_kernels.encode import encode_batch_topk, encode_dense, encode_threshold, encode_topk
 from saefast.triton_kernels.group import group_by_latent
 from saefast.triton_kernels.keep_topk import keep_topk
+from saefast.triton_kernels.sum_entries import sum_entries
 from saefast.triton_kernels.sum_rows import sum_rows
 from saefast.triton_kernels.threshold import above_threshold
 from saefast.triton_kernels.topk import topk
@@ -19,6 +20,6 @@ from saefast.triton_kernels.update import adam_rows_, row_grads, update_
 NAME = "triton"
 __all__ = [
     "NAME", "above_threshold", "adam_rows_", "batch_topk", "centre", "decode", "decode_error", "dense_error",
-    "dense_grad_acts", "encode_batch_topk", "encode_threshold", "encode_topk", "grad_top_acts", "group_by_latent",
-    "keep_topk", "outer_sum", "relu_encode", "row_grads", "sum_rows", "topk", "update_",
+    "dense_grad_acts", "encode_batch_topk", "encode_dense", "encode_threshold", "encode_topk", "grad_top_acts",
+    "group_by_latent", "keep_topk", "outer_sum", "relu_encode", "row_grads", "sum_entries", "sum_rows", "topk", "update_",
 ]  # fmt: skip

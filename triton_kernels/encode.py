@@ -3,6 +3,7 @@
     encode_topk        the K largest of each token
     encode_batch_topk  the B * K largest of the batch
     encode_threshold   those above a threshold
+    encode_dense       no selection
 
 Exactness. What is selected is exactly the K largest (B * K largest, above the threshold) of the pre-activations rounded
 to the operands' dtype, the smaller index first among equals: `pre_acts_and_maxima` gives the maxima of the rounded
@@ -98,18 +99,22 @@ def _chunk_candidates(
     return pre_acts.gather(1, indices.long()), indices
 
 
-def _whole_pre_acts(centred: Tensor, W_enc: Tensor, b_enc: Tensor, what: str) -> tuple[Tensor, Tensor]:
+def _whole_pre_acts(
+    centred: Tensor, W_enc: Tensor, b_enc: Tensor, what: str, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     n_bytes = len(centred) * len(W_enc) * centred.element_size()
     if n_bytes > MAX_PRE_ACTS_BYTES:
         raise ValueError(
             f"{what}: expected pre-activations of at most {MAX_PRE_ACTS_BYTES} bytes, got {n_bytes}; use a smaller batch"
         )
-    return pre_acts_and_maxima(centred, W_enc, b_enc)
+    return pre_acts_and_maxima(centred, W_enc, b_enc, scale)
 
 
-def encode_batch_topk(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """-> acts [B * K] in b_enc's dtype, indices [B * K] int32, row_offsets [B + 1] int32."""
-    pre_acts, maxima = _whole_pre_acts(centred, W_enc, b_enc, "encode_batch_topk")
+def encode_batch_topk(
+    centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-> acts [B * K] in b_enc's dtype, indices [B * K] int32, row_offsets [B + 1] int32; scale [F] as in `encode_topk`."""
+    pre_acts, maxima = _whole_pre_acts(centred, W_enc, b_enc, "encode_batch_topk", scale)
     acts, indices, row_offsets = batch_topk(pre_acts, k, maxima)
     return acts.to(b_enc.dtype), indices, row_offsets
 
@@ -126,3 +131,11 @@ def encode_threshold(
     groups = maxima if threshold.ndim == 0 else None
     acts, indices, row_offsets = above_threshold(pre_acts, threshold, capacity, groups)
     return acts.to(b_enc.dtype), indices, row_offsets
+
+
+def encode_dense(centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Tensor:
+    """centred [B, D], W_enc [F, D] of one dtype, b_enc [F] -> pre_acts [B, F] in centred's dtype; NaN becomes +inf.
+
+    The maxima that are not wanted here are a 64th of what is written.
+    """
+    return pre_acts_and_maxima(centred, W_enc, b_enc)[0]

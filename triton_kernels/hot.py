@@ -18,16 +18,20 @@ from saefast.triton_kernels.update_kernels import accumulate
 @triton.jit
 def chunk_kernel(
     W_dec_ptr, W_dec_low_ptr,  # [F, D]
-    centred_ptr, error_ptr,  # [B, D]
+    centred_ptr, error_ptr,  # [B, D], [B, D_OUT]
     acts_ptr,  # [N]
+    grad_pre_ptr,  # [N], of Given, or None
     offsets_ptr, pairs_ptr, tokens_ptr,  # of group_by_latent
     chunk_offsets_ptr,  # [F + 1]
-    chunk_enc_ptr, chunk_dec_ptr, chunk_b_ptr,  # [C, D], [C, D], [C] out
+    chunk_enc_ptr, chunk_dec_ptr, chunk_b_ptr,  # [C, D], [C, D_OUT], [C] out
     grad_scale_ptr, numbers_ptr,
     F,
+    B,  # None without Given
     STEPS: tl.constexpr,  # log2(F), rounded up
     D: tl.constexpr,
     PIECES: tl.constexpr,
+    D_OUT: tl.constexpr,
+    PIECES_OUT: tl.constexpr,
     R: tl.constexpr,
     CHUNK: tl.constexpr,
 ):  # fmt: skip
@@ -40,25 +44,14 @@ def chunk_kernel(
             low, high = tl.where(above, middle, low), tl.where(above, high, middle)
         begin = tl.load(offsets_ptr + low) + (chunk - tl.load(chunk_offsets_ptr + low)) * CHUNK
         end = tl.minimum(begin + CHUNK, tl.load(offsets_ptr + low + 1))
-        W_dec = load_weight((W_dec_ptr, W_dec_low_ptr), low.to(tl.int64), D, PIECES)
+        W_dec = load_weight((W_dec_ptr, W_dec_low_ptr), low.to(tl.int64), D_OUT, PIECES_OUT)
         scale, l1 = tl.load(grad_scale_ptr), tl.load(numbers_ptr + 10)
         grad_enc, grad_dec, grad_b = accumulate(
-            W_dec,
-            begin,
-            end,
-            pairs_ptr,
-            tokens_ptr,
-            acts_ptr,
-            centred_ptr,
-            error_ptr,
-            scale,
-            l1,
-            D,
-            PIECES,
-            R,
-        )
+            W_dec, begin, end, pairs_ptr, tokens_ptr, acts_ptr, grad_pre_ptr, centred_ptr, error_ptr, scale, l1, B,
+            D, PIECES, D_OUT, PIECES_OUT, R,
+        )  # fmt: skip
         store_row(chunk_enc_ptr, chunk.to(tl.int64) * D, grad_enc, D, PIECES)
-        store_row(chunk_dec_ptr, chunk.to(tl.int64) * D, grad_dec, D, PIECES)
+        store_row(chunk_dec_ptr, chunk.to(tl.int64) * D_OUT, grad_dec, D_OUT, PIECES_OUT)
         tl.store(chunk_b_ptr + chunk, grad_b)
 
 

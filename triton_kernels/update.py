@@ -7,13 +7,20 @@ For latent f with the active entries p of token t[p] and activation a[p], with e
     dW_enc   = sum_p dz[p] * centred[t[p]]          db_enc = sum_p dz[p]
     db_dec   = grad_scale * sum_b error[b] - sum_f db_enc[f] * W_enc[f]
 
-then Adam on all of it, and W_dec[f] scaled to unit norm. A program keeps the rows of its latent in registers, so the
+then Adam on all of it, and W_dec[f] scaled to unit norm. What an architecture with a penalty computes beforehand comes
+as `saefast.reference_update.Given`; then no product with W_dec is taken, and
+
+    dz[p]    = given, once per entry                centred of token t[p] modulo B
+    dW_dec   + pull[f] * W_dec[f]                   pull may differ between equal parts of the row
+    dW_enc   + push[f] * push_row                   db_enc + push[f] * B + bias[f], the last not seen by db_dec
+
+Two of the numbers switch: `unit` the projection and the norm, `tied` the second term of db_dec. A program keeps the rows of its latent in registers, so the
 gradients never are in memory: what is moved is the state, read and written once, and the gathered rows (`update_bytes`).
 Memory bandwidth bounds it. `row_grads` stores the gradients instead and `adam_rows_` reads them, which costs
 16 bytes per pair of parameters more and gives their norm before they are used.
 
 Sums have a fixed order: the same inputs give the same bits. Rows of more than 8192 do not fit into the registers of
-a thread block; part of them waits in its L1 cache. Spec: `saefast.reference.update_`, `row_grads`, `adam_rows_`.
+a thread block; part of them waits in its L1 cache. Rows of W_enc and W_dec may differ in length. Spec: `saefast.reference.update_`, `row_grads`, `adam_rows_`.
 """
 
 from dataclasses import dataclass
@@ -21,10 +28,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from saefast.triton_kernels.adam_kernels import _adam_rows_kernel, _b_dec_kernel
 from saefast.triton_kernels.hot import chunk_kernel, chunk_offsets, most_chunks
 from saefast.triton_kernels.rows import pieces_of
 from saefast.triton_kernels.storage import Weights, pointers, state_bytes
-from saefast.triton_kernels.update_kernels import _adam_rows_kernel, _b_dec_kernel, _update_kernel
+from saefast.triton_kernels.update_kernels import _update_kernel
 
 Grads = tuple[Tensor, Tensor, Tensor, Tensor]  # W_enc, b_enc, W_dec, b_dec
 
@@ -55,118 +63,131 @@ def update_config(D: int, itemsize: int, device: torch.device) -> UpdateConfig:
     return UpdateConfig(num_warps, maxnreg, programs, R=max(1, 4 // itemsize), chunk=256)
 
 
-def update_bytes(weights: Weights, n_entries: int, itemsize: int) -> int:
+def update_bytes(weights: Weights, n_entries: int, itemsize: int, pulls: int = 0) -> int:
     """Bytes that `update_` moves with `n_entries` active entries and error and centred of `itemsize`.
 
     fp32 weights and moments with a bf16 copy take 52 bytes per pair of parameters, split with int8 moments 24, bf16
     with int8 16. Gathered rows count in full: where error and centred fit into the L2 cache, less is read.
+
+    Args:
+        pulls: columns of `Given.pull`, 0 without Given. `push_row` is read from the cache by latents that have a push.
     """
-    F, D = weights.enc.weight.shape
-    state = F * D * (state_bytes(weights.enc) + state_bytes(weights.dec)) + F * 24
-    return state + n_entries * (2 * D * itemsize + 12)
+    (F, D), D_out = weights.enc.weight.shape, weights.dec.weight.shape[1]
+    state = F * (D * state_bytes(weights.enc) + D_out * state_bytes(weights.dec) + 24)
+    given = 4 * n_entries + F * (8 + 4 * pulls) if pulls else 0
+    return state + n_entries * ((D + D_out) * itemsize + 12) + given
 
 
-def check_weights(weights: Weights) -> tuple[int, int]:
-    F, D = weights.enc.weight.shape
-    for name, matrix in (("W_enc", weights.enc), ("W_dec", weights.dec)):
+def check_weights(weights: Weights) -> tuple[int, int, int]:
+    """-> F, D, D_out."""
+    (F, D), D_out = weights.enc.weight.shape, weights.dec.weight.shape[1]
+    for name, matrix, size in (("W_enc", weights.enc, D), ("W_dec", weights.dec, D_out)):
         for tensor in pointers(matrix):
             assert tensor is None or tensor.is_contiguous(), f"{name}: expected contiguous memory"
-        assert matrix.weight.shape == (F, D), f"{name}: expected {(F, D)}, got {tuple(matrix.weight.shape)}"
-    return F, D
+        shape = tuple(matrix.weight.shape)
+        assert shape == (F, size), f"{name}: expected {(F, size)}, got {shape}"
+    return F, D, D_out
+
+
+def check_given(given, N: int, F: int, D: int, D_out: int) -> None:
+    assert given.grad_pre.numel() == N, f"grad_pre: expected {N} entries, got {tuple(given.grad_pre.shape)}"
+    L = given.pull.shape[-1]
+    assert D_out % L == 0, f"pull: expected a number of columns that divides {D_out}, got {L}"
+    sizes = {"bias": (F,), "push": (F,), "push_row": (D,), "pull": (F, L)}
+    for name, size in sizes.items():
+        tensor = getattr(given, name)
+        assert tensor.shape == size, f"{name}: expected {size}, got {tuple(tensor.shape)}"
+    for name, tensor in given._asdict().items():
+        assert tensor.dtype == torch.float32, f"{name}: expected float32, got {tensor.dtype}"
+        assert tensor.is_contiguous(), f"{name}: expected contiguous memory, got strides {tensor.stride()}"
 
 
 def launch_update(
-    weights, centred, error, acts, indices, row_offsets, groups, grad_scale, aux, numbers, step, grads, config
+    weights, centred, error, acts, indices, row_offsets, groups, grad_scale, aux, numbers, step, given, grads, config
 ) -> tuple[Grads, Tensor]:  # fmt: skip
     """With `grads` of W_enc, b_enc, W_dec to fill in, or None to apply them at once -> all four, squared norm."""
-    F, D = check_weights(weights)
-    B, N, device = len(error), acts.numel(), error.device
-    for name, tensor in {"centred": centred, "error": error}.items():
-        assert tensor.shape == (B, D), f"{name}: expected {(B, D)}, got {tuple(tensor.shape)}"
+    F, D, D_out = check_weights(weights)
+    B, N, device = len(centred), acts.numel(), error.device
+    parts = len(error) // max(B, 1) if given is not None else 1
+    for name, tensor, size in (("centred", centred, (B, D)), ("error", error, (parts * B, D_out))):
+        assert tensor.shape == size, f"{name}: expected {size}, got {tuple(tensor.shape)}"
         assert tensor.is_contiguous(), f"{name}: expected contiguous memory, got strides {tensor.stride()}"
     assert acts.is_contiguous(), f"acts: expected contiguous memory, got strides {acts.stride()}"
     offsets = groups[0]
     assert offsets.shape == (F + 1,), f"offsets: expected {(F + 1,)}, got {tuple(offsets.shape)}"
+    if given is not None:
+        check_given(given, N, F, D, D_out)
 
-    config = config or update_config(D, error.element_size(), device)
-    pieces, P = pieces_of(D, config.num_warps), min(config.programs, F)
-    options = {"D": D, "PIECES": pieces, "num_warps": config.num_warps, "maxnreg": config.maxnreg}
+    def fp32(*size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.float32, device=device)
+
+    config = config or update_config(max(D, D_out), error.element_size(), device)
+    P, options = min(config.programs, F), row_options(D, D_out, config)
+    options |= {"R": config.R, "CHUNK": config.chunk}
     enc, dec = pointers(weights.enc), pointers(weights.dec)
     C = most_chunks(N, F, config.chunk)
     starts = chunk_offsets(offsets, config.chunk)
-    chunks = [torch.empty(size, dtype=torch.float32, device=device) for size in ((C, D), (C, D), (C,))]
+    chunks = fp32(C, D), fp32(C, D_out), fp32(C)
+    of_given, n_tokens, L = ((None,) * 5, None, 1) if given is None else (given, B, given.pull.shape[1])
     if C:
         chunk_kernel[(C,)](
-            *dec[:2], centred, error, acts, *groups, starts, *chunks, grad_scale, numbers, F,
-            STEPS=(F - 1).bit_length(), R=config.R, CHUNK=config.chunk, **options,
+            *dec[:2], centred, error, acts, of_given[0], *groups, starts, *chunks, grad_scale, numbers, F, n_tokens,
+            STEPS=(F - 1).bit_length(), **options,
         )  # fmt: skip
-    partial, squares = (torch.empty(size, dtype=torch.float32, device=device) for size in ((P, D), (P,)))
+    partial, squares = fp32(P, D) if D_out == D else None, fp32(P)
     rows_of_aux = (None,) * 4 if aux is None else aux[:4]
     _update_kernel[(P,)](
         *enc, *dec, *weights.b_enc, *(grads or (None,) * 3), centred, error, acts, *groups, starts, *chunks,
-        *rows_of_aux, grad_scale, numbers, step, partial, squares, F, P, R=config.R, CHUNK=config.chunk, **options,
+        *rows_of_aux, *of_given, grad_scale, numbers, step, partial, squares, F, P, n_tokens, L=L, **options,
     )  # fmt: skip
-    grad_b_dec, squared = (torch.empty(size, dtype=torch.float32, device=device) for size in ((D,), ()))
+    grad_b_dec, squared = fp32(D_out), fp32()
     _b_dec_kernel[(1,)](
-        *((None,) * 3 if grads else weights.b_dec), error.sum(dim=0, dtype=torch.float32), partial.sum(dim=0),
-        None if aux is None else aux[4], squares, grad_b_dec, squared, grad_scale, numbers, P, D, BLOCK=1024,
+        *((None,) * 3 if grads else weights.b_dec), error[:B].sum(dim=0, dtype=torch.float32),
+        None if partial is None else partial.sum(dim=0), None if aux is None else aux[4],
+        squares, grad_b_dec, squared, grad_scale, numbers, P, D_out, BLOCK=1024,
     )  # fmt: skip
     return (*(grads or (None,) * 3), grad_b_dec), squared
 
 
+def row_options(D: int, D_out: int, config: UpdateConfig) -> dict[str, object]:
+    return {
+        "D": D, "PIECES": pieces_of(D, config.num_warps),
+        "D_OUT": D_out, "PIECES_OUT": pieces_of(D_out, config.num_warps),
+        "num_warps": config.num_warps, "maxnreg": config.maxnreg,
+    }  # fmt: skip
+
+
 def update_(
     weights: Weights, centred: Tensor, error: Tensor, acts: Tensor, indices: Tensor, row_offsets: Tensor | None, groups,
-    grad_scale: Tensor, aux, numbers: Tensor, step: Tensor, *, config: UpdateConfig | None = None,
+    grad_scale: Tensor, aux, numbers: Tensor, step: Tensor, given=None, *, config: UpdateConfig | None = None,
 ) -> Tensor:  # fmt: skip
     """Backward and optimizer step in place -> squared norm of the gradients []. A grad_scale of NaN changes nothing.
 
     Args:
         weights: `saefast.storage.Weights`.
-        centred, error: [B, D] of one dtype.
+        centred, error: [B, D], [B, D_out] of one dtype; with `given` error may have a multiple of B rows.
         acts, indices, row_offsets: a code; what is active in it is taken from `groups`, of `group_by_latent`.
         aux: `saefast.reference_update.Aux` or None.
-        numbers: [12] fp32, `saefast.reference_update.Numbers`.
+        numbers: [16] fp32 or longer, `saefast.reference_update.Numbers`; where D_out is not D, `tied` counts as 0.
         step: [] int64.
+        given: `saefast.reference_update.Given` in fp32, or None.
     """
     return launch_update(
-        weights,
-        centred,
-        error,
-        acts,
-        indices,
-        row_offsets,
-        groups,
-        grad_scale,
-        aux,
-        numbers,
-        step,
-        None,
-        config,
-    )[1]
+        weights, centred, error, acts, indices, row_offsets, groups, grad_scale, aux, numbers, step, given, None, config,
+    )[1]  # fmt: skip
 
 
 def row_grads(
     weights: Weights, centred: Tensor, error: Tensor, acts: Tensor, indices: Tensor, row_offsets: Tensor | None, groups,
-    grad_scale: Tensor, aux, numbers: Tensor, *, config: UpdateConfig | None = None,
+    grad_scale: Tensor, aux, numbers: Tensor, given=None, *, config: UpdateConfig | None = None,
 ) -> tuple[Grads, Tensor]:  # fmt: skip
     """As `update_` without the step -> fp32 gradients of W_enc, b_enc, W_dec (projected), b_dec; squared norm []."""
-    F, D = weights.enc.weight.shape
-    grads = [torch.empty(size, dtype=torch.float32, device=error.device) for size in ((F, D), (F,), (F, D))]
+    (F, D), D_out = weights.enc.weight.shape, weights.dec.weight.shape[1]
+    sizes = (F, D), (F,), (F, D_out)
+    grads = [torch.empty(size, dtype=torch.float32, device=error.device) for size in sizes]
     return launch_update(
-        weights,
-        centred,
-        error,
-        acts,
-        indices,
-        row_offsets,
-        groups,
-        grad_scale,
-        aux,
-        numbers,
-        None,
-        grads,
-        config,
-    )
+        weights, centred, error, acts, indices, row_offsets, groups, grad_scale, aux, numbers, None, given, grads, config,
+    )  # fmt: skip
 
 
 def adam_rows_(
@@ -179,14 +200,13 @@ def adam_rows_(
     config: UpdateConfig | None = None,
 ) -> None:
     """One Adam step with the gradients times `factor` [], unit norm for W_dec. A factor of NaN changes nothing."""
-    F, D = check_weights(weights)
+    F, D, D_out = check_weights(weights)
     for name, grad in zip(("W_enc", "b_enc", "W_dec", "b_dec"), grads, strict=True):
         assert grad.dtype == torch.float32, f"gradient of {name}: expected float32, got {grad.dtype}"
         assert grad.is_contiguous(), f"gradient of {name}: expected contiguous memory, got {grad.stride()}"
-    config = config or update_config(D, 4, grads[0].device)
+    config = config or update_config(max(D, D_out), 4, grads[0].device)
     P = min(config.programs, F)
     _adam_rows_kernel[(P,)](
         *pointers(weights.enc), *pointers(weights.dec), *weights.b_enc, *weights.b_dec, *grads,
-        factor, numbers, step, F, P,
-        D=D, PIECES=pieces_of(D, config.num_warps), num_warps=config.num_warps, maxnreg=config.maxnreg,
+        factor, numbers, step, F, P, **row_options(D, D_out, config),
     )  # fmt: skip
