@@ -146,6 +146,14 @@ def test_bad_sets_of_hook_points_are_refused(model):
         ModelSource(model, hooks, [tokens(2, 4)])
 
 
+def test_inputs_go_to_the_device_of_the_model():
+    model = nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 3)).to("meta")  # it has no values, but a device
+    devices = []
+    model[0].register_forward_pre_hook(lambda module, args: devices.append(args[0].device.type))
+    assert ModelSource(model, ["0", "1"], [tokens(2, 3) % 8], sink_ratio=None).widths == [4, 3]
+    assert devices == ["meta"]
+
+
 def test_no_batches_are_refused(model):
     with pytest.raises(InputError, match="^batches: expected at least one batch, got none$"):
         ModelSource(model, "model.layers.1", [])
