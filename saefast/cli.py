@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 from tqdm import tqdm
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 import saefast
 from saefast import backend, lm, shards
@@ -36,8 +36,9 @@ class Cache:
     """Hugging Face causal language model: a local folder, or a name on the Hub."""
     text: Annotated[Positional[Path], arg(metavar="TEXT")]
     """A text file, a folder of them, or a .jsonl with a field "text"."""
-    hook: str
-    """Hook point: a module path for its output (model.layers.12), or path:in for its input."""
+    hook: UseAppendAction[tuple[str, ...]]
+    """Hook point: a module path for its output (model.layers.12), or path:in for its input. Give it again for each
+    further hook point; rows then hold the activations of all of them side by side."""
     out: Path
     """Shard folder to write."""
     tokens: int | None = None
@@ -61,6 +62,7 @@ class Cache:
         for name in ("tokens", "context_length", "contexts_per_batch"):
             value = getattr(self, name)
             check(value is None or value > 0, f"{name}: expected a positive integer, got {value}")
+        check(bool(self.hook), "hook: expected at least one --hook, got none")
         check(self.skip_tokens >= 0, f"skip_tokens: expected 0 or more, got {self.skip_tokens}")
         check_device(self.device)
         next(lm.read_texts(self.text), None)  # a missing text is said before a model is loaded
@@ -76,7 +78,7 @@ class Cache:
             "max_norm": source.max_norm if self.sink_ratio else None, "dropped_ids": sorted(drop),
         }  # fmt: skip
         dtype = getattr(torch, self.dtype)
-        writer = shards.ShardWriter(self.out, source.d_in, dtype, self.model, self.hook, notes)
+        writer = shards.ShardWriter(self.out, source.widths, dtype, self.model, source.hooks, notes)
         batch_tokens = self.context_length * self.contexts_per_batch
         first = -(-self.skip_tokens // batch_tokens) + writer.n_contexts // self.contexts_per_batch
         with tqdm(total=self.tokens, initial=writer.n_tokens, unit="token", desc="cache") as bar:
@@ -92,10 +94,10 @@ class Cache:
             writer.n_tokens > 0, f"text: expected at least {batch_tokens} tokens after skip_tokens, got fewer"
         )
         writer.close()
-        dropped = source.n_dropped
+        dropped, limits = source.n_dropped, ", ".join(f"{limit:.4g}" for limit in source.max_norms)
         print(
-            f"{writer.n_tokens} activations of width {source.d_in} in {self.out}; dropped {dropped['sink']} attention "
-            f"sinks (norm above {source.max_norm:.4g}) and {dropped['special']} special tokens"
+            f"{writer.n_tokens} activations of width {' + '.join(map(str, source.widths))} in {self.out}; dropped "
+            f"{dropped['sink']} attention sinks (norm above {limits}) and {dropped['special']} special tokens"
         )
 
 
@@ -138,6 +140,7 @@ class Evaluate:
             isinstance(source, shards.ShardSource) and source.index["model"] and "contexts" in source.shard(0)
         )
         check(bool(is_text), f"in_model: expected a shard folder of `saefast cache`, got {self.source}")
+        check(len(source.hooks) == 1, f"in_model: expected a cache of one hook point, got {source.hooks}")
         model, _ = lm.load_model(source.index["model"])
         batches = source.shard(0)["contexts"][: self.contexts].long().split(4)
         max_norm = source.index["notes"].get("max_norm") or float("inf")

@@ -1,18 +1,8 @@
-"""Activations of a language model, or of any module: hook points, packed contexts, and the model with an SAE inside.
+"""Activations of a language model, or of any module, at one or more hook points; packed contexts, and texts."""
 
-A hook point is the path of a module, as `named_modules()` spells it, for its output, or `path:in` for its input.
-In a Llama-like model of Hugging Face:
-
-    residual stream after block 12   model.layers.12
-    attention out                    model.layers.12.self_attn
-    MLP out                          model.layers.12.mlp
-    MLP hidden                       model.layers.12.mlp.down_proj:in
-"""
-
-import difflib
 import json
-import logging
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,76 +11,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from saefast.errors import InputError, check
+from saefast.hooks import HookPoint, capture_all, one_or_all, recorded
 from saefast.sources import Source
-
-log = logging.getLogger("saefast")
-
-
-class _Stop(Exception):
-    """Ends a forward pass once the hooked activations are there."""
-
-
-class HookPoint:
-    """A place in a model: `capture` reads the activations there, `replace` puts others in."""
-
-    def __init__(self, model: nn.Module, hook: str) -> None:
-        path, _, side = hook.partition(":")
-        modules = dict(model.named_modules())
-        if path not in modules or side not in ("", "in") or not path:
-            near = difflib.get_close_matches(path, modules, n=4, cutoff=0.3)
-            raise InputError(
-                f"hook: expected a module path or path:in, got {hook!r}; near it: {', '.join(near)}"
-            )
-        self.model, self.module, self.is_input = model, modules[path], side == "in"
-
-    def _register(self, function: Any) -> Any:
-        """Call function(activations) at the hook point; what it returns, if not None, takes their place."""
-
-        def on_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            name = None if args else next(iter(kwargs))  # Hugging Face blocks call attention by keyword
-            new = function(args[0] if name is None else kwargs[name])
-            if new is None:
-                return None
-            return ((new, *args[1:]), kwargs) if name is None else (args, kwargs | {name: new})
-
-        def on_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            if isinstance(output, Tensor):
-                return function(output)
-            new = function(output[0])  # Hugging Face blocks may return (hidden states, ...)
-            return None if new is None else (new, *output[1:])
-
-        if self.is_input:
-            return self.module.register_forward_pre_hook(on_input, with_kwargs=True)
-        return self.module.register_forward_hook(on_output)
-
-    def capture(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Run the model up to the hook point only and return the activations there."""
-        captured: list[Tensor] = []
-
-        def keep(activations: Tensor) -> None:
-            is_float = (
-                isinstance(activations, Tensor) and activations.is_floating_point() and activations.ndim > 1
-            )
-            check(is_float, "hook: expected a module with floating-point activations [..., n, d_in] there")
-            captured.append(activations)
-            raise _Stop
-
-        handle = self._register(keep)
-        try:
-            self.model(*args, **kwargs)
-        except _Stop:
-            return captured[0]
-        finally:
-            handle.remove()
-        raise InputError("hook: the model's forward pass never reached this module")
-
-    def replace(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-        """Run the whole model with function(activations) in place of the activations; returns its output."""
-        handle = self._register(function)
-        try:
-            return self.model(*args, **kwargs)
-        finally:
-            handle.remove()
 
 
 class ModelBatch(NamedTuple):
@@ -103,28 +25,33 @@ class ModelBatch(NamedTuple):
 
 
 class ModelSource(Source):
-    """The activations of `model` at `hook`, over batches of inputs. The forward pass ends at the hook point.
+    """The activations of `model` at one or more hook points, over batches of inputs. The forward pass ends there.
+
+    Rows of several hook points are those of the same token side by side, in the order of the hook points: the first
+    `widths[0]` columns are those of `hooks[0]`, and so on.
 
     Args:
         model: any nn.Module. It is put in eval mode and called as model(batch, **forward_kwargs) without gradient.
-        hook: see the module's docstring.
-        batches: a re-iterable of inputs: token ids [m, L] for a language model. Leading dimensions of the
-            activations are flattened to rows.
+        hook: one or several, all different; see `saefast.hooks`.
+        batches: a re-iterable of inputs: token ids [m, L] for a language model, moved to the device of the model's
+            parameters. Leading dimensions of the activations are flattened to rows.
         drop_ids: token ids whose rows are dropped (special tokens).
         sink_ratio: rows with more than this many times the median norm are dropped: attention sinks, a few rows
             of huge norm that would dominate every loss and make any FVU look superb. None keeps them. The median
-            is that of the first batch.
+            is that of the first batch. Each hook point has a median of its own, and a row goes if it is a sink
+            at any of them.
 
-    `n_dropped` counts the rows dropped in the last pass, by reason.
+    `n_dropped` counts the rows dropped in the last pass, by reason; `max_norms` are the limits, one per hook point.
 
     Raises:
-        InputError: unknown hook point (near ones are listed), or one that the forward pass never reaches.
+        InputError: unknown hook point (near ones are listed), one that the forward pass never reaches, the same one
+            twice, or hook points that do not have the same tokens.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        hook: str,
+        hook: str | Sequence[str],
         batches: Iterable[Tensor],
         drop_ids: Iterable[int] = (),
         sink_ratio: float | None = 10.0,
@@ -134,22 +61,35 @@ class ModelSource(Source):
             sink_ratio is None or sink_ratio > 0,
             f"sink_ratio: expected a positive number or None, got {sink_ratio}",
         )
-        self.model, self.hook_name, self.batches = model.eval(), hook, batches
-        self.hook = HookPoint(model, hook)
+        self.hooks = [hook] if isinstance(hook, str) else list(hook)
+        is_set = 0 < len(self.hooks) == len(set(self.hooks))
+        check(is_set, f"hook: expected one or more different hook points, got {self.hooks}")
+        self.model, self.batches = model.eval(), batches
+        self.points = [HookPoint(model, name) for name in self.hooks]
         self.drop_ids = torch.tensor(sorted(drop_ids), dtype=torch.int64)
         self.sink_ratio, self.forward_kwargs = sink_ratio, forward_kwargs or {}
         self.n_dropped = {"special": 0, "sink": 0}
-        self.max_norm: float | None = None if sink_ratio is not None else float("inf")
         first = next(iter(batches), None)
         check(first is not None, "batches: expected at least one batch, got none")
-        self.d_in = self._run(first).shape[-1]
+        parts = self._run(first)
+        self.widths = [part.shape[-1] for part in parts]
+        self.d_in = sum(self.widths)
+        self.max_norms = [math.inf] * len(parts)
+        if sink_ratio is not None:
+            medians = [float(part.flatten(0, -2).norm(dim=1).nanmedian()) for part in parts]
+            self.max_norms = [sink_ratio * median or math.inf for median in medians]
 
     @torch.no_grad()
-    def _run(self, batch: Any) -> Tensor:
-        activations = self.hook.capture(batch, **self.forward_kwargs)
-        if self.max_norm is None and self.sink_ratio is not None:
-            self.max_norm = self.sink_ratio * float(activations.flatten(0, -2).norm(dim=1).median())
-        return activations
+    def _run(self, batch: Any) -> list[Tensor]:
+        """The activations at each hook point, [..., n, width]."""
+        weight = next(self.model.parameters(), None)
+        if isinstance(batch, Tensor) and weight is not None:
+            batch = batch.to(weight.device)
+        parts = capture_all(self.points, batch, **self.forward_kwargs)
+        for name, part in zip(self.hooks, parts, strict=True):
+            got, want = list(part.shape[:-1]), list(parts[0].shape[:-1])
+            check(got == want, f"hook: expected rows {want} at {name!r}, as at {self.hooks[0]!r}, got {got}")
+        return parts
 
     def model_batches(self, start: int = 0) -> Iterator[ModelBatch]:
         """One pass, batch by batch, from batch number `start` (earlier ones are not run)."""
@@ -158,21 +98,23 @@ class ModelSource(Source):
             if number < start:
                 continue
             activations = self._run(batch)
-            flat = activations.flatten(0, -2)
-            keep = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
+            length, device = activations[0].shape[-2], activations[0].device
+            parts = [part.flatten(0, -2).to(device) for part in activations]
+            keep = torch.ones(len(parts[0]), dtype=torch.bool, device=device)
             is_tokens = isinstance(batch, Tensor) and not batch.is_floating_point()
             if is_tokens and len(self.drop_ids):
-                keep &= ~torch.isin(batch.flatten(), self.drop_ids.to(batch.device)).to(flat.device)
+                keep &= ~torch.isin(batch.flatten(), self.drop_ids.to(batch.device)).to(device)
                 self.n_dropped["special"] += int((~keep).sum())
-            norm = flat.norm(
-                dim=1
-            )  # NaN and Inf pass: they are no sinks, and the buffer stops or counts them
-            is_sink = (norm > (self.max_norm or float("inf"))) & norm.isfinite()
+            norms = [part.norm(dim=1) for part in parts]
+            above = [norm > limit for norm, limit in zip(norms, self.max_norms, strict=True)]
+            # rows with NaN or Inf pass: they are no sinks, and the buffer stops or counts them
+            finite = torch.stack([norm.isfinite() for norm in norms]).all(dim=0)
+            is_sink = torch.stack(above).any(dim=0) & finite
             self.n_dropped["sink"] += int((keep & is_sink).sum())
             keep &= ~is_sink
             row = keep.nonzero().squeeze(1).cpu()
-            length = activations.shape[-2]
-            yield ModelBatch(flat[keep], batch, row // length, row % length)
+            rows = torch.cat([part[keep] for part in parts], dim=1)
+            yield ModelBatch(rows, batch, row // length, row % length)
 
     def rows(self, start: int = 0) -> Iterator[Tensor]:
         seen = 0
@@ -182,13 +124,14 @@ class ModelSource(Source):
                 yield batch.activations[max(0, start - seen) :]
             seen += n
 
+    @property
+    def max_norm(self) -> Any:
+        """`max_norms` as files hold it."""
+        return one_or_all(self.max_norms)
+
     def describe(self) -> dict[str, Any]:
-        return {
-            "type": "model",
-            "hook": self.hook_name,
-            "sink_ratio": self.sink_ratio,
-            "max_norm": self.max_norm,
-        }
+        found = {"type": "model"} | recorded(self.hooks, self.widths)
+        return found | {"sink_ratio": self.sink_ratio, "max_norm": self.max_norm}
 
 
 def load_model(path: str, device: str = "cpu") -> tuple[Any, Any]:

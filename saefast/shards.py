@@ -4,7 +4,8 @@ index.json
     format "saefast-activations", version 1, complete (false while being written), d_in, dtype ("float16", ...),
     n_tokens, model, hook (or null), notes (what the writer wants kept: rows dropped and why, context length, ...),
     shards: [{file, n_tokens, n_contexts, bytes, sha256}]; sha256 is `saefast.files.digest` of the tensors
-    and the shard's own metadata.
+    and the shard's own metadata. Of several hook points, "hook" is a list, rows are their activations at the same
+    token side by side in that order, and "widths" says how many columns each has.
 
 shard-00000.safetensors
     activations [n, d_in]; and, when the rows come from text,
@@ -15,7 +16,7 @@ The index is rewritten after each shard, so an interrupted writer goes on where 
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from saefast.errors import InputError, check
 from saefast.files import load_tensors, read_json, save_tensors, write_json
+from saefast.hooks import recorded
 from saefast.sources import Source
 
 FORMAT, VERSION, INDEX = "saefast-activations", 1, "index.json"
@@ -41,6 +43,13 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
+def check_widths(name: str, hooks: Sequence[str | None], widths: Sequence[int], d_in: int) -> None:
+    """Raise InputError unless each hook point has its columns and all of them make up d_in."""
+    fits = len(widths) == len(hooks) and sum(widths) == d_in and min(widths) > 0
+    want = f"{len(hooks)} positive numbers that add up to d_in = {d_in}"
+    check(fits, f"{name}: expected widths of the hook points {list(hooks)}, {want}, got {list(widths)}")
+
+
 class ShardWriter:
     """Writes a shard folder: `append` activations, then `close`.
 
@@ -48,25 +57,29 @@ class ShardWriter:
         folder: made if absent. One that holds a finished cache is refused; an interrupted one is continued if
             everything else given here is the same (or nothing is written yet): `n_contexts` says how many contexts
             it has already.
-        d_in, dtype: of the activations. model, hook, notes: recorded in the index.
+        d_in, dtype: of the activations; with several hook points, the columns of each in place of d_in.
+        model, hook, notes: recorded in the index.
         shard_tokens: rows after which a shard is written.
     """
 
     def __init__(
         self,
         folder: str | Path,
-        d_in: int,
+        d_in: int | Sequence[int],
         dtype: torch.dtype = torch.float16,
         model: str | None = None,
-        hook: str | None = None,
+        hook: str | Sequence[str] | None = None,
         notes: dict[str, Any] | None = None,
         shard_tokens: int = SHARD_TOKENS,
     ) -> None:
         self.folder, self.dtype, self.shard_tokens = Path(folder), dtype, shard_tokens
+        hooks = [hook] if isinstance(hook, str | None) else list(hook)
+        widths = [d_in] if isinstance(d_in, int) else list(d_in)
+        check_widths("d_in", hooks, widths, sum(widths))
         self.index: dict[str, Any] = {
-            "format": FORMAT, "version": VERSION, "complete": False, "d_in": d_in, "dtype": str(dtype)[6:],
-            "n_tokens": 0, "model": model, "hook": hook, "notes": notes or {}, "shards": [],
-        }  # fmt: skip
+            "format": FORMAT, "version": VERSION, "complete": False, "d_in": sum(widths), "dtype": str(dtype)[6:],
+            "n_tokens": 0, "model": model, "hook": None, "notes": notes or {}, "shards": [],
+        } | recorded(hooks, widths)  # fmt: skip
         if (self.folder / INDEX).exists():
             found = read_index(self.folder)
             check(
@@ -74,12 +87,9 @@ class ShardWriter:
                 f"out: expected a new folder, {self.folder} already holds a finished cache",
             )
             if found["shards"]:
-                for key in ("d_in", "dtype", "model", "hook", "notes"):
-                    given = self.index[key]
-                    check(
-                        found[key] == given,
-                        f"out: {self.folder} was begun with {key} = {found[key]}, got {given}",
-                    )
+                for key in ("d_in", "dtype", "model", "hook", "widths", "notes"):
+                    begun, given = found.get(key), self.index.get(key)
+                    check(begun == given, f"out: {self.folder} was begun with {key} = {begun}, got {given}")
                 self.index = found
         else:
             # a writer killed before its first index leaves a temporary of `write_atomic`
@@ -152,6 +162,8 @@ class ShardWriter:
 class ShardSource(Source):
     """Reads a shard folder. Sizes are checked when it is opened, the checksum of a shard when it is first read.
 
+    `hooks` are the hook points (None where the index names none), `widths` the columns of each, in order.
+
     Raises:
         InputError: not a shard folder, not complete, or a shard missing, truncated or with a flipped bit (named).
     """
@@ -167,6 +179,10 @@ class ShardSource(Source):
         )
         check(index["n_tokens"] > 0, f"{self.folder}: expected at least one activation, the cache is empty")
         self.d_in: int = index["d_in"]
+        hook = index["hook"]
+        self.hooks: list[str | None] = hook if isinstance(hook, list) else [hook]
+        self.widths: list[int] = index.get("widths", [self.d_in])
+        check_widths(str(self.folder / INDEX), self.hooks, self.widths, self.d_in)
         sizes = [0] + [shard["n_tokens"] for shard in index["shards"]]
         self.starts = torch.tensor(sizes).cumsum(0)  # first row of each shard, and the end
         for shard in index["shards"]:
@@ -218,5 +234,6 @@ class ShardSource(Source):
         return tokens[first : position + after + 1].tolist(), position - first
 
     def describe(self) -> dict[str, Any]:
-        fields = ("model", "hook", "n_tokens", "dtype", "notes")
-        return {"type": "shards", "path": str(self.folder)} | {key: self.index[key] for key in fields}
+        found = {"type": "shards", "path": str(self.folder), "model": self.index["model"]}
+        found |= recorded(self.hooks, self.widths)
+        return found | {key: self.index[key] for key in ("n_tokens", "dtype", "notes")}

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saefast.errors import check
-from saefast.lm import HookPoint
+from saefast.hooks import HookPoint
 from saefast.sae import SAE
 
 

@@ -80,10 +80,11 @@ def test_info_of_a_killed_run_and_of_this_machine(world, tmp_path, capsys):
     assert "backend" in capsys.readouterr().out
 
 
-def test_an_interrupted_cache_goes_on_to_the_same_files(world, tmp_path, monkeypatch):
+@pytest.mark.parametrize("more", ["", "--hook model.layers.0.mlp"])
+def test_an_interrupted_cache_goes_on_to_the_same_files(world, tmp_path, monkeypatch, more):
     writer = functools.partial(cli.shards.ShardWriter, shard_tokens=150)
     monkeypatch.setattr(cli.shards, "ShardWriter", writer)
-    command = f"cache {world}/model {world}/text {CACHE} --tokens 1000 --out "
+    command = f"cache {world}/model {world}/text {CACHE} {more} --tokens 1000 --out "
     run(f"{command}{tmp_path}/whole")
 
     def stopping(*args):
@@ -106,6 +107,40 @@ def test_an_interrupted_cache_goes_on_to_the_same_files(world, tmp_path, monkeyp
     monkeypatch.setattr(cli.shards, "ShardWriter", writer)
     run(f"{command}{tmp_path}/stopped")
     assert list(contents(tmp_path / "stopped").values()) == list(contents(tmp_path / "whole").values())
+
+
+PAIR = ["model.layers.0", "model.layers.1.mlp.down_proj:in"]  # widths 32 and 48
+
+
+def by_token(folder):
+    """Row number of each (context of the text, position) that a cache holds."""
+    found, n_contexts, n_rows = {}, 0, 0
+    for i in range(len((source := open_source(folder)).index["shards"])):
+        shard = source.shard(i)
+        context, position = shard["context"] + n_contexts, shard["position"]
+        for row, token in enumerate(zip(context.tolist(), position.tolist())):
+            found[token] = n_rows + row
+        n_contexts, n_rows = n_contexts + len(shard["contexts"]), n_rows + len(context)
+    return source, found
+
+
+def test_the_columns_of_a_cache_of_several_hook_points_are_those_of_a_cache_each(world, tmp_path, capsys):
+    sizes = "--context-length 16 --contexts-per-batch 4 --sink-ratio 1.3"  # many rows are sinks by that
+    for name, hooks in (("both", PAIR), ("first", PAIR[:1]), ("second", PAIR[1:])):
+        flags = " ".join(f"--hook {hook}" for hook in hooks)
+        run(f"cache {world}/model {world}/text {flags} {sizes} --out {tmp_path}/{name}")
+    assert "activations of width 32 + 48 in" in capsys.readouterr().out
+    both, rows = by_token(tmp_path / "both")
+    assert (both.index["hook"], both.index["widths"], both.d_in) == (PAIR, [32, 48], 80)
+    singles = [by_token(tmp_path / name) for name in ("first", "second")]
+    kept = [set(tokens) for _, tokens in singles]
+    assert set(rows) == kept[0] & kept[1] and len(rows) < min(map(len, kept)) and kept[0] != kept[1]
+    columns = torch.cat(list(both)).split(both.widths, dim=1)
+    for part, (single, tokens), hook in zip(columns, singles, PAIR):
+        want = torch.cat(list(single))[[tokens[token] for token in rows]]
+        assert torch.equal(part, want) and single.index["hook"] == hook and "widths" not in single.index
+    limits = [single.index["notes"]["max_norm"] for single, _ in singles]
+    assert both.index["notes"]["max_norm"] == limits
 
 
 def test_resume_of_nothing_begins_and_of_a_finished_run_changes_nothing(world, tmp_path):

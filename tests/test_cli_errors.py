@@ -148,6 +148,7 @@ def test_an_unwritable_out_is_named_before_any_work(world, tmp_path, fails, out)
 
 BAD_CACHE = {
     "unknown hook": ("--hook model.layer.1", "hook: expected a module path or path:in, got 'model.layer.1'; near it: .*model.layers.1"),
+    "hook twice": ("--hook model.layers.1", r"hook: expected one or more different hook points, got \['model.layers.1', 'model.layers.1'\]"),
     "tokens": ("--tokens 0", "tokens: expected a positive integer, got 0"),
     "context length": ("--context-length -1", "context_length: expected a positive integer, got -1"),
     "contexts per batch": ("--contexts-per-batch 0", "contexts_per_batch: expected a positive integer, got 0"),

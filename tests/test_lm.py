@@ -1,4 +1,4 @@
-"""Activations of models: hook points, what is dropped, packed contexts, texts, and loading a model."""
+"""Activations of models: what is dropped, several hook points, packed contexts, texts, and loading a model."""
 
 import json
 import sys
@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from saefast import InputError, lm
-from saefast.lm import HookPoint, ModelSource, PackedContexts, Texts, load_model, read_texts
+from saefast.hooks import HookPoint
+from saefast.lm import ModelSource, PackedContexts, Texts, load_model, read_texts
 
 
 @pytest.fixture(scope="module")
@@ -19,106 +20,6 @@ def model():
 
 def tokens(*shape):
     return torch.randint(2, 64, shape, generator=torch.Generator().manual_seed(1))
-
-
-def record(model, ran):
-    """Hooks that append the name of each module that finishes to `ran`."""
-    named = model.named_modules()
-    return [m.register_forward_hook(lambda *_, name=name: ran.append(name)) for name, m in named]
-
-
-def seen_by_torch(model, path, batch, side):
-    """Oracle: what torch's own hooks show, and the names of all modules that ran."""
-    seen, ran = [], []
-    handles = record(model, ran)
-
-    def before(module, args, kwargs):
-        seen.append(args[0] if args else kwargs["hidden_states"])
-
-    def after(module, args, output):
-        seen.append(output if torch.is_tensor(output) else output[0])
-
-    module = model.get_submodule(path)
-    if side == "in":
-        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-    else:
-        handles.append(module.register_forward_hook(after))
-    with torch.no_grad():
-        model(batch)
-    for handle in handles:
-        handle.remove()
-    return seen[0], ran
-
-
-HOOKS = [
-    ("model.embed_tokens", ""),
-    ("model.layers.1", ""),
-    ("model.layers.1", "in"),
-    ("model.layers.1.self_attn", ""),  # returns a tuple
-    ("model.layers.1.self_attn", "in"),  # called by keyword
-    ("model.layers.1.mlp", ""),
-    ("model.layers.1.mlp.down_proj", "in"),
-    ("lm_head", ""),
-]
-IDS = [":".join(hook).rstrip(":") for hook in HOOKS]
-
-
-@pytest.mark.parametrize("path,side", HOOKS, ids=IDS)
-def test_capture_and_replace_at_every_kind_of_hook_point(model, path, side):
-    batch = tokens(2, 10)
-    point = HookPoint(model, f"{path}:{side}" if side else path)
-    with torch.no_grad():
-        got, clean = point.capture(batch), model(batch).logits
-        want, _ = seen_by_torch(model, path, batch, side)
-        assert got.ndim == 3 and torch.equal(got, want)
-        given = []
-        same = point.replace(lambda x: given.append(x) or x.clone(), batch).logits
-        assert torch.equal(given[0], want) and torch.equal(same, clean)
-        changed = point.replace(torch.zeros_like, batch).logits
-        assert (changed - clean).abs().max() > 1e-3
-        assert torch.equal(model(batch).logits, clean)  # no hook stays behind
-
-
-def test_the_residual_stream_is_the_models_own_hidden_state(model):
-    batch = tokens(2, 10)
-    with torch.no_grad():
-        want = model(batch, output_hidden_states=True).hidden_states[2]
-    assert torch.equal(HookPoint(model, "model.layers.1").capture(batch), want)
-
-
-@pytest.mark.parametrize("path,side", HOOKS[:-1], ids=IDS[:-1])
-def test_the_forward_pass_stops_at_the_hook_point(model, path, side):
-    _, order = seen_by_torch(model, path, tokens(1, 4), side)
-    after = order[order.index(path) + (side == "") :]  # the module itself has not run when its input is read
-    assert "lm_head" in after and "model.layers.2.mlp" in after
-    ran = []
-    handles = record(model, ran)
-    HookPoint(model, f"{path}:{side}" if side else path).capture(tokens(1, 4))
-    for handle in handles:
-        handle.remove()
-    assert not set(ran) & set(after)
-
-
-@pytest.mark.parametrize("hook", ["model.layers.9", "layers.1", "model.layers.1:out", "model.layer.1:in"])
-def test_an_unknown_hook_point_lists_near_ones(model, hook):
-    with pytest.raises(
-        InputError, match=f"^hook: expected a module path or path:in, got '{hook}'; near"
-    ) as error:
-        HookPoint(model, hook)
-    assert "model.layers.1" in str(error.value).split("near it: ")[1].split(", ")
-
-
-def test_the_whole_model_is_no_hook_point(model):
-    for hook in ("", ":in"):
-        with pytest.raises(InputError, match="^hook: expected a module path or path:in, got"):
-            HookPoint(model, hook)
-
-
-def test_a_module_that_never_runs_or_holds_no_activations_is_refused(model):
-    with pytest.raises(InputError, match="^hook: the model's forward pass never reached this module$"):
-        ModelSource(model, "model.layers", [tokens(1, 4)])  # a ModuleList is not called
-    with pytest.raises(InputError, match="^hook: expected a module with floating-point activations"):
-        ModelSource(model, "model.embed_tokens:in", [tokens(1, 4)])
 
 
 def test_a_model_source_yields_all_rows_in_order_from_any_start(model):
@@ -158,7 +59,7 @@ def test_special_tokens_and_sinks_are_dropped_and_counted():
     for part, kept in zip(parts, ids):
         assert (part.activations[:, 0] - 1).tolist() == kept
     # norms of the first batch: 2 * (2, 3, 1, 8000, 4, 8000), lower median 6
-    assert source.max_norm == pytest.approx(60)
+    assert source.max_norms == [source.max_norm] == [pytest.approx(60)]
     assert source.describe() == {
         "type": "model",
         "hook": "embed",
@@ -192,6 +93,65 @@ def test_any_module_with_any_input_is_a_source():
     source = ModelSource(mlp, "1", batches, drop_ids=[0], sink_ratio=None)
     assert source.d_in == 8
     assert torch.equal(torch.cat(list(source)), mlp[:2](torch.cat(batches)).detach())
+
+
+class TwoTables(nn.Module):
+    """`low` gives row i of a table for token i, `high` a table of another width; each has a sink of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.low, self.high = Lookup(), nn.Embedding(8, 3)
+        self.high.weight.data.copy_(torch.arange(8.0, 16)[:, None].expand(8, 3))
+        self.high.weight.data[6] *= 100
+
+    def forward(self, ids):
+        return self.high(ids), self.low(ids)
+
+
+def test_rows_of_several_hook_points_are_side_by_side_and_a_sink_in_any_goes():
+    batches = [torch.tensor([[1, 2, 0], [7, 3, 2]]), torch.tensor([[6, 0, 4], [5, 7, 6]])]
+    source = ModelSource(TwoTables(), ["low.embed", "high"], batches, drop_ids=[0], sink_ratio=10.0)
+    assert source.hooks == ["low.embed", "high"] and source.widths == [4, 3] and source.d_in == 7
+    parts = list(source.model_batches())
+    ids = [part.contexts[part.context, part.position].tolist() for part in parts]
+    assert ids == [[1, 2, 3, 2], [4, 5]]  # 7 is a sink of the first, 6 of the second, 0 is special
+    assert source.n_dropped == {"special": 2, "sink": 4}
+    for part, kept in zip(parts, ids):
+        assert (part.activations[:, :4] - 1).tolist() == [[i] * 4 for i in kept]
+        assert (part.activations[:, 4:] - 8).tolist() == [[i] * 3 for i in kept]
+    # norms of the first batch: 2 * (2, 3, 1, 8000, 4, 3) and sqrt(3) * (9, 10, 8, 15, 11, 10), lower medians
+    assert source.max_norms == [pytest.approx(60), pytest.approx(100 * 3**0.5)]
+    assert source.describe() == {
+        "type": "model", "hook": ["low.embed", "high"], "widths": [4, 3], "sink_ratio": 10.0,
+        "max_norm": source.max_norms,
+    }  # fmt: skip
+
+
+def test_a_row_with_nan_at_any_hook_point_is_left_to_the_buffer():
+    model = TwoTables()
+    model.low.embed.weight.data[6] = float("nan")  # 6 is a sink of the other table
+    (rows,) = ModelSource(model, ["low.embed", "high"], [torch.tensor([[1, 6, 2, 7, 3]])])
+    assert rows.isnan().any(dim=1).tolist() == [False, True, False, False]
+
+
+def test_bad_sets_of_hook_points_are_refused(model):
+    for hooks, got in (([], r"\[\]"), (["lm_head", "lm_head"], r"\['lm_head', 'lm_head'\]")):
+        with pytest.raises(
+            InputError, match=f"^hook: expected one or more different hook points, got {got}$"
+        ):
+            ModelSource(model, hooks, [tokens(1, 4)])
+    hooks = ["model.layers.1", "model.rotary_emb"]  # cosines [1, 4, 8], one row of tokens for all contexts
+    want = r"^hook: expected rows \[2, 4\] at 'model.rotary_emb', as at 'model.layers.1', got \[1, 4\]$"
+    with pytest.raises(InputError, match=want):
+        ModelSource(model, hooks, [tokens(2, 4)])
+
+
+def test_inputs_go_to_the_device_of_the_model():
+    model = nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 3)).to("meta")  # it has no values, but a device
+    devices = []
+    model[0].register_forward_pre_hook(lambda module, args: devices.append(args[0].device.type))
+    assert ModelSource(model, ["0", "1"], [tokens(2, 3) % 8], sink_ratio=None).widths == [4, 3]
+    assert devices == ["meta"]
 
 
 def test_no_batches_are_refused(model):
