@@ -28,10 +28,13 @@ class TrainConfig:
     decay: Literal["linear", "cosine"] = "linear"
     """How it falls."""
     lr_W_enc: float = 1.0
-    """Multiplies lr for this parameter; likewise the next four."""
+    """Multiplies lr for this parameter, as the next four."""
     lr_b_enc: float = 1.0
+    """Of b_enc."""
     lr_W_dec: float = 1.0
+    """Of W_dec."""
     lr_b_dec: float = 1.0
+    """Of b_dec."""
     lr_extra: float = 1.0
     """Of thresholds, gains and W_skip."""
     optimizer: Literal["adam", "adamw", "muon", "signum"] = "adam"

@@ -78,7 +78,7 @@ def row_starts(indices: Tensor, row_offsets: Tensor | None) -> Tensor:
     if row_offsets is not None:
         return row_offsets
     B, K = indices.shape
-    return torch.arange(0, B * K + 1, max(K, 1), dtype=torch.int32, device=indices.device)
+    return torch.arange(B + 1, dtype=torch.int32, device=indices.device) * K
 
 
 def group_by_latent(acts: Tensor, indices: Tensor, d_sae: int, row_offsets: Tensor | None = None) -> Groups:

@@ -169,6 +169,8 @@ class SAE(nn.Module):
         folder = Path(path)
         try:
             fields = read_json(folder / CONFIG)
+            if not isinstance(fields, dict):
+                raise TypeError(f"{type(fields).__name__}")
             config = SAEConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()})
         except TypeError as error:
             raise InputError(f"{folder / CONFIG}: expected the fields of SAEConfig, got {error}") from None

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from saefast import auxk, schedules
+from saefast.apply import make_optimizer, step_with
 from saefast.architectures import DENSE
 from saefast.backend import load_backend
-from saefast.backward import in_data_units
 from saefast.compatible import check_compatible
 from saefast.config import TrainConfig
 from saefast.ema import Ema
@@ -22,8 +22,7 @@ from saefast.graph import GraphedStep
 from saefast.memory import out_of_memory_help
 from saefast.optimizers import Optimizer
 from saefast.plan import CPU_DENSITY, GPU_DENSITY, Hyper, Plan
-from saefast.reference import Params
-from saefast.reference_update import Grads, normalize_rows_
+from saefast.reference_update import Grads
 from saefast.sae import SAE, geometric_median
 from saefast.state import State
 from saefast.step import Metrics, train_step
@@ -102,35 +101,14 @@ class Trainer:
     def optimizer(self) -> Optimizer:
         """Of `TrainConfig.optimizer`, other than the fused Adam."""
         if self._optimizer is None:
-            config, plan, lr_of = self.config, self._plan(1), {}
-            params = {n: p.weight if isinstance(p, Matrix) else p for n, p in self._trained().items()}
-            for name in params:
-                lr_of[name] = getattr(config, f"lr_{name}", config.lr_extra)
-                if name in ("b_enc", "b_dec") or in_data_units(name, plan):
-                    lr_of[name] /= self.output_scale if name == "b_dec" else self.scale
-            self._optimizer = Optimizer(
-                config.optimizer,
-                params,
-                lr_of,
-                config.betas,
-                config.eps,
-                config.weight_decay,  # type: ignore[arg-type]
-            )
+            scales = self.scale, self.output_scale
+            self._optimizer = make_optimizer(self.config, self._trained(), self._plan(1), *scales)
         return self._optimizer
 
     def _apply(self, grads: Grads, extra_grads: dict[str, Tensor], factor: Tensor) -> None:
-        """What `train_step` calls in place of the fused Adam; waits for the device."""
-        if not math.isfinite(factor):
-            return
-        found = dict(zip(Params._fields, grads, strict=True)) | extra_grads
-        self.optimizer.step(
-            {n: grad.to(torch.float32) * factor for n, grad in found.items()}, self.lr(self.state.step + 1)
+        step_with(
+            self.optimizer, self.state, self.config, grads, extra_grads, factor, self.lr(self.state.step + 1)
         )
-        if self.config.unit_norm:
-            normalize_rows_(self.state.weights.dec.weight)
-        if "threshold" in extra_grads and not self.config.log_threshold:
-            self.state.extra["threshold"].value.clamp_min_(0)
-        self.state.refresh()
 
     def exported(self) -> dict[str, Tensor]:
         """The parameters to save: the average where `ema_decay` or the optimizer keeps one."""
@@ -226,7 +204,7 @@ class Trainer:
         numbers = torch.tensor(hyper.numbers(step, len(rows), plan, self.sae.config.width_out), dtype=dtype)
         if self.on_gpu:
             numbers = numbers.pin_memory().to(rows.device, non_blocking=True)
-        if self.ema is not None and state.step:  # as OpenAI's code, before the optimizer's step
+        if self.ema is not None:  # as OpenAI's code, before the optimizer's step
             self.ema.update(self._trained())
         with torch.no_grad(), out_of_memory_help(self.sae.config, config):
             metrics = self._run(rows.contiguous(), plan, numbers)

@@ -75,6 +75,11 @@ class Setup(NamedTuple):
     rows: torch.Tensor
     numbers: torch.Tensor
 
+    @property
+    def in_data_units(self):
+        plan = self.trainer._plan(1)
+        return ["b_enc", "b_dec", *(name for name in self.trainer.state.extra if in_data_units(name, plan))]
+
 
 def set_up(case, dtype=torch.float64, backend="reference", n_tokens=B, **train):
     """A trainer with random parameters, everything away from its initial value, and rows for it."""

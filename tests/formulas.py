@@ -68,7 +68,8 @@ def loss(p, sae, plan, c, x, target, dead=None):
     acts, pre = acts_of(p, sae, plan, c, centred)
     base = p["b_dec"] + (x @ p["W_skip"].T if sae.skip else 0)
     out = c["output_scale"]
-    over = {"fvu": (goal - goal.mean(dim=0)).square().sum(), "mse": B / out**2,
+    variance = (goal - goal.mean(dim=0)).square().sum()
+    over = {"fvu": variance if variance > 0 else goal.numel(), "mse": B / out**2,
             "mse_mean": B * goal.shape[1] / out**2}[plan.loss]  # fmt: skip
 
     def squares(some):

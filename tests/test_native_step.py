@@ -177,10 +177,12 @@ def test_a_nan_changes_nothing() -> None:
     [("batch_topk", {}), ("batch_topk", {"grad_clip": 1e-2}), ("relu", {"l1": 1e-3}), ("relu", {"l1": 1e-3, "dense": True})],
 )  # fmt: skip
 def test_whole_steps_equal_autograd_in_fp64(isa: str, x64: Tensor, activation: str, options: dict) -> None:  # noqa: F811
+    options = dict(options)
     batches = [x64 * (1 + 0.01 * i) for i in range(8)]
     params = reference.Params(*(p.float() for p in start()))
     _, metrics = run(params, [x.float() for x in batches], native, activation=activation, **options)
-    _, losses = oracle(start(), batches, activation.removesuffix("_dense"), **options)
+    options.pop("dense", None)
+    _, losses = oracle(start(), batches, activation, **options)
     assert [float(m.loss) for m in metrics] == pytest.approx(losses, rel=2e-4)
 
 

@@ -30,6 +30,8 @@ def select(
 def observe_(code: Code, extra: Extra, plan: Plan, c: Coefficients, counter: Tensor, valid: Tensor) -> None:
     """Move the threshold towards the smallest activation kept (scaled by the norm, if the selection is): the plain
     mean of the first batches, then an average that forgets at plan.threshold_rate. valid []: False changes nothing."""
+    if "threshold" not in extra:  # a state around the four parameters alone
+        return
     threshold = extra["threshold"].value
     smallest = torch.where(code.pre_acts > 0, code.pre_acts, torch.inf).min().to(threshold.dtype)
     rate = (1 / counter.to(threshold.dtype)).clamp_min(plan.threshold_rate)
