@@ -81,7 +81,7 @@ class Setup(NamedTuple):
         return ["b_enc", "b_dec", *(name for name in self.trainer.state.extra if in_data_units(name, plan))]
 
 
-def set_up(case, dtype=torch.float64, backend="reference", n_tokens=B, **train):
+def set_up(case, dtype=torch.float64, backend="reference", n_tokens=B, device="cpu", **train):
     """A trainer with random parameters, everything away from its initial value, and rows for it."""
     generator = torch.Generator().manual_seed(4)
 
@@ -102,13 +102,13 @@ def set_up(case, dtype=torch.float64, backend="reference", n_tokens=B, **train):
     if sae.config.activation == "jumprelu":
         sae.threshold.data.copy_(0.3 + 0.2 * random(F).abs())
     rows = random(n_tokens, sae.config.row_width) + 0.5
-    trainer = saefast.Trainer(sae.to(dtype), saefast.TrainConfig(**options))
+    trainer = saefast.Trainer(sae.to(device, dtype), saefast.TrainConfig(**options))
     trainer.input_scale, trainer.output_scale = 0.7, (1.3 if case.transcoder else 0.7)
     trainer.state.dense = case.dense
     trainer.state.num_tokens_since_fired[::3] = 60
     numbers = trainer._hyper(1).numbers(1, n_tokens, trainer._plan(n_tokens), sae.config.width_out)
     wide = torch.float32 if backend == "triton" else torch.float64
-    return Setup(trainer, rows.to(dtype), torch.tensor(numbers, dtype=wide))
+    return Setup(trainer, rows.to(device, dtype), torch.tensor(numbers, dtype=wide, device=device))
 
 
 def gradients(setup):
