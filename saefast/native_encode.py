@@ -133,7 +133,7 @@ def encode_threshold(
 def products(
     rows: Tensor, W_enc: Tensor, b_enc: Tensor, latents: int = LATENTS, scale: Tensor | None = None
 ) -> Iterator[tuple[Tensor, int]]:
-    """Yields pre-activations [len(rows), n], times scale [F], valid until the next, and the number of their first latent."""
+    """Yields pre-activations [len(rows), n] (times scale [F]), valid until the next, and the first latent of them."""
     spans = cut(len(W_enc), latents)
     needed = len(rows) * max(end - first for first, end in spans)
     if getattr(_arena, "memory", None) is None or len(_arena.memory) < needed:

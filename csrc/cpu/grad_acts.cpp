@@ -1,4 +1,4 @@
-// A token's row of `error` is multiplied by a few rows of W_dec at a time, so that as many are on their way from memory.
+// A token's row of `error` is multiplied by a few rows of W_dec at a time: as many are on their way from memory.
 
 #include "grad_acts.h"
 

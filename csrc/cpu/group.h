@@ -13,7 +13,8 @@ namespace saefast {
 void group_by_latent(const Code& code, std::size_t B, std::size_t F, std::size_t N, std::int32_t* offsets,
                      std::int32_t* pairs, std::int32_t* tokens);
 
-// sums [F] of per_pair [N] over the active entries of each latent, in token order. Spec: `saefast.reference.sum_entries`.
+// sums [F] of per_pair [N] over the listed entries of each latent, in token order.
+// Spec: `saefast.reference.sum_entries`.
 void sum_entries(const std::int32_t* offsets, const std::int32_t* pairs, const float* per_pair, std::size_t F,
                  int threads, float* sums);
 

@@ -103,8 +103,8 @@ SAEFAST_INLINE float dot(const float* a, const float* b, size_t D) {
     return total;
 }
 
-// The gradients of latent f: its rows of W_enc and W_dec (projected) and, returned, of b_enc. What AuxK and `Given.bias`
-// add to that of b_enc comes on top of it in `alone`: it does not pass through to b_dec.
+// The gradients of latent f: its rows of W_enc and W_dec (projected, if it keeps unit norm) and, returned, of b_enc.
+// What AuxK and `Given.bias` add to that of b_enc comes on top of it in `alone`: it does not pass through to b_dec.
 SAEFAST_INLINE float latent_grads(const Weights& weights, const Batch& batch, const Aux& aux, const Numbers& numbers,
                                   size_t f, float* grad_enc, float* grad_dec, float& alone) {
     const size_t D_in = weights.D_in, D_out = weights.D_out, end = static_cast<size_t>(batch.offsets[f + 1]);

@@ -17,8 +17,8 @@ namespace {
 constexpr size_t LATENTS = 32;  // in a chunk
 constexpr size_t TOKENS = 128;  // in a chunk of the column sums of `error`
 
-// A chunk of latents. `grads` with null pointers: update at once; else write the gradients there. b_dec_part [D_in] takes
-// sum of db * W_enc row, if the input is tied to b_dec; returns the squared norm of the chunk's gradients.
+// A chunk of latents. `grads` with null pointers: update at once; else write the gradients there. If the input is tied
+// to b_dec, b_dec_part [D_in] takes sum of db * W_enc row. Returns the squared norm of the chunk's gradients.
 SAEFAST_INLINE double chunk(const Weights& weights, const Batch& batch, const Aux& aux, const Numbers& n,
                             const Grads& grads, size_t first, size_t end, float* scratch, float* b_dec_part) {
     const size_t D_in = weights.D_in, D_out = weights.D_out;

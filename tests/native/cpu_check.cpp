@@ -79,7 +79,8 @@ static Floats step(std::size_t B, std::size_t D, std::size_t F, std::size_t K, i
             return made;
         };
         const Weights weights{param(W_enc), param(b_enc), param(W_dec), param(b_dec), F, D, D};
-        const Batch rows{centred.data(), error.data(), code.acts, offsets.data(), pairs.data(), tokens.data(), B, 0.1f, {}};
+        const Batch rows{centred.data(), error.data(),  code.acts, offsets.data(), pairs.data(),
+                         tokens.data(),  B,             0.1f,      {}};
         const Numbers numbers{1e-3f, 1e-3f, 1e-8f, 1e-8f, 0.9f, 0.1f, 0.99f, 0.01f, 1.5f, 1.5f, 0.1f, 1.0f,
                               1e-3f, 1e-3f, 1.0f,  1.0f};
         Ints slots(F, -1);
