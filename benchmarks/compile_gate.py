@@ -79,10 +79,9 @@ CASES = {
     "relu-dense": Case({"activation": "relu", "dense": True}, dtypes=("bf16", "fp32")),
     "given": UpdateCase(dtypes=("bf16", "fp32")),
     "given-clip": UpdateCase({"grad_clip": 1.0}, shapes=("B",)),
-    "given-blocks": UpdateCase(blocks=4),
+    "given-blocks": UpdateCase(blocks=4, shapes=("small", "C")),
     "given-wide": UpdateCase(blocks=2, wider=2, shapes=("A",), dtypes=("bf16", "fp32")),
-    "given-split-int8": UpdateCase(param_dtype="split", state_dtype="int8", blocks=4),
-    "given-bf16-int8": UpdateCase(param_dtype="bf16", state_dtype="int8", shapes=("B",)),
+    "given-split-int8": UpdateCase(param_dtype="split", state_dtype="int8", blocks=4, shapes=("small", "C")),
     "wide": UpdateCase(blocks=0, wider=2, shapes=("A",)),
 }
 
