@@ -111,6 +111,9 @@ class EndToEnd:
         drop_ids: Iterable[int] = (),
     ) -> None:
         self.sae, self.config = sae, config or EndToEndConfig()
+        plain = sae.config.activation == "topk" and sae.config.d_out is None and sae.config.pre_bias
+        plain = plain and not sae.config.scale_by_norm
+        check(plain, f"sae: expected a TopK SAE that subtracts b_dec from its input, got {sae.config}")
         self.model = model.eval().requires_grad_(False)
         self.point = HookPoint(model, hook)
         self.downstream = [HookPoint(model, name) for name in self.config.downstream]
@@ -259,7 +262,7 @@ class EndToEnd:
     def _reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
         sae = self.sae
         weights = sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec
-        x_hat, top_acts, _ = sae_forward(x, *weights, sae.config.k, self.config.backend)
+        x_hat, top_acts, _ = sae_forward(x, *weights, sae.config.top_k, self.config.backend)
         return x_hat, top_acts
 
     @torch.no_grad()

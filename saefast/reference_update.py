@@ -198,7 +198,7 @@ def row_grads(
     return grads, squared_norm(grads, n.bias_norm)
 
 
-def squared_norm(grads: Grads, bias_norm: float) -> Tensor:
+def squared_norm(grads: Grads, bias_norm: float | Tensor) -> Tensor:
     norms = [g.norm() * s for g, s in zip(grads, (1, bias_norm, 1, bias_norm), strict=True)]
     return torch.stack(norms).square().sum()
 

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -139,7 +139,7 @@ class SAE(nn.Module):
             return x_hat
         check(x is not None, "x: expected the input of a skip transcoder, got None")
         assert x is not None
-        return x_hat + x @ self.W_skip.T
+        return x_hat + x @ self.get_parameter("W_skip").T
 
     def forward(self, x: Tensor, target: Tensor | None = None) -> SAEOutput:
         """x [B, d_in] (and a transcoder's target [B, d_out], for fvu) -> SAEOutput(x_hat, fvu, top_acts, top_indices)."""
@@ -168,10 +168,11 @@ class SAE(nn.Module):
         """
         folder = Path(path)
         try:
-            fields = read_json(folder / CONFIG)
+            fields: Any = read_json(folder / CONFIG)
             if not isinstance(fields, dict):
                 raise TypeError(f"{type(fields).__name__}")
-            config = SAEConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()})
+            fields = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+            config = SAEConfig(**fields)
         except TypeError as error:
             raise InputError(f"{folder / CONFIG}: expected the fields of SAEConfig, got {error}") from None
         if not (folder / WEIGHTS).exists():

@@ -31,7 +31,6 @@ from saefast.storage import Matrix, scale_rows_
 STEPS_BETWEEN_COUNTS = 16  # of dead and active latents, on a GPU; each waits for the device once
 MAX_RESCORED = 256  # k + rescore, what the kernel sorts in one tile
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 log = logging.getLogger("saefast")
 
 
@@ -44,8 +43,7 @@ class Trainer:
         config: see `TrainConfig`.
 
     Raises:
-        InputError: the backend asked for cannot run here; the device has too little memory; the config does not go
-            with the SAE's architecture.
+        InputError: the backend cannot run here; too little memory; an option of another architecture.
     """
 
     def __init__(self, sae: SAE, config: TrainConfig) -> None:
@@ -55,19 +53,16 @@ class Trainer:
         self.ops = load_backend(config.backend, sae.W_enc.device.type)
         self.compute_dtype = self._compute_dtype()
         for name, param in sae.params._asdict().items():
-            strides = param.stride()
-            check(param.is_contiguous(), f"sae: {name}: expected contiguous memory, got strides {strides}")
+            ok, strides = param.is_contiguous(), param.stride()
+            check(ok, f"sae: {name}: expected contiguous memory, got strides {strides}")
         largest = MAX_RESCORED - sae.config.top_k
         fits = self.ops.NAME != "triton" or not config.rescore or config.rescore <= largest
         check(fits, f"rescore: expected at most {largest} with k = {sae.config.k}, got {config.rescore}")
         if self.on_gpu and (sae.config.d_in % 8 or sae.config.width_out % 8):
-            log.warning(
-                f"d_in = {sae.config.d_in}: works, but only rows of a multiple of 8 are read at full speed"
-            )
+            log.warning(f"d_in = {sae.config.d_in}: works, but rows of a multiple of 8 are read faster")
+        formats = config.param_dtype, config.state_dtype, self.compute_dtype
         with out_of_memory_help(sae.config, config):
-            self.state = State.fresh(
-                sae.params, config.param_dtype, config.state_dtype, self.compute_dtype, self._extra()
-            )
+            self.state = State.fresh(sae.params, *formats, self._extra())
         self.state.dense = sae.config.activation in DENSE
         sae.W_enc.data, sae.W_dec.data = self.state.weights.enc.weight, self.state.weights.dec.weight
         self.input_scale: float | None = None  # set from the first data seen, with output_scale
@@ -94,8 +89,13 @@ class Trainer:
     def _trained(self) -> dict[str, Tensor | Matrix]:
         """Every parameter that is trained, as it is kept."""
         enc, dec, b_enc, b_dec = self.state.weights
-        extra = {n: v.value for n, v in self.state.extra.items() if v.value.ndim}
-        return {"W_enc": enc, "b_enc": b_enc.value, "W_dec": dec, "b_dec": b_dec.value} | extra
+        found: dict[str, Tensor | Matrix] = {
+            "W_enc": enc,
+            "b_enc": b_enc.value,
+            "W_dec": dec,
+            "b_dec": b_dec.value,
+        }
+        return found | {name: v.value for name, v in self.state.extra.items() if v.value.ndim}
 
     @property
     def optimizer(self) -> Optimizer:
@@ -149,8 +149,8 @@ class Trainer:
     @property
     def precision(self) -> str:
         """The formats in one line, printed at the start."""
-        products, config = str(self.compute_dtype).removeprefix("torch."), self.config
-        return f"products in {products}, parameters {config.param_dtype}, moments {config.state_dtype}"
+        kept = f"parameters {self.config.param_dtype}, moments {self.config.state_dtype}"
+        return f"products in {str(self.compute_dtype).removeprefix('torch.')}, {kept}"
 
     def step(self, x: Tensor, target: Tensor | None = None) -> Metrics:
         """One optimizer step on x [B, d_in], any B > 0. Metrics are those of x before the update.
@@ -162,10 +162,10 @@ class Trainer:
 
         Raises:
             InputError: wrong shape, dtype or device, an empty batch, NaN or Inf in x or target. On a GPU the step does
-                not wait to see: a batch with NaN or Inf changes no weight, and a later call raises.
+                not wait to see: such a batch changes no weight, and a later call raises.
         """
         rows = self.sae.rows(x, target)
-        check(len(x) > 0, f"x: expected at least one row, got {list(x.shape)}")
+        check(len(x) > 0, f"x: expected rows, got {list(x.shape)}")
         if not self.on_gpu:
             check(bool(rows.isfinite().all()), "x: expected finite values, got NaN or Inf")
         if self.input_scale is None:
@@ -185,13 +185,13 @@ class Trainer:
                 was never interrupted (same machine, same number of threads).
 
         Returns:
-            True if the run is complete; False if SIGTERM or Ctrl-C stopped it, after saving, or the source ended.
+            True if complete; False if SIGTERM or Ctrl-C stopped it, after saving, or the source ended.
 
         Raises:
             InputError: the source or the folder do not fit; NaN or Inf in the data; the loss diverged.
             OSError: `out` cannot be written. The last checkpoint is intact in every case.
         """
-        from saefast.run import fit  # it needs the Trainer
+        from saefast.run import fit  # which needs the Trainer
 
         return fit([self], source, [out], resume)
 
