@@ -97,7 +97,7 @@ def step_call(shape: Shape, dtype: torch.dtype, case: Case) -> Callable[[], obje
 
     B, D, F, K = shape
     state = state_of(F, D, D, dtype, case)
-    x, numbers = torch.empty(B, D, device="meta"), torch.empty(len(Numbers._fields), device="meta")
+    x, numbers = torch.empty(B, D, device="meta"), torch.empty(N_NUMBERS, device="meta")
     return lambda: train_step(ops, state, x, Plan(K, dtype, **case.plan), numbers)
 
 

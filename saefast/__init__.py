@@ -4,6 +4,7 @@ from saefast.backend import load_backend
 from saefast.config import SAEConfig, TrainConfig
 from saefast.errors import InputError
 from saefast.evaluate import evaluate
+from saefast.recipes import recipe
 from saefast.sae import SAE
 from saefast.sources import open_source
 from saefast.trainer import Trainer
@@ -18,4 +19,5 @@ __all__ = [
     "evaluate",
     "load_backend",
     "open_source",
+    "recipe",
 ]

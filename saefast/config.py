@@ -43,8 +43,6 @@ class TrainConfig:
     """Of 'adamw' and 'muon'."""
     ema_decay: float | None = None
     """Keep an exponential moving average of the weights, and save that as the SAE (OpenAI: 0.999)."""
-    microbatch_size: int | None = None
-    """Tokens for which the backward pass is done at a time, adding up the gradients: the same step in less memory."""
     loss: Literal["fvu", "mse", "mse_mean"] = "fvu"
     """The reconstruction loss: 'fvu' divides by the variance of the batch, 'mse' is the squared error summed over
     d_in and averaged over tokens, 'mse_mean' averaged over both. The last two are of the scaled input."""
@@ -193,9 +191,8 @@ class TrainConfig:
         check(0 < self.threshold_rate <= 1, f"threshold_rate: expected 0 to 1, got {self.threshold_rate!r}")
         ok = self.ema_decay is None or 0 <= self.ema_decay < 1
         check(ok, f"ema_decay: expected a number in [0, 1) or None, got {self.ema_decay!r}")
-        for name in ("k_start", "microbatch_size"):
-            if getattr(self, name) is not None:
-                positive(self, name)
+        if self.k_start is not None:
+            positive(self, "k_start")
         is_count = type(self.multi_topk) is int and self.multi_topk != 1 and self.multi_topk >= 0
         check(is_count, f"multi_topk: expected 0 or an integer from 2, got {self.multi_topk!r}")
         asked = (self.penalty == "target_l0") == (self.target_l0 is not None)

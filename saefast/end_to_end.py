@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from saefast import reference
 from saefast.autograd import BACKENDS, sae_forward
-from saefast.errors import check
-from saefast.hooks import HookPoint
+from saefast.errors import check, one_of, positive
+from saefast.hooks import HookPoint, capture_all
 from saefast.sae import SAE, geometric_median
 
 WARMUP, DECAY = 0.05, 0.2  # shares of the steps of `fit`; these and Adam's numbers as in TrainConfig
@@ -56,7 +56,8 @@ class EndToEndConfig:
     """Which implementation of the SAE's ops runs, see `saefast.autograd`."""
 
     def __post_init__(self) -> None:
-        check(self.loss in ("kl", "ce"), f"loss: expected 'kl' or 'ce', got {self.loss!r}")
+        one_of(self, "loss", ("kl", "ce"))
+        one_of(self, "backend", BACKENDS)
         for name in ("mse_coefficient", "downstream_coefficient"):
             value = getattr(self, name)
             check(0 <= value < math.inf, f"{name}: expected 0 or more, got {value!r}")
@@ -66,10 +67,8 @@ class EndToEndConfig:
             value = getattr(self, name)
             ok = value is None or 0 < value < math.inf
             check(ok, f"{name}: expected a positive number or None, got {value!r}")
-        size = self.contexts_at_once
-        check(size is None or size > 0, f"contexts_at_once: expected a positive integer or None, got {size}")
-        known = self.backend in BACKENDS
-        check(known, f"backend: expected one of {list(BACKENDS)}, got {self.backend!r}")
+        if self.contexts_at_once is not None:
+            positive(self, "contexts_at_once")
 
 
 class Metrics(NamedTuple):
@@ -99,7 +98,7 @@ class EndToEnd:
     `saefast.splice.evaluate_in_model` takes it, too.
 
     Raises:
-        InputError: unknown hook point, weights kept in another format than the biases.
+        InputError: unknown hook point, not a TopK SAE, weights kept in another format than the biases.
     """
 
     def __init__(
@@ -111,12 +110,12 @@ class EndToEnd:
         drop_ids: Iterable[int] = (),
     ) -> None:
         self.sae, self.config = sae, config or EndToEndConfig()
-        plain = sae.config.activation == "topk" and sae.config.d_out is None and sae.config.pre_bias
-        plain = plain and not sae.config.scale_by_norm
-        check(plain, f"sae: expected a TopK SAE that subtracts b_dec from its input, got {sae.config}")
         self.model = model.eval().requires_grad_(False)
         self.point = HookPoint(model, hook)
         self.downstream = [HookPoint(model, name) for name in self.config.downstream]
+        c = sae.config
+        plain = c.activation == "topk" and c.pre_bias and c.d_out is None and c.layers == 1
+        check(plain and not c.scale_by_norm, f"sae: expected a TopK autoencoder of one layer, got {c}")
         same = sae.W_enc.dtype == sae.W_dec.dtype == sae.b_dec.dtype
         check(same, f"sae: expected weights in {sae.b_dec.dtype} as its biases, got {sae.W_enc.dtype}")
         self.drop_ids = torch.tensor(sorted(drop_ids), dtype=torch.int64)
@@ -136,10 +135,11 @@ class EndToEnd:
                 Then neither weights nor moments have changed.
         """
         metrics = self.gradients(tokens)
+        lr = self.peak_lr if lr is None else lr
         # Adam's steps are in the units of a parameter: those of the biases are those of the data, see `step.Hyper`
         assert self.input_scale is not None
         for group, scale in zip(self.optimizer.param_groups, (1.0, self.input_scale), strict=True):
-            group["lr"], group["eps"] = (lr or self.peak_lr) / scale, EPS * scale
+            group["lr"], group["eps"] = lr / scale, EPS * scale
         W_dec = self.sae.W_dec
         assert W_dec.grad is not None
         reference.project_rows_(W_dec.grad, W_dec.data)
@@ -175,7 +175,7 @@ class EndToEnd:
         n_predictions = len(tokens) * (tokens.shape[1] - 1)
         sums = torch.zeros(4, dtype=torch.float64, device=tokens.device)  # kl, ce, ce_clean, downstream
         rows = []
-        for part in self._parts(tokens):
+        for part in tokens.split(self.config.contexts_at_once or len(tokens)):
             x, figures = self._backward(part, n_predictions, tokens.numel())
             sums += figures
             rows.append(x)
@@ -260,16 +260,15 @@ class EndToEnd:
         return x, chosen
 
     def _reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        sae = self.sae
-        weights = sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec
-        x_hat, top_acts, _ = sae_forward(x, *weights, sae.config.top_k, self.config.backend)
-        return x_hat, top_acts
+        weights = self.sae.W_enc, self.sae.b_enc, self.sae.W_dec, self.sae.b_dec
+        return sae_forward(x, *weights, self.sae.config.top_k, self.config.backend)[:2]
 
     @torch.no_grad()
     def _look(self, tokens: Tensor) -> Tensor:
         """Set what the first tokens decide: which rows are sinks, and the scale of the rest, which is returned."""
-        parts = self._parts(tokens)
-        captured = [self.point.capture(part, use_cache=False) for part in parts]
+        parts = tokens.split(self.config.contexts_at_once or len(tokens))
+        points = [self.point, *self.downstream]  # raises for one that the pass never reaches
+        captured = [capture_all(points, part, use_cache=False)[0] for part in parts]
         finite = all(bool(activations.isfinite().all()) for activations in captured)
         check(finite, f"tokens: expected finite activations at {self.point.name!r}, got NaN or Inf")
         if self.max_norm is None and self.config.sink_ratio:
@@ -281,16 +280,14 @@ class EndToEnd:
         self.input_scale = math.sqrt(self.sae.config.d_in / mean_square) if mean_square > 0 else 1.0
         return x
 
-    def _parts(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        return tokens.split(self.config.contexts_at_once or len(tokens))
-
     def _checked(self, tokens: Tensor) -> Tensor:
-        is_tokens = isinstance(tokens, Tensor) and tokens.ndim == 2 and tokens.dtype == torch.int64
-        got = (
-            f"{list(tokens.shape)} in {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
+        is_tensor = isinstance(tokens, Tensor)
+        got = f"{list(tokens.shape)} in {tokens.dtype}" if is_tensor else type(tokens).__name__
+        is_ids = is_tensor and tokens.ndim == 2 and tokens.dtype == torch.int64
+        check(
+            is_ids and len(tokens) > 0 and tokens.shape[1] > 1,
+            f"tokens: expected token ids [n, at least 2] in torch.int64, got {got}",
         )
-        fits = is_tokens and tokens.shape[0] > 0 and tokens.shape[1] > 1
-        check(fits, f"tokens: expected token ids [n, at least 2] in torch.int64, got {got}")
         return tokens.to(next(self.model.parameters()).device)
 
 

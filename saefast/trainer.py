@@ -165,7 +165,7 @@ class Trainer:
                 not wait to see: such a batch changes no weight, and a later call raises.
         """
         rows = self.sae.rows(x, target)
-        check(len(x) > 0, f"x: expected rows, got {list(x.shape)}")
+        check(len(x) > 0, f"x: expected at least one row, got {list(x.shape)}")
         if not self.on_gpu:
             check(bool(rows.isfinite().all()), "x: expected finite values, got NaN or Inf")
         if self.input_scale is None:

@@ -23,6 +23,7 @@ class Case(NamedTuple):
         return "d_out" in self.sae
 
 
+AUXK = {"auxk_alpha": 0.5, "k_aux": 5, "dead_feature_threshold": 50}
 FREE = {"unit_norm": False}
 LISTS = {
     "relu": ({"activation": "relu"}, {}),
@@ -57,6 +58,12 @@ LISTS = {
                      {"penalty": "l0", "log_threshold": True, "straight_through": "all"}),
     "gated": ({"activation": "gated"}, {"penalty": "l1", "loss": "mse"}),
     "gated-norms": ({"activation": "gated"}, {"penalty": "l1", "norm_weighted": True, **FREE}),
+    "topk-auxk": ({}, AUXK),
+    "topk-auxk-as-loss": ({}, AUXK | {"auxk_scale": "loss", "auxk_ramp": True, "k_aux": 40, "loss": "mse"}),
+    "relu-auxk": ({"activation": "relu", "pre_bias": False}, AUXK | {"penalty": "l1"}),
+    "jumprelu-auxk": ({"activation": "jumprelu"}, AUXK | {"penalty": "l0"}),
+    "matryoshka-auxk": ({"activation": "matryoshka"}, AUXK),
+    "transcoder-auxk": ({"d_out": 15, "pre_bias": False}, AUXK),
     "transcoder": ({"d_out": 15, "pre_bias": False}, {"loss": "mse"}),
     "skip-transcoder": ({"d_out": 15, "pre_bias": False, "skip": True, "activation": "batch_topk"}, {}),
     "transcoder-jumprelu": ({"d_out": 32, "pre_bias": False, "skip": True, "activation": "jumprelu"},

@@ -60,6 +60,16 @@ def acts_of(p, sae, plan, c, centred):
     return pre.relu(), pre
 
 
+def auxk(p, plan, pre, dead, residual, over):
+    """The largest dead latents on what is left over; over: what the main loss divides by."""
+    k_aux = min(plan.k_aux, int(dead.sum()))
+    mask = topk_mask(pre.detach().masked_fill(~dead, -torch.inf), k_aux)
+    squares = ((pre * mask).relu() @ p["W_dec"] - residual).square().sum()
+    if plan.auxk_scale == "residual":
+        over = (residual - residual.mean(dim=0)).square().sum()
+    return squares / over * (min(1.0, int(dead.sum()) / plan.k_aux) if plan.auxk_ramp else 1.0)
+
+
 def loss(p, sae, plan, c, x, target, dead=None):
     """c: sparsity, scale, exponent, bandwidth, inactive, as floats. Returns (loss, the part that is a penalty)."""
     B = len(x)
@@ -83,6 +93,10 @@ def loss(p, sae, plan, c, x, target, dead=None):
     elif plan.multi_topk:
         few = acts * topk_mask(acts.detach(), plan.k)
         total = squares(few) + plan.multi_topk_weight * squares(acts)
+    if plan.dead_capacity:
+        total = total + plan.auxk_alpha * auxk(
+            p, plan, pre, dead, (goal - base - acts @ p["W_dec"]).detach(), over
+        )
     norms = norms_of(p["W_dec"], sae.layers)
     weight = c["scale"] * (norms if plan.norm_weighted else 1)
     added = torch.zeros((), dtype=x.dtype)

@@ -227,14 +227,14 @@ def test_nan_stops_and_changes_nothing(where):
 
 
 BAD = {
-    "loss": ({"loss": "mse"}, "loss: expected 'kl' or 'ce', got 'mse'"),
+    "loss": ({"loss": "mse"}, "loss: expected one of"),
     "mse": ({"mse_coefficient": -1.0}, "mse_coefficient: expected 0 or more, got -1.0"),
     "nan": ({"mse_coefficient": math.nan}, "mse_coefficient: expected 0 or more, got nan"),
     "no hooks": ({"downstream_coefficient": 1.0}, "downstream: expected hook points and a positive downstream_c"),
     "no weight": ({"downstream": DOWNSTREAM}, "downstream: expected hook points and a positive downstream_coeff"),
     "lr": ({"lr": 0.0}, "lr: expected a positive number or None, got 0.0"),
     "sink": ({"sink_ratio": 0.0}, "sink_ratio: expected a positive number or None, got 0.0"),
-    "parts": ({"contexts_at_once": 0}, "contexts_at_once: expected a positive integer or None, got 0"),
+    "parts": ({"contexts_at_once": 0}, "contexts_at_once: expected a positive integer, got 0"),
     "backend": ({"backend": "native"}, "backend: expected one of"),
 }  # fmt: skip
 
@@ -272,6 +272,12 @@ def test_bad_input_is_refused():
         EndToEnd(make_sae(), model, "model.layers.9")
     with pytest.raises(InputError, match=r"^x: expected a tensor \[B, 32\], got \[27, 48\]$"):
         EndToEnd(make_sae(), model, "model.layers.1.mlp.down_proj:in").step(tokens())
+    unreached = EndToEndConfig(downstream=("model.layers",), downstream_coefficient=1.0)
+    with pytest.raises(InputError, match="^hook: the model's forward pass never reached 'model.layers'$"):
+        EndToEnd(make_sae(), model, HOOK, unreached).step(tokens())
+    for other in ({"activation": "batch_topk"}, {"layers": 2}, {"scale_by_norm": True}, {"pre_bias": False}):
+        with pytest.raises(InputError, match="^sae: expected a TopK autoencoder of one layer, got SAEConfig"):
+            EndToEnd(SAE(SAEConfig(d_in=32, d_sae=64, k=4, **other)), model, HOOK)
     narrow = SAE(SAEConfig(d_in=32, d_sae=64, k=4), weight_dtype=torch.bfloat16)
     with pytest.raises(
         InputError, match="^sae: expected weights in torch.float32 as its biases, got torch.bf"

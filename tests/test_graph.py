@@ -30,7 +30,7 @@ def steps(monkeypatch):
 
     def train_step(ops, state, x, plan, numbers):
         calls.append((bool(recording), x))
-        return Metrics(*(torch.tensor(float(i)) for i in range(7)))
+        return Metrics(*(torch.tensor(float(i)) for i in range(8)))
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph", record)
@@ -48,7 +48,7 @@ def test_first_eager_then_recorded_once_then_replayed(steps):
     ((fake, x_buffer, numbers_buffer, _),) = step.recorded.values()
     assert fake.replays == 3  # recording runs nothing, so it is followed by a replay
     assert steps[1][1] is x_buffer and (x_buffer == 3).all() and (numbers_buffer == 3).all()
-    assert [float(value) for value in metrics] == list(range(7))
+    assert [float(value) for value in metrics] == list(range(8))
 
 
 def test_a_new_plan_or_shape_has_its_own_graph(steps):

@@ -13,7 +13,14 @@ from architecture_cases import CASES, gradients, leaves_of, objective, oracle, s
 
 DEVICE = "cuda" if ON_GPU else "cpu"
 TOKENS = 12
-QUICK = ("relu-april", "matryoshka-weights", "jumprelu-anthropic", "gated-dense", "transcoder-jumprelu", "multi-topk")
+QUICK = (
+    "relu-april",
+    "matryoshka-weights",
+    "jumprelu-anthropic",
+    "gated-dense",
+    "transcoder-jumprelu",
+    "multi-topk",
+)
 # the interpreter takes its time: a few for `make test`, all of them in CI and on a GPU
 NAMES = [pytest.param(name, marks=[] if name in QUICK or ON_GPU else pytest.mark.slow) for name in CASES]
 
@@ -30,7 +37,9 @@ def test_gradients_and_a_fused_step(name):
         assert (got[key].cpu() - grad.cpu()).norm() <= 2e-5 * grad.norm(), key
 
     trainer = setup.trainer
-    squares = sum(g.square().sum() * (1 / 0.7**2 if key in setup.in_data_units else 1) for key, g in want.items())
+    squares = sum(
+        g.square().sum() * (1 / 0.7**2 if key in setup.in_data_units else 1) for key, g in want.items()
+    )
     before = leaves_of(setup)
     metrics = trainer.step_on(setup.rows)
     assert float(metrics.grad_norm) == pytest.approx(float(squares.sqrt()), rel=1e-4)

@@ -25,9 +25,10 @@ def part_of_entry(code: Code, plan: Plan) -> tuple[Tensor, tuple[float, ...], in
     """The part of each entry, flat; the weights w_g; which reconstruction counts."""
     assert code.indices is not None
     if plan.group_sizes:
-        ends = torch.tensor(plan.group_sizes, device=code.indices.device, dtype=code.indices.dtype)
-        weights = plan.group_weights or (1.0,) * len(plan.group_sizes)
-        return torch.searchsorted(ends, code.indices.flatten(), right=True), weights, -1
+        weights, part = plan.group_weights or (1.0,) * len(plan.group_sizes), torch.zeros_like(code.indices)
+        for size in plan.group_sizes[:-1]:  # a tensor of the sizes would have to be copied to the device
+            part = part + (code.indices >= size)
+        return part.flatten().long(), weights, -1
     smaller = torch.ones_like(code.indices, dtype=torch.int64)
     smaller.scatter_(1, code.acts.topk(min(plan.k, code.acts.shape[1]), dim=1).indices, 0)
     return smaller.flatten(), (1.0, plan.multi_topk_weight), 0
@@ -56,7 +57,7 @@ def nested(
     sums = ops.decode(parted.acts, parted.indices, W_dec, torch.zeros_like(b_dec), parted.row_offsets)
     errors = sums.view(n_parts, n_tokens, -1).cumsum(0) + (b_dec - target)
     squares = errors.square().sum(dim=(1, 2))
-    weighted = errors * errors.new_tensor(weights)[:, None, None]
+    weighted = torch.stack([weight * of_part for weight, of_part in zip(weights, errors, strict=True)])
     suffixes = weighted.flip(0).cumsum(0).flip(0).flatten(0, 1)
     fires = parted.acts > 0
     if not plan.group_sizes:
@@ -64,5 +65,5 @@ def nested(
     to = plan.compute_dtype
     return (
         parted, suffixes.to(to).contiguous(), errors[counts].to(to).contiguous(), squares[counts],
-        (squares * squares.new_tensor(weights)).sum(), fires,
+        sum(weight * of_part for weight, of_part in zip(weights, squares, strict=True)), fires,
     )  # fmt: skip

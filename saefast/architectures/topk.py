@@ -20,7 +20,8 @@ def select(
     W_enc, b_enc = weights.enc.shadow, weights.b_enc.value
     k = min(plan.k * plan.multi_topk, len(b_enc)) if plan.multi_topk else plan.k
     scale = row_norms(weights.dec) if plan.scale_by_norm else None
-    acts, indices = ops.encode_topk(centred, W_enc, b_enc, k, scale, plan.rescore)
+    options = {} if scale is None else {"scale": scale}
+    acts, indices = ops.encode_topk(centred, W_enc, b_enc, k, rescore=plan.rescore, **options)
     if scale is not None:
         acts = acts / scale[indices.long()]
     return Code(acts, indices, None, acts, acts)
