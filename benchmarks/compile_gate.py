@@ -35,8 +35,11 @@ import triton
 from compile_one import Launch, compile_launch, launches, signature_of
 from shapes import SHAPES, Shape
 
+from saefast.architectures import extra_parameters
+from saefast.plan import N_NUMBERS
 from saefast.reference import Params
 from saefast.reference_update import Given, Numbers
+from saefast.sae_config import SAEConfig
 from saefast.state import State
 from saefast.step import Plan, train_step
 
@@ -54,6 +57,7 @@ class Case:
     state_dtype: str = "fp32"
     shapes: tuple[str, ...] = ("small", "A", "B", "C")
     dtypes: tuple[str, ...] = ("bf16",)
+    sae: dict[str, Any] = field(default_factory=dict)  # of SAEConfig, for extra parameters
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,35 @@ CASES = {
     "batch-topk": Case({"activation": "batch_topk"}, dtypes=("bf16", "fp32")),
     "relu": Case({"activation": "relu", "code_capacity": 2**20}, dtypes=("bf16", "fp32")),
     "relu-dense": Case({"activation": "relu", "dense": True}, dtypes=("bf16", "fp32")),
+    "jumprelu": Case(
+        {
+            "activation": "jumprelu",
+            "penalty": "tanh",
+            "norm_weighted": True,
+            "straight_through": "all",
+            "preact": "dead",
+            "code_capacity": 2**20,
+        },
+        shapes=("small",),
+        sae={"activation": "jumprelu"},
+    ),
+    "jumprelu-dense": Case(
+        {"activation": "jumprelu", "penalty": "l0", "dense": True},
+        shapes=("small",),
+        sae={"activation": "jumprelu"},
+    ),
+    "gated": Case(
+        {"activation": "gated", "penalty": "l1", "code_capacity": 2**20},
+        shapes=("small",),
+        sae={"activation": "gated"},
+    ),
+    "matryoshka": Case(
+        {"activation": "matryoshka", "group_sizes": (64, 128)},
+        shapes=("small",),
+        sae={"activation": "matryoshka"},
+    ),
+    "multi-topk": Case({"multi_topk": 4}, shapes=("small",)),
+    "group-max": Case({"activation": "group_max"}, shapes=("small",)),
     "given": UpdateCase(dtypes=("bf16", "fp32")),
     "given-clip": UpdateCase({"grad_clip": 1.0}, shapes=("B",)),
     "given-blocks": UpdateCase(blocks=4, shapes=("small", "C")),
@@ -88,7 +121,9 @@ CASES = {
 
 def state_of(F: int, D: int, D_out: int, dtype: torch.dtype, case: Case) -> State:
     params = Params(*(torch.empty(size, device="meta") for size in ((F, D), (F,), (F, D_out), (D_out,))))
-    return State.fresh(params, case.param_dtype, case.state_dtype, dtype)
+    k = {"k": 1} if case.sae.get("activation", "topk") in ("topk", "matryoshka") else {}
+    sae = SAEConfig(d_in=D, d_sae=F, **(k | case.sae))
+    return State.fresh(params, case.param_dtype, case.state_dtype, dtype, extra_parameters(sae, "meta"))
 
 
 def step_call(shape: Shape, dtype: torch.dtype, case: Case) -> Callable[[], object]:

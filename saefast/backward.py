@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from saefast.architectures import IN_DATA_UNITS, gated, jumprelu
-from saefast.architectures.code import Backward, Code, Extra
+from saefast.architectures.code import Backward, Code, Extra, where
 from saefast.forward import Forward, reconstruct
 from saefast.plan import Coefficients, Plan
 from saefast.reference_update import Aux, Given, Grads, Groups, project_rows_, squared_norm
@@ -60,7 +60,7 @@ def entry_grads(
     elif hasattr(arch, "backward"):
         back = arch.backward(code, slope, extra, norms, plan, c, n_tokens)
     else:
-        back = Backward(torch.where(code.acts > 0, slope, 0), torch.zeros_like(grad_scale))
+        back = Backward(where(code.acts > 0, slope), torch.zeros_like(grad_scale))
 
     found = {name: sums(grad) for name, grad in (back.extra or {}).items()}
     bias = torch.zeros_like(b_enc) if back.bias is None else sums(back.bias).to(b_enc.dtype)
@@ -75,7 +75,7 @@ def entry_grads(
         lost = jumprelu.preact_loss(sums, code, weights, extra, push_row, weight, all_norms, plan, n_tokens)
         penalty, push = penalty + lost.value, -lost.per_entry
         open_ = code.pre_acts > code.of(jumprelu.theta(extra, plan))
-        grad_pre = grad_pre + torch.where(open_, code.of(lost.per_entry), 0)
+        grad_pre = grad_pre + where(open_, code.of(lost.per_entry))
         found["threshold"] = found["threshold"] + lost.threshold
         of_norms = lost.norms if of_norms is None else of_norms + lost.norms
     if plan.log_threshold and "threshold" in found:

@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from saefast.architectures.code import Code, Extra
+from saefast.architectures.code import Code, Extra, where
 from saefast.plan import Coefficients, Plan
 from saefast.storage import Weights, row_norms
 
@@ -33,6 +33,6 @@ def observe_(code: Code, extra: Extra, plan: Plan, c: Coefficients, counter: Ten
     if "threshold" not in extra:  # a state around the four parameters alone
         return
     threshold = extra["threshold"].value
-    smallest = torch.where(code.pre_acts > 0, code.pre_acts, torch.inf).min().to(threshold.dtype)
+    smallest = code.pre_acts.masked_fill(code.pre_acts <= 0, torch.inf).min().to(threshold.dtype)
     rate = (1 / counter.to(threshold.dtype)).clamp_min(plan.threshold_rate)
-    threshold.add_(torch.where(valid & smallest.isfinite(), rate * (smallest - threshold), 0))
+    threshold.add_(where(valid & smallest.isfinite(), rate * (smallest - threshold)))

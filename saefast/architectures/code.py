@@ -49,6 +49,11 @@ class Backward(NamedTuple):
     bias: Tensor | None = None  # with respect to b_enc alone
 
 
+def where(mask: Tensor, values: Tensor) -> Tensor:
+    """`values` where `mask`, else 0. (torch.where would first copy its 0 to the device.)"""
+    return values.masked_fill(~mask, 0)
+
+
 def threshold_code(
     ops: ModuleType, weights: Weights, centred: Tensor, threshold: Tensor, capacity: int | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

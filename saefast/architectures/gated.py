@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from saefast.architectures.code import Backward, Code, Extra, threshold_code
+from saefast.architectures.code import Backward, Code, Extra, threshold_code, where
 from saefast.architectures.penalties import penalty
 from saefast.plan import Coefficients, Plan
 from saefast.storage import Weights
@@ -38,7 +38,7 @@ def select(
         )
     listed = (pre_acts > 0).to(pre_acts.dtype)
     code = Code(pre_acts, indices, row_offsets, pre_acts, listed, size)
-    acts = torch.where(pre_acts > 0, magnitudes(pre_acts, code, b_enc, extra).relu(), 0)
+    acts = where(pre_acts > 0, magnitudes(pre_acts, code, b_enc, extra).relu())
     return code._replace(acts=acts.to(pre_acts.dtype))
 
 
@@ -58,9 +58,9 @@ def backward(
     added = penalty(plan.penalty, code, code.pre_acts.relu(), norms, c, plan.tanh_scale)
     if added.acts is not None:
         gate_slope = gate_slope + added.acts
-    gain, of_mag = code.of(extra["r_mag"].value).exp(), torch.where(code.acts > 0, slope, 0)
-    grad_gate, through_mag = torch.where(gate, gate_slope, 0), of_mag * gain
-    dot = torch.where(gate, code.pre_acts - code.of(b_enc), 0)
+    gain, of_mag = code.of(extra["r_mag"].value).exp(), where(code.acts > 0, slope)
+    grad_gate, through_mag = where(gate, gate_slope), of_mag * gain
+    dot = where(gate, code.pre_acts - code.of(b_enc))
     extra_grads = {"r_mag": through_mag * dot, "b_mag": of_mag}
     # pre_acts holds b_enc, which the magnitudes do not see
     return Backward(grad_gate + through_mag, added.value, added.norms, extra_grads, bias=-through_mag)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saefast.architectures.code import Backward, Code, Extra, threshold_code
+from saefast.architectures.code import Backward, Code, Extra, threshold_code, where
 from saefast.architectures.penalties import penalty
 from saefast.plan import Coefficients, Plan
 from saefast.storage import Weights
@@ -40,12 +40,12 @@ def select(
     lowest = threshold - c.bandwidth / 2
     if plan.dense:
         pre_acts = ops.encode_dense(centred, weights.enc.shadow, weights.b_enc.value)
-        acts = torch.where(pre_acts > threshold, pre_acts, 0)
+        acts = where(pre_acts > threshold, pre_acts)
         return Code(acts, None, None, pre_acts, (pre_acts > lowest).to(pre_acts.dtype))
     pre_acts, indices, row_offsets, size = threshold_code(
         ops, weights, centred, lowest.contiguous(), plan.code_capacity
     )
-    acts = torch.where(pre_acts > threshold[indices.long()], pre_acts, 0)
+    acts = where(pre_acts > threshold[indices.long()], pre_acts)
     return Code(acts, indices, row_offsets, pre_acts, (pre_acts > -torch.inf).to(acts.dtype), size)
 
 
@@ -70,7 +70,7 @@ def backward(
             of_step = c.sparsity * 2 * excess / plan.target_l0
         through_step = through_step + of_step
     through_step = through_step * band
-    grad_pre = torch.where(open_, slope, 0)
+    grad_pre = where(open_, slope)
     if plan.straight_through == "all":
         grad_pre = grad_pre + through_step
     return Backward(grad_pre, value, added.norms, {"threshold": -through_step})
@@ -97,7 +97,7 @@ def preact_loss(
     threshold, wide = theta(extra, plan), push_row.dtype
     pre_acts = [rows.to(wide) @ push_row for rows in weights.enc.shadow.split(2**14)]
     open_ = code.pre_acts > code.of(threshold)
-    short = torch.where(open_, code.of(threshold) - code.pre_acts, 0)
+    short = where(open_, code.of(threshold) - code.pre_acts)
     missing = n_tokens * (threshold - weights.b_enc.value) - torch.cat(pre_acts) - sums(short)
     n_inactive = n_tokens - sums(open_.to(wide))
     per_entry = weight * norms

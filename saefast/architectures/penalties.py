@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saefast.architectures.code import Code
+from saefast.architectures.code import Code, where
 from saefast.plan import Coefficients
 
 
@@ -35,8 +35,8 @@ def penalty(
     if kind == "l1":
         value, slope = u, torch.ones_like(u)
     elif kind == "lp":
-        value = torch.where(u > 0, u**c.exponent, 0)
-        slope = torch.where(u > 0, c.exponent * value / u.clamp_min(torch.finfo(wide).tiny), 0)
+        value = where(u > 0, u**c.exponent)
+        slope = where(u > 0, c.exponent * value / u.clamp_min(torch.finfo(wide).tiny))
     else:
         value = torch.tanh(tanh_scale * u)
         slope = tanh_scale * (1 - value.square())

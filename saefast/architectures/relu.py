@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from saefast.architectures.code import Backward, Code, Extra, threshold_code
+from saefast.architectures.code import Backward, Code, Extra, threshold_code, where
 from saefast.architectures.penalties import penalty
 from saefast.plan import Coefficients, Plan
 from saefast.storage import Weights
@@ -38,13 +38,13 @@ def backward(
     added = penalty(plan.penalty, code, code.acts, norms, c, plan.tanh_scale)
     if added.acts is not None:
         slope = slope + added.acts
-    return Backward(torch.where(code.acts > 0, slope, 0), added.value, added.norms)
+    return Backward(where(code.acts > 0, slope), added.value, added.norms)
 
 
 def observe_(code: Code, extra: Extra, plan: Plan, c: Coefficients, counter: Tensor, valid: Tensor) -> None:
     """p-annealing: when p falls, the weight rises so that the penalty of this batch stays what it was."""
     if plan.penalty == "lp":
         u = (code.acts.to(extra["penalty_scale"].value.dtype) * c.scale).flatten()
-        sums = [torch.where(u > 0, u**p, 0).sum() for p in (c.exponent, c.next_exponent)]
-        factor = torch.where(valid & (sums[1] > 0), sums[0] / sums[1], 1.0)
+        sums = [where(u > 0, u**p).sum() for p in (c.exponent, c.next_exponent)]
+        factor = (sums[0] / sums[1]).masked_fill(~(valid & (sums[1] > 0)), 1.0)
         extra["penalty_scale"].value.mul_(factor)
