@@ -120,7 +120,9 @@ def _update_kernel(
     for start in range(0, n_rows - tl.program_id(0), P):
         j = pid + start
         begin, end = tl.load(offsets_ptr + j), tl.load(offsets_ptr + j + 1)
-        W_dec = load_weight(dec, j, D_OUT, PIECES_OUT)
+        W_dec = ()
+        if grad_pre_ptr is None:
+            W_dec = load_weight(dec, j, D_OUT, PIECES_OUT)
         last = tl.where(end - begin <= CHUNK, end, begin)
         grad_enc, grad_dec, grad_b = accumulate(
             W_dec, begin, last, pairs_ptr, tokens_ptr, acts_ptr, grad_pre_ptr, centred_ptr, error_ptr, scale, l1, B,
@@ -135,6 +137,7 @@ def _update_kernel(
             )  # fmt: skip
             grad_b += tl.sum(tl.load(chunk_b_ptr + chunks, mask=valid, other=0.0))
         if push_ptr is not None:
+            W_dec = load_weight(dec, j, D_OUT, PIECES_OUT)  # not earlier: registers
             push = tl.load(push_ptr + j + tl.arange(0, 1))
             first = tl.zeros((1,), tl.int64)
             push_row = gather_rows(push_row_ptr, first, push != 0, zero, D, PIECES)
