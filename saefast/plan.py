@@ -55,6 +55,8 @@ class Plan(NamedTuple):
     def plain(self) -> bool:
         """Whether the gradient of an entry is that of the reconstruction and at most a constant: the update finds it
         by itself."""
+        if not self.unit_norm:
+            return False
         if self.activation == "relu":
             return self.penalty in ("none", "l1") and not self.norm_weighted
         return self.activation not in ("jumprelu", "gated") and not self.nested

@@ -69,7 +69,7 @@ class Numbers(NamedTuple):
     bias_norm: float  # the biases' gradients are multiplied by it in the gradient norm
     lr_dec: float  # of W_dec
     lr_b_dec: float
-    unit: float  # 1: rows of W_dec keep unit norm; 0: they are free
+    unit: float  # 1: rows of W_dec keep unit norm; 0: they are free, which the Triton update only knows with Given
     tied: float  # 1: b_dec is subtracted from the input; 0: it is not
 
 

@@ -14,10 +14,10 @@ as `saefast.reference_update.Given`; then no product with W_dec is taken, and
     dW_dec   + pull[f] * W_dec[f]                   pull may differ between equal parts of the row
     dW_enc   + push[f] * push_row                   db_enc + push[f] * B + bias[f], the last not seen by db_dec
 
-Two of the numbers switch: `unit` the projection and the norm, `tied` the second term of db_dec. A program keeps the rows of its latent in registers, so the
-gradients never are in memory: what is moved is the state, read and written once, and the gathered rows (`update_bytes`).
-Memory bandwidth bounds it. `row_grads` stores the gradients instead and `adam_rows_` reads them, which costs
-16 bytes per pair of parameters more and gives their norm before they are used.
+Two of the numbers switch: `unit` (with Given only) the projection and the norm, `tied` the second term of db_dec. A program
+keeps the rows of its latent in registers, so the gradients never are in memory: what is moved is the state, read and
+written once, and the gathered rows (`update_bytes`). Memory bandwidth bounds it. `row_grads` stores the gradients instead
+and `adam_rows_` reads them, which costs 16 bytes per pair of parameters more and gives their norm before they are used.
 
 Sums have a fixed order: the same inputs give the same bits. Rows of more than 8192 do not fit into the registers of
 a thread block; part of them waits in its L1 cache. Rows of W_enc and W_dec may differ in length. Spec: `saefast.reference.update_`, `row_grads`, `adam_rows_`.

@@ -109,7 +109,10 @@ def _update_kernel(
     enc = (enc_weight, enc_low, enc_shadow, enc_m, enc_v, enc_scales)
     dec = (dec_weight, dec_low, dec_shadow, dec_m, dec_v, dec_scales)
     pid = tl.program_id(0).to(tl.int64)
-    scale, l1, unit = tl.load(grad_scale_ptr), tl.load(numbers_ptr + 10), tl.load(numbers_ptr + 14)
+    scale, l1 = tl.load(grad_scale_ptr), tl.load(numbers_ptr + 10)
+    unit = 1.0  # without Given: a number more to keep, and the fullest kernels spill
+    if grad_pre_ptr is not None:
+        unit = tl.load(numbers_ptr + 14)
     n_rows = F
     if grad_W_enc_ptr is None:
         n_rows = tl.where(tl.abs(scale) >= 0, F, 0)  # not with NaN, which changes nothing
