@@ -12,7 +12,7 @@ import logging
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,6 @@ from saefast.buffer import ShuffleBuffer
 from saefast.config import SAEConfig, TrainConfig
 from saefast.errors import InputError, check
 from saefast.files import load_tensors, read_json, save_tensors, write_atomic, write_json
-from saefast.sources import Source
 from saefast.state import State
 
 log = logging.getLogger("saefast")
@@ -32,9 +31,11 @@ RUN, CHECKPOINT, METRICS = "run.json", "checkpoint.safetensors", "metrics.jsonl"
 
 
 def open_run(
-    folder: Path, sae: SAEConfig, train: TrainConfig, source: Source, resume: bool, bytes_needed: int
+    folder: Path, sae: SAEConfig, train: TrainConfig, source: dict[str, Any], resume: bool, bytes_needed: int
 ) -> bool:
     """Make the run folder, or check that `resume` fits what it holds; True if there is a checkpoint to go on from.
+
+    source: what the batches depend on: the source's description, the seed of the shuffling, the columns taken.
 
     Raises:
         InputError: the folder exists and resume is False; a config differs from the run's; too little disk space.
@@ -43,7 +44,7 @@ def open_run(
     # through JSON, so that tuples compare with what was read back
     configs = json.loads(json.dumps({"sae": asdict(sae), "train": asdict(train)}))
     described = {
-        "source": json.loads(json.dumps(source.describe())),
+        "source": json.loads(json.dumps(source)),
         "versions": {"saefast": saefast.__version__, "torch": torch.__version__},
         "threads": torch.get_num_threads(),  # matrix products differ in the last bit between thread counts
     }
@@ -52,6 +53,7 @@ def open_run(
     started = (folder / CHECKPOINT).exists()
     if started:
         found = read_json(folder / RUN)
+        found["source"] = {"seed": found["train"]["seed"], "columns": None} | found["source"]  # older runs
         for part, fields in configs.items():
             for name, value in fields.items():
                 if name in MAY_CHANGE or name not in found.get(part, {}):  # an option younger than the run
@@ -115,9 +117,16 @@ def save(
         ) from error
 
 
-def load(folder: Path, state: State, buffer: ShuffleBuffer) -> tuple[tuple[float, float], dict[str, Tensor]]:
-    """Restore `state` (in place, on its device) and `buffer` from the checkpoint; returns input and output scale, and
-    all tensors."""
+class Loaded(NamedTuple):
+    """What a checkpoint holds besides the state."""
+
+    scales: tuple[float, float]  # of input and output
+    tensors: dict[str, Tensor]  # all of them
+    buffer: tuple[dict[str, Tensor], dict[str, Any]]  # for its load_state_dict
+
+
+def load(folder: Path, state: State) -> Loaded:
+    """Restore `state` (in place, on its device) from the checkpoint."""
     path = folder / CHECKPOINT
     tensors, meta, _ = load_tensors(path)
     for name, target in state.tensors().items():
@@ -132,8 +141,9 @@ def load(folder: Path, state: State, buffer: ShuffleBuffer) -> tuple[tuple[float
     state.refresh()
     prefix = "buffer."
     buffer_tensors = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-    buffer.load_state_dict(buffer_tensors, meta["buffer"])
-    return (meta["input_scale"], meta.get("output_scale", 1.0)), tensors
+    return Loaded(
+        (meta["input_scale"], meta.get("output_scale", 1.0)), tensors, (buffer_tensors, meta["buffer"])
+    )
 
 
 def truncate_metrics(folder: Path, step: int) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `saefast cache | train | evaluate | info`. Flags are generated from the dataclasses below."""
+"""The command line: `saefast cache | train | sweep | evaluate | info`. Flags are generated from the dataclasses below."""
 
 import json
 import logging
@@ -16,6 +16,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 import saefast
 from saefast import backend, lm, shards
+from saefast.cli_sweep import Sweep
 from saefast.cli_train import Train, check_device, with_recipe
 from saefast.config import TrainConfig
 from saefast.errors import InputError, check
@@ -225,7 +226,9 @@ def strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"cache": Cache, "train": Train, "evaluate": Evaluate, "info": Info}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "cache": Cache, "train": Train, "sweep": Sweep, "evaluate": Evaluate, "info": Info,
+}  # fmt: skip
 
 
 def main(args: list[str] | None = None) -> None:

@@ -37,47 +37,61 @@ def evaluate(sae: SAE, source: Iterable[Tensor] | Tensor, backend: str = "auto")
     Raises:
         InputError: the source has another width or no finite rows.
     """
-    params, config, extra, d_sae = sae.params, sae.config, sae.extra, sae.config.d_sae
-    ops = load_backend(backend, params.W_enc.device.type)
-    rows_at_once = max(1, MAX_PRE_ACTS // d_sae)
-    n_tokens = rows_skipped = n_active = 0
-    squared_error = squared_norm = normalized_mse = cosine = 0.0
-    sum_x = torch.zeros(config.width_out, dtype=torch.float64)
-    sum_error = torch.zeros_like(sum_x)
-    count = torch.zeros(d_sae, dtype=torch.int64)
-    with torch.no_grad():
-        for chunk in as_source(source, config.row_width):
-            finite = chunk.isfinite().all(dim=1)
-            rows_skipped += int((~finite).sum())
-            for rows in chunk[finite].to(params.b_dec).split(rows_at_once):
-                given, x = rows[:, : config.d_in].contiguous(), rows[:, -config.width_out :].contiguous()
-                acts, indices = encode(ops, params, extra, config, given)
-                x_hat = ops.decode(acts, indices, params.W_dec, params.b_dec)
-                if config.skip:
-                    x_hat = x_hat + given @ extra["W_skip"].T
-                error = (x_hat - x).double()
-                n_tokens += len(x)
-                n_active += int((acts > 0).sum())
-                squared_error += float(error.square().sum())
-                squared_norm += float(x.double().square().sum())
-                normalized_mse += float(reference.normalized_mse(x_hat, x)) * len(x)
-                cosine += float(torch.cosine_similarity(x, x_hat, dim=1).double().sum())
-                sum_x += x.double().sum(dim=0).cpu()
-                sum_error += error.sum(dim=0).cpu()
-                count += torch.bincount(indices[acts > 0], minlength=d_sae).cpu()
-    check(n_tokens > 0, "source: expected at least one finite row, got none")
-    variance = squared_norm - float(sum_x.square().sum()) / n_tokens
-    error_variance = squared_error - float(sum_error.square().sum()) / n_tokens
-    # one row, or equal rows, have no FVU: what is left of their variance is rounding
-    scale = variance if variance > 1e-12 * squared_norm else float("nan")
-    return Evaluation(
-        n_tokens=n_tokens,
-        fvu=squared_error / scale,
-        explained_variance=1 - error_variance / scale,
-        normalized_mse=normalized_mse / n_tokens,
-        cosine=cosine / n_tokens,
-        l0=n_active / n_tokens,
-        dead_frac=float((count == 0).double().mean()),
-        density=(count / n_tokens).tolist(),
-        rows_skipped=rows_skipped,
-    )
+    sums = Sums(sae, backend)
+    for chunk in as_source(source, sae.config.row_width):
+        sums.add(chunk)
+    return sums.result()
+
+
+class Sums:
+    """What `evaluate` adds up over chunks of rows."""
+
+    def __init__(self, sae: SAE, backend: str = "auto") -> None:
+        self.sae, self.ops = sae, load_backend(backend, sae.W_enc.device.type)
+        self.n_tokens = self.rows_skipped = self.n_active = 0
+        self.squared_error = self.squared_norm = self.normalized_mse = self.cosine = 0.0
+        self.sum_x = torch.zeros(sae.config.width_out, dtype=torch.float64)
+        self.sum_error = torch.zeros_like(self.sum_x)
+        self.count = torch.zeros(sae.config.d_sae, dtype=torch.int64)
+
+    @torch.no_grad()
+    def add(self, chunk: Tensor) -> None:
+        """chunk: rows [n, row_width], any dtype and device."""
+        params, config, extra = self.sae.params, self.sae.config, self.sae.extra
+        finite = chunk.isfinite().all(dim=1)
+        self.rows_skipped += int((~finite).sum())
+        for rows in chunk[finite].to(params.b_dec).split(max(1, MAX_PRE_ACTS // config.d_sae)):
+            given, x = rows[:, : config.d_in].contiguous(), rows[:, -config.width_out :].contiguous()
+            acts, indices = encode(self.ops, params, extra, config, given)
+            x_hat = self.ops.decode(acts, indices, params.W_dec, params.b_dec)
+            if config.skip:
+                x_hat = x_hat + given @ extra["W_skip"].T
+            error = (x_hat - x).double()
+            self.n_tokens += len(x)
+            self.n_active += int((acts > 0).sum())
+            self.squared_error += float(error.square().sum())
+            self.squared_norm += float(x.double().square().sum())
+            self.normalized_mse += float(reference.normalized_mse(x_hat, x)) * len(x)
+            self.cosine += float(torch.cosine_similarity(x, x_hat, dim=1).double().sum())
+            self.sum_x += x.double().sum(dim=0).cpu()
+            self.sum_error += error.sum(dim=0).cpu()
+            self.count += torch.bincount(indices[acts > 0], minlength=config.d_sae).cpu()
+
+    def result(self) -> Evaluation:
+        n = self.n_tokens
+        check(n > 0, "source: expected at least one finite row, got none")
+        variance = self.squared_norm - float(self.sum_x.square().sum()) / n
+        error_variance = self.squared_error - float(self.sum_error.square().sum()) / n
+        # one row, or equal rows, have no FVU: what is left of their variance is rounding
+        scale = variance if variance > 1e-12 * self.squared_norm else float("nan")
+        return Evaluation(
+            n_tokens=n,
+            fvu=self.squared_error / scale,
+            explained_variance=1 - error_variance / scale,
+            normalized_mse=self.normalized_mse / n,
+            cosine=self.cosine / n,
+            l0=self.n_active / n,
+            dead_frac=float((self.count == 0).double().mean()),
+            density=(self.count / n).tolist(),
+            rows_skipped=self.rows_skipped,
+        )

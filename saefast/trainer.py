@@ -3,7 +3,7 @@
 import logging
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -258,16 +258,16 @@ class Trainer:
                 f"expected a learning rate below {peak:.3g}; checkpoints hold the state before"
             )
 
-    def initialize(self, sample: Tensor) -> None:
+    def initialize(self, sample: Tensor, median: Callable[[Tensor], Tensor] = geometric_median) -> None:
         """Set the scales; of a fresh SAE also b_dec, to the centre of the data, and the size of W_enc.
 
-        sample: rows [n, row_width].
+        sample: rows [n, row_width]. median: their geometric median, for one that is known already.
         """
         self.set_scales(sample)
         sae, init = self.sae, self.config.init_b_dec
         if init != "none" and not sae.b_dec.any():
             goal = sample[:, -sae.config.width_out :]
-            sae.b_dec.data.copy_(geometric_median(goal) if init == "geometric_median" else goal.mean(dim=0))
+            sae.b_dec.data.copy_(median(goal) if init == "geometric_median" else goal.mean(dim=0))
         enc, dec = self.state.weights.enc, self.state.weights.dec
         if torch.equal(enc.weight, dec.weight):
             scale_rows_(enc, self.config.init_encoder_scale * self.config.init_decoder_norm)

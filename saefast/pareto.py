@@ -1,0 +1,128 @@
+"""What a sweep ends in: one table and one plot of L0 against the error, of all its SAEs."""
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from saefast.files import read_json, write_json
+
+Rows = Sequence[dict[str, Any]]
+TABLE, PLOT = "table.json", "pareto.png"
+SHOWN = ("l0", "fvu", "dead_frac", "cosine", "loss_recovered", "kl")
+COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:gray")
+MARKERS = "osD^vPX"
+
+log = logging.getLogger("saefast")
+
+
+def described(name: str, folder: Path) -> dict[str, Any]:
+    """The row of a run before it is evaluated: what it is, and its last metrics."""
+    run = read_json(folder / "run.json")
+    sae, train = run["sae"], run["train"]
+    row = {"name": name, "activation": sae["activation"], "d_sae": sae["d_sae"], "k": sae["k"]}
+    row |= {"seed": train["seed"], "columns": run["source"]["columns"]}
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1]) if lines else {}
+    if not (folder / "sae.safetensors").exists():
+        return row | {"diverged": last.get("step", 0)}  # the last step that was logged
+    return row | {key: last[key] for key in ("tokens", "fvu", "l0", "dead_frac")}
+
+
+def table(rows: Rows) -> str:
+    """The rows as aligned text, by architecture and L0."""
+    keys = [key for key in SHOWN if any(key in row for row in rows)]
+    ordered = sorted(rows, key=lambda row: (row["activation"], "diverged" in row, row.get("l0", 0.0)))
+    lines = [["name", *keys]]
+    for row in ordered:
+        values = [f"{row[key]:.4g}" if key in row else "" for key in keys]
+        lines.append([row["name"], *(["diverged"] if "diverged" in row else values)])
+    widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(len(keys) + 1)]
+    texts = []
+    for name, *values in lines:
+        shown = [value.rjust(width) for value, width in zip(values, widths[1:], strict=False)]
+        texts.append("  ".join([name.ljust(widths[0]), *shown]).rstrip())
+    return "\n".join(texts)
+
+
+def front(points: Sequence[tuple[float, float]], up: bool = False) -> list[tuple[float, float]]:
+    """Those (l0, y) for which no other has a smaller or equal l0 and a better y: less, or with `up` more."""
+    best, found = math.inf, []
+    for l0, y in sorted(points, key=lambda p: (p[0], -p[1] if up else p[1])):
+        if (worse := -y if up else y) < best:
+            best = worse
+            found.append((l0, y))
+    return found
+
+
+def write(out: Path, rows: Rows) -> None:
+    """OUT/table.json and OUT/pareto.png; the latter needs the extra `viz` (matplotlib), and is left out without."""
+    write_json(out / TABLE, {"rows": json.loads(json.dumps(rows), parse_constant=lambda _: None)})
+    try:
+        plot(out / PLOT, rows)
+    except ImportError:
+        log.warning(f"{PLOT} was not drawn: it needs `pip install saefast[viz]`")
+
+
+def plot(path: Path, rows: Rows) -> None:
+    """L0 against FVU, and against loss recovered where there is one; for each architecture the line of its best."""
+    from matplotlib.figure import Figure  # no pyplot: no global state, no display
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    panels = [("fvu", "FVU (fraction of variance unexplained)", False)]
+    if any("loss_recovered" in row for row in rows):
+        panels.append(("loss_recovered", "loss recovered (share of zero ablation)", True))
+    figure = Figure(figsize=(6.5 * len(panels), 5), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    kinds = sorted({row["activation"] for row in rows})
+    for axis, (key, title, up) in zip(axes, panels, strict=True):
+        for i, kind in enumerate(kinds):
+            color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+            here = [r for r in rows if r["activation"] == kind and finite(r, "l0") and finite(r, key)]
+            points = [(r["l0"], r[key]) for r in here]
+            axis.plot(*zip(*points, strict=True), marker, color=color, markersize=5) if points else None
+            line = front(points, up)
+            axis.plot(
+                [p[0] for p in line],
+                [p[1] for p in line],
+                color=color,
+                marker=marker,
+                markersize=5,
+                label=kind,
+            )
+            for row in here:
+                above = i % 2 == 0  # labels of two architectures at the same k do not cover each other
+                axis.annotate(
+                    label(row, here), (row["l0"], row[key]), xytext=(5 if above else -5, 4 if above else -4),
+                    textcoords="offset points", fontsize=7, color=color, ha="left" if above else "right",
+                    va="bottom" if above else "top",
+                )  # fmt: skip
+        axis.set_xscale("log")
+        axis.margins(x=0.16, y=0.1)
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        l0s = sorted({round(row["l0"], 1) for row in rows if finite(row, "l0")})
+        if len(l0s) <= 8:
+            axis.set_xticks(l0s)
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_xlabel("L0 (active latents per token)")
+        axis.set_title(title, fontsize=10)
+        axis.grid(alpha=0.3)
+        axis.legend(title="the best of each, joined", title_fontsize=8, fontsize=8)
+    figure.savefig(path, dpi=110, facecolor="white")  # opaque: readable on light and dark pages
+
+
+def finite(row: dict[str, Any], key: str) -> bool:
+    value = row.get(key)
+    return value is not None and math.isfinite(value) and (key != "l0" or value > 0)
+
+
+def label(row: dict[str, Any], among: Rows) -> str:
+    """What tells a point from the others of its architecture: d_sae, and if need be the seed or the columns."""
+    parts = [f"{row['d_sae']}"]
+    if len({r["seed"] for r in among}) > 1:
+        parts.append(f"seed {row['seed']}")
+    if len({str(r["columns"]) for r in among}) > 1:
+        parts.append(f"columns {row['columns'][0]}-{row['columns'][1]}")
+    return ", ".join(parts)
