@@ -60,7 +60,8 @@ def adam_row(
     store_moments(matrix, j, m, v, seed, D, PIECES)
     if SALT == 1:
         inverse = 1 / tl.maximum(tl.sqrt(dot(row, row)), 1.1754943508222875e-38)
-        inverse = tl.where(unit != 0, inverse, 1.0)
+        if unit is not None:
+            inverse = tl.where(unit != 0, inverse, 1.0)
         scaled = ()
         for i in tl.static_range(len(PIECES)):
             scaled += (row[i] * inverse,)

@@ -48,14 +48,15 @@ class UpdateConfig:
     chunk: int  # active entries of a latent that one program sums up
 
 
-def update_config(D: int, itemsize: int, device: torch.device) -> UpdateConfig:
+def update_config(D: int, itemsize: int, device: torch.device, int8: bool = False) -> UpdateConfig:
     """At most 16 elements of a row per thread up to D = 8192, and as many programs as run at the same time.
 
     128 registers let two thread blocks of 8 warps run on a multiprocessor; smaller blocks have no such step. Rows of
-    error and centred, of `itemsize` bytes per element, must fit in beside those of the latent.
+    error and centred, of `itemsize` bytes per element, must fit in beside those of the latent. int8 moments take some
+    more to unpack.
     """
     num_warps = next((n for n in (1, 2, 4, 8) if 512 * n >= D), 16)
-    maxnreg = 128 if num_warps >= 8 else 144
+    maxnreg = 128 if num_warps >= 8 else 152 if int8 else 144
     multiprocessors = 132
     if device.type == "cuda":
         multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
@@ -121,7 +122,9 @@ def launch_update(
     def fp32(*size: int) -> Tensor:
         return torch.empty(size, dtype=torch.float32, device=device)
 
-    config = config or update_config(max(D, D_out), error.element_size(), device)
+    config = config or update_config(
+        max(D, D_out), error.element_size(), device, weights.enc.scales is not None
+    )
     P, options = min(config.programs, F), row_options(D, D_out, config)
     options |= {"R": config.R, "CHUNK": config.chunk}
     enc, dec = pointers(weights.enc), pointers(weights.dec)
@@ -204,7 +207,7 @@ def adam_rows_(
     for name, grad in zip(("W_enc", "b_enc", "W_dec", "b_dec"), grads, strict=True):
         assert grad.dtype == torch.float32, f"gradient of {name}: expected float32, got {grad.dtype}"
         assert grad.is_contiguous(), f"gradient of {name}: expected contiguous memory, got {grad.stride()}"
-    config = config or update_config(max(D, D_out), 4, grads[0].device)
+    config = config or update_config(max(D, D_out), 4, grads[0].device, weights.enc.scales is not None)
     P = min(config.programs, F)
     _adam_rows_kernel[(P,)](
         *pointers(weights.enc), *pointers(weights.dec), *weights.b_enc, *weights.b_dec, *grads,

@@ -110,7 +110,7 @@ def _update_kernel(
     dec = (dec_weight, dec_low, dec_shadow, dec_m, dec_v, dec_scales)
     pid = tl.program_id(0).to(tl.int64)
     scale, l1 = tl.load(grad_scale_ptr), tl.load(numbers_ptr + 10)
-    unit = 1.0  # without Given: a number more to keep, and the fullest kernels spill
+    unit = None  # without Given: a number more to keep, and the fullest kernels spill
     if grad_pre_ptr is not None:
         unit = tl.load(numbers_ptr + 14)
     n_rows = F
@@ -156,7 +156,9 @@ def _update_kernel(
                 grad_enc, grad_dec, aux_enc_ptr, aux_dec_ptr, slot, slot >= 0, zero, D, PIECES, D_OUT, PIECES_OUT
             )  # fmt: skip
             grad_b += tl.sum(tl.load(aux_b_ptr + slot, mask=slot >= 0, other=0.0))
-        along = tl.where(unit != 0, dot(grad_dec, W_dec), 0.0)
+        along = dot(grad_dec, W_dec)
+        if unit is not None:
+            along = tl.where(unit != 0, along, 0.0)
         grad_dec = add_scaled(grad_dec, -along, W_dec)
         bias = tl.load(numbers_ptr + 11) * grad_b
         squares += dot(grad_enc, grad_enc) + dot(grad_dec, grad_dec) + bias * bias
