@@ -69,7 +69,7 @@ def write(out: Path, rows: Rows) -> None:
 def plot(path: Path, rows: Rows) -> None:
     """L0 against FVU, and against loss recovered where there is one; for each architecture the line of its best."""
     from matplotlib.figure import Figure  # no pyplot: no global state, no display
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     panels = [("fvu", "FVU (fraction of variance unexplained)", False)]
     if any("loss_recovered" in row for row in rows):
@@ -99,17 +99,15 @@ def plot(path: Path, rows: Rows) -> None:
                     textcoords="offset points", fontsize=7, color=color, ha="left" if above else "right",
                     va="bottom" if above else "top",
                 )  # fmt: skip
-        axis.set_xscale("log")
+        axis.set_xscale("log", base=2)
         axis.margins(x=0.16, y=0.1)
+        axis.xaxis.set_major_locator(LogLocator(base=2, subs=(1.0,)))
         axis.xaxis.set_major_formatter(ScalarFormatter())
-        l0s = sorted({round(row["l0"], 1) for row in rows if finite(row, "l0")})
-        if len(l0s) <= 8:
-            axis.set_xticks(l0s)
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel("L0 (active latents per token)")
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
-        axis.legend(title="the best of each, joined", title_fontsize=8, fontsize=8)
+        axis.legend(title="number: d_sae; line: the best of each", title_fontsize=8, fontsize=8)
     figure.savefig(path, dpi=110, facecolor="white")  # opaque: readable on light and dark pages
 
 
@@ -124,5 +122,5 @@ def label(row: dict[str, Any], among: Rows) -> str:
     if len({r["seed"] for r in among}) > 1:
         parts.append(f"seed {row['seed']}")
     if len({str(r["columns"]) for r in among}) > 1:
-        parts.append(f"columns {row['columns'][0]}-{row['columns'][1]}")
+        parts.append("columns {}-{}".format(*row["columns"]) if row["columns"] else "all columns")
     return ", ".join(parts)
