@@ -90,7 +90,7 @@ OURS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     ),
     "SL JumpReLU": (
         {"activation": "jumprelu", "init_threshold": 0.01},
-        SL | {"penalty": "l0", "sparsity_coefficient": 1.0, "bandwidth": 0.05}, "none",
+        SL | {"penalty": "l0", "sparsity_coefficient": 3.0, "bandwidth": 0.05}, "none",
     ),
     "SL Standard": (
         {"activation": "relu"}, SL | {"penalty": "l1", "sparsity_coefficient": 1.5, "norm_weighted": True}, "none",

@@ -49,7 +49,7 @@ RECIPES = {
     "SP TopK signum": Recipe(SP, "signum", "none", 5e-3, {}),
     "SL TopK": Recipe(SL, "TopK", "sqrt_d", 2e-3, {"k": K}),
     "SL BatchTopK": Recipe(SL, "BatchTopK", "sqrt_d", 2e-3, {"k": K}),
-    "SL JumpReLU": Recipe(SL, "JumpReLU", "sqrt_d", 2e-3, {"l0_coefficient": 1.0}),
+    "SL JumpReLU": Recipe(SL, "JumpReLU", "sqrt_d", 2e-3, {"l0_coefficient": 3.0}),
     "SL Standard": Recipe(SL, "Standard", "sqrt_d", 1e-3, {"l1_coefficient": 1.5}),
 }
 
