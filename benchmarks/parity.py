@@ -74,7 +74,7 @@ OURS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     ),
     "DL Gated": (
         {"activation": "gated"},
-        {"penalty": "l1", "sparsity_coefficient": 0.06, "betas": (0.0, 0.999)},
+        {"penalty": "l1", "sparsity_coefficient": 0.2, "betas": (0.0, 0.999)},
         "none",
     ),
     "DL Matryoshka formula": (
@@ -93,7 +93,7 @@ OURS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         SL | {"penalty": "l0", "sparsity_coefficient": 3.0, "bandwidth": 0.05}, "none",
     ),
     "SL Standard": (
-        {"activation": "relu"}, SL | {"penalty": "l1", "sparsity_coefficient": 1.5, "norm_weighted": True}, "none",
+        {"activation": "relu"}, SL | {"penalty": "l1", "sparsity_coefficient": 2.5, "norm_weighted": True}, "none",
     ),
 }  # fmt: skip
 
@@ -123,8 +123,10 @@ def train(name: str, seed: int, weights: Path, rows: Tensor, heldout: Tensor) ->
     for index in order:
         trainer.step(rows[index] * scale)
     seconds = time.perf_counter() - began
-    sae = trainer.trained() if hasattr(trainer, "trained") else trainer.sae
-    found = evaluate(sae, heldout * scale)
+    kept = trainer.exported()  # of signum it is the average of the steps
+    for key, param in (trainer.sae.params._asdict() | trainer.sae.extra).items():
+        param.copy_(kept[key])
+    found = evaluate(trainer.sae, heldout * scale)
     return {
         "name": name, "seed": seed, "fvu": found.fvu, "l0": found.l0, "dead": found.dead_frac,
         "seconds_per_step": seconds / STEPS,

@@ -42,7 +42,7 @@ RECIPES = {
     "DL BatchTopK": Recipe(DL, "BatchTopK", "rms", 2e-3, {"k": K, **THRESHOLD}),
     "DL JumpReLU": Recipe(DL, "JumpReLU", "rms", 1e-3, {"target_l0": float(K)}),
     "DL JumpReLU formula": Recipe(DL, "JumpReLU formula", "rms", 1e-3, {"target_l0": float(K)}),
-    "DL Gated": Recipe(DL, "Gated", "rms", 1e-3, {"l1_penalty": 0.06}),
+    "DL Gated": Recipe(DL, "Gated", "rms", 1e-3, {"l1_penalty": 0.2}),
     "DL Matryoshka": Recipe(DL, "Matryoshka", "rms", 2e-3, {"k": K, **THRESHOLD}),
     "DL Matryoshka formula": Recipe(DL, "Matryoshka formula", "rms", 2e-3, {"k": K, **THRESHOLD}),
     "SP TopK Adam": Recipe(SP, "adam", "none", 2e-3, {}),
@@ -50,7 +50,7 @@ RECIPES = {
     "SL TopK": Recipe(SL, "TopK", "sqrt_d", 2e-3, {"k": K}),
     "SL BatchTopK": Recipe(SL, "BatchTopK", "sqrt_d", 2e-3, {"k": K}),
     "SL JumpReLU": Recipe(SL, "JumpReLU", "sqrt_d", 2e-3, {"l0_coefficient": 3.0}),
-    "SL Standard": Recipe(SL, "Standard", "sqrt_d", 1e-3, {"l1_coefficient": 1.5}),
+    "SL Standard": Recipe(SL, "Standard", "sqrt_d", 1e-3, {"l1_coefficient": 2.5}),
 }
 
 
