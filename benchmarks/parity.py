@@ -28,6 +28,7 @@ from parity_common import (
     SEEDS,
     SPARSITY_WARMUP,
     STEPS,
+    THRESHOLD_RATE,
     WARMUP,
     B,
     K,
@@ -57,52 +58,51 @@ SL_AUXK = {
 }  # fmt: skip
 SL = {"unit_norm": False, "grad_clip": 1.0}
 NESTED = tuple(sum(GROUPS[: i + 1]) for i in range(len(GROUPS)))
-THEIRS = {0: "none", 1: "geometric_median", 2: "mean"}  # b_dec at the start, of the first batch
 
 # what each recipe is in our options: SAEConfig's, TrainConfig's, b_dec
 OURS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "DL Standard": ({"activation": "relu"}, {"penalty": "l1", "sparsity_coefficient": 0.06}, "none"),
+    "DL Standard": ({"activation": "relu"}, {"penalty": "l1"}, "none"),
     "DL TopK": ({"k": K}, DL_AUXK, "median"),
-    "DL BatchTopK": ({"activation": "batch_topk", "k": K}, DL_AUXK | {"threshold_rate": 0.01}, "median"),
+    "DL BatchTopK": ({"activation": "batch_topk", "k": K}, DL_AUXK | {"threshold_rate": THRESHOLD_RATE}, "median"),
     "DL JumpReLU formula": (
         {"activation": "jumprelu", "pre_bias": False, "init_threshold": 0.001},
         {
-            "penalty": "target_l0", "target_l0": float(K), "sparsity_coefficient": 1.0, "bandwidth": 0.001,
+            "penalty": "target_l0", "target_l0": float(K), "bandwidth": 0.001,
             "betas": (0.0, 0.999), "grad_clip": 1.0,
         },
         "none",
     ),
     "DL Gated": (
         {"activation": "gated"},
-        {"penalty": "l1", "sparsity_coefficient": 0.2, "betas": (0.0, 0.999)},
+        {"penalty": "l1", "betas": (0.0, 0.999)},
         "none",
     ),
     "DL Matryoshka formula": (
         {"activation": "matryoshka", "k": K, "group_sizes": NESTED},
-        DL_AUXK | {"threshold_rate": 0.01, "group_weights": (1 / len(NESTED),) * len(NESTED)},
+        DL_AUXK | {"threshold_rate": THRESHOLD_RATE, "group_weights": (1 / len(NESTED),) * len(NESTED)},
         "median",
     ),
     "SP TopK Adam": ({"k": K}, {"loss": "fvu", "decay_fraction": 1 - WARMUP / STEPS}, "mean"),
     "SP TopK signum": ({"k": K}, {"loss": "fvu", "optimizer": "signum", "warmup_fraction": 0, "decay_fraction": 0}, "mean"),
     "SL TopK": ({"k": K, "scale_by_norm": True}, SL | SL_AUXK, "none"),
     "SL BatchTopK": (
-        {"activation": "batch_topk", "k": K, "scale_by_norm": True}, SL | SL_AUXK | {"threshold_rate": 0.01}, "none",
+        {"activation": "batch_topk", "k": K, "scale_by_norm": True}, SL | SL_AUXK | {"threshold_rate": THRESHOLD_RATE}, "none",
     ),
     "SL JumpReLU": (
         {"activation": "jumprelu", "init_threshold": 0.01},
-        SL | {"penalty": "l0", "sparsity_coefficient": 3.0, "bandwidth": 0.05}, "none",
+        SL | {"penalty": "l0", "bandwidth": 0.05}, "none",
     ),
     "SL Standard": (
-        {"activation": "relu"}, SL | {"penalty": "l1", "sparsity_coefficient": 2.5, "norm_weighted": True}, "none",
+        {"activation": "relu"}, SL | {"penalty": "l1", "norm_weighted": True}, "none",
     ),
 }  # fmt: skip
 
 
-def start(name: str, weights: Path, first: Tensor) -> Trainer:
-    """Ours, from the weights that the peer started from. first [B, d_in]: the first batch, which sets b_dec."""
-    sae_options, train_options, centre = OURS[name]
-    sae = SAE(SAEConfig(d_in=first.shape[1], d_sae=D_SAE, **sae_options))
-    config = TrainConfig(lr=RECIPES[name].lr, **(COMMON | train_options))
+def start(name: str, weights: Path, d_in: int, first: Tensor | None = None) -> Trainer:
+    """Ours, from a file of weights. first [B, d_in]: the first batch, which sets b_dec."""
+    recipe, (sae_options, train_options, centre) = RECIPES[name], OURS[name]
+    sae = SAE(SAEConfig(d_in=d_in, d_sae=D_SAE, **sae_options))
+    config = TrainConfig(lr=recipe.lr, sparsity_coefficient=recipe.sparsity, **(COMMON | train_options))
     theirs = torch.load(weights, weights_only=True)
     theirs["b_enc"] = theirs.pop("b_gate", theirs.get("b_enc"))
     for key, param in (sae.params._asdict() | sae.extra).items():
@@ -110,7 +110,7 @@ def start(name: str, weights: Path, first: Tensor) -> Trainer:
             param.copy_(theirs[key])
     if config.unit_norm:  # theirs become so in a first step of length 0
         sae.params.W_dec.div_(sae.params.W_dec.norm(dim=1, keepdim=True))
-    if centre != "none":
+    if first is not None and centre != "none":
         sae.params.b_dec.copy_(geometric_median(first) if centre == "median" else first.mean(dim=0))
     return Trainer(sae, config)
 
@@ -118,12 +118,13 @@ def start(name: str, weights: Path, first: Tensor) -> Trainer:
 def train(name: str, seed: int, weights: Path, rows: Tensor, heldout: Tensor) -> dict[str, Any]:
     scale = scale_of(RECIPES[name].units, rows)
     order = list(batch_indices(seed, len(rows)))
-    trainer = start(name, weights, rows[order[0]] * scale)
+    trainer = start(name, weights, rows.shape[1], rows[order[0]] * scale)
     began = time.perf_counter()
     for index in order:
         trainer.step(rows[index] * scale)
     seconds = time.perf_counter() - began
     kept = trainer.exported()  # of signum it is the average of the steps
+    torch.save(kept, weights.with_name(f"ours-{weights.name}"))
     for key, param in (trainer.sae.params._asdict() | trainer.sae.extra).items():
         param.copy_(kept[key])
     found = evaluate(trainer.sae, heldout * scale)
@@ -172,14 +173,17 @@ def agreement(runs: Path, rows: Tensor, heldout: Tensor, only: list[str]) -> dic
 
 
 def times(runs: Path, rows: Tensor, only: list[str]) -> dict[str, Any]:
-    """Interleaved in one process: every step once in a round, in rotating order; ratios within a round."""
+    """Interleaved in one process: every step once in a round, in rotating order; ratios within a round.
+
+    Ours goes on from the trained weights: what a step costs depends on how many latents are active.
+    """
     import parity_peers
 
     steps: dict[str, tuple[float, Callable[[Tensor], Any]]] = {}
-    first = rows[next(iter(batch_indices(0, len(rows))))]
     for name in only:
         scale = scale_of(RECIPES[name].units, rows)
-        steps[name] = scale, start(name, runs / f"{name.replace(' ', '-')}-0.pt", first * scale).step
+        weights = runs / f"ours-{name.replace(' ', '-')}-0.pt"
+        steps[name] = scale, start(name, weights, rows.shape[1]).step
         peer = parity_peers.make(RECIPES[name], rows.shape[1], 0)
         steps[f"peer {name}"] = scale, peer.step
     seconds: dict[str, list[float]] = {name: [] for name in steps}

@@ -6,7 +6,7 @@ the peers' rules or were tuned on a pilot run of the peer. The rest is as their 
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,25 +32,29 @@ class Recipe(NamedTuple):
     kind: str
     units: str  # what the rows are divided by, see `scale_of`
     lr: float
-    options: dict[str, Any]  # arguments of its config or trainer
+    sparsity: float = 0.0  # the coefficient of its penalty
+
+    @property
+    def with_k(self) -> bool:
+        return not self.sparsity
 
 
 DL, SP, SL = "dictionary_learning", "sparsify", "SAELens"
 RECIPES = {
-    "DL Standard": Recipe(DL, "Standard", "rms", 1e-3, {"l1_penalty": 0.06}),
-    "DL TopK": Recipe(DL, "TopK", "rms", 2e-3, {"k": K}),
-    "DL BatchTopK": Recipe(DL, "BatchTopK", "rms", 2e-3, {"k": K, **THRESHOLD}),
-    "DL JumpReLU": Recipe(DL, "JumpReLU", "rms", 1e-3, {"target_l0": float(K)}),
-    "DL JumpReLU formula": Recipe(DL, "JumpReLU formula", "rms", 1e-3, {"target_l0": float(K)}),
-    "DL Gated": Recipe(DL, "Gated", "rms", 1e-3, {"l1_penalty": 0.2}),
-    "DL Matryoshka": Recipe(DL, "Matryoshka", "rms", 2e-3, {"k": K, **THRESHOLD}),
-    "DL Matryoshka formula": Recipe(DL, "Matryoshka formula", "rms", 2e-3, {"k": K, **THRESHOLD}),
-    "SP TopK Adam": Recipe(SP, "adam", "none", 2e-3, {}),
-    "SP TopK signum": Recipe(SP, "signum", "none", 5e-3, {}),
-    "SL TopK": Recipe(SL, "TopK", "sqrt_d", 2e-3, {"k": K}),
-    "SL BatchTopK": Recipe(SL, "BatchTopK", "sqrt_d", 2e-3, {"k": K}),
-    "SL JumpReLU": Recipe(SL, "JumpReLU", "sqrt_d", 2e-3, {"l0_coefficient": 3.0}),
-    "SL Standard": Recipe(SL, "Standard", "sqrt_d", 1e-3, {"l1_coefficient": 2.5}),
+    "DL Standard": Recipe(DL, "Standard", "rms", 1e-3, 0.06),
+    "DL TopK": Recipe(DL, "TopK", "rms", 2e-3),
+    "DL BatchTopK": Recipe(DL, "BatchTopK", "rms", 2e-3),
+    "DL JumpReLU": Recipe(DL, "JumpReLU", "rms", 1e-3, 1.0),
+    "DL JumpReLU formula": Recipe(DL, "JumpReLU formula", "rms", 1e-3, 1.0),
+    "DL Gated": Recipe(DL, "Gated", "rms", 1e-3, 0.2),
+    "DL Matryoshka": Recipe(DL, "Matryoshka", "rms", 2e-3),
+    "DL Matryoshka formula": Recipe(DL, "Matryoshka formula", "rms", 2e-3),
+    "SP TopK Adam": Recipe(SP, "adam", "none", 2e-3),
+    "SP TopK signum": Recipe(SP, "signum", "none", 5e-3),
+    "SL TopK": Recipe(SL, "TopK", "sqrt_d", 2e-3),
+    "SL BatchTopK": Recipe(SL, "BatchTopK", "sqrt_d", 2e-3),
+    "SL JumpReLU": Recipe(SL, "JumpReLU", "sqrt_d", 2e-3, 3.0),
+    "SL Standard": Recipe(SL, "Standard", "sqrt_d", 1e-3, 2.5),
 }
 
 

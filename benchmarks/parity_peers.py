@@ -32,6 +32,7 @@ from parity_common import (
     SP,
     SPARSITY_WARMUP,
     STEPS,
+    THRESHOLD_RATE,
     WARMUP,
     B,
     Encode,
@@ -67,15 +68,22 @@ class DictionaryLearning:
             "JumpReLU": jumprelu.JumpReluTrainer, "Gated": gdm.GatedSAETrainer,
             "Matryoshka": matryoshka_batch_top_k.MatryoshkaBatchTopKTrainer,
         }[kind]  # fmt: skip
-        options: dict[str, Any] = dict(recipe.options)
+        options: dict[str, Any] = {}
+        if recipe.with_k:
+            options |= {"k": K}
+        if kind in ("BatchTopK", "Matryoshka"):
+            options |= {"threshold_beta": 1 - THRESHOLD_RATE, "threshold_start_step": SPARSITY_WARMUP}
         if kind == "Matryoshka":
             options["group_fractions"] = [size / D_SAE for size in GROUPS]
             if formula:
                 options["group_weights"] = [1.0] * len(GROUPS)
-        if kind in ("Standard", "JumpReLU", "Gated"):
+        if recipe.sparsity:
             options["sparsity_warmup_steps"] = SPARSITY_WARMUP
-        if kind == "JumpReLU" and formula:
-            cls = on_pre_acts(cls)
+        if kind in ("Standard", "Gated"):
+            options["l1_penalty"] = recipe.sparsity
+        if kind == "JumpReLU":
+            options |= {"sparsity_penalty": recipe.sparsity, "target_l0": float(K)}
+            cls = on_pre_acts(cls) if formula else cls
         torch.manual_seed(seed)  # JumpReluTrainer does not
         self.trainer = cls(
             steps=STEPS, activation_dim=d_in, dict_size=D_SAE, layer=0, lm_name="none", lr=recipe.lr, seed=seed,
@@ -148,7 +156,7 @@ class Sparsify:
         self.config = TrainConfig(
             SparseCoderConfig(num_latents=D_SAE, k=K), batch_size=1, optimizer=recipe.kind, lr=recipe.lr,
             lr_warmup_steps=WARMUP, dead_feature_threshold=DEAD_TOKENS, hookpoints=["lookup"], init_seeds=[seed],
-            save_every=10**9, log_to_wandb=False, save_dir=self.folder.name, **recipe.options,
+            save_every=10**9, log_to_wandb=False, save_dir=self.folder.name,
         )  # fmt: skip
         self.cls, self.d_in = trainer.Trainer, d_in
         self.make(torch.zeros(1, d_in), [0] * STEPS)
@@ -192,10 +200,10 @@ class SAELens:
         from sae_lens.training.sae_trainer import SAETrainer
 
         config = getattr(sl, f"{recipe.kind}TrainingSAEConfig")
-        options: dict[str, Any] = dict(recipe.options)
-        warm_up = {"JumpReLU": "l0_warm_up_steps", "Standard": "l1_warm_up_steps"}
-        if recipe.kind in warm_up:
-            options[warm_up[recipe.kind]] = SPARSITY_WARMUP
+        options: dict[str, Any] = {"k": K}
+        if recipe.sparsity:
+            norm = {"JumpReLU": "l0", "Standard": "l1"}[recipe.kind]
+            options = {f"{norm}_coefficient": recipe.sparsity, f"{norm}_warm_up_steps": SPARSITY_WARMUP}
         torch.manual_seed(seed)
         self.sae = getattr(sl, f"{recipe.kind}TrainingSAE")(config(d_in=d_in, d_sae=D_SAE, **options))
         settings = SAETrainerConfig(
