@@ -17,10 +17,7 @@ B, D_SAE, K, STEPS = 256, 1152, 32, 500
 WARMUP, DECAY, SPARSITY_WARMUP = 25, 100, 50  # steps: 5, 20 and 10 %
 DEAD_TOKENS = 10_240  # 40 batches, for those that count tokens and those that count batches
 GROUPS = (36, 72, 144, 288, 612)  # Matryoshka, latents of each group
-THRESHOLD = {
-    "threshold_beta": 0.99,
-    "threshold_start_step": SPARSITY_WARMUP,
-}  # dictionary_learning's BatchTopK
+THRESHOLD_RATE = 0.01  # of BatchTopK's average
 SEEDS = (0, 1, 2)
 Encode = Callable[[Tensor], Tensor]
 
