@@ -30,7 +30,12 @@ def no_curves(monkeypatch):
     monkeypatch.setattr(saefast.run.plots, "curves", lambda folder: None)
 
 
-MEMBERS = [member(), member(d_sae=96), member(activation="batch_topk", seed=1), member(d_sae=32, k=2, ema_decay=0.9)]
+MEMBERS = [
+    member(),
+    member(d_sae=96),
+    member(activation="batch_topk", seed=1),
+    member(d_sae=32, k=2, ema_decay=0.9),
+]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -192,5 +197,7 @@ def test_an_existing_folder_and_contexts_without_text_are_refused(tmp_path):
     (tmp_path / "a" / "mine").write_text("")
     with pytest.raises(saefast.InputError, match="out: expected a new folder"):
         sweep([member()], source, tmp_path / "a")
-    with pytest.raises(saefast.InputError, match="contexts: expected held-out activations of `saefast cache`"):
+    with pytest.raises(
+        saefast.InputError, match="contexts: expected held-out activations of `saefast cache`"
+    ):
         sweep([member()], source, tmp_path / "b", held_out=source, contexts=4)
