@@ -36,7 +36,9 @@ def test_the_product_of_the_lists(world, tmp_path, capsys):
 def test_hook_points_side_by_side(world, tmp_path):
     hooks = "--hook model.layers.0 " + CACHE
     run(f"cache {world}/model {world}/text {hooks} --out {tmp_path}/two --tokens 700")
-    run(f"sweep {tmp_path}/two --out {tmp_path}/s --d-sae 32 --k 4 {SIZES} --held-out {tmp_path}/two --contexts 4")
+    run(
+        f"sweep {tmp_path}/two --out {tmp_path}/s --d-sae 32 --k 4 {SIZES} --held-out {tmp_path}/two --contexts 4"
+    )
     rows = table(tmp_path / "s")
     assert [row["columns"] for row in rows] == [[0, 32], [32, 64]]
     source = open_source(tmp_path / "two")
