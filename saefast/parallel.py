@@ -1,7 +1,7 @@
 """Several SAEs side by side on a CPU: each on a share of the threads, in a thread of its own.
 
-A step is many short ops between which Python runs: two SAEs on one thread each finish sooner than one after the other
-on two. What is computed depends on the threads that each has and not on how many run at once.
+A step is many short ops between which Python runs, so two SAEs on one thread each should finish sooner than one after the
+other on two (not measured yet). What is computed depends on the threads that each has, not on how many run at once.
 """
 
 from collections.abc import Callable, Iterable, Iterator
