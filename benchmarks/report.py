@@ -13,6 +13,20 @@ RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
 BEGIN, END = "<!-- figures: python benchmarks/report.py -->", "<!-- end of figures -->"
 
 
+def trainers_row() -> tuple[str, str, str]:
+    """Ours beside the peers' own trainers: FVU and L0, means over the seeds."""
+    rows = json.loads((RESULTS / "cpu" / "parity.json").read_text())["rows"]
+    off = {name: abs(row["fvu"]["ours / theirs - 1"]) for name, row in rows.items()}
+    off_l0 = {name: abs(row["l0"]["ours / theirs - 1"]) for name, row in rows.items()}
+    worst, worst_l0 = max(off, key=off.__getitem__), max(off_l0, key=off_l0.__getitem__)
+    kept = sum(off[name] <= 0.01 and off_l0[name] <= 0.01 for name in rows)
+    return (
+        f"{len(rows)} recipes beside the trainers of dictionary_learning, sparsify and SAELens, same rows: FVU and L0 within 1%",
+        f"{kept} of {len(rows)}; FVU at most {off[worst]:.1%} off ({worst}), L0 {off_l0[worst_l0]:.1%} ({worst_l0})",
+        "`parity_peers.py`, `parity.py`",
+    )
+
+
 def table() -> str:
     demo, parity, step, recipe, interpreted = (
         json.loads((RESULTS / f"{name}.json").read_text())
@@ -49,6 +63,7 @@ def table() -> str:
         rows.append(
             (f"Held-out FVU after {recipe['tokens']:,} tokens, best setting of {who}", setting, "`recipe.py`")
         )
+    rows.append(trainers_row())
     rows.append(
         (
             "Triton kernels in the interpreter beside the reference, {steps} steps on real activations: largest "
