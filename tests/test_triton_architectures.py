@@ -21,8 +21,15 @@ QUICK = (
     "transcoder-jumprelu",
     "multi-topk",
 )
-# the interpreter takes its time: a few for `make test`, all of them in CI and on a GPU
-NAMES = [pytest.param(name, marks=[] if name in QUICK or ON_GPU else pytest.mark.slow) for name in CASES]
+SLOW = ("relu-l1", "relu-lp-norms", "crosscoder", "topk-untied", "topk-by-norm", "batch-topk-by-norm", "group-max",
+        "jumprelu", "jumprelu-dead", "jumprelu-log", "gated-norms", "skip-transcoder", "transcoder-matryoshka",
+        "topk-auxk", "jumprelu-auxk", "transcoder-auxk", "relu-april-dense", "jumprelu-anthropic-dense")  # fmt: skip
+# the interpreter takes its time: a few for `make test`, what runs other kernels in CI, all of them on a GPU
+NAMES = [
+    pytest.param(name, marks=[] if name in QUICK or ON_GPU else pytest.mark.slow)
+    for name in CASES
+    if ON_GPU or name in QUICK + SLOW
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
