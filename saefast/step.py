@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saefast.architectures import MODULES
+from saefast.architectures import DENSE, MODULES
 from saefast.auxk import auxk, find_dead
 from saefast.backward import dense_grads, entry_grads, in_data_units, update_extra_
 from saefast.forward import reconstruct
@@ -77,7 +77,9 @@ def train_step(
     grad_scale = 2 * loss_scale + 0 * loss  # 0 times NaN or Inf is NaN
 
     if plan.plain and not plan.dense:
-        penalty, extra_grads, options = numbers[10] * code.acts.sum(), {}, {}  # numbers.l1
+        penalty, extra_grads, options = torch.zeros_like(loss), {}, {}
+        if plan.activation == "relu":
+            penalty = numbers[10] * code.acts.sum()  # numbers.l1
         groups = ops.group_by_latent(code.acts, code.indices, n_latents, code.row_offsets)
         fired = groups[0].diff()
     else:
@@ -87,7 +89,8 @@ def train_step(
     if plan.skip:
         wide = torch.promote_types(run.error.dtype, torch.float32)
         extra_grads["W_skip"] = grad_scale * (run.whole.to(wide).T @ x.to(wide))
-    loss, grad_scale = loss + penalty, grad_scale + 0 * penalty
+    if extra_grads or plan.penalty != "none" or plan.activation in DENSE:
+        loss, grad_scale = loss + penalty, grad_scale + 0 * penalty
 
     rest = centred, run.error, run.code.acts, run.code.indices, run.code.row_offsets, groups, grad_scale, aux
     grads = None
@@ -101,15 +104,18 @@ def train_step(
         grads, squared = ops.row_grads(weights, *rest, numbers, **options)
     for name, grad in extra_grads.items():
         squared = squared + ((numbers[11] if in_data_units(name, plan) else 1) * grad).square().sum()
-    factor = torch.ones_like(grad_scale) if plan.grad_clip is None else clip_factor(squared, plan.grad_clip)
-    factor = torch.where(grad_scale.isnan(), grad_scale, factor)
-    if optimizer is not None:
-        assert grads is not None
-        optimizer(grads, extra_grads, factor)
-    else:
-        if grads is not None:
-            ops.adam_rows_(weights, grads, factor, numbers, state.counter)
-        update_extra_(extra, extra_grads, factor, numbers, c, plan)
+    if grads is not None or extra_grads:  # else all is done
+        factor = (
+            torch.ones_like(grad_scale) if plan.grad_clip is None else clip_factor(squared, plan.grad_clip)
+        )
+        factor = torch.where(grad_scale.isnan(), grad_scale, factor)
+        if optimizer is not None:
+            assert grads is not None
+            optimizer(grads, extra_grads, factor)
+        else:
+            if grads is not None:
+                ops.adam_rows_(weights, grads, factor, numbers, state.counter)
+            update_extra_(extra, extra_grads, factor, numbers, c, plan)
     if hasattr(arch, "observe_"):
         arch.observe_(code, extra, plan, c, state.counter, ~grad_scale.isnan())
 
