@@ -15,7 +15,7 @@ import torch
 from saefast import SAE, SAEConfig, TrainConfig, Trainer
 
 SHAPES = [(512, 576, 4608), (2048, 576, 4608)]
-DENSITIES = [0.01, 0.02, 0.04, 0.08, 0.16]
+DENSITIES = [0.01, 0.04, 0.08, 0.16, 0.32]
 
 
 def seconds(

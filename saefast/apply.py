@@ -39,12 +39,13 @@ def step_with(
 ) -> None:  # fmt: skip
     """One step with `factor` times the gradients, then unit norm and thresholds >= 0. A factor of NaN changes nothing.
 
-    Waits for the device.
+    Waits for the device, and overwrites the gradients.
     """
     if not math.isfinite(factor):
         return
     found = dict(zip(Params._fields, grads, strict=True)) | extra_grads
-    optimizer.step({name: grad.to(torch.float32) * factor for name, grad in found.items()}, lr)
+    clipped = {name: grad.to(torch.float32).mul_(factor) for name, grad in found.items()}
+    optimizer.step(clipped, lr)
     if config.unit_norm:
         normalize_rows_(state.weights.dec.weight)
     if "threshold" in extra_grads and not config.log_threshold:

@@ -11,11 +11,9 @@ rows and latents are read from cache. Their bits do not depend on how rows and l
 more than a few of them (`tests/test_native_encode.py`).
 """
 
-import os
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any
 
 import torch
@@ -27,8 +25,9 @@ from saefast.errors import InputError
 LATENTS = 1024  # in a product, or 8 k if that is more: enough for a good bound on the k-th largest at once
 LEAST, MAX_ROWS = 64, 512  # rows in a product
 MAX_CANDIDATES = 2**23  # that the rows of a block keep, 8 bytes each
-SCREENED_ROWS = 64  # for fewer it does not pay to round all of W_enc
+SCREENED_ROWS = 192  # for fewer it does not pay to round all of W_enc (measured, benchmarks/LOG.md)
 _arena = threading.local()
+Scratch = dict[str, Tensor]
 
 
 def encode_topk(
@@ -42,9 +41,9 @@ def encode_topk(
     if screened and screened_topk(centred, W_enc, b_enc, k, top_acts, top_indices):
         return top_acts, top_indices
 
-    def block(start: int, end: int) -> None:
+    def block(start: int, end: int, scratch: Scratch) -> None:
         found = saefast._C.TopkBlock(end - start, k)
-        for pre_acts, _ in products(centred[start:end], W_enc, b_enc, max(LATENTS, 8 * k), scale):
+        for pre_acts, _ in products(centred[start:end], W_enc, b_enc, scratch, max(LATENTS, 8 * k), scale):
             raise_for_nan(found.feed(pre_acts.numpy()), start)
         found.finish(top_acts[start:end].numpy(), top_indices[start:end].numpy())
 
@@ -85,9 +84,11 @@ def encode_batch_topk(
         return acts, indices, row_offsets
     parts: dict[int, Any] = {}  # by thread; which of them found an entry makes no difference
 
-    def block(start: int, end: int) -> None:
-        found = parts.setdefault(threading.get_ident(), saefast._C.BatchTopk(B * k, F))
-        for pre_acts, first in products(centred[start:end], W_enc, b_enc, scale=scale):
+    def block(start: int, end: int, scratch: Scratch) -> None:
+        if id(scratch) not in parts:
+            parts[id(scratch)] = saefast._C.BatchTopk(B * k, F)
+        found = parts[id(scratch)]
+        for pre_acts, first in products(centred[start:end], W_enc, b_enc, scratch, scale=scale):
             raise_for_nan(found.feed(pre_acts.numpy(), start, first), start)
 
     for_blocks(block, B)
@@ -107,9 +108,9 @@ def encode_threshold(
     counts = torch.zeros(B + 1, dtype=torch.int32)  # of each row, after a 0
     parts: dict[int, tuple[Tensor, Tensor]] = {}  # by first row
 
-    def block(start: int, end: int) -> None:
+    def block(start: int, end: int, scratch: Scratch) -> None:
         found = saefast._C.AboveBlock(end - start)
-        for pre_acts, first in products(centred[start:end], W_enc, b_enc):
+        for pre_acts, first in products(centred[start:end], W_enc, b_enc, scratch):
             piece = bounds[first : first + pre_acts.shape[1]]
             raise_for_nan(found.feed(pre_acts.numpy(), piece.numpy()), start)
         part = torch.empty(found.size()), torch.empty(found.size(), dtype=torch.int32)
@@ -131,15 +132,15 @@ def encode_threshold(
 
 
 def products(
-    rows: Tensor, W_enc: Tensor, b_enc: Tensor, latents: int = LATENTS, scale: Tensor | None = None
+    rows: Tensor, W_enc: Tensor, b_enc: Tensor, scratch: Scratch, latents: int = LATENTS, scale: Tensor | None = None
 ) -> Iterator[tuple[Tensor, int]]:
     """Yields pre-activations [len(rows), n] (times scale [F]), valid until the next, and the first latent of them."""
     spans = cut(len(W_enc), latents)
     needed = len(rows) * max(end - first for first, end in spans)
-    if getattr(_arena, "memory", None) is None or len(_arena.memory) < needed:
-        _arena.memory = torch.empty(needed)
+    if len(scratch.get("pre_acts", ())) < needed:
+        scratch["pre_acts"] = torch.empty(needed)
     for first, end in spans:
-        pre_acts = _arena.memory[: len(rows) * (end - first)].view(len(rows), end - first)
+        pre_acts = scratch["pre_acts"][: len(rows) * (end - first)].view(len(rows), end - first)
         torch.addmm(b_enc[first:end], rows, W_enc[first:end].T, out=pre_acts)
         yield (pre_acts if scale is None else pre_acts.mul_(scale[first:end])), first
 
@@ -162,36 +163,22 @@ def raise_for_nan(row: int, start: int) -> None:
         )
 
 
-def for_blocks(work: Callable[[int, int], None], n_rows: int, max_rows: int = MAX_ROWS) -> None:
-    """Call work(start, end) for blocks of rows on `torch.get_num_threads()` threads; the first error is raised."""
+def for_blocks(work: Callable[[int, int, Scratch], None], n_rows: int, max_rows: int = MAX_ROWS) -> None:
+    """Call work(start, end, scratch) for blocks of rows on `torch.get_num_threads()` threads; the first error is raised.
+
+    scratch: memory that no other block uses at the same time, to be used again by later ones.
+    """
     threads = torch.get_num_threads()
     rows = max(LEAST, n_rows // (2 * threads) // LEAST * LEAST)
     spans = cut(n_rows, min(MAX_ROWS, max_rows, rows))
+    scratch = _arena.__dict__.setdefault("scratch", defaultdict(dict))  # by thread of the engine
+
+    def block(item: int, thread: int) -> None:
+        with torch.no_grad():
+            work(*spans[item], scratch[thread])
+
     if threads == 1 or len(spans) < 2:
-        for span in spans:
-            _block(work, span)
+        for item in range(len(spans)):
+            block(item, 0)
     else:
-        list(_workers(os.getpid(), threads).map(lambda span: _block(work, span), spans))
-
-
-def _block(work: Callable[[int, int], None], span: tuple[int, int]) -> None:
-    with torch.no_grad():
-        work(*span)
-
-
-@cache
-def _workers(pid: int, threads: int) -> ThreadPoolExecutor:
-    """Threads on which torch itself takes one thread; of this process, for after a fork they are gone."""
-    all_there = threading.Barrier(threads + 1)
-
-    def start() -> None:
-        torch.get_num_threads()  # else the first product would set the thread up again
-        torch.set_num_threads(1)
-        all_there.wait()
-
-    pool = ThreadPoolExecutor(threads, "saefast", start)
-    for _ in range(threads):
-        pool.submit(lambda: None)
-    all_there.wait()
-    torch.set_num_threads(threads)  # what threads to come will take; this one's own number was never changed
-    return pool
+        saefast._C.parallel_for(len(spans), threads, block)

@@ -9,7 +9,7 @@ from saefast.reference_update import Numbers
 
 # Shares of the latents active between which a code may be sparse or dense, see `Plan.follow_density`.
 GPU_DENSITY = 0.004, 0.008
-CPU_DENSITY = 0.07, 0.10
+CPU_DENSITY = 0.18, 0.25
 
 
 class Plan(NamedTuple):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from itertools import pairwise
 
 import pytest
@@ -117,7 +118,7 @@ def test_the_cut_into_blocks_does_not_show(threads, B: int) -> None:
 def test_blocks_cover_every_row_once(threads, rows: int, n: int, max_rows: int) -> None:
     threads(n)
     spans: list[tuple[int, int]] = []
-    native_encode.for_blocks(lambda start, end: spans.append((start, end)), rows, max_rows)
+    native_encode.for_blocks(lambda start, end, scratch: spans.append((start, end)), rows, max_rows)
     spans.sort()
     assert spans[0][0] == 0 and spans[-1][1] == rows
     assert all(a[1] == b[0] for a, b in pairwise(spans))
@@ -162,18 +163,41 @@ def test_fuzz(data: st.DataObject) -> None:
     assert_equal(code, reference.batch_topk(pre_acts, k))
 
 
-def test_a_forked_process_has_workers_of_its_own(threads) -> None:
-    """The threads of the pool are gone after a fork; the child must not wait for them."""
+def test_a_forked_process_encodes_on_one_thread(threads) -> None:
+    """The threads of the engine are gone after a fork, as those of torch, which would itself wait for them for ever."""
     threads(2)
     x = operands(600, 16, 1500)
-    native.encode_topk(*x, 8)
+    want = native.encode_topk(*x, 8)
     child = os.fork()
     if child == 0:
         signal.alarm(60)
-        torch.set_num_threads(2)
-        native.encode_topk(*x, 8)
-        os._exit(0)
+        native.centre(x[0], x[0][0], torch.float32)  # without torch's products any number of threads will do
+        torch.set_num_threads(1)
+        os._exit(not torch.equal(native.encode_topk(*x, 8)[0], want[0]))
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_the_error_of_the_first_block_is_raised(threads, n: int) -> None:
+    threads(n)
+
+    def work(start: int, end: int, scratch: native_encode.Scratch) -> None:
+        if start >= 256:
+            raise RuntimeError(f"block at {start}")
+
+    for _ in range(20):
+        with pytest.raises(RuntimeError, match="block at 256"):
+            native_encode.for_blocks(work, 1000, 64)
+
+
+def test_blocks_run_on_the_threads_of_torch(threads) -> None:
+    """Threads of our own would wait for a core on which those of torch, which have just run an op, still spin."""
+    threads(2)
+    seen: set[int] = set()
+    for _ in range(10):
+        native_encode.for_blocks(lambda *_: seen.add(threading.get_native_id()), 1000)
+        torch.randn(10**6).exp_()
+    assert native_encode.saefast._C.openmp() and len(seen) <= 2
 
 
 def test_other_formats_go_to_the_reference() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from test_native_encode import KINDS, assert_equal, operands
 from torch import Tensor
 
-from saefast import native, reference
+from saefast import native, native_encode, reference
 from saefast.errors import InputError
 
 _C = pytest.importorskip("saefast._C", reason="the C++ extension saefast._C is not built")
@@ -117,10 +117,10 @@ def screening() -> None:
 
 @pytest.mark.usefixtures("screening")
 def test_native_takes_it() -> None:
-    x = operands(100, 64, 1024)
+    x = operands(native_encode.SCREENED_ROWS, 64, 1024)
     assert_equal(native.encode_topk(*x, 32), encode(_C.TopkEncoder(), *x, 32))
-    few = native.encode_topk(x[0][:63], *x[1:], 32)
-    assert_equal(few, reference.encode_topk(x[0][:63], *x[1:], 32))  # torch's products
+    few = native.encode_topk(x[0][:-1], *x[1:], 32)
+    assert_equal(few, reference.encode_topk(x[0][:-1], *x[1:], 32))  # torch's products
 
 
 @pytest.mark.usefixtures("screening")
@@ -137,7 +137,7 @@ def test_nan_names_the_row(row: int) -> None:
 @pytest.mark.parametrize("value", [float("inf"), 1e20])
 def test_what_is_too_large_to_screen(where: int, value: float) -> None:
     """Rows are scored whole; weights leave it to torch's products. Infinite pre-activations have their place."""
-    x = operands(80, 16, 640, kind="ties")
+    x = operands(native_encode.SCREENED_ROWS, 16, 640, kind="ties")
     tensor = x[where]
     tensor[3] = (
         tensor[3].abs() * value

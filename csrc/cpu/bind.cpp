@@ -3,6 +3,7 @@
 
 #include "../bindings.h"
 
+#include <exception>
 #include <optional>
 
 #include "arguments.h"
@@ -10,6 +11,7 @@
 #include "decode.h"
 #include "grad_acts.h"
 #include "group.h"
+#include "parallel.h"
 
 namespace saefast {
 namespace {
@@ -102,6 +104,29 @@ void py_grad_top_acts(const py::array& error, const py::array& W_dec, const py::
     grad_top_acts(code, off, table, B, D, N, threads, isa, out);
 }
 
+// Python's work, on the threads of the engine; of several errors the one of the first item is raised.
+void py_parallel_for(py::ssize_t items, int threads, const py::function& work) {
+    check_range("items", items, 0, std::numeric_limits<int32_t>::max());
+    check_threads(threads);
+    std::exception_ptr error;  // written while holding the interpreter's lock
+    std::size_t failed = static_cast<std::size_t>(items);
+    {
+        py::gil_scoped_release release;
+        parallel_for(failed, threads, [&](std::size_t item, std::size_t thread) {
+            py::gil_scoped_acquire acquire;
+            try {
+                work(item, thread);
+            } catch (...) {
+                if (item < failed) {
+                    failed = item;
+                    error = std::current_exception();
+                }
+            }
+        });
+    }
+    if (error) std::rethrow_exception(error);
+}
+
 }  // namespace
 
 void bind_select(py::module_& m);
@@ -112,6 +137,9 @@ void bind_cpu(py::module_& m) {
     bind_select(m);
     bind_update(m);
     m.def("isas", &isa_names, "The instruction sets that this machine runs, the fastest first.");
+    m.def("openmp", [] { return openmp() != nullptr; }, "Whether the threads are those of torch.");
+    m.def("parallel_for", &py_parallel_for, arg("items"), arg("threads"), arg("work"),
+          "Calls work(item, thread) for every item, on at most `threads` threads; torch takes one within each.");
     m.def("centre", &py_centre, arg("x"), arg("b_dec"), arg("centred"), arg("threads"), arg("isa") = "auto",
           "x [B, D], b_dec [D] -> centred [B, D] = x - b_dec; returns the sum of ||x - mean||^2.");
     m.def("decode_error", &py_decode_error, arg("acts"), arg("indices"), arg("row_offsets").none(true),

@@ -55,10 +55,16 @@ def nested(
     parted = by_part(code, part, n_parts, n_tokens)
     assert parted.row_offsets is not None
     sums = ops.decode(parted.acts, parted.indices, W_dec, torch.zeros_like(b_dec), parted.row_offsets)
-    errors = sums.view(n_parts, n_tokens, -1).cumsum(0) + (b_dec - target)
+    errors = sums.view(n_parts, n_tokens, -1)
+    errors[0] += b_dec - target
+    suffixes = torch.empty_like(errors)
+    for g in range(1, n_parts):  # sums of neighbours: cumsum along the first axis is several times as slow
+        errors[g] += errors[g - 1]
+    torch.mul(errors[-1], weights[-1], out=suffixes[-1])
+    for g in reversed(range(n_parts - 1)):
+        torch.add(suffixes[g + 1], errors[g], alpha=weights[g], out=suffixes[g])
+    suffixes = suffixes.flatten(0, 1)
     squares = errors.square().sum(dim=(1, 2))
-    weighted = torch.stack([weight * of_part for weight, of_part in zip(weights, errors, strict=True)])
-    suffixes = weighted.flip(0).cumsum(0).flip(0).flatten(0, 1)
     fires = parted.acts > 0
     if not plan.group_sizes:
         fires = fires & (torch.arange(len(fires), device=fires.device) < parted.row_offsets[n_tokens])
