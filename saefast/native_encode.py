@@ -132,7 +132,12 @@ def encode_threshold(
 
 
 def products(
-    rows: Tensor, W_enc: Tensor, b_enc: Tensor, scratch: Scratch, latents: int = LATENTS, scale: Tensor | None = None
+    rows: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    scratch: Scratch,
+    latents: int = LATENTS,
+    scale: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, int]]:
     """Yields pre-activations [len(rows), n] (times scale [F]), valid until the next, and the first latent of them."""
     spans = cut(len(W_enc), latents)
