@@ -10,7 +10,7 @@ demo: $(VENV)/ready
 	$(BIN)/python examples/demo.py $(if $(DEBIAN),--debian)
 
 test: $(VENV)/ready
-	$(BIN)/python -P -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -n auto --dist worksteal -m "not slow and not gpu"
 
 bench: $(VENV)/ready
 	$(BIN)/python -P -m pytest benchmarks

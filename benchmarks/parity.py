@@ -2,10 +2,11 @@
 
     python benchmarks/parity_peers.py runs data/acts-corpus data/heldout-corpus    theirs, see there
     python benchmarks/parity.py runs data/acts-corpus data/heldout-corpus          ours, and the comparison
-    python benchmarks/parity.py runs data/acts-corpus --time                       steps, where both can be imported
+    python benchmarks/parity.py data/acts-corpus --time                            steps, where both can be imported
 
 Held-out FVU and L0 over three seeds (of the weights and of the order of the rows). A row agrees when the means are
-within 1 %, or within what the peer's own seeds differ by. Writes benchmarks/results/cpu/parity.json and parity_time.json.
+within 1 %, or within what the peer's own seeds differ by. Writes benchmarks/results/cpu/parity.json and
+parity_time_256_1152.json (the name has the shape; for another see `parity_common.py`).
 What a run of ours has found is kept in `runs` and not found again.
 """
 
@@ -13,6 +14,7 @@ import argparse
 import json
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +38,7 @@ from parity_common import (
     read,
     scale_of,
 )
+from step_ratios import cpu_name
 from torch import Tensor
 
 from saefast import SAE, SAEConfig, TrainConfig, Trainer, evaluate
@@ -44,7 +47,7 @@ from saefast.sae import geometric_median
 
 RESULTS = Path(__file__).parent / "results" / "cpu"
 AGREE = 0.01
-ROUNDS, SETTLE = 11, 3
+ROUNDS, SETTLE, TRAINED = 11, 3, 200
 
 COMMON: dict[str, Any] = {
     "total_tokens": STEPS * B, "batch_size": B, "eps": 1e-8, "loss": "mse", "normalize_input": False,
@@ -185,20 +188,25 @@ def agreement(runs: Path, rows: Tensor, heldout: Tensor, only: list[str]) -> dic
     return out
 
 
-def times(runs: Path, rows: Tensor, only: list[str]) -> dict[str, Any]:
+def times(rows: Tensor, only: list[str]) -> dict[str, Any]:
     """Interleaved in one process: every step once in a round, in rotating order; ratios within a round.
 
-    Ours goes on from the trained weights: what a step costs depends on how many latents are active.
+    Ours is trained for TRAINED steps before: what a step costs depends on how many latents are active.
     """
     import parity_peers
 
     steps: dict[str, tuple[float, Callable[[Tensor], Any]]] = {}
+    l0 = {}
     for name in only:
         scale = scale_of(RECIPES[name].units, rows)
-        weights = runs / f"ours-{name.replace(' ', '-')}-0.pt"
-        steps[name] = scale, start(name, weights, rows.shape[1]).step
         peer = parity_peers.make(RECIPES[name], rows.shape[1], 0)
-        steps[f"peer {name}"] = scale, peer.step
+        with tempfile.TemporaryDirectory() as folder:
+            weights = Path(folder) / "start.pt"
+            torch.save(peer.tensors(), weights)
+            trainer = start(name, weights, rows.shape[1], rows[:B] * scale)
+        for index in batch_indices(1, len(rows), TRAINED):
+            l0[name] = float(trainer.step(rows[index] * scale).l0)
+        steps[name], steps[f"peer {name}"] = (scale, trainer.step), (scale, peer.step)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
     for i, index in enumerate(batch_indices(0, len(rows), SETTLE + ROUNDS)):
@@ -210,10 +218,11 @@ def times(runs: Path, rows: Tensor, only: list[str]) -> dict[str, Any]:
             seconds[name].append(time.perf_counter() - began)
     out = {}
     for name in only:
-        mine, topk, peer = (seconds[n][SETTLE:] for n in (name, "DL TopK", f"peer {name}"))
+        mine, topk, peer = (seconds[n][SETTLE:] for n in (name, only[0], f"peer {name}"))
         out[name] = {
             "seconds": statistics.median(mine),
-            "of our TopK": statistics.median(a / b for a, b in zip(mine, topk, strict=True)),
+            "l0": l0[name],
+            f"of our {only[0]}": statistics.median(a / b for a, b in zip(mine, topk, strict=True)),
             "peer's over ours": statistics.median(a / b for a, b in zip(peer, mine, strict=True)),
         }
         print(name, json.dumps(out[name]), flush=True)
@@ -224,22 +233,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", type=Path)
-    parser.add_argument("source")
-    parser.add_argument("heldout", nargs="?")
-    parser.add_argument("--only", nargs="*", default=list(OURS), choices=list(OURS))
+    parser.add_argument("paths", nargs="+", help="RUNS SOURCE HELDOUT, or SOURCE with --time")
+    parser.add_argument(
+        "--only", nargs="*", default=["DL TopK", *(n for n in OURS if n != "DL TopK")], choices=list(OURS)
+    )
     parser.add_argument("--time", action="store_true")
     args = parser.parse_args()
-    rows = read(args.source)
-    shape = {"B": B, "d_in": rows.shape[1], "d_sae": D_SAE, "k": K, "steps": STEPS, "rows": len(rows)}
-    machine = {"threads": torch.get_num_threads(), "cores": os.cpu_count(), "torch": torch.__version__}
+    if len(args.paths) != (1 if args.time else 3):
+        parser.error(f"expected RUNS SOURCE HELDOUT, or SOURCE with --time, got {args.paths}")
+    rows = read(args.paths[0 if args.time else 1])
+    shape = {"B": B, "d_in": rows.shape[1], "d_sae": D_SAE, "k": K, "rows": len(rows)}
+    shape["steps"] = TRAINED if args.time else STEPS
+    machine = {
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+    }
     found = (
-        times(args.runs, rows, args.only)
+        times(rows, args.only)
         if args.time
-        else agreement(args.runs, rows, read(args.heldout), args.only)
+        else agreement(Path(args.paths[0]), rows, read(args.paths[2]), args.only)
     )
     RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / ("parity_time.json" if args.time else "parity.json")
+    path = RESULTS / (f"parity_time_{B}_{D_SAE}.json" if args.time else "parity.json")
     path.write_text(json.dumps({"shape": shape, "machine": machine, "rows": found}, indent=1) + "\n")
 
 

@@ -3,8 +3,11 @@
 The peers' defaults are for runs a hundred times as long. What counts steps or tokens is scaled down to these 500
 steps (the warm-ups, the decay, the window after which a latent is dead, BatchTopK's average); the learning rates are
 the peers' rules or were tuned on a pilot run of the peer. The rest is as their trainers have it by default.
+
+PARITY_SHAPE=2048,4608 in the environment takes another batch size and number of latents, for the times.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -13,10 +16,12 @@ from torch import Tensor
 
 from saefast import open_source
 
-B, D_SAE, K, STEPS = 256, 1152, 32, 500
+SHAPE = os.environ.get("PARITY_SHAPE", "256,1152")
+B, D_SAE = map(int, SHAPE.split(","))
+K, STEPS = 32, 500
 WARMUP, DECAY, SPARSITY_WARMUP = 25, 100, 50  # steps: 5, 20 and 10 %
-DEAD_TOKENS = 10_240  # 40 batches, for those that count tokens and those that count batches
-GROUPS = (36, 72, 144, 288, 612)  # Matryoshka, latents of each group
+DEAD_TOKENS = 40 * B  # 40 batches, for those that count tokens and those that count batches
+GROUPS = tuple(D_SAE * n // 32 for n in (1, 2, 4, 8, 17))  # Matryoshka, latents of each group
 THRESHOLD_RATE = 0.01  # of BatchTopK's average
 SEEDS = (0, 1, 2)
 Encode = Callable[[Tensor], Tensor]

@@ -1,16 +1,16 @@
 """What a sweep of 12 SAEs costs beside 12 runs: `saefast sweep` against `saefast train` and `saefast evaluate` each.
 
-    flock -x /tmp/cpu.lock python benchmarks/sweep_cost.py            # data/ is what `make demo` makes
-    python benchmarks/sweep_cost.py --tokens 20480 --rounds 1
+    python benchmarks/sweep_cost.py            # data/ is what `make demo` makes
 
 Wall time, and processor time (user and system, of all threads): on a machine with neighbours the second is the one to
-trust. The parts of one run are measured in this process, one after another. Writes benchmarks/results/sweep_cpu.json.
+trust. Then in this process, one after another: the parts of one run; the training of the sweep with one SAE at a time
+and side by side; and the sweep and the 12 runs on activations that a language model makes while they train. Writes
+benchmarks/results/sweep_cpu.json.
 """
 
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -21,14 +21,17 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from step_ratios import cpu_name
 
-from saefast import SAE, SAEConfig, TrainConfig, Trainer, evaluate, open_source, plots
+from saefast import SAE, SAEConfig, TrainConfig, Trainer, evaluate, lm, open_source, plots
 from saefast.run import INIT_ROWS
 from saefast.sae import geometric_median
 from saefast.stream import open_buffer
+from saefast.sweep import Member, sweep
 
 RESULT = Path(__file__).parent / "results" / "sweep_cpu.json"
 WIDTHS, KS, KINDS = (1152, 2304, 4608), (16, 32), ("topk", "batch_topk")
+HOOK = "model.layers.12"
 
 
 def clock() -> tuple[float, float]:
@@ -49,6 +52,43 @@ def command(*args: object) -> dict[str, float]:
     seconds, _ = timed(lambda: subprocess.run(line, check=True, capture_output=True))
     print(args[0], *(a for a in args if not str(a).startswith("/")), seconds, flush=True)
     return seconds
+
+
+def members(tokens: int, batch: int, d_in: int) -> list[Member]:
+    train = TrainConfig(total_tokens=tokens, batch_size=batch, lr=2e-3, buffer_tokens=max(8192, 4 * batch))
+    shapes = product(KINDS, WIDTHS, KS)
+    return [Member(SAEConfig(d_in=d_in, d_sae=f, k=k, activation=kind), train) for kind, f, k in shapes]  # type: ignore[arg-type]
+
+
+def side_by_side(source: str, tokens: int, batch: int, folder: Path) -> dict[str, dict[str, float]]:
+    """The steps of the sweep, in a process that runs already; twice each, the second time counts."""
+    rows, found = open_source(source), {}
+    for attempt in range(2):
+        for workers in (1, torch.get_num_threads()):
+            out = folder / f"workers-{workers}-{attempt}"
+            seconds, _ = timed(
+                lambda o=out, w=workers: sweep(members(tokens, batch, rows.d_in), rows, o, workers=w)
+            )
+            found[f"{workers} at a time"] = seconds
+    return found
+
+
+def live(model_path: str, text: str, tokens: int, batch: int, folder: Path) -> dict[str, dict[str, float]]:
+    """From a model that runs while they train, everything in this process."""
+    model, tokenizer = lm.load_model(model_path)
+    contexts = lm.PackedContexts(lm.Texts(text), tokenizer, 256, 4)
+
+    def source() -> lm.ModelSource:
+        return lm.ModelSource(model, HOOK, contexts, tokenizer.all_special_ids, 10.0, {"use_cache": False})
+
+    def alone() -> None:
+        for member in members(tokens, batch, source().d_in):
+            Trainer(SAE(member.sae), member.train).fit(source())
+
+    found = {
+        "sweep": timed(lambda: sweep(members(tokens, batch, source().d_in), source(), folder / "live"))[0]
+    }
+    return found | {"12 runs": timed(alone)[0]}
 
 
 def parts(source: str, held_out: str, tokens: int, batch: int, out: Path) -> dict[str, dict[str, float]]:
@@ -80,6 +120,9 @@ def main() -> None:
     flags.add_argument("--rounds", type=int, default=1)
     flags.add_argument("--source", default="data/acts-corpus")
     flags.add_argument("--held-out", default="data/heldout-corpus")
+    flags.add_argument("--model", default="data/smollm2-135m")
+    flags.add_argument("--text", default="data/corpus.jsonl")
+    flags.add_argument("--live-tokens", type=int, default=20_480)
     args = flags.parse_args()
     same = ["--tokens", args.tokens, "--batch-size", args.batch_size, "--lr", 2e-3]
     rounds = []
@@ -108,11 +151,14 @@ def main() -> None:
             "args": vars(args), "widths": WIDTHS, "k": KS, "activations": KINDS, "rounds": rounds,
             "ratio": {key: statistics.median(r["ratio"][key] for r in rounds) for key in ("wall_s", "cpu_s")},
             "parts of one run": parts(args.source, args.held_out, args.tokens, args.batch_size, Path(folder)),
-            "machine": {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads(),
+            "training alone": side_by_side(args.source, args.tokens, args.batch_size, Path(folder)),
+            "from a live model": live(args.model, args.text, args.live_tokens, args.batch_size, Path(folder)),
+            "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads(),
                         "torch": torch.__version__},
         }  # fmt: skip
     RESULT.write_text(json.dumps(found, indent=2) + "\n")
-    print(json.dumps(found["ratio"]), json.dumps(found["parts of one run"]))
+    for key in ("ratio", "parts of one run", "training alone", "from a live model"):
+        print(key, json.dumps(found[key]))
 
 
 if __name__ == "__main__":

@@ -70,29 +70,42 @@ def auxk(
     loss_scale []: what the main loss multiplies its squared error by, for auxk_scale "loss".
     """
     W_enc, W_dec = weights.enc.shadow[dead.latents], weights.dec.shadow[dead.latents]
-    b_enc, b_dec = weights.b_enc.value[dead.latents], torch.zeros_like(weights.b_dec.value)
-    pre_acts = torch.addmm(b_enc.to(centred.dtype), centred, W_enc.T)
-    acts = ops.keep_topk(pre_acts, plan.k_aux, dead.number)
-    aux_error, squares = ops.dense_error(acts, W_dec, error, sign=-1.0)
+    b_enc, no_bias = weights.b_enc.value[dead.latents], torch.zeros_like(weights.b_dec.value)
+    rows = plan.micro_batch_size or max(len(centred), 1)
+
+    def piece(x: Tensor, off: Tensor) -> tuple[Tensor, ...]:
+        """-> squared error, and the gradients in units of the error, of some rows."""
+        pre_acts = torch.addmm(b_enc.to(x.dtype), x, W_enc.T)
+        acts = ops.keep_topk(pre_acts, plan.k_aux, dead.number)
+        aux_error, squares = ops.dense_error(acts, W_dec, off, sign=-1.0)
+        grad_acts = ops.dense_grad_acts(aux_error, W_dec, acts, squares.new_zeros(()))
+        return (
+            squares.sum(), ops.outer_sum(grad_acts, x), grad_acts.sum(dim=0, dtype=b_enc.dtype),
+            ops.outer_sum(acts, aux_error),
+        )  # fmt: skip
+
+    first, *others = zip(centred.split(rows), error.split(rows), strict=True)
+    sums = piece(*first)
+    for part in others:
+        for whole, added in zip(sums, piece(*part), strict=True):
+            whole += added
+    squares, grad_W_enc, grad_b_enc, grad_W_dec = sums
+
     if plan.auxk_scale == "residual":
-        _, variance = ops.centre(error, b_dec, error.dtype)
+        _, variance = ops.centre(error, no_bias, error.dtype)
         scale = 1 / variance
     else:
         scale = loss_scale
     if plan.auxk_ramp:
         scale = scale * (dead.number.to(scale.dtype) / plan.k_aux).clamp_max(1)
-    loss = (squares.sum() * scale).masked_fill(dead.number == 0, 0.0)
-
+    loss = (squares * scale).masked_fill(dead.number == 0, 0.0)
     scale = 2 * plan.auxk_alpha * scale
-    grad_acts = ops.dense_grad_acts(aux_error, W_dec, acts, torch.zeros_like(scale))
-    grad_b_enc = grad_acts.sum(dim=0, dtype=b_enc.dtype) * scale
-    if plan.pre_bias:
-        b_dec = -(grad_b_enc @ W_enc.to(b_enc.dtype))
+    grad_b_enc = grad_b_enc * scale
     aux = Aux(
         slots=dead.slots,
-        W_enc=ops.outer_sum(grad_acts, centred).mul_(scale),
+        W_enc=grad_W_enc.mul_(scale),
         b_enc=grad_b_enc,
-        W_dec=ops.outer_sum(acts, aux_error).mul_(scale),
-        b_dec=b_dec,
+        W_dec=grad_W_dec.mul_(scale),
+        b_dec=-(grad_b_enc @ W_enc.to(b_enc.dtype)) if plan.pre_bias else no_bias,
     )
     return loss, aux

@@ -16,9 +16,9 @@ from saefast.architectures import IN_DATA_UNITS, gated, jumprelu
 from saefast.architectures.code import Backward, Code, Extra, where
 from saefast.forward import Forward, reconstruct
 from saefast.plan import Coefficients, Plan
-from saefast.reference_update import Aux, Given, Grads, Groups, project_rows_, squared_norm
+from saefast.reference_update import Given, Groups
 from saefast.state import State
-from saefast.storage import Weights, load_weight, row_norms
+from saefast.storage import row_norms
 
 
 class Entries(NamedTuple):
@@ -106,33 +106,6 @@ def slopes(ops: ModuleType, code: Code, error: Tensor, W_dec: Tensor) -> Tensor:
         return ops.dense_grad_acts(error, W_dec, code.listed, none).to(wide)
     found: Tensor = ops.grad_top_acts(error, W_dec, code.listed, code.indices, code.row_offsets)
     return found.to(wide)
-
-
-def dense_grads(
-    ops: ModuleType, weights: Weights, centred: Tensor, run: Forward, given: Given, aux: Aux | None,
-    grad_scale: Tensor, plan: Plan, bias_norm: Tensor,
-) -> tuple[Grads, Tensor]:  # fmt: skip
-    """As `row_grads`, of a dense code [B, F]: four products. In units of the error until the end: 16-bit formats."""
-    n_tokens, dtype = len(centred), weights.b_enc.value.dtype
-    in_units = (given.grad_pre / grad_scale).to(centred.dtype)
-    grad_W_enc = ops.outer_sum(in_units, centred).mul_(grad_scale).addr_(given.push, given.push_row)
-    grad_W_dec = ops.outer_sum(run.code.acts, run.error).mul_(grad_scale)
-    W_dec = load_weight(weights.dec)
-    blocks = W_dec.unflatten(1, (given.pull.shape[1], -1))
-    grad_W_dec += (given.pull[:, :, None] * blocks).flatten(1)
-    grad_b_enc = given.grad_pre.sum(dim=0, dtype=dtype) + given.push * n_tokens
-    grad_b_dec = run.error.sum(dim=0, dtype=dtype) * grad_scale
-    if plan.pre_bias:
-        grad_b_dec -= grad_b_enc @ load_weight(weights.enc)
-    grad_b_enc = grad_b_enc + given.bias
-    if aux is not None:  # the slot -1 takes a row of zeros
-        for whole, part in ((grad_W_enc, aux.W_enc), (grad_b_enc, aux.b_enc), (grad_W_dec, aux.W_dec)):
-            whole += torch.cat([part, torch.zeros_like(part[:1])])[aux.slots.long()]
-        grad_b_dec += aux.b_dec
-    if plan.unit_norm:
-        project_rows_(grad_W_dec, W_dec)
-    grads = grad_W_enc, grad_b_enc, grad_W_dec, grad_b_dec
-    return grads, squared_norm(grads, bias_norm)
 
 
 def in_data_units(name: str, plan: Plan) -> bool:

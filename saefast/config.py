@@ -19,6 +19,9 @@ class TrainConfig:
     """Tokens to train on; the source is read again when it is shorter."""
     batch_size: int = 4096
     """Tokens per optimizer step."""
+    micro_batch_size: int | None = None
+    """Tokens at a time of what is as wide as the dictionary (AuxK's pre-activations, a code kept as a matrix); the
+    gradients are added up, so that the step is that of the whole batch. Default: all."""
     lr: float | None = None
     """Peak learning rate of Adam. Default: 2e-4 / sqrt(d_sae / 2^14) (Gao et al. 2024, arXiv 2406.04093)."""
     warmup_fraction: float = 0.05
@@ -165,8 +168,9 @@ class TrainConfig:
         check(0 < scale < math.inf, f"init_encoder_scale: expected a positive number, got {scale!r}")
         check(0 < self.eps < math.inf, f"eps: expected a positive number, got {self.eps!r}")
         check(0 <= self.auxk_alpha < math.inf, f"auxk_alpha: expected 0 or more, got {self.auxk_alpha!r}")
-        if self.k_aux is not None:
-            positive(self, "k_aux")
+        for name in ("k_aux", "micro_batch_size"):
+            if getattr(self, name) is not None:
+                positive(self, name)
         is_seed = type(self.seed) is int and 0 <= self.seed < 2**63
         check(is_seed, f"seed: expected an integer from 0 to 2^63 - 1, got {self.seed!r}")
         if self.buffer_tokens is not None:

@@ -32,6 +32,7 @@ def memory_bytes(
     param_dtype: str = "fp32",
     state_dtype: str = "fp32",
     n_dead: int = 0,
+    micro_batch_size: int | None = None,
     clip: bool = False,
     chunk_bytes: int = MAX_PRE_ACTS_BYTES,
 ) -> dict[str, int]:
@@ -54,7 +55,8 @@ def memory_bytes(
     if state_dtype == "int8":
         out["moments"] += 2 * 8 * F
     if n_dead:
-        out["auxk"] = n_dead * (2 * D * (c + 4) + 2 * B * c) + 4 * F  # rows, gradients, activations; slots
+        rows = min(B, micro_batch_size or B)
+        out["auxk"] = n_dead * (2 * D * (c + 4) + 2 * rows * c) + 4 * F  # rows, gradients, activations; slots
     return out
 
 
@@ -70,7 +72,7 @@ def free_for_steps(sae: SAEConfig, train: TrainConfig, compute_bytes: int) -> in
     """Bytes that a GPU step takes beside what training holds already; AuxK for a tenth of the latents."""
     parts = memory_bytes(
         train.batch_size, sae.d_in, sae.d_sae, sae.top_k, compute_bytes=compute_bytes, clip=train.grad_clip is not None,
-        n_dead=sae.d_sae // 10 if train.auxk_alpha else 0,
+        n_dead=sae.d_sae // 10 if train.auxk_alpha else 0, micro_batch_size=train.micro_batch_size,
     )  # fmt: skip
     return sum(
         size for part, size in parts.items() if part not in ("weights", "copies", "moments", "counters")
@@ -99,4 +101,6 @@ def _what_helps(train: TrainConfig) -> str:
         helps.append("state_dtype = 'int8'")
     if train.param_dtype != "bf16":
         helps.append(f"param_dtype = '{'split' if train.param_dtype == 'fp32' else 'bf16'}'")
+    if train.micro_batch_size is None and train.auxk_alpha:
+        helps.append("a micro_batch_size below batch_size")
     return ", ".join([*helps, "a smaller batch_size or d_sae"])

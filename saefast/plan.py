@@ -19,6 +19,7 @@ class Plan(NamedTuple):
     compute_dtype: torch.dtype  # of the products; sums are in fp32 at least
     activation: str = "topk"  # see `saefast.architectures`
     dense: bool = False  # a code [B, F] in place of a list of entries
+    micro_batch_size: int = 0  # rows at a time of what is as wide as the dictionary; 0: all
     rescore: int = 0  # see `reference.encode_topk`
     grad_clip: float | None = None  # largest global norm of the gradient, exact; makes the gradients exist
     auxk_alpha: float = 0.0

@@ -76,6 +76,7 @@ def plan_at(
         compute_dtype=compute_dtype,
         activation=sae.activation,
         dense=state.dense,
+        micro_batch_size=config.micro_batch_size or 0,
         rescore=config.rescore,
         grad_clip=config.grad_clip,
         auxk_alpha=config.auxk_alpha,

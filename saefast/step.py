@@ -13,7 +13,8 @@ from torch import Tensor
 
 from saefast.architectures import DENSE, MODULES
 from saefast.auxk import auxk, find_dead
-from saefast.backward import dense_grads, entry_grads, in_data_units, update_extra_
+from saefast.backward import entry_grads, in_data_units, update_extra_
+from saefast.dense import dense_pass, with_auxk
 from saefast.forward import reconstruct
 from saefast.plan import Hyper, Plan, coefficients
 from saefast.reference_update import Grads
@@ -64,15 +65,19 @@ def train_step(
         _, variance = ops.centre(target, torch.zeros_like(b_dec), plan.compute_dtype)
         goal = target - x @ extra["W_skip"].value.to(x.dtype).T if plan.skip else target
 
-    code = arch.select(ops, weights, extra, centred, plan, c)
-    run = reconstruct(ops, code, plan, weights.dec.shadow, b_dec, goal)
-    fvu = run.squares / variance
     loss_scale = 1 / variance if plan.loss == "fvu" else c.loss.to(variance.dtype)
-    loss = run.weighted * loss_scale
+    if plan.dense:
+        whole = dense_pass(ops, arch, state, centred, goal, plan, c, 2 * loss_scale)
+        error, squares, weighted = whole.error, whole.squares, whole.squares
+    else:
+        code = arch.select(ops, weights, extra, centred, plan, c)
+        run = reconstruct(ops, code, plan, weights.dec.shadow, b_dec, goal)
+        error, squares, weighted = run.whole, run.squares, run.weighted
+    fvu, loss = squares / variance, weighted * loss_scale
     auxk_loss, aux = torch.zeros_like(fvu), None
     if plan.dead_capacity:
         dead = find_dead(state.num_tokens_since_fired, plan.dead_feature_threshold, plan.dead_capacity)
-        auxk_loss, aux = auxk(ops, weights, centred, run.whole, dead, plan, loss_scale)
+        auxk_loss, aux = auxk(ops, weights, centred, error, dead, plan, loss_scale)
         loss = loss + plan.auxk_alpha * auxk_loss
     grad_scale = 2 * loss_scale + 0 * loss  # 0 times NaN or Inf is NaN
 
@@ -82,26 +87,30 @@ def train_step(
             penalty = numbers[10] * code.acts.sum()  # numbers.l1
         groups = ops.group_by_latent(code.acts, code.indices, n_latents, code.row_offsets)
         fired = groups[0].diff()
+    elif plan.dense:
+        penalty, extra_grads, fired = whole.penalty, whole.extra, whole.fired
     else:
         found = entry_grads(ops, arch, state, run, plan, c, grad_scale, goal, centred)
-        penalty, extra_grads, options = found.penalty, found.extra, {"given": found.given}
-        groups, fired = found.groups, found.fired
+        penalty, extra_grads, fired = found.penalty, found.extra, found.fired
+        groups, options = found.groups, {"given": found.given}
     if plan.skip:
-        wide = torch.promote_types(run.error.dtype, torch.float32)
-        extra_grads["W_skip"] = grad_scale * (run.whole.to(wide).T @ x.to(wide))
+        wide = torch.promote_types(error.dtype, torch.float32)
+        extra_grads["W_skip"] = grad_scale * (error.to(wide).T @ x.to(wide))
     if extra_grads or plan.penalty != "none" or plan.activation in DENSE:
         loss, grad_scale = loss + penalty, grad_scale + 0 * penalty
 
-    rest = centred, run.error, run.code.acts, run.code.indices, run.code.row_offsets, groups, grad_scale, aux
     grads = None
     if plan.dense:
-        grads, squared = dense_grads(
-            ops, weights, centred, run, found.given, aux, grad_scale, plan, numbers[11]
-        )
-    elif plan.grad_clip is None and optimizer is None:
-        squared = ops.update_(weights, *rest, numbers, state.counter, **options)
+        grads, squared = with_auxk(whole.grads, aux, weights, plan, numbers[11])
     else:
-        grads, squared = ops.row_grads(weights, *rest, numbers, **options)
+        rest = (
+            centred, run.error, run.code.acts, run.code.indices, run.code.row_offsets, groups, grad_scale, aux,
+            numbers,
+        )  # fmt: skip
+        if plan.grad_clip is None and optimizer is None:
+            squared = ops.update_(weights, *rest, state.counter, **options)
+        else:
+            grads, squared = ops.row_grads(weights, *rest, **options)
     for name, grad in extra_grads.items():
         squared = squared + ((numbers[11] if in_data_units(name, plan) else 1) * grad).square().sum()
     if grads is not None or extra_grads:  # else all is done
@@ -117,7 +126,8 @@ def train_step(
                 ops.adam_rows_(weights, grads, factor, numbers, state.counter)
             update_extra_(extra, extra_grads, factor, numbers, c, plan)
     if hasattr(arch, "observe_"):
-        arch.observe_(code, extra, plan, c, state.counter, ~grad_scale.isnan())
+        seen = whole.seen if plan.dense else arch.seen(code, plan, c)
+        arch.observe_(seen, extra, plan, state.counter, ~grad_scale.isnan())
 
     n_active = fired.sum()
     state.fired += fired
@@ -131,7 +141,7 @@ def train_step(
         auxk_loss=auxk_loss,
         penalty=penalty,
         grad_norm=squared.sqrt(),
-        code_size=n_active if code.size is None else code.size,
+        code_size=n_active if plan.dense or code.size is None else code.size,
     )
 
 

@@ -70,12 +70,59 @@ def test_ten_steps_equal_autograd_and_adam(name, backend):
             torch.testing.assert_close(value, leaves[key].detach(), rtol=1e-5, atol=1e-8, msg=key)
 
 
+IN_PIECES = [name for name, case in CASES.items() if case.dense or "auxk" in name]
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 40, 96, 1000])
+@pytest.mark.parametrize("name", IN_PIECES)
+def test_micro_batches_give_the_step_of_the_whole_batch(name, micro_batch_size, monkeypatch):
+    """Gradients of autograd, and no more rows than said of what is as wide as the dictionary."""
+    setup = set_up(CASES[name], micro_batch_size=micro_batch_size)
+    seen = []
+
+    def watched(op):
+        def run(first, *rest):
+            seen.append(len(first))
+            return op(first, *rest)
+
+        return run
+
+    for op in ("encode_dense", "relu_encode", "keep_topk"):
+        monkeypatch.setattr(setup.trainer.ops, op, watched(getattr(setup.trainer.ops, op)))
+    loss, penalty, want = oracle(setup)
+    whole, _ = gradients(set_up(CASES[name]))
+    seen.clear()
+    metrics, got = gradients(setup)
+    assert max(seen) == min(micro_batch_size, len(setup.rows)) and len(seen) >= len(setup.rows) / max(seen)
+    assert float(metrics.loss) == pytest.approx(float(loss), rel=1e-9)
+    assert float(metrics.penalty) == pytest.approx(float(penalty), rel=1e-9, abs=1e-15)
+    for field, value in metrics._asdict().items():
+        assert float(value) == pytest.approx(float(getattr(whole, field)), rel=1e-9, abs=1e-15), field
+    for key, grad in want.items():
+        torch.testing.assert_close(got[key], grad, rtol=1e-7, atol=1e-10, msg=lambda m, k=key: f"{k}: {m}")
+
+
+@pytest.mark.parametrize("name", IN_PIECES)
+def test_micro_batches_train_alike(name):
+    """Ten steps, with what follows the batches without a gradient."""
+    ends = []
+    for micro_batch_size in (None, 25):
+        setup = set_up(CASES[name], micro_batch_size=micro_batch_size)
+        for i in range(10):
+            setup.trainer.state.dense = CASES[name].dense
+            setup.trainer.step_on(setup.rows.roll(i, 0) * (1 + 0.02 * i))
+        ends.append(setup.trainer.state.tensors())
+    for key, tensor in ends[0].items():
+        torch.testing.assert_close(ends[1][key], tensor, rtol=1e-9, atol=1e-11, msg=key)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize(
     "name", ["relu-april-dense", "matryoshka", "jumprelu-anthropic", "gated", "skip-transcoder"]
 )
-def test_a_batch_that_is_not_finite_changes_nothing(name, bad):
-    setup = set_up(CASES[name])
+@pytest.mark.parametrize("micro_batch_size", [None, 4])
+def test_a_batch_that_is_not_finite_changes_nothing(name, bad, micro_batch_size):
+    setup = set_up(CASES[name], micro_batch_size=micro_batch_size)
     before = {key: tensor.clone() for key, tensor in setup.trainer.state.tensors().items()}
     setup.rows[5, 3] = bad
     assert not setup.trainer.step_on(setup.rows).loss.isfinite()

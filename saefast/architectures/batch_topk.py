@@ -27,12 +27,17 @@ def select(
     return Code(unscaled, indices, row_offsets, acts, unscaled)
 
 
-def observe_(code: Code, extra: Extra, plan: Plan, c: Coefficients, counter: Tensor, valid: Tensor) -> None:
-    """Move the threshold towards the smallest activation kept (scaled by the norm, if the selection is): the plain
-    mean of the first batches, then an average that forgets at plan.threshold_rate. valid []: False changes nothing."""
+def seen(code: Code, plan: Plan, c: Coefficients) -> Tensor:
+    """[]: the smallest activation kept (scaled by the norm, if the selection is); Inf if there is none."""
+    return code.pre_acts.masked_fill(code.pre_acts <= 0, torch.inf).min()
+
+
+def observe_(smallest: Tensor, extra: Extra, plan: Plan, counter: Tensor, valid: Tensor) -> None:
+    """Move the threshold towards the smallest activation kept: the plain mean of the first batches, then an average
+    that forgets at plan.threshold_rate. valid []: False changes nothing."""
     if "threshold" not in extra:  # a state around the four parameters alone
         return
     threshold = extra["threshold"].value
-    smallest = code.pre_acts.masked_fill(code.pre_acts <= 0, torch.inf).min().to(threshold.dtype)
+    smallest = smallest.to(threshold.dtype)
     rate = (1 / counter.to(threshold.dtype)).clamp_min(plan.threshold_rate)
     threshold.add_(where(valid & smallest.isfinite(), rate * (smallest - threshold)))

@@ -23,6 +23,7 @@ class Code(NamedTuple):
     size: Tensor | None = (
         None  # [] entries found, more than fit if some were left out; None: as many as listed
     )
+    mean_l0: Tensor | None = None  # [] of the whole batch, where this is the code of a part of it
 
     def of(self, per_latent: Tensor) -> Tensor:
         """[F] -> the number of each entry's latent; [F] itself for a dense code, which broadcasts."""

@@ -65,6 +65,7 @@ def backward(
         if plan.penalty == "l0":
             value, of_step = c.sparsity * n_tokens * l0, c.sparsity
         else:
+            l0 = l0 if code.mean_l0 is None else code.mean_l0
             excess = l0 / plan.target_l0 - 1
             value = c.sparsity * n_tokens * excess.square()
             of_step = c.sparsity * 2 * excess / plan.target_l0

@@ -41,10 +41,17 @@ def backward(
     return Backward(where(code.acts > 0, slope), added.value, added.norms)
 
 
-def observe_(code: Code, extra: Extra, plan: Plan, c: Coefficients, counter: Tensor, valid: Tensor) -> None:
+def seen(code: Code, plan: Plan, c: Coefficients) -> Tensor | None:
+    """[2]: sum of u^p, with the p of this step and of the next."""
+    if plan.penalty != "lp":
+        return None
+    u = (code.acts.to(c.scale.dtype) * c.scale).flatten()
+    return torch.stack([where(u > 0, u**p).sum() for p in (c.exponent, c.next_exponent)])
+
+
+def observe_(found: Tensor | None, extra: Extra, plan: Plan, counter: Tensor, valid: Tensor) -> None:
     """p-annealing: when p falls, the weight rises so that the penalty of this batch stays what it was."""
-    if plan.penalty == "lp":
-        u = (code.acts.to(extra["penalty_scale"].value.dtype) * c.scale).flatten()
-        sums = [where(u > 0, u**p).sum() for p in (c.exponent, c.next_exponent)]
-        factor = (sums[0] / sums[1]).masked_fill(~(valid & (sums[1] > 0)), 1.0)
-        extra["penalty_scale"].value.mul_(factor)
+    if found is not None:
+        scale = extra["penalty_scale"].value
+        factor = (found[0] / found[1]).masked_fill(~(valid & (found[1] > 0)), 1.0)
+        scale.mul_(factor.to(scale.dtype))
