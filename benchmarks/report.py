@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
+PEERS_OVER_OURS = "peer's over ours"
 BEGIN, END = "<!-- figures: python benchmarks/report.py -->", "<!-- end of figures -->"
 
 
@@ -25,6 +26,47 @@ def trainers_row() -> tuple[str, str, str]:
         f"{kept} of {len(rows)}; FVU at most {off[worst]:.1%} off ({worst}), L0 {off_l0[worst_l0]:.1%} ({worst_l0})",
         "`parity_peers.py`, `parity.py`",
     )
+
+
+def sweep_row() -> tuple[str, str, str]:
+    found = json.loads((RESULTS / "sweep_cpu.json").read_text())
+    live = found["from a live model"]
+    ratio = live["sweep"]["wall_s"] / live["12 runs"]["wall_s"]
+    args, widths = found["args"], found["widths"]
+    what = f"A sweep of 12 SAEs ({args['tokens']:,} tokens, widths {min(widths)} to {max(widths)}) beside 12 runs, wall time"
+    live_tokens = f"{args['live_tokens']:,} tokens"
+    measured = f"{found['ratio']['wall_s']:.2f} times, from shards; {ratio:.2f} times from a model that runs meanwhile ({live_tokens})"
+    return what, measured, "`sweep_cost.py`"
+
+
+def architecture_table() -> list[str]:
+    """Step times of the recipes of `parity.py`: ours, as a multiple of our TopK's, and the peer's own trainer's over ours."""
+    timed = [
+        json.loads(path.read_text())
+        for path in sorted(
+            (RESULTS / "cpu").glob("parity_time_*.json"), key=lambda p: int(p.stem.split("_")[2])
+        )
+    ]
+    names = {"DL": "dictionary_learning", "SP": "sparsify", "SL": "SAELens"}
+    shapes = ["B {B}, d_in {d_in}, d_sae {d_sae}".format(**one["shape"]) for one in timed]
+    lines = [
+        [
+            "A step of other architectures (`parity.py --time`): ours, over our TopK's, the peer's over ours",
+            *shapes,
+        ],
+        ["---"] * (1 + len(timed)),
+    ]
+    for name in timed[0]["rows"]:
+        library, what = name.split(maxsplit=1)
+        cells = []
+        for one in timed:
+            row = one["rows"][name]
+            over_topk = next(value for key, value in row.items() if key.startswith("of our"))
+            cells.append(
+                f"{row['seconds'] * 1e3:.0f} ms, {over_topk:.1f}, {row[PEERS_OVER_OURS]:.1f} (L0 {row['l0']:.0f})"
+            )
+        lines.append([f"{names[library]} {what}", *cells])
+    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def table() -> str:
@@ -63,7 +105,7 @@ def table() -> str:
         rows.append(
             (f"Held-out FVU after {recipe['tokens']:,} tokens, best setting of {who}", setting, "`recipe.py`")
         )
-    rows.append(trainers_row())
+    rows += [trainers_row(), sweep_row()]
     rows.append(
         (
             "Triton kernels in the interpreter beside the reference, {steps} steps on real activations: largest "
@@ -79,7 +121,7 @@ def table() -> str:
         f"medians within interleaved rounds of one process, with the 10th and 90th percentile. Scripts are in "
         f"`benchmarks/`, their results in `benchmarks/results/`."
     )
-    return "\n".join([*lines, "", *step_table(step), "", note])
+    return "\n".join([*lines, "", *step_table(step), "", *architecture_table(), "", note])
 
 
 def parity_rows(name: str, case: dict) -> list[tuple[str, str, str]]:

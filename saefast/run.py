@@ -222,7 +222,7 @@ def fit(
     )  # fmt: skip
     places = [None if folder is None else Path(folder) for folder in folders]
     runs = [Run(*each) for each in zip(trainers, places, [buffer] * len(trainers), parts, strict=True)]
-    with side_by_side(workers) as together:
+    with side_by_side(workers, sae.b_dec.device) as together:
         return _fit(runs, buffer, resume, together)
 
 

@@ -114,8 +114,8 @@ def sweep(
         resume: go on from the checkpoints in `out`; to the same bits, also where a kill came between two of them.
         seed: of the shuffling; default: that of the first.
         contexts: of `held_out`, a shard folder of `saefast cache`, for the evaluation in its language model; 0: none.
-        workers: SAEs trained side by side; default: one on each thread of a CPU. Each SAE has the same bits as alone
-            on that number of threads.
+        workers: SAEs trained side by side (see `saefast.parallel`); default: one on each thread of a CPU, four on a
+            GPU. On a CPU each has the same bits as alone on its number of threads, on a GPU as alone.
 
     Returns:
         the rows of the table; None if SIGTERM or Ctrl-C stopped it, after saving, or the source ended.
@@ -159,7 +159,7 @@ def evaluate_all(
     saes: dict[int, SAE], source: Source, columns: list[Columns], rows: list[dict[str, Any]], workers: int
 ) -> None:
     """One pass over `source` for all; what `evaluate` says of each goes into its row of the table."""
-    with side_by_side(workers) as together:
+    with side_by_side(workers, next(iter(saes.values())).b_dec.device if saes else "cpu") as together:
         sums = {i: Sums(sae) for i, sae in saes.items()}
         for chunk in source:
             together(lambda i: sums[i].add(take(chunk, columns[i])), sums)  # noqa: B023 (done when it returns)

@@ -69,12 +69,11 @@ class Trainer:
         self.output_scale = 1.0
         self.ema = None if config.ema_decay is None else Ema(self._trained(), config.ema_decay)
         self._optimizer: Optimizer | None = None  # made when the scales are known
-        graphs = (
-            self.on_gpu and self.ops.NAME == "triton" and config.cuda_graph and config.optimizer == "adam"
-        )
-        self._run = GraphedStep(self.ops, self.state) if graphs else partial(train_step, self.ops, self.state)
+        self._run: Callable[[Tensor, Plan, Tensor], Metrics] = partial(train_step, self.ops, self.state)
         if config.optimizer != "adam":
-            self._run = partial(train_step, self.ops, self.state, optimizer=self._apply)
+            self._run = partial(self._run, optimizer=self._apply)
+        elif self.on_gpu and self.ops.NAME == "triton" and config.cuda_graph:
+            self._run = GraphedStep(self.ops, self.state)
         self._watched: deque[tuple[int, torch.cuda.Event, Tensor]] = deque()
 
     def _extra(self) -> dict[str, Tensor]:
@@ -166,8 +165,8 @@ class Trainer:
         """
         rows = self.sae.rows(x, target)
         check(len(x) > 0, f"x: expected at least one row, got {list(x.shape)}")
-        if not self.on_gpu:
-            check(bool(rows.isfinite().all()), "x: expected finite values, got NaN or Inf")
+        finite = self.on_gpu or bool(rows.isfinite().all())
+        check(finite, "x: expected finite values, got NaN or Inf")
         if self.input_scale is None:
             self.set_scales(rows)
         return self.step_on(rows)
@@ -208,13 +207,14 @@ class Trainer:
             self.ema.update(self._trained())
         with torch.no_grad(), out_of_memory_help(self.sae.config, config):
             metrics = self._run(rows.contiguous(), plan, numbers)
-        state.step = step
-        state.fired_tokens += len(rows)
+        state.step, state.fired_tokens = step, state.fired_tokens + len(rows)
         if config.log_threshold:
             self.sae.extra["threshold"].copy_(state.extra["threshold"].value.exp())
         if self.sae.config.activation in DENSE and step % self._interval == 0:
-            between = GPU_DENSITY if self.on_gpu else CPU_DENSITY
+            between, room = GPU_DENSITY if self.on_gpu else CPU_DENSITY, plan.code_capacity
             state.dense = plan.follow_density(float(metrics.l0), self.sae.config.d_sae, between).dense
+            if not plan.dense and room is not None and (found := int(metrics.code_size)) > room:
+                log.warning(f"step {step}: {found} active entries, room for {room}: the others were left out")
         if self.on_gpu:
             loss, event = metrics.loss.to("cpu", non_blocking=True), torch.cuda.Event()
             event.record()

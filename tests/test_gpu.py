@@ -14,6 +14,7 @@ from saefast.reference import Params
 from saefast.sources import TensorSource
 from saefast.state import State
 from saefast.step import Hyper, Plan, train_step
+from saefast.sweep import Member, sweep
 
 pytestmark = [
     pytest.mark.gpu,
@@ -227,6 +228,21 @@ def test_resume_on_the_gpu_gives_the_same_bits(tmp_path):
         fit(tmp_path / "run", stop_after=25)
     resumed = fit(tmp_path / "run", resume=True)
     assert [name for name, tensor in whole.items() if not torch.equal(tensor, resumed[name])] == []
+
+
+def test_a_sweep_on_streams_gives_the_bits_of_one_after_another(tmp_path):
+    train = saefast.TrainConfig(total_tokens=64 * 256, batch_size=256, lr=2e-3, dead_feature_threshold=2000)
+    members = [
+        Member(saefast.SAEConfig(d_in=64, d_sae=f, k=k), train) for f in (256, 512, 1024) for k in (4, 8)
+    ]
+    source = TensorSource(torch.randn(20_000, 64, generator=torch.Generator().manual_seed(0)))
+    tables = [sweep(members, source, tmp_path / str(n), workers=n, device="cuda") for n in (1, 4)]
+    assert len(tables[0]) == 6 and all(tables)
+    for row in tables[0]:
+        one, other = (
+            saefast.SAE.from_pretrained(tmp_path / n / row["name"]).state_dict() for n in ("1", "4")
+        )
+        assert all(torch.equal(one[key], other[key]) for key in one), row["name"]
 
 
 def test_nan_in_a_batch_changes_no_weight_and_is_raised_later():

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from test_resume import assert_same, context, make_source, result
 
 import saefast.run
 from saefast import SAEConfig, TrainConfig, pareto
+from saefast.parallel import side_by_side, workers_for
 from saefast.sources import TensorSource
 from saefast.sweep import Member, names, sweep
 
@@ -198,3 +200,37 @@ def test_an_existing_folder_and_contexts_without_text_are_refused(tmp_path):
         saefast.InputError, match="contexts: expected held-out activations of `saefast cache`"
     ):
         sweep([member()], source, tmp_path / "b", held_out=source, contexts=4)
+
+
+def test_on_a_gpu_each_has_a_stream_after_what_came_before_and_before_what_comes_after(monkeypatch):
+    """The calls to CUDA, in order; `test_gpu.py` runs them."""
+    calls, now = [], ["main"]
+
+    class Stream:
+        def __init__(self, device=None, name=None):
+            self.device, self.name = device, name or f"s{sum(c[0] == 'new' for c in calls)}"
+            calls.append(("new", self.name))
+
+        def wait_stream(self, other):
+            calls.append((self.name, "waits for", other.name))
+
+    @contextmanager
+    def on(stream):
+        now.append(stream.name)
+        yield
+        now.pop()
+
+    main = Stream(name="main")
+    calls.clear()
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    with side_by_side(2, "cuda") as together:
+        calls.clear()
+        found = together(lambda item: calls.append((now[-1], item)) or item * 10, [1, 2, 3])
+    assert found == [10, 20, 30]
+    before, work, after = calls[:2], calls[2:5], calls[5:]
+    assert before == [("s0", "waits for", "main"), ("s1", "waits for", "main")]
+    assert work == [("s0", 1), ("s1", 2), ("s0", 3)]
+    assert after == [("main", "waits for", "s0"), ("main", "waits for", "s1")]
+    assert workers_for(12, "cuda") == 4 and workers_for(2, "cuda") == 2

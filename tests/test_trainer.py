@@ -126,6 +126,19 @@ def test_a_generator_that_ends_early_ends_the_run_with_a_warning(tmp_path, caplo
     assert trainer.state.step == 10 and "cannot be read twice" in caplog.text
 
 
+def test_entries_that_find_no_room_are_reported(monkeypatch, caplog):
+    """As on a GPU, where the room of a list without bound is reserved beforehand."""
+    config = saefast.TrainConfig(total_tokens=1000, batch_size=100, lr=1e-3, backend="reference")
+    trainer = saefast.Trainer(saefast.SAE(saefast.SAEConfig(d_in=8, d_sae=64, activation="relu")), config)
+    plan = trainer._plan(100)._replace(dense=False)
+    for room, said in ((10_000, False), (50, True)):
+        caplog.clear()
+        monkeypatch.setattr(trainer, "_plan", lambda n, room=room: plan._replace(code_capacity=room))
+        found = int(trainer.step(torch.randn(100, 8, generator=torch.Generator().manual_seed(0))).code_size)
+        assert 50 < found < 10_000
+        assert (f"{found} active entries, room for 50" in caplog.text) == said
+
+
 def test_wrong_width_is_refused():
     with pytest.raises(saefast.InputError, match="source: expected activations of width d_in = 16, got 5"):
         make().fit(torch.randn(10, 5))
