@@ -112,10 +112,13 @@ def exact_step(
     doubt: list[Tensor] = []
 
     def judge(pre_acts: Tensor, active: Tensor, k: int, unit: Tensor) -> None:
-        """pre_acts, active, unit [B, n]: active should be the k largest of each row, if above 0."""
-        bound = pre_acts.topk(min(k, pre_acts.shape[1]), dim=1).values[:, -1:].clamp_min(0)
+        """pre_acts, active, unit [B, n]: active should be the k largest of each row, if above 0. What was taken too much
+        is measured from the k-th, what was left out from the one after it."""
+        largest = pre_acts.topk(min(k + 1, pre_acts.shape[1]), dim=1).values.clamp_min(0)
+        bound = largest[:, min(k, pre_acts.shape[1]) - 1, None]
+        after = largest[:, k, None] if k < pre_acts.shape[1] else torch.zeros_like(bound)
         wrong = active != ((pre_acts >= bound) & (pre_acts > 0))
-        doubt.append((pre_acts - bound).abs()[wrong] / unit[wrong])
+        doubt.append((torch.where(active, bound - pre_acts, pre_acts - after) / unit)[wrong])
 
     def unit(centred: Tensor, W_enc: Tensor) -> Tensor:
         return EPS * centred.norm(dim=1, keepdim=True) * W_enc.norm(dim=1)

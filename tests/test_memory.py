@@ -72,11 +72,17 @@ def test_out_of_memory_says_how_much_and_what_helps():
         out_of_memory_help(SAE, config(grad_clip=1.0)),
     ):
         raise torch.OutOfMemoryError("tried to allocate")
-    for part in ("weights 68.73 GB", "grad_clip = None", "state_dtype = 'int8'", "param_dtype = 'split'"):
+    for part in (
+        "weights 68.73 GB",
+        "grad_clip = None",
+        "state_dtype = 'int8'",
+        "param_dtype = 'split'",
+        "micro_batch_size",
+    ):
         assert part in str(caught.value)
     with (
         pytest.raises(saefast.InputError, match="less with a smaller batch_size or d_sae"),
-        out_of_memory_help(SAE, config(param_dtype="bf16", state_dtype="int8")),
+        out_of_memory_help(SAE, config(param_dtype="bf16", state_dtype="int8", micro_batch_size=1024)),
     ):
         raise torch.OutOfMemoryError("tried to allocate")
 
