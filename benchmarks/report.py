@@ -116,11 +116,11 @@ def table() -> str:
     )
     machine = step["machine"]
     lines = ["| what | measured | command |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
-    others = json.loads((RESULTS / "sweep_cpu.json").read_text())["machine"]["cpu"]
+    others = json.loads((RESULTS / "sweep_cpu.json").read_text())["machine"]
     note = (
         f"Machine: {machine['cpu']}, {machine['cores']} cores, no GPU; torch {step['versions']['torch']}, fp32. Ratios are "
         f"medians within interleaved rounds of one process, with the 10th and 90th percentile. The last table, the 12 recipes and "
-        f"the sweep: {others}, 2 cores with AVX-512. Scripts are in `benchmarks/`, their results in `benchmarks/results/`."
+        f"the sweep: {others['cpu']}, {others['threads']} threads. Scripts are in `benchmarks/`, their results in `benchmarks/results/`."
     )
     return "\n".join([*lines, "", *step_table(step), "", *architecture_table(), "", note])
 

@@ -61,7 +61,7 @@ def members(tokens: int, batch: int, d_in: int) -> list[Member]:
 
 
 def side_by_side(source: str, tokens: int, batch: int, folder: Path) -> dict[str, dict[str, float]]:
-    """The steps of the sweep, in a process that runs already; twice each, the second time counts."""
+    """Training with its checkpoints and curves, in a process that runs already; twice each, the second time counts."""
     rows, found = open_source(source), {}
     for attempt in range(2):
         for workers in (1, torch.get_num_threads()):

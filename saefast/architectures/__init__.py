@@ -3,7 +3,8 @@ and the parameters for it. All else (decoding, the gradients of rows, Adam) is s
 
 A file here has `select` (pre-activations to the code of a batch, in training) and, where the gradient of an entry is not
 just that of the reconstruction, `backward`. What follows the batches without a gradient (BatchTopK's threshold) is in
-`seen`, numbers of a code that add up over the parts of a batch where it can be cut, and `observe_`. `inference.py` has the code of a trained SAE, in one place for all.
+`seen`, numbers of a code that add up over the parts of a batch where it can be cut, and `observe_`. `inference.py` has
+the code of a trained SAE, in one place for all.
 """
 
 from types import ModuleType
