@@ -1,4 +1,4 @@
-"""The command line: `saefast cache | train | sweep | evaluate | info`. Flags are generated from the dataclasses below."""
+"""The command line: `saefast cache | train | sweep | evaluate | convert | info`. Flags are generated from the dataclasses below."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from tyro.conf import Positional, UseAppendAction, arg
 
 import saefast
-from saefast import backend, lm, shards
+from saefast import backend, formats, lm, shards
 from saefast.cli_sweep import Sweep
 from saefast.cli_train import Train, check_device, with_recipe
 from saefast.config import TrainConfig
@@ -24,6 +24,10 @@ from saefast.evaluate import evaluate
 from saefast.files import load_tensors, read_json
 from saefast.sae import SAE
 from saefast.sources import open_source
+
+Format = Literal[
+    "saefast", "sae_lens", "sparsify", "dictionary_learning", "openai", "gemma_scope", "llamascopium"
+]
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,29 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Convert:
+    """Write an SAE in the files of another project; what it computes stays the same."""
+
+    source: Annotated[Positional[str], arg(metavar="SRC")]
+    """A run, a folder or file of any of the formats, or organisation/repository/folder on the Hub."""
+    destination: Annotated[Positional[Path], arg(metavar="DST")]
+    """A new folder."""
+    to: Format
+    """What to write."""
+    format: Format | None = None
+    """What SRC is; default: seen from its files."""
+
+    def run(self) -> None:
+        sae = SAE.from_pretrained(self.source, format=self.format)
+        notes = formats.save(sae, self.destination, self.to)
+        c = sae.config
+        active = f"k = {c.k}" if c.k else c.activation
+        print(f"{c.d_sae} latents of width {c.d_in}, {active}: {self.destination}, in the format {self.to}")
+        for note in notes:
+            print(f"folded: {note}")
+
+
+@dataclass(frozen=True)
 class Info:
     """What a run, an SAE, a shard folder or an activation file holds; without PATH, what this machine offers."""
 
@@ -180,10 +207,12 @@ def describe(path: Path) -> dict[str, Any]:
         path.exists(),
         f"path: expected a run, an SAE, a shard folder or an activation file, found nothing at {path}",
     )
-    if not (path / "run.json").exists() and not (path / "config.json").exists():
+    try:
+        format = formats.detect(path)
+    except InputError:
         source = open_source(path)
         return {"kind": "activations", "d_in": source.d_in} | source.describe()
-    found: dict[str, Any] = {"kind": "run" if (path / "run.json").exists() else "sae"}
+    found: dict[str, Any] = {"kind": "run" if (path / "run.json").exists() else "sae", "format": format}
     if found["kind"] == "run":
         try:
             found |= read_json(path / "run.json")
@@ -198,9 +227,9 @@ def describe(path: Path) -> dict[str, Any]:
         # whole lines only: a kill can cut the last one
         lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
         found["last_metrics"] = json.loads(lines[-1]) if lines else None
-    if (path / "config.json").exists():
+    if found["kind"] == "sae" or (path / "config.json").exists():
         sae = SAE.from_pretrained(path)
-        found["sae"] = asdict(sae.config)
+        found["sae"] = asdict(sae.config) | sae.metadata
         found["parameters"] = sum(p.numel() for p in sae.parameters())
     return found
 
@@ -227,7 +256,7 @@ def strict(value: Any) -> Any:
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
-    "cache": Cache, "train": Train, "sweep": Sweep, "evaluate": Evaluate, "info": Info,
+    "cache": Cache, "train": Train, "sweep": Sweep, "evaluate": Evaluate, "convert": Convert, "info": Info,
 }  # fmt: skip
 
 

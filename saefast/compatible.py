@@ -22,6 +22,10 @@ ONLY_OF = (  # option, its default, the architecture that it is for
 def check_compatible(sae: SAEConfig, config: TrainConfig) -> None:
     """Raises InputError."""
     kind = sae.activation
+    ok = sae.input_norm == "none"
+    check(ok, f"input_norm: expected 'none' to train (normalise the rows beforehand), got {sae.input_norm!r}")
+    ok = not (sae.scale_by_norm and kind == "jumprelu")
+    check(ok, "scale_by_norm: expected False to train 'jumprelu' (see saefast.formats.folded), got True")
     allowed = PENALTIES.get(kind, ("none",))
     ok = config.penalty in allowed
     check(ok, f"penalty: expected one of {list(allowed)} with activation {kind!r}, got {config.penalty!r}")

@@ -114,8 +114,8 @@ class EndToEnd:
         self.point = HookPoint(model, hook)
         self.downstream = [HookPoint(model, name) for name in self.config.downstream]
         c = sae.config
-        plain = c.activation == "topk" and c.pre_bias and c.d_out is None and c.layers == 1
-        check(plain and not c.scale_by_norm, f"sae: expected a TopK autoencoder of one layer, got {c}")
+        ok = c.activation == "topk" and c == type(c)(c.d_in, c.d_sae, k=c.k)  # and nothing else
+        check(ok, f"sae: expected a TopK autoencoder of one layer, got {c}")
         same = sae.W_enc.dtype == sae.W_dec.dtype == sae.b_dec.dtype
         check(same, f"sae: expected weights in {sae.b_dec.dtype} as its biases, got {sae.W_enc.dtype}")
         self.drop_ids = torch.tensor(sorted(drop_ids), dtype=torch.int64)

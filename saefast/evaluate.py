@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from saefast import reference
-from saefast.architectures.inference import encode
+from saefast.architectures.inference import decode, encode
 from saefast.backend import load_backend
 from saefast.errors import check
 from saefast.sae import SAE
@@ -63,9 +63,7 @@ class Sums:
         for rows in chunk[finite].to(params.b_dec).split(max(1, MAX_PRE_ACTS // config.d_sae)):
             given, x = rows[:, : config.d_in].contiguous(), rows[:, -config.width_out :].contiguous()
             acts, indices = encode(self.ops, params, extra, config, given)
-            x_hat = self.ops.decode(acts, indices, params.W_dec, params.b_dec)
-            if config.skip:
-                x_hat = x_hat + given @ extra["W_skip"].T
+            x_hat = decode(self.ops, params, extra, config, acts, indices, given)
             error = (x_hat - x).double()
             self.n_tokens += len(x)
             self.n_active += int((acts > 0).sum())

@@ -1,6 +1,5 @@
 """The SAE as an ordinary `nn.Module`: parameters, encode, decode, forward, save and load."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,12 +8,10 @@ from torch import Tensor, nn
 
 from saefast import reference
 from saefast.architectures import extra_parameters
-from saefast.architectures.inference import dense_acts, listed
+from saefast.architectures.inference import dense_acts, finish, listed, normed
 from saefast.config import SAEConfig
-from saefast.errors import InputError, check
-from saefast.files import load_tensors, read_json, save_tensors, write_json
+from saefast.errors import check
 
-WEIGHTS, CONFIG = "sae.safetensors", "config.json"
 ROWS_AT_ONCE = 2**14
 
 
@@ -25,6 +22,15 @@ class SAEOutput(NamedTuple):
     fvu: Tensor  # [] fraction of variance unexplained, over this batch; NaN for a transcoder without a target
     top_acts: Tensor  # [B, L]
     top_indices: Tensor  # [B, L] int32
+
+
+class Origin(NamedTuple):
+    """What the file of another project held besides the SAE: it is written back into a file of the same project."""
+
+    format: str
+    config: dict[str, Any]  # its own configuration, JSON
+    dtype: str  # of its weights, "float32"
+    tensors: dict[str, Tensor]  # those that an SAE has no place for
 
 
 class SAE(nn.Module):
@@ -45,6 +51,10 @@ class SAE(nn.Module):
 
     The parameters are always in the units of the data, before, during and after training (of JumpReLU: from the first
     step on).
+
+    Attributes:
+        metadata: plain values that are saved with it: "model_name", "hook_name" where they are known.
+        origin: see `Origin`; None for an SAE made here.
     """
 
     def __init__(
@@ -56,11 +66,13 @@ class SAE(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.metadata: dict[str, Any] = {}
+        self.origin: Origin | None = None
         generator = torch.Generator().manual_seed(seed)
 
         def unit_rows(width: int) -> Tensor:
             matrix = torch.empty(config.d_sae, width, device=device, dtype=weight_dtype)
-            for rows in matrix.split(ROWS_AT_ONCE):
+            for rows in matrix.split(ROWS_AT_ONCE) if not matrix.is_meta else ():
                 rows.copy_(reference.normalize_rows_(torch.randn(rows.shape, generator=generator)))
             return matrix
 
@@ -71,6 +83,13 @@ class SAE(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(config.width_out, device=device))
         for name, value in extra_parameters(config, device).items():
             self.register_parameter(name, nn.Parameter(value, requires_grad=value.ndim > 0))
+
+    @classmethod
+    def of(cls, config: SAEConfig, tensors: dict[str, Tensor]) -> "SAE":
+        """An SAE around these tensors, by name, of the right shapes; they are not copied."""
+        sae = cls(config, device="meta")
+        sae.load_state_dict(tensors, assign=True)
+        return sae
 
     @property
     def params(self) -> reference.Params:
@@ -122,24 +141,27 @@ class SAE(nn.Module):
 
     def pre_acts(self, x: Tensor) -> Tensor:
         """x [B, d_in] -> [B, d_sae]."""
+        x = x if (rows := normed(self.config, x)) is None else rows.x
         subtracted = self.b_dec if self.config.pre_bias else self.b_dec.new_zeros(())
         return reference.encode(x, self.W_enc, self.b_enc, subtracted)
 
     def decode(self, top_acts: Tensor, top_indices: Tensor, x: Tensor | None = None) -> Tensor:
         """top_acts [B, L], top_indices [B, L] integers below d_sae, any L -> x_hat [B, d_out].
 
-        x: [B, d_in], needed for what a skip transcoder adds.
+        x: [B, d_in], needed for what a skip transcoder adds, and where rows are normalised (`input_norm`).
         """
         check(
             top_acts.ndim == 2 and top_acts.shape == top_indices.shape,
             f"top_indices: expected the shape of top_acts {list(top_acts.shape)}, got {list(top_indices.shape)}",
         )
         x_hat = reference.decode(top_acts, top_indices, self.W_dec, self.b_dec)
-        if not self.config.skip:
-            return x_hat
-        check(x is not None, "x: expected the input of a skip transcoder, got None")
+        if not self.config.skip and self.config.input_norm in ("none", "scale"):
+            return x_hat if self.config.scales is None else x_hat * (1 / self.config.scales[1])
+        check(
+            x is not None, "x: expected the input (a skip transcoder, or rows that are normalised), got None"
+        )
         assert x is not None
-        return x_hat + x @ self.get_parameter("W_skip").T
+        return finish(self.config, x_hat, x, {name: getattr(self, name) for name in self.extra})
 
     def forward(self, x: Tensor, target: Tensor | None = None) -> SAEOutput:
         """x [B, d_in] (and a transcoder's target [B, d_out], for fvu) -> SAEOutput(x_hat, fvu, top_acts, top_indices)."""
@@ -154,44 +176,27 @@ class SAE(nn.Module):
 
         tensors: by name, written in place of the module's own, for a trainer that keeps them more precisely.
         """
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / CONFIG, asdict(self.config))
-        save_tensors(folder / WEIGHTS, tensors or self.params._asdict() | self.extra, asdict(self.config))
+        from saefast.formats import saefast  # which needs the SAE
+
+        saefast.save(self, Path(path), tensors)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, device: str | torch.device = "cpu") -> "SAE":
-        """Load a folder of `save_pretrained` (or the folder of a finished run).
+    def from_pretrained(
+        cls, path: str | Path, device: str | torch.device = "cpu", format: str | None = None
+    ) -> "SAE":
+        """Load a folder of `save_pretrained` or of a finished run, or an SAE of another project.
+
+        Args:
+            path: a folder or file, or "organisation/repository/folder" on the Hugging Face Hub (with the extra `hub`).
+            format: one of `saefast.formats.FORMATS`; None looks at the files.
 
         Raises:
-            InputError: a file is missing or corrupt, or the weights do not fit the config.
+            InputError: a file is missing, corrupt or would run code, the weights do not fit the config, or the SAE
+                computes what saefast does not.
         """
-        folder = Path(path)
-        try:
-            fields: Any = read_json(folder / CONFIG)
-            if not isinstance(fields, dict):
-                raise TypeError(f"{type(fields).__name__}")
-            fields = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
-            config = SAEConfig(**fields)
-        except TypeError as error:
-            raise InputError(f"{folder / CONFIG}: expected the fields of SAEConfig, got {error}") from None
-        if not (folder / WEIGHTS).exists():
-            raise InputError(
-                f"{folder / WEIGHTS}: expected a file, found none (a run that is not finished has none)"
-            )
-        tensors, _, _ = load_tensors(folder / WEIGHTS)
-        sae = cls(config)
-        expected = sae.params._asdict() | sae.extra
-        for name, param in expected.items():
-            found = list(tensors[name].shape) if name in tensors else None
-            if found != list(param.shape):
-                raise InputError(
-                    f"{folder / WEIGHTS}: {name}: expected shape {list(param.shape)}, got {found}"
-                )
-        others = ", ".join(sorted(tensors.keys() - expected.keys()))
-        check(not others, f"{folder / WEIGHTS}: expected the tensors of an SAE only, got also {others}")
-        sae.load_state_dict(tensors)
-        return sae.to(device)
+        from saefast import formats
+
+        return formats.load(path, format).to(device)
 
 
 def geometric_median(x: Tensor, max_iterations: int = 100, tolerance: float = 1e-6) -> Tensor:

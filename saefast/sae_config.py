@@ -36,7 +36,12 @@ class SAEConfig:
     group_sizes: tuple[int, ...] = ()
     """Matryoshka: sizes of the nested dictionaries, the last d_sae. Default: d_sae / 16, / 8, / 4, / 2, / 1."""
     scale_by_norm: bool = False
-    """TopK, BatchTopK, Matryoshka: select by pre_acts * ||W_dec row||, for decoder rows of any norm."""
+    """TopK, BatchTopK, Matryoshka, JumpReLU: select by pre_acts * ||W_dec row||, for decoder rows of any norm."""
+    input_norm: Literal["none", "layer_norm", "constant_norm", "scale"] = "none"
+    """What is done to a row before it is encoded, and undone to its reconstruction, see
+    `saefast.architectures.inference`. For SAEs of other projects: the trainer takes "none" only."""
+    scales: tuple[float, float] | None = None
+    """For "scale": what the input is multiplied by, and what the output is divided by."""
     init_threshold: float = 0.001
     """JumpReLU: the thresholds of a fresh SAE, in the units in which it is trained (see normalize_input)."""
 
@@ -59,12 +64,32 @@ class SAEConfig:
         check(self.d_out is not None or not self.skip, "skip: expected False without d_out, got True")
         divides = self.d_in % self.layers == 0 and self.width_out % self.layers == 0
         check(divides, f"layers: expected a divisor of d_in = {self.d_in} (and d_out), got {self.layers}")
-        scalable = not self.scale_by_norm or kind in ("topk", "batch_topk", "matryoshka")
+        scalable = not self.scale_by_norm or kind in ("topk", "batch_topk", "matryoshka", "jumprelu")
         check(scalable, f"scale_by_norm: expected False with activation {kind!r}, got True")
         check(
             0 < self.init_threshold < math.inf, f"init_threshold: expected > 0, got {self.init_threshold!r}"
         )
+        self._check_input_norm()
         self._check_groups()
+
+    def _check_input_norm(self) -> None:
+        one_of(self, "input_norm", ("none", "layer_norm", "constant_norm", "scale"))
+        of_input = self.input_norm in (
+            "layer_norm",
+            "constant_norm",
+        )  # a transcoder's output has another norm
+        kind = self.input_norm
+        check(
+            not of_input or self.d_out is None, f"input_norm: expected 'none' for a transcoder, got {kind!r}"
+        )
+        check(
+            (kind == "scale") == (self.scales is not None),
+            f"scales: expected with 'scale' only, got {kind!r}",
+        )
+        ok = self.scales is None or (
+            len(self.scales) == 2 and all(0 < scale < math.inf for scale in self.scales)
+        )
+        check(ok, f"scales: expected two positive numbers, got {self.scales!r}")
 
     def _check_groups(self) -> None:
         if self.activation != "matryoshka":

@@ -197,7 +197,7 @@ def test_bad_input_of_evaluate_and_info(world, tmp_path, fails):
     for command, message in (
         (
             f"evaluate {world}/cache {world}/x.npy",
-            f"{world}/cache/config.json: expected a JSON file, found none",
+            "path: expected an SAE, one of ['saefast', 'sae_lens', ",
         ),
         (
             f"evaluate {world}/run {world}/x.npy --in-model",

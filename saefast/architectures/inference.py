@@ -1,9 +1,15 @@
 """The code of a trained SAE, for every architecture. No batch decides here what is active: BatchTopK has its threshold.
 
 Codes come in the fixed layout [B, L], L = k or the most that any token has; an activation of 0 is none.
+
+Some projects normalise each row before they encode it, and undo that after decoding (SAEConfig.input_norm):
+"layer_norm" (x - mean) / (std + 1e-5), std with n - 1 (openai, SAELens); "constant_norm" x * sqrt(d_in) / ||x|| (SAELens,
+llamascopium "token-wise"); "scale" by a constant (llamascopium "dataset-wise").
 """
 
+import math
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,11 +20,54 @@ from saefast.reference_update import Params
 from saefast.sae_config import SAEConfig
 
 
+class Normed(NamedTuple):
+    """Rows as they are encoded, and how to get back: x_hat * scale + shift."""
+
+    x: Tensor  # [B, d_in]
+    scale: Tensor | float  # [B, 1]
+    shift: Tensor | float  # [B, 1]
+
+    def undo(self, x_hat: Tensor) -> Tensor:
+        return x_hat * self.scale + self.shift
+
+
+def normed(config: SAEConfig, x: Tensor) -> Normed | None:
+    """None where nothing is done to the rows."""
+    if config.input_norm == "layer_norm":
+        mean = x.mean(dim=1, keepdim=True)
+        std = x.std(dim=1, keepdim=True)
+        return Normed((x - mean) / (std + 1e-5), std, mean)
+    if config.input_norm == "constant_norm":
+        norm = x.norm(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+        factor = math.sqrt(config.d_in) / norm
+        return Normed(x * factor, 1 / factor, 0.0)
+    if config.scales is not None:
+        return Normed(x * config.scales[0], 1 / config.scales[1], 0.0)
+    return None
+
+
+def decode(
+    ops: ModuleType, params: Params, extra: dict[str, Tensor], config: SAEConfig, acts: Tensor, indices: Tensor, x: Tensor
+) -> Tensor:  # fmt: skip
+    """acts, indices [B, L] of `encode` and its x [B, d_in] -> x_hat [B, d_out]."""
+    x_hat = ops.decode(acts, indices, params.W_dec, params.b_dec)
+    return finish(config, x_hat, x, extra)
+
+
+def finish(config: SAEConfig, x_hat: Tensor, x: Tensor, extra: dict[str, Tensor]) -> Tensor:
+    """What comes after the decoder: the skip connection, and the undoing of the normalisation."""
+    rows = normed(config, x)
+    if config.skip:
+        x_hat = x_hat + (x if rows is None else rows.x) @ extra["W_skip"].T
+    return x_hat if rows is None else rows.undo(x_hat)
+
+
 def encode(
     ops: ModuleType, params: Params, extra: dict[str, Tensor], config: SAEConfig, x: Tensor
 ) -> tuple[Tensor, Tensor]:
     """x [B, d_in] -> acts, indices [B, L], by the ops of a backend, with products in the format of W_enc."""
     W_enc, b_enc = params.W_enc, params.b_enc
+    x = x if (rows := normed(config, x)) is None else rows.x
     subtracted = params.b_dec if config.pre_bias else params.b_dec.new_zeros(config.d_in)
     centred, _ = ops.centre(x, subtracted, W_enc.dtype)
     norms = params.W_dec.norm(dim=1, dtype=b_enc.dtype) if config.scale_by_norm else None

@@ -1,0 +1,157 @@
+"""llamascopium (OpenMOSS Language-Model-SAEs 2; earlier lm-saes): `config.json` and `sae_weights.safetensors` or `.pt`.
+
+    pre = (f x) @ W_E + b_E        acts = g(pre * n) / n, n = ||W_D row|| with sparsity_include_decoder_norm, else 1
+    x_hat = (acts @ W_D + b_D) / f'      g: ReLU, TopK, or x where x > exp(log_jumprelu_threshold)
+
+f is sqrt(d_model) over: the mean norm of the data ("dataset-wise", in the file), the norm of the row ("token-wise"), or
+f = 1 ("inference"). Their `forward` leaves f to the caller; an SAE here has it in. "batch-wise" and BatchTopK need
+a batch, and a GLU encoder is another function: refused.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefast.errors import InputError, check
+from saefast.files import write_json
+from saefast.formats.common import (
+    Tensors,
+    as_kept,
+    before,
+    build,
+    declared,
+    integer,
+    read_config,
+    read_pickle,
+    read_safetensors,
+    write_tensors,
+)
+from saefast.formats.folding import Folding
+from saefast.sae import SAE, Origin
+
+NAME, CONFIG, WEIGHTS = "llamascopium", "config.json", "sae_weights.safetensors"
+PLACES = (
+    WEIGHTS, "sae_weights.pt", "checkpoints/pruned.safetensors", "checkpoints/pruned.pt",
+    "checkpoints/final.safetensors", "checkpoints/final.pt",
+)  # fmt: skip
+THRESHOLD, NORM = "activation_function.log_jumprelu_threshold", "dataset_average_activation_norm."
+KINDS = ("relu", "topk", "jumprelu")
+
+
+def find(path: Path) -> bool:
+    return (path / CONFIG).exists() and any((path / place).exists() for place in PLACES)
+
+
+def read(path: Path) -> SAE:
+    place = path / CONFIG
+    config = read_config(place)
+    weights = next((path / p for p in PLACES if (path / p).exists()), path / WEIGHTS)
+    if weights.suffix == ".pt":
+        loaded = read_pickle(weights)
+        found = Tensors(weights, loaded.get("sae", loaded) if isinstance(loaded, dict) else loaded)
+    else:
+        found = read_safetensors(weights)
+    kind, norm = config.get("act_fn", "relu"), config.get("norm_activation", "dataset-wise")
+    sort = config.get("sae_type", "sae")
+    check(sort == "sae", f"{place}: sae_type: expected 'sae', got {sort!r}")
+    check(
+        kind in KINDS,
+        f"{place}: act_fn: expected one of {list(KINDS)} (batchtopk has no threshold), got {kind!r}",
+    )
+    check(not config.get("use_glu_encoder"), f"{place}: use_glu_encoder: expected false, got true")
+    W_enc = found.take("W_E", (None, None)).T.contiguous()
+    d_sae, d_in = W_enc.shape
+    declared(config, place, d_model=d_in)
+    tensors: dict[str, Tensor] = {
+        "W_enc": W_enc,
+        "b_enc": found.take("b_E", (d_sae,)),
+        "W_dec": found.take("W_D", (d_sae, d_in)),
+    }
+    biased = config.get("use_decoder_bias", True)
+    tensors["b_dec"] = found.take("b_D", (d_in,)) if biased else torch.zeros(d_in)
+    options: dict[str, Any] = {"activation": kind, "pre_bias": False}
+    kept: dict[str, Tensor] = {}
+    if kind != "relu":  # which does not see the norms
+        options["scale_by_norm"] = bool(config.get("sparsity_include_decoder_norm", True))
+    if kind == "topk":
+        options["k"] = integer({"top_k": 50} | config, "top_k", place)
+    elif kind == "jumprelu":
+        kept[THRESHOLD] = found.left.get(THRESHOLD, torch.zeros(()))
+        tensors["threshold"] = found.take(THRESHOLD, (d_sae,)).exp()
+    kept |= found.rest(NORM)
+    into, out = config.get("hook_point_in"), config.get("hook_point_out")
+    if into != out:
+        options["d_out"] = d_in
+    if norm == "token-wise":
+        options["input_norm"] = "constant_norm"
+    elif norm == "dataset-wise":
+        scales = (_factor(kept, into, d_in, weights), _factor(kept, out, d_in, weights))
+        options |= {"input_norm": "scale", "scales": scales}
+    known = ("inference", "token-wise", "dataset-wise")
+    check(norm in known, f"{place}: norm_activation: expected one of {list(known)}, got {norm!r}")
+    return build(options, tensors, Origin(NAME, config, found.dtype, kept), place, {"hook_name": into})
+
+
+def _factor(tensors: dict[str, Tensor], hook: Any, d_in: int, path: Path) -> float:
+    norm = tensors.get(f"{NORM}{hook}")
+    if norm is None or norm.numel() != 1 or not 0 < float(norm) < math.inf:
+        raise InputError(f"{path}: {NORM}{hook}: expected a positive number (dataset-wise), got {norm}")
+    return math.sqrt(d_in) / float(norm)
+
+
+def write(sae: SAE, path: Path) -> list[str]:
+    fold, (config, kept) = Folding(sae, NAME), before(sae, NAME)
+    fold.need(
+        sae.config.activation in (*KINDS, "batch_topk", "matryoshka"), f"activation {sae.config.activation!r}"
+    )
+    fold.need(sae.config.input_norm != "layer_norm", "layer norm")
+    fold.need(sae.config.width_out == sae.config.d_in and not sae.config.skip, "such transcoder")
+    as_it_was = sae.config.input_norm == "scale" and config.get("norm_activation") == "dataset-wise"
+    if not as_it_was:
+        fold.unscaled()
+    fold.centred(False)
+    if fold.config.activation not in KINDS:
+        fold.jumprelu()
+    ours = fold.config
+    tensors = {
+        "W_E": fold.tensors["W_enc"].T, "b_E": fold.tensors["b_enc"], "W_D": fold.tensors["W_dec"], "b_D": fold.tensors["b_dec"],
+    }  # fmt: skip
+    if not config.get("use_decoder_bias", True) and not tensors["b_D"].any():
+        del tensors["b_D"]
+    out = as_kept(sae, NAME, tensors)
+    if ours.activation == "jumprelu":
+        threshold = fold.tensors["threshold"]
+        was = kept.get(THRESHOLD)
+        same = was is not None and torch.equal(was.to(threshold.dtype).exp(), threshold)
+        log = was if same and was is not None else threshold.log()
+        out[THRESHOLD] = log.to(out["W_E"].dtype)
+        if not same:
+            fold.notes.append("the threshold as its logarithm: rounded, and a threshold of 0 as 1e-38")
+            out[THRESHOLD] = out[THRESHOLD].clamp_min(math.log(1e-38))
+    hook = sae.metadata.get("hook_name") or "unknown"
+    config = {"hook_point_in": hook, "hook_point_out": hook if ours.d_out is None else f"{hook}.out"} | config
+    norms = {n: t for n, t in kept.items() if n.startswith(NORM)}
+    hooks = dict.fromkeys((config["hook_point_in"], config["hook_point_out"]))
+    out |= {f"{NORM}{hook}": norms.get(f"{NORM}{hook}", torch.ones(())) for hook in hooks}
+    norm = (
+        "dataset-wise" if as_it_was else "token-wise" if ours.input_norm == "constant_norm" else "inference"
+    )
+    config |= {
+        "sae_type": "sae", "d_model": ours.d_in, "act_fn": ours.activation, "norm_activation": norm,
+        "use_decoder_bias": "b_D" in out, "use_glu_encoder": False,
+    }  # fmt: skip
+    if int(ours.d_in * config.get("expansion_factor", 0)) != ours.d_sae:
+        ratio = ours.d_sae / ours.d_in
+        config["expansion_factor"] = (
+            ratio if int(ours.d_in * ratio) == ours.d_sae else math.nextafter(ratio, math.inf)
+        )
+    if ours.activation != "relu":
+        config["sparsity_include_decoder_norm"] = ours.scale_by_norm
+    if ours.k is not None:
+        config["top_k"] = ours.k
+    write_tensors(path / WEIGHTS, out, {"version": "2.0.0b34"})
+    write_json(path / CONFIG, config)
+    return fold.notes

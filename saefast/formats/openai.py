@@ -1,0 +1,96 @@
+"""openai/sparse_autoencoder: one file of `torch.save` with the state of its `Autoencoder`.
+
+    latents = act(encoder.weight (x - pre_bias) + latent_bias)      recons = decoder.weight latents + pre_bias
+
+With activation "TopK" rows go through a layer norm (and back), with "ReLU" they do not. Tied models have
+`decoder.linear.weight`, which is the encoder's. The public ones are `.pt` files named by layer.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefast.errors import check
+from saefast.files import write_atomic
+from saefast.formats.common import Tensors, as_kept, before, build, integer, read_pickle
+from saefast.formats.dictionary_learning import config_of
+from saefast.formats.folding import Folding
+from saefast.sae import SAE, Origin
+
+NAME, WEIGHTS = "openai", "autoencoder.pt"
+MORE = ("activation.k", "activation.postact_fn")  # their state has it twice
+STATS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
+
+
+def find(path: Path) -> bool:
+    """A .pt file that has no config beside it, or a folder that `write` made."""
+    if path.suffix == ".pt":
+        return path.is_file() and not config_of(path).exists()
+    return (path / WEIGHTS).exists()
+
+
+def read(path: Path) -> SAE:
+    path = path if path.suffix == ".pt" else path / WEIGHTS
+    found = Tensors(path, read_pickle(path))
+    kind = found.left.pop("activation", "ReLU")
+    check(kind in ("TopK", "ReLU"), f"{path}: activation: expected 'TopK' or 'ReLU', got {kind!r}")
+    state: Any = found.left.pop("activation_state_dict", {})
+    W_enc = found.take("encoder.weight", (None, None))
+    d_sae, d_in = W_enc.shape
+    tied = "decoder.linear.weight" in found
+    W_dec = (
+        found.take("decoder.linear.weight", (d_sae, d_in))
+        if tied
+        else found.take("decoder.weight", (d_in, d_sae)).T
+    )
+    tensors: dict[str, Tensor] = {
+        "W_enc": W_enc,
+        "b_enc": found.take("latent_bias", (d_sae,)),
+        "W_dec": W_dec.contiguous(),
+        "b_dec": found.take("pre_bias", (d_in,)),
+    }
+    options: dict[str, Any] = {"activation": "relu"}
+    if kind == "TopK":
+        after = state.get("postact_fn", "ReLU") if isinstance(state, dict) else None
+        check(after == "ReLU", f"{path}: postact_fn: expected 'ReLU', got {after!r}")
+        options = {"activation": "topk", "k": integer(state, "k", path), "input_norm": "layer_norm"}
+    more = {name: found.left.pop(name) for name in MORE if name in found}
+    origin = Origin(NAME, {"tied": tied, "more": more}, found.dtype, found.rest(*STATS))
+    return build(options, tensors, origin, path, {})
+
+
+def write(sae: SAE, path: Path) -> list[str]:
+    fold, (config, stats) = Folding(sae, NAME), before(sae, NAME)
+    kind = sae.config.activation
+    fold.need(kind in ("topk", "relu"), f"activation {kind!r}")
+    fold.need(sae.config.d_out is None, "transcoders")
+    fold.unscaled()
+    fold.unit_rows()
+    wanted = "layer_norm" if kind == "topk" else "none"
+    fold.need(fold.config.input_norm == wanted, f"{kind!r} with other rows than {wanted!r}")
+    fold.centred(True)
+    ours = fold.config
+    tied = config.get("tied", False) and torch.equal(fold.tensors["W_enc"], fold.tensors["W_dec"])
+    decoder = (
+        {"decoder.linear.weight": fold.tensors["W_dec"]}
+        if tied
+        else {"decoder.weight": fold.tensors["W_dec"].T}
+    )
+    tensors = {
+        "pre_bias": fold.tensors["b_dec"],
+        "encoder.weight": fold.tensors["W_enc"],
+        "latent_bias": fold.tensors["b_enc"],
+    }
+    fresh = {
+        "stats_last_nonzero": torch.zeros(ours.d_sae, dtype=torch.int64),
+        "latents_activation_frequency": torch.ones(ours.d_sae),
+        "latents_mean_square": torch.zeros(ours.d_sae),
+    }
+    out: dict[str, Any] = as_kept(sae, NAME, tensors | decoder) | fresh | stats
+    out["activation"] = "TopK" if kind == "topk" else "ReLU"
+    out["activation_state_dict"] = {"k": ours.k, "postact_fn": "ReLU"} if kind == "topk" else {}
+    out |= config.get("more", {})
+    write_atomic(path / WEIGHTS, lambda temporary: torch.save(out, temporary))
+    return fold.notes

@@ -1,0 +1,167 @@
+"""SAELens (sae-lens 6, and its older folders): `cfg.json`, `sae_weights.safetensors`.
+
+    sae_in = norm(x) - b_dec (if apply_b_dec_to_input)      pre = sae_in @ W_enc + b_enc, W_enc [d_in, d_sae]
+    topk, batchtopk with rescale_acts_by_decoder_norm: pre * ||W_dec row|| is what is selected, and the activation
+    x_hat = norm^-1(acts @ W_dec + b_dec)                   jumprelu: relu(pre) * (pre > threshold)
+
+An activation of ours is not multiplied by the norm of the decoder row: with rescale_acts_by_decoder_norm SAELens' are
+that much larger. "batchtopk" and "matryoshka_batchtopk" are what `save_model` and checkpoints of a training run hold;
+exported, they are jumprelu.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import saefast
+from saefast.errors import check
+from saefast.files import write_json
+from saefast.formats.common import (
+    as_kept,
+    before,
+    build,
+    declared,
+    integer,
+    read_config,
+    read_safetensors,
+    write_tensors,
+)
+from saefast.formats.folding import Folding
+from saefast.sae import SAE, Origin
+
+NAME, CONFIG, WEIGHTS = "sae_lens", "cfg.json", "sae_weights.safetensors"
+VERSION = "6.54.12"  # of the files that `write` makes; from 6.0 on they are read as they are
+NORMS = {"none": "none", "layer_norm": "layer_norm", "constant_norm_rescale": "constant_norm"}
+OURS = {
+    "standard": "relu", "topk": "topk", "batchtopk": "batch_topk", "matryoshka_batchtopk": "matryoshka",
+    "jumprelu": "jumprelu", "gated": "gated", "transcoder": "relu", "skip_transcoder": "relu",
+    "jumprelu_transcoder": "jumprelu", "jumprelu_skip_transcoder": "jumprelu",
+}  # fmt: skip
+TRAINING = ("batchtopk", "matryoshka_batchtopk")  # no inference class has these names
+
+
+def find(path: Path) -> bool:
+    return (path / CONFIG).exists() and not (path / "sae.safetensors").exists()
+
+
+def read(path: Path) -> SAE:
+    place = path / CONFIG
+    config = modern(read_config(place), place)
+    kind = config.get("architecture", "standard")
+    check(kind in OURS, f"{place}: architecture: expected one of {list(OURS)}, got {kind!r}")
+    norm = config.get("normalize_activations", "none")
+    if norm == "expected_average_only_in":  # of a training run; SAELens leaves it to the caller
+        norm = "none"
+    check(norm in NORMS, f"{place}: normalize_activations: expected one of {list(NORMS)}, got {norm!r}")
+    found = read_safetensors(path / WEIGHTS)
+    tensors: dict[str, Tensor] = {"W_enc": found.take("W_enc", (None, None)).T.contiguous()}
+    d_sae, d_in = tensors["W_enc"].shape
+    options: dict[str, Any] = {
+        "activation": OURS[kind], "input_norm": NORMS[norm], "pre_bias": bool(config.get("apply_b_dec_to_input", True)),
+    }  # fmt: skip
+    width = d_in
+    if kind.endswith("transcoder"):
+        width = integer(config, "d_out", place)
+        options |= {"d_out": width, "skip": "skip" in kind, "pre_bias": False}
+    declared(config, place, d_in=d_in, d_sae=d_sae)
+    tensors["W_dec"], tensors["b_dec"] = found.take("W_dec", (d_sae, width)), found.take("b_dec", (width,))
+    tensors["b_enc"] = found.take("b_gate" if kind == "gated" else "b_enc", (d_sae,))
+    if options["activation"] == "jumprelu":
+        tensors["threshold"] = found.take("threshold", (d_sae,))
+    if kind == "gated":
+        tensors["r_mag"], tensors["b_mag"] = found.take("r_mag", (d_sae,)), found.take("b_mag", (d_sae,))
+    if options.get("skip"):
+        tensors["W_skip"] = found.take("W_skip", (width, d_in))
+    if kind in ("topk", *TRAINING):
+        options |= {"k": integer(config, "k", place)}
+        options["scale_by_norm"] = bool(config.get("rescale_acts_by_decoder_norm", False))
+    kept = {}
+    if kind in TRAINING:
+        kept["topk_threshold"] = found.left.get("topk_threshold", torch.zeros(()))  # fp64
+        tensors["threshold"] = found.take("topk_threshold", ())
+    if kind == "matryoshka_batchtopk":
+        widths = [int(n) for n in config.get("matryoshka_widths", [])]
+        options["group_sizes"] = tuple(widths if widths and widths[-1] == d_sae else [*widths, d_sae])
+    scaling = found.rest("scaling_factor").get("scaling_factor")
+    ones = scaling is None or bool((scaling == 1).all())
+    check(ones, f"{found.path}: scaling_factor: expected none, or ones, got finetuned scales")
+    metadata = config.get("metadata") or {}
+    origin = Origin(NAME, config, found.dtype, kept)
+    described = {key: metadata.get(key) for key in ("model_name", "hook_name")}
+    return build(options, tensors, origin, place, described)
+
+
+def modern(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The config of a folder from before version 6 with the names of today."""
+    metadata = config.get("metadata")
+    version = config.get("sae_lens_version") or (metadata or {}).get("sae_lens_version")
+    if version is not None and not str(version).startswith(tuple("12345")):
+        return config
+    renamed = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
+    config = {renamed.get(key, key): value for key, value in config.items()}
+    norm = config.get("normalize_activations") or "none"
+    config["normalize_activations"] = "expected_average_only_in" if norm is True else norm
+    check(not config.get("finetuning_scaling_factor"), f"{path}: finetuning_scaling_factor: expected false")
+    arguments = config.pop("activation_fn_kwargs", None) or {}
+    if config.get("activation_fn") == "topk":
+        config |= {"architecture": "topk", "k": arguments.get("k")}
+    known = ("relu", "topk", None)
+    function = config.get("activation_fn")
+    check(function in known, f"{path}: activation_fn: expected one of {list(known)}, got {function!r}")
+    names = ("model_name", "hook_name", "hook_head_index", "context_size", "prepend_bos", "dataset_path")
+    described = {key: config.pop(key) for key in names if key in config}
+    return config | {"metadata": described | {"sae_lens_version": VERSION}}
+
+
+def write(sae: SAE, path: Path) -> list[str]:
+    fold, (config, kept) = Folding(sae, NAME), before(sae, NAME)
+    fold.need(sae.config.activation != "group_max", "activation 'group_max'")
+    fold.unscaled()
+    training = config.get("architecture") in TRAINING
+    if not training and sae.config.activation in ("batch_topk", "matryoshka"):
+        fold.unit_rows()
+        fold.jumprelu()
+    elif sae.config.activation == "jumprelu":
+        fold.unit_rows()
+    ours, tensors = fold.config, fold.tensors
+    kind = (
+        config["architecture"]
+        if training
+        else {v: k for k, v in OURS.items() if "transcoder" not in k}[ours.activation]
+    )
+    if ours.d_out is not None:
+        fold.need(ours.activation in ("relu", "jumprelu"), f"transcoder with activation {ours.activation!r}")
+        kind = (
+            ("jumprelu_" if ours.activation == "jumprelu" else "")
+            + ("skip_" if ours.skip else "")
+            + "transcoder"
+        )
+    out = as_kept(sae, NAME, tensors | {"W_enc": tensors["W_enc"].T})
+    if kind == "gated":
+        out["b_gate"] = out.pop("b_enc")
+    if training:
+        threshold = kept.get("topk_threshold", torch.zeros((), dtype=torch.float64))
+        same = threshold.to(tensors["threshold"].dtype) == tensors["threshold"]
+        out["topk_threshold"] = threshold if same else out["threshold"].to(threshold.dtype)
+        del out["threshold"]
+    norm = {ours: theirs for theirs, ours in NORMS.items()}[ours.input_norm]
+    if config.get("normalize_activations") == "expected_average_only_in":
+        norm = "expected_average_only_in"
+    config |= {
+        "d_in": ours.d_in, "d_sae": ours.d_sae, "apply_b_dec_to_input": ours.pre_bias, "normalize_activations": norm,
+        "architecture": kind, "dtype": str(out["W_enc"].dtype).removeprefix("torch."),
+        "device": config.get("device", "cpu"), "reshape_activations": config.get("reshape_activations", "none"),
+    }  # fmt: skip
+    if kind in ("topk", *TRAINING):
+        k = config.get("k", ours.k)  # SAELens' may be 32.0
+        config |= {"k": k if k == ours.k else ours.k, "rescale_acts_by_decoder_norm": ours.scale_by_norm}
+    if ours.d_out is not None:
+        config["d_out"] = ours.d_out
+    # without a version of theirs the folder would be read as one from before 6
+    fresh = {"sae_lens_version": VERSION, "saefast_version": saefast.__version__} | sae.metadata
+    config["metadata"] = config.get("metadata") or fresh
+    write_tensors(path / WEIGHTS, out)
+    write_json(path / CONFIG, config)
+    return fold.notes

@@ -1,0 +1,93 @@
+"""EleutherAI's sparsify (eai-sparsify 1): `cfg.json`, `sae.safetensors` in a folder for each hook point.
+
+pre = relu(encoder.weight (x - b_dec) + encoder.bias), without b_dec when `transcode`
+x_hat = sum of the k largest (or the largest of each of k groups) times W_dec rows + b_dec (+ W_skip x)
+"""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from saefast.errors import check
+from saefast.files import write_json
+from saefast.formats.common import (
+    as_kept,
+    before,
+    build,
+    integer,
+    read_config,
+    read_safetensors,
+    write_tensors,
+)
+from saefast.formats.folding import Folding
+from saefast.sae import SAE, Origin
+
+NAME, CONFIG, WEIGHTS = "sparsify", "cfg.json", "sae.safetensors"
+OURS = {"topk": "topk", "groupmax": "group_max"}
+
+
+def find(path: Path) -> bool:
+    return (path / CONFIG).exists() and (path / WEIGHTS).exists()
+
+
+def read(path: Path) -> SAE:
+    place = path / CONFIG
+    config, found = read_config(place), read_safetensors(path / WEIGHTS)
+    kind = config.get("activation", "topk")
+    check(kind in OURS, f"{place}: activation: expected one of {list(OURS)}, got {kind!r}")
+    W_enc = found.take(
+        "encoder.weight", (None, None)
+    )  # num_latents may be 0 in the config: the tensor says it
+    d_sae, d_in = W_enc.shape
+    same = config.get("d_in", d_in) == d_in
+    check(same, f"{place}: d_in: expected {d_in}, the size of the tensors, got {config.get('d_in')!r}")
+    latents = config.get("num_latents") or d_sae
+    check(latents == d_sae, f"{place}: num_latents: expected {d_sae} or 0, got {latents!r}")
+    tensors: dict[str, Tensor] = {
+        "W_enc": W_enc,
+        "b_enc": found.take("encoder.bias", (d_sae,)),
+        "W_dec": found.take("W_dec", (d_sae, d_in)),
+        "b_dec": found.take("b_dec", (d_in,)),
+    }
+    transcode, skip = bool(config.get("transcode")), bool(config.get("skip_connection"))
+    check(transcode or not skip, f"{place}: skip_connection: expected with transcode only, got without")
+    if skip:
+        tensors["W_skip"] = found.take("W_skip", (d_in, d_in))
+    found.rest()
+    options: dict[str, Any] = {"activation": OURS[kind], "k": integer({"k": 32} | config, "k", place)}
+    if transcode:
+        options |= {"pre_bias": False, "d_out": d_in, "skip": skip}
+    return build(options, tensors, Origin(NAME, config, found.dtype, {}), place, {"hook_name": path.name})
+
+
+def write(sae: SAE, path: Path) -> list[str]:
+    fold, (config, _) = Folding(sae, NAME), before(sae, NAME)
+    kind = sae.config.activation
+    fold.need(kind in OURS.values(), f"activation {kind!r}")
+    fold.need(sae.config.input_norm in ("none", "scale"), "normalisation of rows")
+    fold.need(sae.config.width_out == sae.config.d_in, "output of another width than the input")
+    fold.unscaled()
+    fold.unit_rows()
+    if fold.config.d_out is None:
+        fold.centred(True)
+    ours, tensors = fold.config, fold.tensors
+    names = {"W_enc": "encoder.weight", "b_enc": "encoder.bias"}
+    out = as_kept(sae, NAME, {names.get(name, name): tensor for name, tensor in tensors.items()})
+    defaults = {
+        "expansion_factor": 32,
+        "normalize_decoder": True,
+        "num_latents": ours.d_sae,
+        "multi_topk": False,
+    }
+    config = defaults | config
+    config |= {
+        "activation": {v: k for k, v in OURS.items()}[kind], "k": ours.k, "d_in": ours.d_in,
+        "transcode": ours.d_out is not None, "skip_connection": ours.skip,
+    }  # fmt: skip
+    implied = config["num_latents"] or config["d_in"] * config["expansion_factor"]
+    if implied != ours.d_sae:  # what the library would allocate
+        config["num_latents"] = ours.d_sae
+    write_tensors(path / WEIGHTS, out)
+    write_json(path / CONFIG, config)
+    return fold.notes

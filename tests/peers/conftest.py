@@ -1,0 +1,25 @@
+"""Fixtures of the tests beside the real packages of other projects, see `make peers`."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from saefast import open_source
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_rows():
+    """[8192, 576] fp32 activations of SmolLM2-135M after block 12, attention sinks dropped, one random order."""
+    source = ROOT / "data" / "acts-corpus"
+    assert source.exists(), f"{source}: run `make demo` first, it caches the activations"
+    rows = torch.cat([chunk.float() for chunk in open_source(source).rows()])
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:8192]]
+
+
+@pytest.fixture(scope="session")
+def x(real_rows):
+    """[256, 576], of a norm of about 24."""
+    return (real_rows[:256] / real_rows.norm(dim=1).mean() * 24).contiguous()

@@ -1,0 +1,414 @@
+"""Files beside the code of the projects they come from: theirs read by us, ours read by them, on real activations.
+
+Equal is: every output within 1e-5 of the largest, and the same latents active but for pre-activations within rounding
+of the edge.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from format_checks import D_SAE, K, dense, same, same_code, scramble, there_and_back
+from peers import stand_ins
+from safetensors.torch import load_file
+
+from saefast import SAE, SAEConfig, formats
+
+# SAELens
+
+
+def sae_lens_model(kind, options):
+    import sae_lens
+
+    cls = getattr(sae_lens, kind)
+    model = cls(getattr(sae_lens, f"{kind}Config")(d_in=576, d_sae=D_SAE, **options))
+    scramble(model)
+    if hasattr(model, "topk_threshold"):
+        model.topk_threshold.fill_(1.234567890123)  # fp64
+    model.cfg.metadata.hook_name, model.cfg.metadata.model_name = "blocks.12.hook_resid_post", "smollm2"
+    return model
+
+
+NORMS = ({}, {"normalize_activations": "layer_norm"}, {"normalize_activations": "constant_norm_rescale"})
+INFERENCE = [
+    *[("StandardSAE", norm) for norm in NORMS],
+    *[("TopKSAE", {"k": K} | norm) for norm in NORMS],
+    ("TopKSAE", {"k": K, "rescale_acts_by_decoder_norm": True}),
+    ("TopKSAE", {"k": K, "apply_b_dec_to_input": False}),
+    ("JumpReLUSAE", {}),
+    ("JumpReLUSAE", {"apply_b_dec_to_input": False}),
+    ("GatedSAE", {}),
+    ("Transcoder", {"d_out": 48}),
+    ("SkipTranscoder", {"d_out": 48}),
+    ("JumpReLUTranscoder", {"d_out": 48}),
+    ("JumpReLUSkipTranscoder", {"d_out": 48}),
+]
+
+
+@pytest.mark.parametrize("kind,options", INFERENCE, ids=lambda v: v if isinstance(v, str) else "-".join(v))
+def test_sae_lens_inference(kind, options, x, tmp_path):
+    import sae_lens
+
+    options = options | ({"apply_b_dec_to_input": False} if "Transcoder" in kind else {})
+    model = sae_lens_model(kind, options)
+    model.save_model(tmp_path / "theirs")
+    sae = there_and_back(tmp_path / "theirs", tmp_path, "sae_lens")
+    model = sae_lens.SAE.load_from_disk(tmp_path / "theirs", device="cpu")
+    same(sae(x).x_hat, model(x))
+    norm = sae.W_dec.norm(dim=1) if sae.config.scale_by_norm else 1
+    same_code(dense(sae, x) * norm, model.encode(x))
+    assert sae.metadata == {"model_name": "smollm2", "hook_name": "blocks.12.hook_resid_post"}
+    again = sae_lens.SAE.load_from_disk(tmp_path / "again", device="cpu")
+    assert torch.equal(again(x), model(x)) and again.cfg == model.cfg
+
+
+TRAINING = [
+    ("StandardTrainingSAE", {}),
+    ("TopKTrainingSAE", {"k": K}),
+    ("TopKTrainingSAE", {"k": K, "rescale_acts_by_decoder_norm": False}),
+    ("BatchTopKTrainingSAE", {"k": float(K)}),
+    ("BatchTopKTrainingSAE", {"k": K, "rescale_acts_by_decoder_norm": False}),
+    ("MatryoshkaBatchTopKTrainingSAE", {"k": K, "matryoshka_widths": [24, 96]}),
+    ("MatryoshkaBatchTopKTrainingSAE", {"k": K, "matryoshka_widths": [24, 48]}),
+    ("JumpReLUTrainingSAE", {}),
+    ("GatedTrainingSAE", {}),
+]
+
+
+@pytest.mark.parametrize("kind,options", TRAINING, ids=lambda v: v if isinstance(v, str) else "-".join(v))
+def test_sae_lens_training(kind, options, x, tmp_path):
+    """What a training run saves, and what it exports: the same SAE."""
+    import sae_lens
+
+    model = sae_lens_model(kind, options)
+    model.save_model(tmp_path / "theirs")
+    model.save_inference_model(tmp_path / "exported")
+    sae = there_and_back(tmp_path / "theirs", tmp_path, "sae_lens")
+    exported = SAE.from_pretrained(tmp_path / "exported")
+    model = sae_lens.SAE.load_from_disk(tmp_path / "exported", device="cpu")
+    want = model(x)
+    same(exported(x).x_hat, want)
+    same_code(dense(exported, x), model.encode(x))
+    same(sae(x).x_hat, want)
+    again = sae_lens.TrainingSAE.load_from_disk(tmp_path / "again", device="cpu")
+    assert again.cfg.architecture() == sae.origin.config["architecture"]
+    formats.save(SAE.of(sae.config, dict(sae.named_parameters())), tmp_path / "new", "sae_lens")
+    same(sae_lens.SAE.load_from_disk(tmp_path / "new", device="cpu")(x), want)
+
+
+def test_sae_lens_before_version_6(x, tmp_path):
+    """A folder of 2024: flat names, the activation function beside the architecture."""
+    import sae_lens
+
+    model = sae_lens_model("TopKSAE", {"k": K})
+    model.save_model(tmp_path / "old")
+    config = {
+        "d_in": 576, "d_sae": D_SAE, "dtype": "torch.float32", "device": "cpu", "model_name": "gpt2", "hook_point": "blocks.8",
+        "activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}, "normalize_activations": None, "context_size": 128,
+    }  # fmt: skip
+    (tmp_path / "old" / "cfg.json").write_text(json.dumps(config))
+    sae = SAE.from_pretrained(tmp_path / "old")
+    assert sae.config.k == K and sae.metadata == {"model_name": "gpt2", "hook_name": "blocks.8"}
+    config["dtype"] = "float32"
+    (tmp_path / "old" / "cfg.json").write_text(json.dumps(config))
+    same(sae(x).x_hat, sae_lens.SAE.load_from_disk(tmp_path / "old", device="cpu")(x))
+    formats.save(sae, tmp_path / "new", "sae_lens")
+    same(sae(x).x_hat, sae_lens.SAE.load_from_disk(tmp_path / "new", device="cpu")(x))
+
+
+def test_sae_lens_in_bf16_round_trips(tmp_path):
+    model = sae_lens_model("TopKSAE", {"k": K, "dtype": "bfloat16"})
+    model.save_model(tmp_path / "theirs")
+    sae = there_and_back(tmp_path / "theirs", tmp_path, "sae_lens")
+    assert sae.W_enc.dtype == torch.float32
+
+
+# sparsify
+
+SPARSIFY = [
+    {"k": K},
+    {"k": K, "activation": "groupmax"},
+    {"k": K, "num_latents": 0, "expansion_factor": 2},
+    {"k": K, "transcode": True},
+    {"k": K, "transcode": True, "skip_connection": True},
+    {"k": K, "multi_topk": True},
+]
+
+
+@pytest.mark.parametrize("options", SPARSIFY, ids="-".join)
+def test_sparsify(options, x, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARSIFY_DISABLE_TRITON", "1")
+    from sparsify.config import SparseCoderConfig
+    from sparsify.sparse_coder import SparseCoder
+
+    coder = SparseCoder(576, SparseCoderConfig(**{"num_latents": D_SAE} | options))
+    scramble(coder)
+    coder.save_to_disk(tmp_path / "layers.3")
+    sae = there_and_back(tmp_path / "layers.3", tmp_path, "sparsify")
+
+    def output(coder):
+        found = coder.encode(x)
+        acts = torch.zeros(len(x), coder.num_latents).scatter_(1, found.top_indices, found.top_acts)
+        x_hat = coder.decode(found.top_acts, found.top_indices)
+        return acts, x_hat if coder.W_skip is None else x_hat + x @ coder.W_skip.mT
+
+    acts, x_hat = output(coder)
+    same(sae(x).x_hat, x_hat)
+    same_code(dense(sae, x), acts)
+    assert torch.equal(output(SparseCoder.load_from_disk(tmp_path / "again"))[1], x_hat)
+    assert sae.metadata == {"hook_name": "layers.3"}
+
+
+# dictionary_learning
+
+
+@pytest.fixture(scope="module")
+def learning():
+    with stand_ins("nnsight", "datasets", "zstandard"):
+        from dictionary_learning import dictionary, utils
+        from dictionary_learning.trainers import batch_top_k, matryoshka_batch_top_k, top_k
+    return dictionary, utils, {
+        "AutoEncoderTopK": top_k.AutoEncoderTopK, "BatchTopKSAE": batch_top_k.BatchTopKSAE,
+        "MatryoshkaBatchTopKSAE": matryoshka_batch_top_k.MatryoshkaBatchTopKSAE,
+    }  # fmt: skip
+
+
+KINDS = [
+    "AutoEncoder", "AutoEncoderNew", "GatedAutoEncoder", "AutoEncoderTopK", "BatchTopKSAE", "MatryoshkaBatchTopKSAE",
+    "JumpReluAutoEncoder",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dictionary_learning(kind, learning, x, tmp_path):
+    dictionary, utils, topk = learning
+    arguments = {"k": K} if kind in topk else {}
+    if kind == "MatryoshkaBatchTopKSAE":
+        arguments["group_sizes"] = [24, 24, 48]
+    cls = topk.get(kind) or getattr(dictionary, kind)
+    ae = cls(576, D_SAE, **arguments)
+    scramble(ae)
+    if "threshold" in ae.state_dict() and kind in topk:
+        ae.threshold.fill_(1.2)
+    if kind == "AutoEncoder":  # or its loader would change the numbers
+        ae.decoder.weight.data /= ae.decoder.weight.norm(dim=0)
+    folder = tmp_path / "trainer_0"
+    folder.mkdir()
+    torch.save(ae.state_dict(), folder / "ae.pt")
+    trainer = {
+        "trainer_class": "SomeTrainer", "dict_class": kind, "activation_dim": 576, "dict_size": D_SAE, "lr": 1e-3, "layer": 12,
+        "lm_name": "smollm2", "submodule_name": "resid_post_layer_12",
+    }  # fmt: skip
+    trainer |= arguments
+    (folder / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {"ctx_len": 128}}))
+    sae = there_and_back(folder, tmp_path, "dictionary_learning")
+    loaded, config = utils.load_dictionary(str(tmp_path / "again"), device="cpu")
+    assert config["trainer"] == trainer
+    for model in (ae, loaded):
+        same(sae(x).x_hat, model.decode(model.encode(x)))
+        same_code(dense(sae, x), model.encode(x))
+    new = SAE.of(sae.config, dict(sae.named_parameters()))  # knows nothing of where it comes from
+    assert formats.save(new, tmp_path / "new", "dictionary_learning") == []
+    loaded, _ = utils.load_dictionary(str(tmp_path / "new"), device="cpu")
+    same(sae(x).x_hat, loaded.decode(loaded.encode(x)))
+
+
+def test_dictionary_learning_backups_and_steps(learning, x, tmp_path):
+    """The file of `backup_steps` in place of the SAE, and one of `save_steps`."""
+    dictionary, _, _ = learning
+    ae = dictionary.AutoEncoder(576, D_SAE)
+    scramble(ae)
+    optimizer = torch.optim.Adam(ae.parameters())
+    ae(x).sum().backward()
+    optimizer.step()
+    backup = {
+        "step": 3,
+        "ae": ae.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "config": {},
+        "norm_factor": 2.0,
+    }
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(backup, tmp_path / "ae.pt")
+    torch.save(ae.state_dict(), tmp_path / "checkpoints" / "ae_3.pt")
+    (tmp_path / "config.json").write_text(json.dumps({"trainer": {"dict_class": "AutoEncoder"}}))
+    for path in (tmp_path, tmp_path / "checkpoints" / "ae_3.pt"):
+        same(SAE.from_pretrained(path)(x).x_hat, ae(x))
+
+
+def test_a_threshold_that_was_never_set_lets_every_positive_activation_pass(learning, x, tmp_path):
+    topk = learning[2]
+    ae = topk["BatchTopKSAE"](576, D_SAE, K)
+    scramble(ae)
+    assert float(ae.threshold) == -1
+    torch.save(ae.state_dict(), tmp_path / "ae.pt")
+    trainer = {"dict_class": "BatchTopKSAE", "k": K}
+    (tmp_path / "config.json").write_text(json.dumps({"trainer": trainer}))
+    sae = SAE.from_pretrained(tmp_path)
+    same_code(dense(sae, x), ae.encode(x))
+    formats.save(sae, tmp_path / "again", "dictionary_learning")
+    assert float(torch.load(tmp_path / "again" / "ae.pt", weights_only=True)["threshold"]) == -1
+
+
+# openai: its code is not on PyPI; beside it where it can be imported, and beside its formula
+
+
+@pytest.mark.parametrize("kind", ["TopK", "ReLU"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_openai(kind, tied, x, tmp_path):
+    model = pytest.importorskip("sparse_autoencoder.model", reason="openai's code is not on PyPI")
+    activation = model.TopK(K) if kind == "TopK" else torch.nn.ReLU()
+    ae = model.Autoencoder(D_SAE, 576, activation=activation, tied=tied, normalize=kind == "TopK")
+    scramble(ae)
+    ae(x)  # fills the statistics
+    path = tmp_path / "theirs" / "12.pt"
+    path.parent.mkdir()
+    torch.save(ae.state_dict(), path)
+    sae = SAE.from_pretrained(path)
+    acts, info = ae.encode(x)
+    same(sae(x).x_hat, ae.decode(acts, info))
+    same_code(dense(sae, x), acts)
+    sae.save_pretrained(tmp_path / "ours")
+    formats.save(SAE.from_pretrained(tmp_path / "ours"), tmp_path / "again", "openai")
+    mine, theirs = (torch.load(p, weights_only=True) for p in (tmp_path / "again" / "autoencoder.pt", path))
+    if tied:  # saved twice
+        theirs.pop("decoder.weight", None)
+    assert mine.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert torch.equal(mine[name], value) if isinstance(value, torch.Tensor) else mine[name] == value
+    if not tied:
+        state = torch.load(tmp_path / "again" / "autoencoder.pt", weights_only=True)
+        state = {
+            name: value for name, value in state.items() if not name.startswith("activation.")
+        }  # its loader fails
+        again = model.Autoencoder.from_state_dict(state)
+        acts, info = again.encode(x)
+        same(sae(x).x_hat, again.decode(acts, info))
+
+
+@pytest.mark.parametrize("kind", ["TopK", "ReLU"])
+def test_openai_formula(kind, x, tmp_path):
+    """As written in its model.py: layer norm with TopK only, the unbiased standard deviation, 1e-5 added to it."""
+    generator = torch.Generator().manual_seed(1)
+    W_enc, W_dec, pre_bias, latent_bias = (
+        scale * torch.randn(shape, generator=generator)
+        for scale, shape in ((0.05, (D_SAE, 576)), (0.05, (576, D_SAE)), (0.5, 576), (0.5, D_SAE))
+    )
+    state = {
+        "pre_bias": pre_bias,
+        "encoder.weight": W_enc,
+        "latent_bias": latent_bias,
+        "decoder.weight": W_dec,
+    }
+    rows, mean, std = x, 0.0, 1.0
+    if kind == "TopK":
+        state |= {"activation": "TopK", "activation_state_dict": {"k": K, "postact_fn": "ReLU"}}
+        mean, std = x.mean(1, keepdim=True), x.std(1, keepdim=True)
+        rows = (x - mean) / (std + 1e-5)
+    pre = (rows - pre_bias) @ W_enc.T + latent_bias
+    if kind == "TopK":
+        top = pre.topk(K, dim=1)
+        acts = torch.zeros_like(pre).scatter_(1, top.indices, top.values.relu())
+    else:
+        acts = pre.relu()
+    torch.save(state, tmp_path / "0.pt")
+    sae = SAE.from_pretrained(tmp_path / "0.pt")
+    same(sae(x).x_hat, (acts @ W_dec.T + pre_bias) * std + mean)
+    same_code(dense(sae, x), acts)
+
+
+# Gemma Scope: as SAELens reads it, the Hub replaced by a folder
+
+
+@pytest.fixture
+def from_folder(monkeypatch, tmp_path):
+    from sae_lens.loading import pretrained_sae_loaders as loaders
+
+    def local(repo_id, filename, subfolder=None, **_):
+        return str(tmp_path.joinpath(*([subfolder] if subfolder else []), filename))
+
+    monkeypatch.setattr(loaders, "hf_hub_download", local)
+    shapes = lambda _, name: {n: list(t.shape) for n, t in load_file(tmp_path / name).items()}
+    monkeypatch.setattr(loaders, "get_safetensors_tensor_shapes", shapes)
+    return loaders
+
+
+def through_sae_lens(loaded):
+    import sae_lens
+    from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting
+
+    config, state, _ = loaded
+    config = handle_config_defaulting(config | {"device": "cpu"})
+    cls = sae_lens.SAE.get_sae_class_for_architecture(config["architecture"])
+    model = cls(sae_lens.SAE.get_sae_config_class_for_architecture(config["architecture"]).from_dict(config))
+    model.load_state_dict(state)
+    return model
+
+
+def jumprelu(**options):
+    sae = SAE(SAEConfig(576, D_SAE, activation="jumprelu", pre_bias=False, **options))
+    scramble(sae)
+    return sae
+
+
+@pytest.mark.parametrize("folder", ["layer_12/width_16k/average_l0_71", "embedding/width_4k/average_l0_6"])
+def test_gemma_scope_1(folder, from_folder, x, tmp_path, monkeypatch):
+    sae = jumprelu()
+    formats.save(sae, tmp_path / "new", "gemma_scope")
+    (tmp_path / folder).parent.mkdir(parents=True)
+    (tmp_path / "new").rename(tmp_path / folder)
+    read = from_folder.get_gemma_2_config_from_hf
+    monkeypatch.setattr(
+        from_folder,
+        "get_gemma_2_config_from_hf",
+        lambda *a, **o: read(*a, **o) | {"d_in": 576, "d_sae": D_SAE},
+    )
+    loaded = from_folder.gemma_2_sae_huggingface_loader("google/gemma-scope-2b-pt-res", folder)
+    model, back = through_sae_lens(loaded), SAE.from_pretrained(tmp_path / folder)
+    same(back(x).x_hat, model(x))
+    same_code(dense(back, x), model.encode(x))
+    assert torch.equal(back.W_enc, sae.W_enc) == ("embedding" not in folder)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"d_out": 48}, {"d_out": 48, "skip": True}], ids=["sae", "transcoder", "skip"]
+)
+def test_gemma_scope_2(options, from_folder, x, tmp_path):
+    sae = jumprelu(**options)
+    sae.metadata = {"model_name": "gemma-v3-1b", "hook_name": "model.layers.12.mlp"}
+    from saefast.sae import Origin
+
+    sae.origin = Origin("gemma_scope", {"version": 2}, "float32", {})
+    folder = f"{'transcoder' if options else 'resid_post'}/layer_12_width_16k"
+    formats.save(sae, tmp_path / folder, "gemma_scope")
+    model = through_sae_lens(from_folder.gemma_3_sae_huggingface_loader("google/gemma-scope-2-1b-pt", folder))
+    back = there_and_back(tmp_path / folder, tmp_path, "gemma_scope")
+    same(back(x).x_hat, model(x))
+    same_code(dense(back, x), model.encode(x))
+    assert back.config.skip == options.get("skip", False) and back.config.d_out == options.get("d_out")
+
+
+# from one project to another
+
+
+def test_from_sparsify_to_the_others(x, tmp_path, learning, monkeypatch):
+    import sae_lens
+
+    monkeypatch.setenv("SPARSIFY_DISABLE_TRITON", "1")
+    from sparsify.config import SparseCoderConfig
+    from sparsify.sparse_coder import SparseCoder
+
+    coder = SparseCoder(576, SparseCoderConfig(num_latents=D_SAE, k=K))
+    scramble(coder)
+    coder.save_to_disk(tmp_path / "layers.3")
+    want = coder(x).sae_out
+    sae = SAE.from_pretrained(tmp_path / "layers.3")
+    assert formats.save(sae, tmp_path / "lens", "sae_lens") == []
+    same(sae_lens.SAE.load_from_disk(tmp_path / "lens", device="cpu")(x), want)
+    assert formats.save(sae, tmp_path / "dl", "dictionary_learning") == []
+    ae, _ = learning[1].load_dictionary(str(tmp_path / "dl"), device="cpu")
+    same(ae(x), want)
+    back = SAE.from_pretrained(tmp_path / "lens")
+    formats.save(back, tmp_path / "back", "sparsify")
+    assert torch.equal(SparseCoder.load_from_disk(Path(tmp_path / "back"))(x).sae_out, want)

@@ -1,0 +1,238 @@
+"""Files of other projects, written and read by us. Beside their own code: tests/peers/test_formats.py."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from saefast import SAE, InputError, SAEConfig, TrainConfig, Trainer, evaluate, formats
+from saefast.formats.folding import Folding
+
+D_IN, D_SAE = 6, 20
+TRANSCODER = {"d_out": D_IN, "pre_bias": False}
+JUMP, GATED = {"activation": "jumprelu"}, {"activation": "gated"}
+NESTED = {"activation": "matryoshka", "k": 3, "group_sizes": (5, 20)}
+# what each format holds as it is: a round trip gives the same bits
+EXACT = [
+    ("sae_lens", {"k": 3}),
+    ("sae_lens", {"k": 3, "scale_by_norm": True}),
+    ("sae_lens", {"k": 3, "pre_bias": False}),
+    ("sae_lens", {"k": 3, "input_norm": "layer_norm"}),
+    ("sae_lens", {"activation": "relu", "input_norm": "constant_norm"}),
+    ("sae_lens", JUMP),
+    ("sae_lens", GATED),
+    ("sae_lens", {"activation": "relu", "d_out": 4, "pre_bias": False}),
+    ("sae_lens", {"activation": "relu", "d_out": 4, "pre_bias": False, "skip": True}),
+    ("sae_lens", JUMP | {"d_out": 4, "pre_bias": False}),
+    ("sae_lens", JUMP | {"d_out": 4, "pre_bias": False, "skip": True}),
+    ("sparsify", {"k": 3}),
+    ("sparsify", {"k": 4, "activation": "group_max"}),
+    ("sparsify", {"k": 3} | TRANSCODER),
+    ("sparsify", {"k": 3, "skip": True} | TRANSCODER),
+    ("dictionary_learning", {"k": 3}),
+    ("dictionary_learning", {"activation": "relu"}),
+    ("dictionary_learning", {"activation": "relu", "pre_bias": False}),
+    ("dictionary_learning", GATED),
+    ("dictionary_learning", {"activation": "batch_topk", "k": 3}),
+    ("dictionary_learning", NESTED),
+    ("dictionary_learning", JUMP | {"pre_bias": False}),
+    ("openai", {"k": 3, "input_norm": "layer_norm"}),
+    ("openai", {"activation": "relu"}),
+    ("gemma_scope", JUMP | {"pre_bias": False}),
+    ("gemma_scope", JUMP | {"d_out": 4, "pre_bias": False}),
+    ("gemma_scope", JUMP | {"d_out": 4, "pre_bias": False, "skip": True}),
+    ("llamascopium", {"activation": "relu", "pre_bias": False}),
+    ("llamascopium", {"k": 3, "scale_by_norm": True, "pre_bias": False}),
+    ("llamascopium", {"k": 3, "pre_bias": False, "input_norm": "constant_norm"}),
+    ("llamascopium", {"k": 3} | TRANSCODER),
+]
+# what has to be folded: the same function
+FOLDED = [
+    ("sae_lens", {"activation": "batch_topk", "k": 3}),
+    ("sae_lens", {"activation": "batch_topk", "k": 3, "scale_by_norm": True}),
+    ("sae_lens", NESTED),
+    ("sae_lens", JUMP | {"scale_by_norm": True}),
+    ("sae_lens", {"k": 3, "input_norm": "scale", "scales": (2.5, 2.5)}),
+    ("sparsify", {"k": 3, "scale_by_norm": True}),
+    ("sparsify", {"k": 3, "pre_bias": False}),
+    ("sparsify", {"k": 3, "scale_by_norm": True, "input_norm": "scale", "scales": (0.3, 0.3)}),
+    ("sparsify", {"k": 3, "input_norm": "scale", "scales": (0.3, 1.7)} | TRANSCODER),
+    ("sparsify", {"k": 3, "skip": True, "input_norm": "scale", "scales": (0.3, 1.7)} | TRANSCODER),
+    ("dictionary_learning", {"k": 3, "scale_by_norm": True}),
+    ("dictionary_learning", {"k": 3} | TRANSCODER),
+    ("dictionary_learning", JUMP | {"scale_by_norm": True}),
+    ("dictionary_learning", GATED | {"pre_bias": False}),
+    ("dictionary_learning", NESTED | {"scale_by_norm": True, "pre_bias": False}),
+    ("openai", {"k": 3, "input_norm": "layer_norm", "scale_by_norm": True, "pre_bias": False}),
+    ("gemma_scope", {"activation": "relu"}),
+    ("gemma_scope", NESTED | {"scale_by_norm": True}),
+    ("gemma_scope", JUMP | {"scale_by_norm": True, "input_norm": "scale", "scales": (2.0, 2.0)}),
+    ("llamascopium", {"k": 3}),
+    ("llamascopium", JUMP | {"scale_by_norm": True}),
+    ("llamascopium", {"activation": "batch_topk", "k": 3, "scale_by_norm": True}),
+    ("llamascopium", {"k": 3, "input_norm": "scale", "scales": (0.7, 0.7), "pre_bias": False}),
+]
+REFUSED = [
+    ("sae_lens", {"activation": "group_max", "k": 4}, "no activation 'group_max'"),
+    ("sae_lens", {"k": 3} | TRANSCODER, "no transcoder with activation 'topk'"),
+    ("sparsify", JUMP, "no activation 'jumprelu'"),
+    ("sparsify", {"k": 3, "input_norm": "layer_norm"}, "no normalisation of rows"),
+    ("sparsify", {"k": 3, "d_out": 4, "pre_bias": False}, "no output of another width"),
+    ("dictionary_learning", {"activation": "group_max", "k": 4}, "no activation 'group_max'"),
+    ("dictionary_learning", {"k": 3, "skip": True} | TRANSCODER, "no skip connection"),
+    ("openai", {"k": 3}, "no 'topk' with other rows than 'layer_norm'"),
+    ("openai", JUMP, "no activation 'jumprelu'"),
+    ("openai", {"activation": "relu"} | TRANSCODER, "no transcoders"),
+    ("gemma_scope", {"k": 3}, "no activation 'topk'"),
+    ("llamascopium", GATED, "no activation 'gated'"),
+    ("llamascopium", {"k": 3, "input_norm": "layer_norm"}, "no layer norm"),
+    ("sae_lens", {"k": 3, "layers": 2}, "no crosscoders"),
+]  # fmt: skip
+
+
+def label(case):
+    format, options = case[:2]
+    return "-".join([format, *(f"{v}" for v in options.values())])
+
+
+def make(options, d_in=D_IN, d_sae=D_SAE):
+    """All parameters random, decoder rows of any norm, thresholds that keep about half."""
+    sae = SAE(SAEConfig(d_in=d_in, d_sae=d_sae, **options), seed=1)
+    generator = torch.Generator().manual_seed(2)
+    for name, param in sae.named_parameters():
+        noise = torch.randn(param.shape, generator=generator)
+        param.data.copy_(0.3 + 0.1 * noise.abs() if name == "threshold" else param + 0.3 * noise)
+    sae.metadata = {"model_name": "some-model", "hook_name": "layers.3"}
+    return sae
+
+
+def rows(n=64, d_in=D_IN):
+    return 2 * torch.randn(n, d_in, generator=torch.Generator().manual_seed(3)) + 1
+
+
+def dense(sae, x):
+    acts, indices = sae.encode(x)
+    return torch.zeros(len(x), sae.config.d_sae).scatter_(1, indices.long(), acts)
+
+
+@pytest.mark.parametrize("case", EXACT, ids=label)
+def test_a_round_trip_gives_the_same_bits(case, tmp_path):
+    format, options = case
+    sae = make(options)
+    assert formats.save(sae, tmp_path / "theirs", format) == []
+    assert formats.detect(tmp_path / "theirs") == format
+    back = SAE.from_pretrained(tmp_path / "theirs")
+    assert replace(back.config, init_threshold=sae.config.init_threshold) == sae.config
+    for name, param in sae.named_parameters():
+        assert torch.equal(param, back.get_parameter(name)), name
+    # and the other way, through our own folder: the same files again
+    back.save_pretrained(tmp_path / "ours")
+    again = SAE.from_pretrained(tmp_path / "ours")
+    assert again.metadata == back.metadata and again.origin.config == back.origin.config
+    formats.save(again, tmp_path / "again", format)
+    names = {p.name for p in (tmp_path / "theirs").iterdir()}
+    assert names == {p.name for p in (tmp_path / "again").iterdir()}
+    for name in names - {"params.npz", "autoencoder.pt", "ae.pt"}:  # archives with the time in them
+        assert (tmp_path / "theirs" / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("case", FOLDED, ids=label)
+def test_what_is_folded_computes_the_same(case, tmp_path):
+    format, options = case
+    sae, x = make(options), rows()
+    notes = formats.save(sae, tmp_path / "theirs", format)
+    assert notes
+    back = SAE.from_pretrained(tmp_path / "theirs")
+    want, got = sae(x, target=None).x_hat, back(x).x_hat
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    same = (dense(sae, x) > 0) == (dense(back, x) > 0)
+    assert same.all()
+    l0 = (dense(sae, x) > 0).sum(dim=1)
+    assert l0.min() < D_SAE and l0.max() > 0
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=label)
+def test_what_a_format_cannot_hold_is_refused_with_the_reason(case, tmp_path):
+    format, options, reason = case
+    with pytest.raises(InputError, match=f"sae: the format {format} has {reason}"):
+        formats.save(make(options), tmp_path / "theirs", format)
+    assert list(tmp_path.iterdir()) == []  # not even a part
+
+
+@pytest.mark.parametrize("format", ["sparsify", "dictionary_learning", "openai", "sae_lens", "llamascopium"])
+def test_weights_in_bf16_come_back_in_bf16(format, tmp_path):
+    options = (
+        {"activation": "relu", "pre_bias": format != "llamascopium"} if format != "sparsify" else {"k": 3}
+    )
+    sae = make(options)
+    for param in sae.parameters():
+        param.data.copy_(param.to(torch.bfloat16))
+    formats.save(sae, tmp_path / "a", format)
+    sae = SAE.from_pretrained(tmp_path / "a")
+    sae.origin = sae.origin._replace(dtype="bfloat16")  # as if the file had been so
+    formats.save(sae, tmp_path / "b", format)
+    back = SAE.from_pretrained(tmp_path / "b")
+    assert back.W_enc.dtype == torch.float32 and back.origin.dtype == "bfloat16"
+    for name, param in sae.named_parameters():
+        assert torch.equal(param, back.get_parameter(name)), name
+
+
+def test_normalised_rows_are_undone_everywhere():
+    x = rows()
+    for options in (
+        {"input_norm": "layer_norm"},
+        {"input_norm": "constant_norm"},
+        {"input_norm": "scale", "scales": (2.0, 2.0)},
+    ):
+        sae = make({"k": 3} | options)
+        inner = SAE.of(replace(sae.config, input_norm="none", scales=None), dict(sae.named_parameters()))
+        if options["input_norm"] == "layer_norm":
+            mean, std = x.mean(1, keepdim=True), x.std(1, keepdim=True)
+            want = inner((x - mean) / (std + 1e-5)).x_hat * std + mean
+        elif options["input_norm"] == "constant_norm":
+            factor = D_IN**0.5 / x.norm(dim=1, keepdim=True)
+            want = inner(x * factor).x_hat / factor
+        else:
+            want = inner(2 * x).x_hat / 2
+        torch.testing.assert_close(sae(x).x_hat, want)
+        acts, indices = sae.encode(x)
+        torch.testing.assert_close(sae.decode(acts, indices, x), want)
+        fvu = float((want - x).square().sum() / (x - x.mean(0)).square().sum())
+        for backend in ("reference", "native"):
+            assert evaluate(sae, x, backend).fvu == pytest.approx(fvu, rel=1e-5)
+        assert sae(torch.zeros(1, D_IN)).x_hat.isfinite().all()
+        with pytest.raises(InputError, match="input_norm: expected 'none' to train"):
+            Trainer(sae, TrainConfig(total_tokens=1))
+    with pytest.raises(InputError, match=r"x: expected the input \(a skip transcoder, or rows"):
+        make({"k": 3, "input_norm": "layer_norm"}).decode(acts, indices)
+
+
+def test_folded_can_be_trained_and_computes_the_same():
+    sae, x = make(JUMP | {"scale_by_norm": True, "input_norm": "scale", "scales": (2.0, 2.0)}), rows()
+    plain = formats.folded(sae)
+    torch.testing.assert_close(plain(x).x_hat, sae(x).x_hat)
+    Trainer(plain, TrainConfig(total_tokens=64, batch_size=64, unit_norm=False)).step(x)
+    with pytest.raises(InputError, match="no normalisation of each row"):
+        formats.folded(make({"k": 3, "input_norm": "layer_norm"}))
+
+
+def test_a_fold_does_not_touch_the_sae():
+    sae = make({"k": 3, "scale_by_norm": True, "input_norm": "scale", "scales": (2.0, 2.0)})
+    kept = {name: param.clone() for name, param in sae.named_parameters()}
+    fold = Folding(sae, "test")
+    fold.unscaled()
+    fold.centred(False)
+    assert fold.notes and all(torch.equal(kept[name], param) for name, param in sae.named_parameters())
+
+
+@pytest.mark.parametrize("options", [{"k": 3}, NESTED, JUMP, GATED | {"pre_bias": False}])
+def test_what_a_config_of_ours_says_of_another_format_is_not_needed(options, tmp_path):
+    """A run folder of ours has no origin; it converts all the same."""
+    sae = make(options)
+    sae.save_pretrained(tmp_path / "run")
+    assert not (tmp_path / "run" / "origin.safetensors").exists()
+    notes = formats.save(SAE.from_pretrained(tmp_path / "run"), tmp_path / "dl", "dictionary_learning")
+    assert bool(notes) == (options not in ({"k": 3}, NESTED))
+    trainer = json.loads((tmp_path / "dl" / "config.json").read_text())["trainer"]
+    assert trainer["lm_name"] == "some-model" and trainer["activation_dim"] == D_IN
