@@ -1,6 +1,7 @@
-# The four words: make demo, make test, make bench, make gpu. Each sets up what it needs in .venv.
+# The words: make demo, make test, make bench, make gpu, make peers. Each sets up what it needs, in .venv or .venv-peers.
 PYTHON ?= python3
 VENV ?= .venv
+PEERS ?= .venv-peers
 BIN := $(VENV)/bin
 # Without a GPU the tested pins apply; with one, torch's CUDA wheel names the triton it needs.
 PINS := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints.txt)
@@ -19,6 +20,21 @@ bench: $(VENV)/ready
 gpu: $(VENV)/ready
 	$(BIN)/python benchmarks/gpu.py
 
+# The tests beside the real packages of other projects. Activations are the demo's.
+peers: $(PEERS)/ready data/acts-corpus
+	OMP_NUM_THREADS=1 SPARSIFY_DISABLE_TRITON=1 $(PEERS)/bin/python -P -m pytest tests/peers -n auto
+
+data/acts-corpus:
+	$(MAKE) demo
+
+# torchvision comes with transformer-lens, fits another torch, and breaks the import of transformers
+$(PEERS)/ready: pyproject.toml constraints.txt $(wildcard csrc/*.* csrc/*/*)
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check $(PINS) -e ".[peers,dev]"
+	$(PEERS)/bin/pip uninstall --quiet --yes torchvision
+	touch $@
+
 # torch first and alone: an unpinned torch pulls gigabytes of CUDA packages onto a machine without a GPU
 $(VENV)/ready: pyproject.toml constraints.txt $(wildcard csrc/*.* csrc/*/*)
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +43,6 @@ $(VENV)/ready: pyproject.toml constraints.txt $(wildcard csrc/*.* csrc/*/*)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build runs data .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) build runs data .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: demo test bench gpu clean
+.PHONY: demo test bench gpu peers clean

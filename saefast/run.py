@@ -123,6 +123,9 @@ class Run:
     def finish(self) -> None:
         """Write the trained SAE and its curves."""
         if self.folder is not None:
+            described, metadata = self.buffer.source.describe(), self.trainer.sae.metadata
+            if isinstance(hook := described.get("hook"), str):  # not of several side by side
+                metadata |= {"model_name": described.get("model"), "hook_name": hook} | metadata
             self.trainer.sae.save_pretrained(self.folder, self.trainer.exported())
             plots.curves(self.folder)
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_world import CACHE, TRAIN, contents, run
 
-from saefast import SAE, cli, open_source
+from saefast import SAE, SAEConfig, cli, open_source
 
 
 def test_cache_writes_the_activations_of_the_text(world):
@@ -52,6 +52,34 @@ def test_train_writes_a_run_that_evaluate_and_info_understand(world, capsys):
     assert info["sae"].items() >= {"d_in": 32, "d_sae": 64, "k": 4, "activation": "topk"}.items()
     assert info["progress"] == {"step": 20, "of": 20} and info["last_metrics"]["step"] == 20
     assert info["parameters"] == 2 * 64 * 32 + 64 + 32 and {"auto", "why"} <= info["backend"].keys()
+
+
+def test_convert_writes_the_files_of_another_project_and_everything_takes_them(world, tmp_path, capsys):
+    run(f"convert {world}/run {tmp_path}/lens --to sae_lens")
+    assert (
+        capsys.readouterr().out == f"64 latents of width 32, k = 4: {tmp_path}/lens, in the format sae_lens\n"
+    )
+    metadata = json.loads((tmp_path / "lens" / "cfg.json").read_text())["metadata"]
+    assert (metadata["model_name"], metadata["hook_name"]) == (f"{world}/model", "model.layers.1")
+    results = []
+    for folder in (world / "run", tmp_path / "lens"):
+        run(f"evaluate {folder} {world}/cache --json")
+        results.append(json.loads(capsys.readouterr().out))
+    assert results[0] == results[1]
+    run(f"info {tmp_path}/lens")
+    assert "sae_lens" in capsys.readouterr().out
+    run(f"convert {tmp_path}/lens {tmp_path}/ours --to saefast --format sae_lens")
+    ours, was = SAE.from_pretrained(tmp_path / "ours"), SAE.from_pretrained(world / "run")
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), was.parameters()))
+
+
+def test_convert_says_what_it_folds(tmp_path, capsys):
+    SAE(SAEConfig(d_in=4, d_sae=8, activation="relu")).save_pretrained(tmp_path / "ours")
+    run(f"convert {tmp_path}/ours {tmp_path}/gemma --to gemma_scope")
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "folded: relu as JumpReLU with one threshold for all latents",
+        "folded: W_enc b_dec into b_enc",
+    ]
 
 
 def test_evaluate_in_the_model(world, capsys):

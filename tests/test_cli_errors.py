@@ -199,6 +199,15 @@ def test_bad_input_of_evaluate_and_info(world, tmp_path, fails):
             f"evaluate {world}/cache {world}/x.npy",
             "path: expected an SAE, one of ['saefast', 'sae_lens', ",
         ),
+        (f"convert {world}/run {world}/run --to sparsify", "path: expected a new folder, "),
+        (
+            f"convert {world}/run {tmp_path}/new --to gemma_scope",
+            "sae: the format gemma_scope has no activation 'topk'",
+        ),
+        (
+            f"convert {world}/run {tmp_path}/new --to sparsify --format openai",
+            f"{world}/run/autoencoder.pt: expected a file",
+        ),
         (
             f"evaluate {world}/run {world}/x.npy --in-model",
             "in_model: expected a shard folder of `saefast cache`",

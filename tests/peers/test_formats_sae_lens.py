@@ -1,0 +1,187 @@
+"""SAELens' files beside its own code, and Gemma Scope's as it reads them, on real activations."""
+
+import json
+
+import pytest
+import torch
+from format_checks import D_SAE, K, dense, same, same_code, scramble, there_and_back
+from safetensors.torch import load_file
+
+from saefast import SAE, SAEConfig, formats
+
+
+def sae_lens_model(kind, options):
+    import sae_lens
+
+    cls = getattr(sae_lens, kind)
+    model = cls(getattr(sae_lens, f"{kind}Config")(d_in=576, d_sae=D_SAE, **options))
+    scramble(model)
+    if hasattr(model, "topk_threshold"):
+        model.topk_threshold.fill_(1.234567890123)  # fp64
+    model.cfg.metadata.hook_name, model.cfg.metadata.model_name = "blocks.12.hook_resid_post", "smollm2"
+    return model
+
+
+NORMS = ({}, {"normalize_activations": "layer_norm"}, {"normalize_activations": "constant_norm_rescale"})
+INFERENCE = [
+    *[("StandardSAE", norm) for norm in NORMS],
+    *[("TopKSAE", {"k": K} | norm) for norm in NORMS],
+    ("TopKSAE", {"k": K, "rescale_acts_by_decoder_norm": True}),
+    ("TopKSAE", {"k": K, "apply_b_dec_to_input": False}),
+    ("JumpReLUSAE", {}),
+    ("JumpReLUSAE", {"apply_b_dec_to_input": False}),
+    ("GatedSAE", {}),
+    ("Transcoder", {"d_out": 48}),
+    ("SkipTranscoder", {"d_out": 48}),
+    ("JumpReLUTranscoder", {"d_out": 48}),
+    ("JumpReLUSkipTranscoder", {"d_out": 48}),
+]
+
+
+@pytest.mark.parametrize("kind,options", INFERENCE, ids=lambda v: v if isinstance(v, str) else "-".join(v))
+def test_sae_lens_inference(kind, options, x, tmp_path):
+    import sae_lens
+
+    options = options | ({"apply_b_dec_to_input": False} if "Transcoder" in kind else {})
+    model = sae_lens_model(kind, options)
+    model.save_model(tmp_path / "theirs")
+    sae = there_and_back(tmp_path / "theirs", tmp_path, "sae_lens")
+    model = sae_lens.SAE.load_from_disk(tmp_path / "theirs", device="cpu")
+    same(sae(x).x_hat, model(x))
+    norm = sae.W_dec.norm(dim=1) if sae.config.scale_by_norm else 1
+    same_code(dense(sae, x) * norm, model.encode(x))
+    assert sae.metadata == {"model_name": "smollm2", "hook_name": "blocks.12.hook_resid_post"}
+    again = sae_lens.SAE.load_from_disk(tmp_path / "again", device="cpu")
+    assert torch.equal(again(x), model(x)) and again.cfg == model.cfg
+
+
+TRAINING = [
+    ("StandardTrainingSAE", {}),
+    ("TopKTrainingSAE", {"k": K}),
+    ("TopKTrainingSAE", {"k": K, "rescale_acts_by_decoder_norm": False}),
+    ("BatchTopKTrainingSAE", {"k": float(K)}),
+    ("BatchTopKTrainingSAE", {"k": K, "rescale_acts_by_decoder_norm": False}),
+    ("MatryoshkaBatchTopKTrainingSAE", {"k": K, "matryoshka_widths": [24, 96]}),
+    ("MatryoshkaBatchTopKTrainingSAE", {"k": K, "matryoshka_widths": [24, 48]}),
+    ("JumpReLUTrainingSAE", {}),
+    ("GatedTrainingSAE", {}),
+]
+
+
+@pytest.mark.parametrize("kind,options", TRAINING, ids=lambda v: v if isinstance(v, str) else "-".join(v))
+def test_sae_lens_training(kind, options, x, tmp_path):
+    """What a training run saves, and what it exports: the same SAE."""
+    import sae_lens
+
+    model = sae_lens_model(kind, options)
+    model.save_model(tmp_path / "theirs")
+    model.save_inference_model(tmp_path / "exported")
+    sae = there_and_back(tmp_path / "theirs", tmp_path, "sae_lens")
+    exported = SAE.from_pretrained(tmp_path / "exported")
+    model = sae_lens.SAE.load_from_disk(tmp_path / "exported", device="cpu")
+    want = model(x)
+    same(exported(x).x_hat, want)
+    same_code(dense(exported, x), model.encode(x))
+    same(sae(x).x_hat, want)
+    again = sae_lens.TrainingSAE.load_from_disk(tmp_path / "again", device="cpu")
+    assert again.cfg.architecture() == sae.origin.config["architecture"]
+    formats.save(SAE.of(sae.config, dict(sae.named_parameters())), tmp_path / "new", "sae_lens")
+    same(sae_lens.SAE.load_from_disk(tmp_path / "new", device="cpu")(x), want)
+
+
+def test_sae_lens_before_version_6(x, tmp_path):
+    """A folder of 2024: flat names, the activation function beside the architecture."""
+    import sae_lens
+
+    model = sae_lens_model("TopKSAE", {"k": K})
+    model.save_model(tmp_path / "old")
+    config = {
+        "d_in": 576, "d_sae": D_SAE, "dtype": "torch.float32", "device": "cpu", "model_name": "gpt2", "hook_point": "blocks.8",
+        "activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}, "normalize_activations": None, "context_size": 128,
+    }  # fmt: skip
+    (tmp_path / "old" / "cfg.json").write_text(json.dumps(config))
+    sae = SAE.from_pretrained(tmp_path / "old")
+    assert sae.config.k == K and sae.metadata == {"model_name": "gpt2", "hook_name": "blocks.8"}
+    config["dtype"] = "float32"
+    (tmp_path / "old" / "cfg.json").write_text(json.dumps(config))
+    same(sae(x).x_hat, sae_lens.SAE.load_from_disk(tmp_path / "old", device="cpu")(x))
+    formats.save(sae, tmp_path / "new", "sae_lens")
+    same(sae(x).x_hat, sae_lens.SAE.load_from_disk(tmp_path / "new", device="cpu")(x))
+
+
+def test_sae_lens_in_bf16_round_trips(tmp_path):
+    model = sae_lens_model("TopKSAE", {"k": K, "dtype": "bfloat16"})
+    model.save_model(tmp_path / "theirs")
+    sae = there_and_back(tmp_path / "theirs", tmp_path, "sae_lens")
+    assert sae.W_enc.dtype == torch.float32
+
+
+# Gemma Scope: as SAELens reads it, the Hub replaced by a folder
+
+
+@pytest.fixture
+def from_folder(monkeypatch, tmp_path):
+    from sae_lens.loading import pretrained_sae_loaders as loaders
+
+    def local(repo_id, filename, subfolder=None, **_):
+        return str(tmp_path.joinpath(*([subfolder] if subfolder else []), filename))
+
+    monkeypatch.setattr(loaders, "hf_hub_download", local)
+    shapes = lambda _, name: {n: list(t.shape) for n, t in load_file(tmp_path / name).items()}
+    monkeypatch.setattr(loaders, "get_safetensors_tensor_shapes", shapes)
+    return loaders
+
+
+def through_sae_lens(loaded):
+    import sae_lens
+    from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting
+
+    config, state, _ = loaded
+    config = handle_config_defaulting(config | {"device": "cpu"})
+    cls = sae_lens.SAE.get_sae_class_for_architecture(config["architecture"])
+    model = cls(sae_lens.SAE.get_sae_config_class_for_architecture(config["architecture"]).from_dict(config))
+    model.load_state_dict(state)
+    return model
+
+
+def jumprelu(**options):
+    sae = SAE(SAEConfig(576, D_SAE, activation="jumprelu", pre_bias=False, **options))
+    scramble(sae)
+    return sae
+
+
+@pytest.mark.parametrize("folder", ["layer_12/width_16k/average_l0_71", "embedding/width_4k/average_l0_6"])
+def test_gemma_scope_1(folder, from_folder, x, tmp_path, monkeypatch):
+    sae = jumprelu()
+    formats.save(sae, tmp_path / "new", "gemma_scope")
+    (tmp_path / folder).parent.mkdir(parents=True)
+    (tmp_path / "new").rename(tmp_path / folder)
+    read = from_folder.get_gemma_2_config_from_hf
+    monkeypatch.setattr(
+        from_folder,
+        "get_gemma_2_config_from_hf",
+        lambda *a, **o: read(*a, **o) | {"d_in": 576, "d_sae": D_SAE},
+    )
+    loaded = from_folder.gemma_2_sae_huggingface_loader("google/gemma-scope-2b-pt-res", folder)
+    model, back = through_sae_lens(loaded), SAE.from_pretrained(tmp_path / folder)
+    same(back(x).x_hat, model(x))
+    same_code(dense(back, x), model.encode(x))
+    assert torch.equal(back.W_enc, sae.W_enc) == ("embedding" not in folder)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"d_out": 48}, {"d_out": 48, "skip": True}], ids=["sae", "transcoder", "skip"]
+)
+def test_gemma_scope_2(options, from_folder, x, tmp_path):
+    sae = jumprelu(**options)
+    sae.metadata = {"model_name": "gemma-v3-1b", "hook_name": "model.layers.12.mlp"}
+    from saefast.sae import Origin
+
+    sae.origin = Origin("gemma_scope", {"version": 2}, "float32", {})
+    folder = f"{'transcoder' if options else 'resid_post'}/layer_12_width_16k"
+    formats.save(sae, tmp_path / folder, "gemma_scope")
+    model = through_sae_lens(from_folder.gemma_3_sae_huggingface_loader("google/gemma-scope-2-1b-pt", folder))
+    back = there_and_back(tmp_path / folder, tmp_path, "gemma_scope")
+    same(back(x).x_hat, model(x))
+    same_code(dense(back, x), model.encode(x))
+    assert back.config.skip == options.get("skip", False) and back.config.d_out == options.get("d_out")
