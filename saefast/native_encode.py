@@ -37,9 +37,11 @@ def encode_topk(
     top_acts = torch.empty(len(centred), k)
     top_indices = torch.empty(len(centred), k, dtype=torch.int32)
     d_sae, d_in = W_enc.shape
-    screened = scale is None and can_screen(len(centred), d_sae, d_in, k)
-    if screened and screened_topk(centred, W_enc, b_enc, k, top_acts, top_indices):
-        return top_acts, top_indices
+    if can_screen(len(centred), d_sae, d_in, k):
+        # the scale in the weights is one rounding of each; afterwards would be one of each pre-activation
+        scaled = (W_enc, b_enc) if scale is None else (_scaled(W_enc, scale), b_enc * scale)
+        if screened_topk(centred, *scaled, k, top_acts, top_indices):
+            return top_acts, top_indices
 
     def block(start: int, end: int, scratch: Scratch) -> None:
         found = saefast._C.TopkBlock(end - start, k)
@@ -49,6 +51,13 @@ def encode_topk(
 
     for_blocks(block, len(centred), max(8, MAX_CANDIDATES // (2 * k + 128)))
     return top_acts, top_indices
+
+
+def _scaled(W_enc: Tensor, scale: Tensor) -> Tensor:
+    """Into memory that the next call uses again."""
+    if getattr(_arena, "scaled", None) is None or _arena.scaled.shape != W_enc.shape:
+        _arena.scaled = torch.empty_like(W_enc)
+    return torch.mul(W_enc, scale[:, None], out=_arena.scaled)
 
 
 def can_screen(B: int, d_sae: int, d_in: int, k: int) -> bool:

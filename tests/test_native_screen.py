@@ -124,6 +124,23 @@ def test_native_takes_it() -> None:
 
 
 @pytest.mark.usefixtures("screening")
+def test_a_scale_goes_into_the_weights() -> None:
+    """The k largest of pre_acts * scale: that of fp64, but for those within rounding of the last."""
+    x, W, b = operands(native_encode.SCREENED_ROWS, 64, 1024)
+    scale = torch.rand(1024, generator=torch.Generator().manual_seed(1)) + 0.1
+    kept = W.clone()
+    acts, indices = native.encode_topk(x, W, b, 32, scale)
+    assert torch.equal(W, kept)
+    assert_equal((acts, indices), native.encode_topk(x, W * scale[:, None], b * scale, 32))
+    exact = (x.double() @ W.double().T + b.double()) * scale.double()
+    want = exact.topk(32, dim=1)
+    torch.testing.assert_close(acts.double(), want.values.relu(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(exact.gather(1, indices.long()).relu(), acts.double(), rtol=1e-4, atol=1e-5)
+    other = native.encode_topk(x, W, b, 32, scale.flip(0))  # the memory that is used again
+    assert_equal(other, native.encode_topk(x, W * scale.flip(0)[:, None], b * scale.flip(0), 32))
+
+
+@pytest.mark.usefixtures("screening")
 @pytest.mark.parametrize("row", [0, 417, 799])
 def test_nan_names_the_row(row: int) -> None:
     x = operands(800, 16, 1500)
