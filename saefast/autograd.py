@@ -44,7 +44,7 @@ def encode_topk(
         x: any floating dtype; b_dec is subtracted before it is rounded to the dtype of W_enc.
         W_enc: fp32, bf16, fp16 or fp64 (fp64 on the reference backend only).
         b_enc, b_dec: of one dtype, that of W_enc or a wider one.
-        backend: "reference", "triton", or "auto": triton for tensors on a GPU if its kernels can be imported.
+        backend: "reference", "triton", or "auto": triton for tensors on a GPU and C++ on a CPU, where they can be imported.
 
     Raises:
         InputError: shapes, dtypes or devices that do not fit together, k outside 1..F, an unknown backend, or one

@@ -44,6 +44,25 @@ def triton_ops() -> Ops:
 
 
 @functools.cache
+def native_or_reference() -> Ops:
+    """The C++ ops, which take what is not fp32 to the reference by themselves. There is none for `sum_rows`."""
+    try:
+        from saefast import native
+    except ImportError:
+        return REFERENCE
+
+    def decode(acts: Tensor, indices: Tensor, W_dec: Tensor, b_dec: Tensor) -> Tensor:
+        if not native.handles(acts, indices, W_dec, b_dec):
+            return reference.decode(acts, indices, W_dec, b_dec)
+        target = b_dec.new_zeros(len(acts), W_dec.shape[1])
+        return native.decode_error(acts, indices, W_dec, b_dec, target, torch.float32)[0]
+
+    return Ops(
+        native.encode_topk, decode, native.grad_top_acts, native.group_by_latent, reference_update.sum_rows
+    )
+
+
+@functools.cache
 def triton_or_reference() -> Ops:
     try:
         return triton_ops()
@@ -61,7 +80,14 @@ def choose(backend: str, like: Tensor) -> Ops:
         what = f"{like.dtype} on {like.device}"
         check(runs, f"backend: 'triton' needs a GPU and at most fp32, got {what}; 'reference' takes it")
         return triton_ops()
-    return triton_or_reference() if narrow and like.is_cuda else REFERENCE
+    if like.is_cuda:
+        return triton_or_reference() if narrow else REFERENCE
+    return native_or_reference() if like.device.type == "cpu" else REFERENCE
+
+
+def plain(*tensors: Tensor) -> list[Tensor]:
+    """As the backends take them: contiguous, without autograd."""
+    return [tensor.detach().contiguous() for tensor in tensors]
 
 
 def centred(x: Tensor, b_dec: Tensor, dtype: torch.dtype) -> Tensor:
@@ -73,7 +99,7 @@ def centred(x: Tensor, b_dec: Tensor, dtype: torch.dtype) -> Tensor:
 def encode_topk(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, k: int, backend: str
 ) -> tuple[Tensor, Tensor]:
-    inputs = (t.contiguous() for t in (centred(x, b_dec, W_enc.dtype), W_enc, b_enc))
+    inputs = plain(centred(x, b_dec, W_enc.dtype), W_enc, b_enc)
     return choose(backend, b_enc).encode_topk(*inputs, k)
 
 
@@ -85,7 +111,7 @@ def _(x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, k: int, backend: s
 
 @torch.library.custom_op("saefast::decode", mutates_args=())
 def decode(top_acts: Tensor, top_indices: Tensor, W_dec: Tensor, b_dec: Tensor, backend: str) -> Tensor:
-    inputs = (t.contiguous() for t in (top_acts, top_indices, W_dec, b_dec))
+    inputs = plain(top_acts, top_indices, W_dec, b_dec)
     return choose(backend, b_dec).decode(*inputs)
 
 
@@ -101,7 +127,7 @@ def _(top_acts: Tensor, top_indices: Tensor, W_dec: Tensor, b_dec: Tensor, backe
 def grad_top_acts(
     grad_x_hat: Tensor, W_dec: Tensor, top_acts: Tensor, top_indices: Tensor, backend: str
 ) -> Tensor:
-    inputs = (t.contiguous() for t in (grad_x_hat, W_dec, top_acts, top_indices))
+    inputs = plain(grad_x_hat, W_dec, top_acts, top_indices)
     return choose(backend, W_dec).grad_top_acts(*inputs).to(top_acts.dtype)
 
 
@@ -113,7 +139,7 @@ def _(grad_x_hat: Tensor, W_dec: Tensor, top_acts: Tensor, top_indices: Tensor, 
 @torch.library.custom_op("saefast::gather_rows", mutates_args=())
 def gather_rows(weights: Tensor, top_indices: Tensor, rows: Tensor, backend: str) -> Tensor:
     """[B, K] of either sign, [B, K], [F, D] -> the weighted sum of K rows for each token, [B, D]."""
-    inputs = (t.contiguous() for t in (weights, top_indices, rows))
+    inputs = plain(weights, top_indices, rows)
     return choose(backend, rows).decode(*inputs, weights.new_zeros(rows.shape[1]))
 
 
@@ -126,7 +152,7 @@ def _(weights: Tensor, top_indices: Tensor, rows: Tensor, backend: str) -> Tenso
 def group_by_latent(
     top_acts: Tensor, top_indices: Tensor, d_sae: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return choose(backend, top_acts).group_by_latent(top_acts.contiguous(), top_indices.contiguous(), d_sae)
+    return choose(backend, top_acts).group_by_latent(*plain(top_acts, top_indices), d_sae)
 
 
 @group_by_latent.register_fake
@@ -141,7 +167,7 @@ def sum_rows(
     offsets: Tensor, pairs: Tensor, tokens: Tensor, per_pair: Tensor, rows: Tensor, backend: str
 ) -> Tensor:
     groups = offsets, pairs, tokens
-    return choose(backend, rows).sum_rows(groups, per_pair.contiguous(), rows.contiguous())
+    return choose(backend, rows).sum_rows(groups, *plain(per_pair, rows))
 
 
 @sum_rows.register_fake

@@ -142,9 +142,25 @@ def test_triton_without_tokens():
     assert not any(tensor.grad.any() for tensor in tensors)
 
 
+@pytest.mark.parametrize(
+    "shape", [(1, 8, 20, 3), (70, 33, 300, 5), (256, 64, 1100, 32), (0, 8, 20, 3)], ids=str
+)
+def test_cpu_equals_reference(shape):
+    pytest.importorskip("saefast._C", reason="the C++ extension saefast._C is not built")
+    tensors, k = leaves(*shape, torch.float32), shape[3]
+    auto, plain = (functools.partial(sae_forward, backend=name) for name in ("auto", "reference"))
+    got, want = auto(*tensors, k), plain(*tensors, k)
+    assert torch.equal(got[2], want[2])
+    pairs = list(zip(got[:2], want[:2])) + list(
+        zip(gradients(auto, tensors, k), gradients(plain, tensors, k))
+    )
+    for a, b in pairs:  # sums of fp32 in another order: small ones of large terms
+        assert not b.numel() or float((a - b).abs().max()) <= 1e-5 * float(b.abs().max())
+
+
 def test_backend_is_chosen_by_device_and_name(monkeypatch):
     fp32, fp64 = torch.zeros(1), torch.zeros(1, dtype=torch.float64)
-    assert autograd_ops.choose("auto", fp32) is autograd_ops.REFERENCE
+    assert autograd_ops.choose("auto", fp32) is autograd_ops.native_or_reference()
     assert autograd_ops.choose("reference", fp32) is autograd_ops.REFERENCE
     triton = autograd_ops.triton_ops()  # imported with the environment as it is
     monkeypatch.setenv("TRITON_INTERPRET", "1")
