@@ -4,6 +4,9 @@
     e_hat = sum over the k_aux largest pre-activations among the dead latents of act * W_dec row
     loss  = ||e_hat - e||^2 / ||e - mean(e)||^2
 
+The activations go through ReLU unless `auxk_relu` is False (SAELens). Where the code is chosen by the norm of the decoder
+row, so are they. With `auxk_detached` False e is no constant (llamascopium), so that x_hat learns from this loss too.
+
 k_aux is large and the dead are few, so dense products over their compacted rows beat the sparse ops. Unlike sparsify
 (1.3.3), the gradient reaches the encoder; unlike openai's code, b_dec is not added to e_hat (the paper's form).
 
@@ -56,6 +59,13 @@ def find_dead(num_tokens_since_fired: Tensor, threshold: int, capacity: int) -> 
     return Dead(latents[:capacity], listed.sum(), slots.to(torch.int32))
 
 
+def largest(scores: Tensor, k: int, count: Tensor) -> Tensor:
+    """[B, C] -> [B, C]: 1 at the k largest of the first `count` [] columns of each row, 0 elsewhere."""
+    counted = torch.arange(scores.shape[1], device=scores.device) < count
+    chosen = scores.masked_fill(~counted, -torch.inf).topk(min(k, scores.shape[1]), sorted=False).indices
+    return torch.zeros_like(scores).scatter_(1, chosen, 1.0) * counted
+
+
 def auxk(
     ops: ModuleType,
     weights: Weights,
@@ -64,21 +74,31 @@ def auxk(
     dead: Dead,
     plan: Plan,
     loss_scale: Tensor,
+    left: list[Tensor] | None = None,
 ) -> tuple[Tensor, Aux]:
     """centred [B, D], error [B, D_out] -> loss [] (unweighted; 0 if nothing is dead), alpha times its gradients.
 
     loss_scale []: what the main loss multiplies its squared error by, for auxk_scale "loss".
+    left: takes the errors e_hat - e, in pieces that make [B, D_out].
     """
     W_enc, W_dec = weights.enc.shadow[dead.latents], weights.dec.shadow[dead.latents]
     b_enc, no_bias = weights.b_enc.value[dead.latents], torch.zeros_like(weights.b_dec.value)
     rows = plan.micro_batch_size or max(len(centred), 1)
+    norms = W_dec.norm(dim=1, dtype=b_enc.dtype).to(W_dec.dtype) if plan.scale_by_norm else None
 
     def piece(x: Tensor, off: Tensor) -> tuple[Tensor, ...]:
         """-> squared error, and the gradients in units of the error, of some rows."""
         pre_acts = torch.addmm(b_enc.to(x.dtype), x, W_enc.T)
-        acts = ops.keep_topk(pre_acts, plan.k_aux, dead.number)
+        if plan.auxk_relu:
+            listed = ops.keep_topk(pre_acts if norms is None else pre_acts * norms, plan.k_aux, dead.number)
+            acts = listed if norms is None else listed / norms
+        else:
+            listed = largest(pre_acts if norms is None else pre_acts * norms, plan.k_aux, dead.number)
+            acts = pre_acts * listed
         aux_error, squares = ops.dense_error(acts, W_dec, off, sign=-1.0)
-        grad_acts = ops.dense_grad_acts(aux_error, W_dec, acts, squares.new_zeros(()))
+        if left is not None:
+            left.append(aux_error)
+        grad_acts = ops.dense_grad_acts(aux_error, W_dec, listed, squares.new_zeros(()))
         return (
             squares.sum(), ops.outer_sum(grad_acts, x), grad_acts.sum(dim=0, dtype=b_enc.dtype),
             ops.outer_sum(acts, aux_error),

@@ -63,6 +63,8 @@ def entry_grads(
         back = Backward(where(code.acts > 0, slope), torch.zeros_like(grad_scale))
 
     found = {name: sums(grad) for name, grad in (back.extra or {}).items()}
+    for name, grad in (back.more_extra or {}).items():
+        found[name] = found[name] + grad
     bias = torch.zeros_like(b_enc) if back.bias is None else sums(back.bias).to(b_enc.dtype)
     of_norms = None if back.norms is None else sums(back.norms)
     grad_pre, penalty, push = back.grad_pre, back.penalty, torch.zeros_like(b_enc)
@@ -127,7 +129,7 @@ def update_extra_(
         new_m = m + beta1_rest * (grad - m)
         new_v = beta2 * v + beta2_rest * grad.square()
         moved = value - lr * correction1 * new_m / ((new_v * correction2).sqrt() + eps)
-        if name == "threshold" and not plan.log_threshold:
+        if name == "threshold" and not plan.log_threshold and plan.straight_through != "acts":
             moved = moved.clamp_min(0)
         for old, new in ((value, moved), (m, new_m), (v, new_v)):
             old.copy_(torch.where(valid, new, old))

@@ -24,8 +24,9 @@ def check_compatible(sae: SAEConfig, config: TrainConfig) -> None:
     kind = sae.activation
     ok = sae.input_norm == "none"
     check(ok, f"input_norm: expected 'none' to train (normalise the rows beforehand), got {sae.input_norm!r}")
-    ok = not (sae.scale_by_norm and kind == "jumprelu")
-    check(ok, "scale_by_norm: expected False to train 'jumprelu' (see saefast.formats.folded), got True")
+    way = config.straight_through
+    ok = kind != "jumprelu" or not sae.scale_by_norm or way in ("threshold", "positive")
+    check(ok, f"scale_by_norm: expected False to train 'jumprelu' with straight_through {way!r}, got True")
     allowed = PENALTIES.get(kind, ("none",))
     ok = config.penalty in allowed
     check(ok, f"penalty: expected one of {list(allowed)} with activation {kind!r}, got {config.penalty!r}")
@@ -33,6 +34,11 @@ def check_compatible(sae: SAEConfig, config: TrainConfig) -> None:
         value = getattr(config, name)
         ok = value == default or kind == of
         check(ok, f"{name}: expected {default!r} with activation {kind!r}, got {value!r}")
+    as_loss = config.auxk_scale == "loss" and not (config.auxk_ramp or config.multi_topk)
+    ok = config.auxk_detached or (kind in ("topk", "batch_topk") and as_loss)
+    check(
+        ok, f"auxk_detached: expected True except with a top k, auxk_scale 'loss', no auxk_ramp, got {kind!r}"
+    )
     n_groups, weights = len(sae.group_sizes), config.group_weights
     ok = not weights or len(weights) == n_groups
     check(ok, f"group_weights: expected {n_groups} numbers, one for each group, got {weights}")

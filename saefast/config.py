@@ -70,7 +70,7 @@ class TrainConfig:
     """Share of the steps after which it begins to fall."""
     bandwidth: float = 0.001
     """JumpReLU: width of the window in which thresholds get a gradient."""
-    straight_through: Literal["threshold", "all"] = "threshold"
+    straight_through: Literal["threshold", "all", "acts", "positive"] = "threshold"
     """JumpReLU: what learns through the step, see `saefast.architectures.jumprelu`."""
     log_threshold: bool = False
     """JumpReLU: train the logarithm of the threshold."""
@@ -105,6 +105,15 @@ class TrainConfig:
     with 'fvu', SAELens with 'mse')."""
     auxk_ramp: bool = False
     """Multiply AuxK by min(1, dead latents / k_aux) (sparsify, SAELens)."""
+    auxk_relu: bool = True
+    """AuxK's activations go through ReLU (the paper). False, as SAELens: the k_aux largest of any sign, chosen as the
+    code is where that is by the norm of the decoder row."""
+    auxk_detached: bool = True
+    """The residual is a constant to AuxK (the paper). False, as llamascopium: the reconstruction learns from AuxK's loss
+    too. For 'topk' and 'batch_topk', with auxk_scale 'loss' and without auxk_ramp."""
+    count_before_auxk: bool = False
+    """AuxK asks who is dead when this batch is counted, so that no latent active in it takes part
+    (dictionary_learning); False: before."""
     dead_feature_threshold: int = 10_000_000
     """A latent is dead when it has not been active for this many tokens."""
     resample_steps: tuple[int, ...] = ()
@@ -214,7 +223,7 @@ class TrainConfig:
             ("optimizer", ("adam", "adamw", "muon", "signum")),
             ("loss", ("fvu", "mse", "mse_mean")),
             ("penalty", ("none", "l1", "lp", "tanh", "l0", "target_l0")),
-            ("straight_through", ("threshold", "all")),
+            ("straight_through", ("threshold", "all", "acts", "positive")),
             ("preact", ("none", "all", "dead")),
             ("auxk_scale", ("residual", "loss")),
             ("init_b_dec", ("geometric_median", "mean", "none")),

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from saefast.architectures import jumprelu
 from saefast.backward import entry_grads
 from saefast.forward import Forward, reconstruct
 from saefast.plan import Coefficients, Plan
@@ -40,7 +41,8 @@ def dense_pass(
     pieces = list(zip(centred.split(rows), goal.split(rows), strict=True))
     mean_l0 = None
     if plan.penalty == "target_l0" and len(pieces) > 1:
-        active = [(arch.select(ops, weights, extra, x, plan, c).acts > 0).sum() for x, _ in pieces]
+        codes = ((arch.select(ops, weights, extra, x, plan, c), len(x)) for x, _ in pieces)
+        active = [jumprelu.number_open(code, extra, plan, n_tokens) for code, n_tokens in codes]
         mean_l0 = torch.stack(active).sum().to(c.sparsity.dtype) / len(centred)
 
     def one(x: Tensor, target: Tensor) -> DensePass:

@@ -26,6 +26,9 @@ class Plan(NamedTuple):
     k_aux: int = 1
     auxk_scale: Literal["residual", "loss"] = "residual"
     auxk_ramp: bool = False
+    auxk_relu: bool = True
+    auxk_detached: bool = True
+    count_before_auxk: bool = False
     dead_feature_threshold: int = 1
     dead_capacity: int = 0  # rows for dead latents; 0 leaves AuxK out
     code_capacity: int | None = None  # entries reserved for a list without bound; None counts, and waits
@@ -38,7 +41,7 @@ class Plan(NamedTuple):
     norm_weighted: bool = False
     tanh_scale: float = 4.0
     target_l0: float = 1.0
-    straight_through: Literal["threshold", "all"] = "threshold"
+    straight_through: Literal["threshold", "all", "acts", "positive"] = "threshold"
     log_threshold: bool = False
     preact: Literal["none", "all", "dead"] = "none"
     scale_by_norm: bool = False

@@ -20,6 +20,7 @@ class State:
     dead_capacity: int = 0  # rows reserved for dead latents until the next count, see `saefast.auxk`
     dense: bool = False  # whether the next code is, see `saefast.plan.Plan.follow_density`
     extra: dict[str, Vector] = field(default_factory=dict)  # of the architecture, see `saefast.architectures`
+    smallest: Tensor | None = None  # [], if asked for: what `seen` of a top k finds in the last batch
 
     @classmethod
     def fresh(

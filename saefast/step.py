@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from saefast.architectures import DENSE, MODULES
+from saefast.architectures.code import active_latents
 from saefast.auxk import auxk, find_dead
 from saefast.backward import entry_grads, in_data_units, update_extra_
 from saefast.dense import dense_pass, with_auxk
@@ -71,13 +72,23 @@ def train_step(
         error, squares, weighted = whole.error, whole.squares, whole.squares
     else:
         code = arch.select(ops, weights, extra, centred, plan, c)
+        if state.smallest is not None:
+            state.smallest.copy_(arch.seen(code, plan, c))
         run = reconstruct(ops, code, plan, weights.dec.shadow, b_dec, goal)
         error, squares, weighted = run.whole, run.squares, run.weighted
     fvu, loss = squares / variance, weighted * loss_scale
     auxk_loss, aux = torch.zeros_like(fvu), None
     if plan.dead_capacity:
-        dead = find_dead(state.num_tokens_since_fired, plan.dead_feature_threshold, plan.dead_capacity)
-        auxk_loss, aux = auxk(ops, weights, centred, error, dead, plan, loss_scale)
+        silent_for = state.num_tokens_since_fired
+        if plan.count_before_auxk:
+            active = whole.fired > 0 if plan.dense else active_latents(run.code, run.fires, n_latents)
+            silent_for = (silent_for + len(x)).masked_fill(active, 0)
+        dead = find_dead(silent_for, plan.dead_feature_threshold, plan.dead_capacity)
+        left: list[Tensor] | None = None if plan.auxk_detached else []
+        auxk_loss, aux = auxk(ops, weights, centred, error, dead, plan, loss_scale, left)
+        if left is not None:  # the gradient of x_hat is that of both errors
+            share = (plan.auxk_alpha * (dead.number > 0)).to(error.dtype)
+            run = run._replace(error=run.error + share * torch.cat(left))
         loss = loss + plan.auxk_alpha * auxk_loss
     grad_scale = 2 * loss_scale + 0 * loss  # 0 times NaN or Inf is NaN
 

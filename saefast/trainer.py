@@ -237,7 +237,7 @@ class Trainer:
         if config.auxk_alpha and state.step % self._interval == 0:
             state.dead_capacity = auxk.capacity(
                 state.num_tokens_since_fired, config.dead_feature_threshold,
-                (self._interval - 1) * batch_size, exact=not self.on_gpu,
+                (self._interval - 1 + config.count_before_auxk) * batch_size, exact=not self.on_gpu,
             )  # fmt: skip
         return schedules.plan_at(config, sae, state, self.compute_dtype, batch_size, self.on_gpu)
 

@@ -24,6 +24,8 @@ class Case(NamedTuple):
 
 
 AUXK = {"auxk_alpha": 0.5, "k_aux": 5, "dead_feature_threshold": 50}
+COUNTED = AUXK | {"count_before_auxk": True, "dead_feature_threshold": 50 + B}
+KEPT = {"auxk_detached": False, "auxk_scale": "loss", "loss": "mse"}
 FREE = {"unit_norm": False}
 LISTS = {
     "relu": ({"activation": "relu"}, {}),
@@ -54,15 +56,34 @@ LISTS = {
                             "preact_coefficient": 0.3, **FREE}),
     "jumprelu-dead": ({"activation": "jumprelu"},
                       {"penalty": "l0", "preact": "dead", "preact_coefficient": 0.7, "dead_feature_threshold": 50}),
+    "jumprelu-acts": ({"activation": "jumprelu", "pre_bias": False},
+                      {"penalty": "target_l0", "target_l0": 9.0, "loss": "mse", "straight_through": "acts"}),
+    "jumprelu-by-norm": ({"activation": "jumprelu", "scale_by_norm": True}, {"penalty": "l0", **FREE}),
+    "jumprelu-positive": ({"activation": "jumprelu", "pre_bias": False},
+                          {"penalty": "tanh", "norm_weighted": True, "straight_through": "positive", "preact": "all",
+                           "preact_coefficient": 0.3, "log_threshold": True, "bandwidth": 1.5, "loss": "mse", **FREE}),
+    "jumprelu-positive-by-norm": ({"activation": "jumprelu", "pre_bias": False, "scale_by_norm": True},
+                                  {"penalty": "tanh", "norm_weighted": True, "straight_through": "positive",
+                                   "preact": "all", "preact_coefficient": 0.3, "log_threshold": True, "bandwidth": 1.5,
+                                   "loss": "mse", **FREE}),
     "jumprelu-log": ({"activation": "jumprelu"},
                      {"penalty": "l0", "log_threshold": True, "straight_through": "all"}),
     "gated": ({"activation": "gated"}, {"penalty": "l1", "loss": "mse"}),
     "gated-norms": ({"activation": "gated"}, {"penalty": "l1", "norm_weighted": True, **FREE}),
     "topk-auxk": ({}, AUXK),
     "topk-auxk-as-loss": ({}, AUXK | {"auxk_scale": "loss", "auxk_ramp": True, "k_aux": 40, "loss": "mse"}),
+    "topk-auxk-raw": ({}, AUXK | {"auxk_relu": False, "auxk_scale": "loss", "auxk_ramp": True, "k_aux": 40}),
+    "batch-topk-auxk-raw": ({"activation": "batch_topk", "scale_by_norm": True},
+                            AUXK | {"auxk_relu": False, "auxk_scale": "loss", "loss": "mse", **FREE}),
+    "topk-auxk-by-norm": ({"scale_by_norm": True}, AUXK | FREE),
+    "topk-auxk-kept": ({"scale_by_norm": True, "pre_bias": False}, COUNTED | KEPT | FREE),
+    "batch-topk-auxk-kept": ({"activation": "batch_topk"}, AUXK | KEPT),
+    "transcoder-auxk-kept": ({"d_out": 15, "pre_bias": False}, AUXK | KEPT | FREE),
     "relu-auxk": ({"activation": "relu", "pre_bias": False}, AUXK | {"penalty": "l1"}),
     "jumprelu-auxk": ({"activation": "jumprelu"}, AUXK | {"penalty": "l0"}),
     "matryoshka-auxk": ({"activation": "matryoshka"}, AUXK),
+    "topk-auxk-counted": ({}, COUNTED),
+    "jumprelu-auxk-counted": ({"activation": "jumprelu"}, COUNTED | {"penalty": "l0"}),
     "transcoder-auxk": ({"d_out": 15, "pre_bias": False}, AUXK),
     "transcoder": ({"d_out": 15, "pre_bias": False}, {"loss": "mse"}),
     "skip-transcoder": ({"d_out": 15, "pre_bias": False, "skip": True, "activation": "batch_topk"}, {}),
@@ -104,10 +125,14 @@ def set_up(case, dtype=torch.float64, backend="reference", n_tokens=B, device="c
         if name not in ("W_dec", "threshold"):
             param.data += 0.3 * random(*param.shape)
     sae.b_enc.data -= 0.5
+    if options.get("count_before_auxk"):  # some of the dead stay silent, and have something to say
+        sae.b_enc.data[::3] -= 4
     if not options.get("unit_norm", True):
         sae.W_dec.data *= 0.5 + random(F, 1).abs()
     if sae.config.activation == "jumprelu":
         sae.threshold.data.copy_(0.3 + 0.2 * random(F).abs())
+        if options.get("straight_through") == "acts":
+            sae.threshold.data[::9], sae.threshold.data[1::9] = -0.1, -0.6
     rows = random(n_tokens, sae.config.row_width) + 0.5
     trainer = saefast.Trainer(sae.to(device, dtype), saefast.TrainConfig(**options))
     trainer.input_scale, trainer.output_scale = 0.7, (1.3 if case.transcoder else 0.7)
@@ -145,7 +170,8 @@ def objective(setup, leaves):
          "output_scale": trainer.output_scale,
          "bandwidth": config.bandwidth / trainer.input_scale, "inactive": config.preact_coefficient}  # fmt: skip
     c["exponent"] = float(trainer._hyper(trainer.state.step + 1).exponent)
-    dead = trainer.state.num_tokens_since_fired >= config.dead_feature_threshold
+    counted = len(rows) * config.count_before_auxk
+    dead = trainer.state.num_tokens_since_fired + counted >= config.dead_feature_threshold
     target = rows[:, sae.d_in :] if sae.d_out else None
     return formulas.loss(leaves, sae, trainer._plan(len(rows)), c, rows[:, : sae.d_in], target, dead)
 

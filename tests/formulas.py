@@ -16,10 +16,11 @@ def step_function(pre, threshold, bandwidth, to_input):
     return open_ + band * (moving - moving.detach())
 
 
-def jumprelu(pre, threshold, bandwidth, to_input):
+def jumprelu(pre, threshold, bandwidth, to_input, positive=False):
     """pre * H, with theta in place of pre where H is differentiated."""
     open_ = (pre > threshold).to(pre.dtype).detach()
-    band = (((pre - threshold).abs() < bandwidth / 2).to(pre.dtype) / bandwidth).detach()
+    inside = (pre - threshold).abs() < bandwidth / 2
+    band = ((inside & (pre > 0) if positive else inside).to(pre.dtype) / bandwidth).detach()
     moving = (pre if to_input else pre.detach()) - threshold
     return pre * open_ + threshold.detach() * band * (moving - moving.detach())
 
@@ -53,7 +54,9 @@ def acts_of(p, sae, plan, c, centred):
         return (pre * mask.flatten(1)).relu(), pre
     if sae.activation == "jumprelu":
         theta = p["threshold"].exp() if plan.log_threshold else p["threshold"]
-        return jumprelu(pre, theta, c["bandwidth"], plan.straight_through == "all"), pre
+        scale = norms if sae.scale_by_norm else 1.0
+        to_input, positive = plan.straight_through == "all", plan.straight_through == "positive"
+        return jumprelu(pre * scale, theta, c["bandwidth"], to_input, positive) / scale, pre
     if sae.activation == "gated":
         dot = centred @ p["W_enc"].T
         return (p["r_mag"].exp() * dot + p["b_mag"]).relu() * (pre > 0), pre
@@ -63,8 +66,10 @@ def acts_of(p, sae, plan, c, centred):
 def auxk(p, plan, pre, dead, residual, over):
     """The largest dead latents on what is left over; over: what the main loss divides by."""
     k_aux = min(plan.k_aux, int(dead.sum()))
-    mask = topk_mask(pre.detach().masked_fill(~dead, -torch.inf), k_aux)
-    squares = ((pre * mask).relu() @ p["W_dec"] - residual).square().sum()
+    raw = not plan.auxk_relu
+    scores = pre * p["W_dec"].norm(dim=1) if plan.scale_by_norm else pre
+    acts = pre * topk_mask(scores.detach().masked_fill(~dead, -torch.inf), k_aux)
+    squares = ((acts if raw else acts.relu()) @ p["W_dec"] - residual).square().sum()
     if plan.auxk_scale == "residual":
         over = (residual - residual.mean(dim=0)).square().sum()
     return squares / over * (min(1.0, int(dead.sum()) / plan.k_aux) if plan.auxk_ramp else 1.0)
@@ -93,10 +98,12 @@ def loss(p, sae, plan, c, x, target, dead=None):
     elif plan.multi_topk:
         few = acts * topk_mask(acts.detach(), plan.k)
         total = squares(few) + plan.multi_topk_weight * squares(acts)
+    if plan.dead_capacity and plan.count_before_auxk:
+        dead = dead & ~(acts > 0).any(dim=0)
     if plan.dead_capacity:
-        total = total + plan.auxk_alpha * auxk(
-            p, plan, pre, dead, (goal - base - acts @ p["W_dec"]).detach(), over
-        )
+        residual = goal - base - acts @ p["W_dec"]
+        residual = residual.detach() if plan.auxk_detached else residual
+        total = total + plan.auxk_alpha * auxk(p, plan, pre, dead, residual, over)
     norms = norms_of(p["W_dec"], sae.layers)
     weight = c["scale"] * (norms if plan.norm_weighted else 1)
     added = torch.zeros((), dtype=x.dtype)
@@ -113,7 +120,9 @@ def loss(p, sae, plan, c, x, target, dead=None):
         added = added + (pre.relu() @ fixed_W + fixed_b - goal).square().sum() / over
     if sae.activation == "jumprelu":
         theta = p["threshold"].exp() if plan.log_threshold else p["threshold"]
-        l0 = step_function(pre, theta, c["bandwidth"], plan.straight_through == "all").sum() / B
+        of = acts.detach() if plan.straight_through == "acts" else pre
+        of = of * norms.detach() if sae.scale_by_norm else of
+        l0 = step_function(of, theta, c["bandwidth"], plan.straight_through == "all").sum() / B
         if plan.penalty == "l0":
             added = added + c["sparsity"] * l0
         elif plan.penalty == "target_l0":

@@ -14,6 +14,7 @@ def test_gradients_equal_autograd_of_the_formula(name):
     metrics, got = gradients(setup)
     assert float(metrics.loss) == pytest.approx(float(loss), rel=1e-9)
     assert float(metrics.penalty) == pytest.approx(float(penalty), rel=1e-9, abs=1e-15)
+    assert (metrics.auxk_loss > 0) == (setup.trainer.config.auxk_alpha > 0)
     assert got.keys() == want.keys()
     for key, grad in want.items():
         assert grad.abs().max() > 0, key
@@ -87,7 +88,7 @@ def test_micro_batches_give_the_step_of_the_whole_batch(name, micro_batch_size, 
 
         return run
 
-    for op in ("encode_dense", "relu_encode", "keep_topk"):
+    for op in ("encode_dense", "relu_encode", "keep_topk", "outer_sum"):
         monkeypatch.setattr(setup.trainer.ops, op, watched(getattr(setup.trainer.ops, op)))
     loss, penalty, want = oracle(setup)
     whole, _ = gradients(set_up(CASES[name]))

@@ -120,6 +120,8 @@ def test_rates_of_parameters():
         ({"activation": "relu"}, {"penalty": "l0"}, "penalty: expected one of"),
         ({"activation": "relu"}, {"multi_topk": 4}, "multi_topk: expected 0 with activation 'relu'"),
         ({"activation": "gated"}, {"preact": "all"}, "preact: expected 'none'"),
+        ({"activation": "relu"}, {"auxk_detached": False, "auxk_scale": "loss"}, "auxk_detached: expected True"),
+        ({}, {"auxk_detached": False}, "auxk_detached: expected True"),
         ({"activation": "matryoshka"}, {"group_weights": (1.0,)}, "group_weights: expected 5 numbers"),
         ({"activation": "relu"}, {"k_start": 8}, "k_start: expected None"),
         ({}, {"optimizer": "adamw", "state_dtype": "int8"}, "state_dtype: expected 'fp32'"),

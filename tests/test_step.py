@@ -124,3 +124,20 @@ def test_bad_batches_are_refused_before_anything_changes(x, message):
     with pytest.raises(saefast.InputError, match=message):
         saefast.Trainer(sae, config).step(x)
     assert all(torch.equal(a, b) for a, b in zip(before, sae.params))
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize("activation", ["topk", "batch_topk"])
+def test_the_smallest_activations_are_known_where_one_wants_to_know(x64, activation, backend):
+    """Of the code before the update: the mean over tokens, of a batch the smallest; a token with none gives Inf."""
+    sae = saefast.SAE(saefast.SAEConfig(24, 80, activation, k=6), seed=3)
+    config = saefast.TrainConfig(total_tokens=10**4, backend=backend, normalize_input=False)
+    trainer, x = saefast.Trainer(sae, config), x64.float()
+    trainer.state.smallest = torch.zeros(())
+    acts = ((x - sae.b_dec) @ sae.W_enc.T + sae.b_enc).relu().detach()
+    kept = acts.topk(6).values if activation == "topk" else acts.flatten().topk(6 * len(x)).values[None]
+    trainer.step(x)
+    torch.testing.assert_close(trainer.state.smallest, kept[:, -1].mean())
+    sae.b_enc.data.fill_(-1e6)
+    trainer.step(x)
+    assert trainer.state.smallest == torch.inf

@@ -24,6 +24,7 @@ class Code(NamedTuple):
         None  # [] entries found, more than fit if some were left out; None: as many as listed
     )
     mean_l0: Tensor | None = None  # [] of the whole batch, where this is the code of a part of it
+    norms: Tensor | None = None  # [F] of the decoder rows, where a threshold is for pre_acts times them
 
     def of(self, per_latent: Tensor) -> Tensor:
         """[F] -> the number of each entry's latent; [F] itself for a dense code, which broadcasts."""
@@ -48,6 +49,15 @@ class Backward(NamedTuple):
     norms: Tensor | None = None  # with respect to the norm of the decoder row
     extra: dict[str, Tensor] | None = None  # with respect to the extra parameters, which are [F]
     bias: Tensor | None = None  # with respect to b_enc alone
+    more_extra: dict[str, Tensor] | None = None  # added to that of `extra`: sums over the tokens, [F]
+
+
+def active_latents(code: Code, fires: Tensor, n_latents: int) -> Tensor:
+    """[F] bool: the latents of which an entry of a sparse code fires."""
+    assert code.indices is not None
+    none = n_latents  # the place of the others, one past the end
+    latents = code.indices.masked_fill(~fires, none).flatten().long()
+    return torch.zeros(none + 1, dtype=torch.bool, device=latents.device).index_fill_(0, latents, True)[:none]
 
 
 def where(mask: Tensor, values: Tensor) -> Tensor:

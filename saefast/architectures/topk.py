@@ -7,6 +7,7 @@ has more entries than k: see `saefast.architectures.nested`.
 
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from saefast.architectures.code import Code, Extra
@@ -25,3 +26,8 @@ def select(
     if scale is not None:
         acts = acts / scale[indices.long()]
     return Code(acts, indices, None, acts, acts)
+
+
+def seen(code: Code, plan: Plan, c: Coefficients) -> Tensor:
+    """[]: the mean over the tokens of the smallest activation; Inf if a token has none."""
+    return code.acts.masked_fill(code.acts <= 0, torch.inf).amin(dim=1).mean()
