@@ -1,0 +1,192 @@
+"""What the trainers of `saefast.adapters.dictionary_learning` share: `update` on the engine, and the memory they share
+with the stock code."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefast import auxk
+from saefast.adapters.driven import Driven
+from saefast.config import TrainConfig
+from saefast.errors import check
+from saefast.plan import Plan
+from saefast.sae import SAE
+from saefast.sae_config import SAEConfig
+
+try:
+    from dictionary_learning.trainers.trainer import ConstrainedAdam
+except ImportError as error:
+    raise ImportError(
+        "saefast.adapters.dictionary_learning: expected dictionary_learning, install it with "
+        f"`pip install dictionary-learning` (importing it failed: {error})"
+    ) from error
+
+OVERRIDABLE = ("loss", "get_auxiliary_loss", "update_threshold")  # methods in whose place the engine acts
+DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+log = logging.getLogger("saefast")
+
+
+class Engine(Driven):
+    """With the smallest activations of each batch where there is a k, and room for all latents that can be dead:
+    dictionary_learning counts the batch before it asks who is, and on a log step once more."""
+
+    def __init__(self, sae: SAE, config: TrainConfig) -> None:
+        super().__init__(sae, config)
+        self.state.smallest = torch.zeros_like(sae.b_dec[0]).detach() if sae.config.k else None
+        self.room, self.next_count = 0, 0  # the room is enough for the steps before that one
+
+    def _plan(self, batch_size: int) -> Plan:
+        plan, state = super()._plan(batch_size), self.state
+        if not plan.auxk_alpha:
+            return plan
+        if state.step >= self.next_count:
+            ahead = (2 * self._interval - 1) * batch_size
+            since, threshold = state.num_tokens_since_fired, plan.dead_feature_threshold
+            self.room = auxk.capacity(since, threshold, ahead, exact=not self.on_gpu)
+            self.next_count = state.step + self._interval
+        return plan._replace(dead_capacity=self.room)
+
+
+class OnEngine:
+    """In front of a stock trainer among the bases: its `update`, and what the engine has to know of it."""
+
+    _stock: Any  # the stock trainer
+    _dictionary: Any  # its class of `ae`
+    _names: dict[
+        str, str
+    ]  # the engine's name of a parameter -> that of `ae`; with .T it is the transpose there
+    _weight: str | None = None  # the attribute that is the weight of the penalty
+    _engine: Engine | None = None
+    _warned: frozenset[str] = frozenset()
+
+    ae: Any
+    optimizer: Any
+    scheduler: Any
+    sparsity_warmup_fn: Any
+    num_tokens_since_fired: Tensor
+
+    def _architecture(self) -> dict[str, Any]:
+        """Options of SAEConfig."""
+        raise NotImplementedError
+
+    def _recipe(self) -> dict[str, Any]:
+        """Options of TrainConfig; asked for at every step, for attributes of a trainer may be set."""
+        raise NotImplementedError
+
+    def _stock_because(self) -> str | None:
+        """Why this step must be a stock one, or None."""
+        ae, optimizer, kind = self.ae, self.optimizer, type(self)
+        if type(ae) is not self._dictionary:
+            return f"dict_class is {type(ae).__name__}, not {self._dictionary.__name__}"
+        for name in OVERRIDABLE:
+            if name in vars(self) or getattr(kind, name, None) is not getattr(self._stock, name, None):
+                return f"{name} is not that of dictionary_learning"
+        group, *others = optimizer.param_groups
+        if type(optimizer) not in (torch.optim.Adam, ConstrainedAdam) or others:
+            return "the optimizer is not that of dictionary_learning"
+        if group["weight_decay"] or group["amsgrad"] or group["maximize"]:
+            return "the optimizer has options that dictionary_learning does not set"
+        if any(param.dtype != torch.float32 for param in ae.parameters()):
+            return "parameters are not fp32"
+        return None
+
+    def update(self, step: int, x: Tensor) -> float | Tensor | None:
+        """One training step on x [B, activation_dim] of any float dtype and device, B > 0; `step` counts from 0.
+
+        Returns:
+            The loss before the update: a float on a CPU; a 0-dimensional tensor on a GPU, which nothing waits for. A
+            stock step returns what it returns.
+
+        Raises:
+            InputError: wrong shape, an empty batch, NaN or Inf in x (on a GPU: at a later call).
+        """
+        reason = self._stock_because()
+        if reason is not None and reason not in self._warned:
+            self._warned |= {reason}
+            log.warning(f"{type(self).__name__}: step {step} and others alike are stock steps: {reason}")
+        if reason is None:
+            width = self.ae.activation_dim
+            check(x.ndim == 2 and x.shape[1] == width, f"x: expected [B, {width}], got {list(x.shape)}")
+        if reason is not None or self._engine is None or step == 0 or not self.optimizer.state:
+            return self._stock_step(step, x, reason is None)
+        engine = self._current(self._engine)
+        self._share(engine)
+        engine.lr_now = self.optimizer.param_groups[0]["lr"]
+        if self._weight is not None:
+            engine.sparsity_now = getattr(self, self._weight) * self.sparsity_warmup_fn(step)
+        with torch.autocast(self._device.type, enabled=False):
+            metrics = engine.step(x.to(self._device, torch.float32))
+        for state in self.optimizer.state.values():
+            state["step"] += 1
+        self._finish(step, x, engine)
+        return metrics.loss if engine.on_gpu else float(metrics.loss)
+
+    def _finish(self, step: int, x: Tensor, engine: Engine) -> None:
+        """What follows the optimizer's step."""
+        self.scheduler.step()
+
+    def _stock_step(self, step: int, x: Tensor, ours: bool) -> float | None:
+        """ours: the engine could do this step too, and the next one."""
+        loss: float | None = super().update(step, x)  # type: ignore[misc]
+        self.optimizer.zero_grad()  # trainers that begin with it would keep the gradients
+        if self._engine is not None:
+            self._engine.state.refresh()
+        elif ours:
+            self._engine = self._make()
+        return loss
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = self.ae.get_parameter(self._names["b_dec"]).device
+        return device
+
+    def _options(self) -> dict[str, Any]:
+        """All options of TrainConfig. Products are in the format in which autocast would have them."""
+        group, kind = self.optimizer.param_groups[0], self._device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        return {
+            "total_tokens": 1, "loss": "mse", "normalize_input": False, "auxk_alpha": 0.0, "betas": group["betas"],
+            "eps": group["eps"], "compute_dtype": DTYPES[dtype],
+        } | self._recipe()  # fmt: skip
+
+    def _make(self) -> Engine:
+        config = SAEConfig(d_in=self.ae.activation_dim, d_sae=self.ae.dict_size, **self._architecture())
+        return Engine(SAE(config, device=self._device), TrainConfig(**self._options()))
+
+    def _current(self, engine: Engine) -> Engine:
+        """With the options as they are now; another engine if the format of the products is another."""
+        options = self._options()
+        if options["compute_dtype"] != engine.config.compute_dtype:
+            self._engine = engine = self._make()
+        elif any(getattr(engine.config, name) != value for name, value in options.items()):
+            engine.config = TrainConfig(**options)
+        return engine
+
+    def _share(self, engine: Engine) -> None:
+        """Make views of the engine's memory of what is shared. What was replaced since the last step, by a stock step,
+        a state that was loaded, the user, is copied into it first."""
+        values = engine.state.params._asdict() | {n: v.value for n, v in engine.state.extra.items()}
+        moments, copied = engine.moments(), []
+
+        def shared(ours: Tensor, theirs: Tensor) -> Tensor:
+            if theirs.data_ptr() == ours.data_ptr():
+                return theirs
+            copied.append(ours.copy_(theirs))
+            return ours
+
+        for name, of_ae in self._names.items():
+            param = self.ae.get_parameter(of_ae.removesuffix(".T"))
+            value, *kept = (t.T if of_ae.endswith(".T") else t for t in (values[name], *moments[name]))
+            param.data = shared(value, param.data)
+            state = self.optimizer.state[param]
+            for key, ours in zip(("exp_avg", "exp_avg_sq"), kept, strict=True):
+                state[key] = shared(ours, state[key])
+            engine.state.step = int(state["step"])
+        if hasattr(self, "num_tokens_since_fired"):
+            counts = engine.state.num_tokens_since_fired
+            self.num_tokens_since_fired = shared(counts, self.num_tokens_since_fired)
+        if copied:
+            engine.state.refresh()
+            engine.next_count = 0

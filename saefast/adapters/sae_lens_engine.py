@@ -1,0 +1,225 @@
+"""The engine on the parameters of a SAELens SAE and the moments of its torch Adam, and what a step of it returns."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from sae_lens.saes.sae import TrainStepOutput
+from torch import Tensor, nn
+
+from saefast import auxk
+from saefast.adapters.driven import Driven
+from saefast.architectures import MODULES
+from saefast.architectures.code import Code, where
+from saefast.architectures.penalties import penalty
+from saefast.config import SAEConfig, TrainConfig
+from saefast.forward import reconstruct
+from saefast.plan import Plan, coefficients
+from saefast.sae import SAE
+from saefast.step import Metrics
+from saefast.storage import row_norms
+
+
+def flipped(name: str, tensor: Tensor) -> Tensor:
+    """Their W_enc is [d_in, d_sae], ours [d_sae, d_in]."""
+    return tensor.T if name == "W_enc" else tensor
+
+
+class Shared(NamedTuple):
+    """A parameter of theirs, with the views of our memory that it and its moments are."""
+
+    param: nn.Parameter
+    value: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+
+
+class Seen(NamedTuple):
+    """What the weights make of a batch before its step."""
+
+    sae_out: Tensor  # [B, d_in]
+    feature_acts: Callable[[], Tensor]  # [B, d_sae]; only now made dense
+    losses: dict[str, Tensor]  # those that the metrics of the step do not have
+
+
+class Engine(Driven):
+    """Trains `theirs` in place: its parameters and the optimizer's moments become views of the engine's memory."""
+
+    def __init__(self, theirs: Any, optimizer: torch.optim.Adam, sae: SAEConfig, config: TrainConfig) -> None:
+        ours = SAE(sae, device="meta")
+        named = dict(theirs.named_parameters())
+        for name, param in ours.named_parameters():
+            value = torch.zeros((), dtype=theirs.dtype, device=theirs.device)  # BatchTopK's threshold
+            if name in named:
+                value = flipped(name, named[name].data).contiguous()
+            setattr(ours, name, nn.Parameter(value, requires_grad=param.requires_grad))
+        super().__init__(ours, config)
+        self.theirs, self.optimizer_of_theirs = theirs, optimizer
+        self.counted = False  # the dead latents, since the engine was made
+        values = self.state.params._asdict() | {name: v.value for name, v in self.state.extra.items()}
+        moments, steps = self.moments(), torch.zeros(())
+        self.shared: list[Shared] = []
+        for name, param in named.items():
+            shared = Shared(param, *(flipped(name, t) for t in (values[name], *moments[name])))
+            old = optimizer.state.get(param) or {"step": torch.zeros(())}
+            steps = old["step"]
+            if "exp_avg" in old:
+                shared.exp_avg.copy_(old["exp_avg"])
+                shared.exp_avg_sq.copy_(old["exp_avg_sq"])
+            param.data = shared.value
+            new = {"step": steps, "exp_avg": shared.exp_avg, "exp_avg_sq": shared.exp_avg_sq}
+            optimizer.state[param] = new
+            self.shared.append(shared)
+        if sae.activation in ("batch_topk", "matryoshka"):
+            self.state.smallest = torch.zeros_like(self.state.extra["threshold"].value)
+        self.versions = self._versions()
+        self.state.step = int(steps)
+        self.state.refresh()
+
+    def is_linked(self) -> bool:
+        """Whether parameters and moments are still ours: another module or a checkpoint may have replaced them."""
+        moments = self.optimizer_of_theirs.state
+        return all(
+            shared.param.data_ptr() == shared.value.data_ptr()
+            and shared.param.shape == shared.value.shape
+            and moments.get(shared.param, {}).get("exp_avg") is shared.exp_avg
+            for shared in self.shared
+        )
+
+    def _versions(self) -> list[int]:
+        return [shared.param._version for shared in self.shared]
+
+    def prepare(self, lr: float, sparsity: float, passes_since_fired: Tensor) -> None:
+        """What the other side says of the next step. passes_since_fired: [d_sae], batches in which it did not fire."""
+        if self._versions() != self.versions:  # somebody wrote into them, a stock step for example
+            self.state.step = int(self.optimizer_of_theirs.state[self.shared[0].param]["step"])
+            self.state.refresh()
+            self.versions = self._versions()
+        self.lr_now, self.sparsity_now = lr, sparsity
+        k = getattr(self.theirs.activation_fn, "k", None)
+        self.k_now = None if k is None else int(k)
+        self.state.fired.zero_()
+        if self.sae.config.activation == "jumprelu":
+            # as theirs does before a step; ours does it after one, but a checkpoint of theirs may come with less
+            self.state.extra["threshold"].value.clamp_min_(0)
+        if self.config.auxk_alpha or self.config.preact == "dead":
+            batch = self.config.batch_size
+            self.state.num_tokens_since_fired.copy_(passes_since_fired.long() * batch)
+
+    def finish(self) -> None:
+        """What a step of theirs counts, beside the weights."""
+        for shared in self.shared:
+            self.optimizer_of_theirs.state[shared.param]["step"] += 1
+        if self.state.smallest is not None:  # activation kept; Inf if there is none
+            smallest = self.state.smallest.double()
+            before, rate = self.theirs.topk_threshold, self.theirs.cfg.topk_threshold_lr
+            moved = (1 - rate) * before + rate * smallest
+            self.theirs.topk_threshold = torch.where(smallest.isfinite(), moved, before)
+
+    def _plan(self, batch_size: int) -> Plan:
+        # tokens since a latent fired are counted in full batches, and so must be those of the next steps
+        full = max(batch_size, self.config.batch_size)
+        if self.config.auxk_alpha and not self.counted:
+            self.counted = True
+            self.state.dead_capacity = auxk.capacity(
+                self.state.num_tokens_since_fired, self.config.dead_feature_threshold,
+                (self._interval - 1) * full, exact=not self.on_gpu,
+            )  # fmt: skip
+        return super()._plan(full)
+
+    @torch.no_grad()
+    def see(self, rows: Tensor) -> Seen:
+        """Of rows [B, d_in], with the weights as they are: the forward pass of the step, kept."""
+        plan, state, cfg = self._plan(len(rows)), self.state, self.theirs.cfg
+        step, n_tokens = state.step + 1, len(rows)
+        numbers = torch.tensor(self._hyper(step).numbers(step, n_tokens, plan), device=rows.device)
+        c, b_dec, W_dec = coefficients(numbers), state.weights.b_dec.value, state.weights.dec.shadow
+        centred = self._centred(rows, plan)
+        code = MODULES[plan.activation].select(self.ops, state.weights, state.extra, centred, plan, c)
+        one = plan._replace(group_sizes=())
+        run = reconstruct(self.ops, code, one, W_dec, b_dec, rows)
+        losses = {}
+        if len(plan.group_sizes) > 1:
+            assert code.indices is not None
+            losses["mse_loss"] = run.squares / n_tokens
+        for width in plan.group_sizes[:-1]:
+            inner = code._replace(acts=where(code.indices < width, code.acts))
+            squares = reconstruct(self.ops, inner, one, W_dec, b_dec, rows).squares
+            losses[f"inner_mse_loss_{width}"] = squares / n_tokens
+        norms = row_norms(state.weights.dec) if plan.norm_weighted or plan.scale_by_norm else None
+        if plan.penalty == "tanh":
+            losses["l0_loss"] = penalty("tanh", code, code.acts, norms, c, plan.tanh_scale).value
+        acts = code.acts if norms is None or not plan.scale_by_norm else code.acts * code.of(norms)
+        sparse = plan.activation == "topk" and cfg.use_sparse_activations
+        return Seen(rows + run.whole, lambda: whole_code(code, acts, n_tokens, cfg.d_sae, sparse), losses)
+
+    @torch.no_grad()
+    def hidden_pre(self, rows: Tensor) -> Tensor:
+        """rows [B, d_in] -> [B, d_sae], pre-activations as they select by them."""
+        plan, weights = self._plan(len(rows)), self.state.weights
+        centred = self._centred(rows, plan)
+        found: Tensor = self.ops.encode_dense(centred, weights.enc.shadow, weights.b_enc.value)
+        return found * row_norms(weights.dec) if plan.scale_by_norm else found
+
+    def _centred(self, rows: Tensor, plan: Plan) -> Tensor:
+        b_dec = self.state.weights.b_dec.value
+        centred: Tensor = self.ops.centre(
+            rows, b_dec if plan.pre_bias else torch.zeros_like(b_dec), plan.compute_dtype
+        )[0]
+        return centred
+
+    def losses(self, metrics: Metrics, seen: Seen | None) -> dict[str, Tensor] | None:
+        """By SAELens's names; None where they cannot be told apart without `seen`."""
+        kind, plan = self.sae.config.activation, self.config
+        aux = plan.auxk_alpha * metrics.auxk_loss
+        found = {"mse_loss": metrics.loss - aux - metrics.penalty}
+        if kind == "matryoshka" and len(self.sae.config.group_sizes) > 1:
+            if seen is None:
+                return None
+            mse, *inner = seen.losses.items()
+            return dict([mse, ("auxiliary_reconstruction_loss", aux), *inner])
+        if kind == "relu":
+            return found | {"l1_loss": metrics.penalty}
+        if kind != "jumprelu":
+            return found | {"auxiliary_reconstruction_loss": aux}
+        if plan.preact == "none":
+            return found | {"l0_loss": metrics.penalty}
+        if plan.penalty == "l0":
+            l0_loss = self.sparsity_now * metrics.l0
+        elif seen is not None:
+            l0_loss = seen.losses["l0_loss"]
+        else:
+            return None
+        pre_act_loss = where(metrics.dead_frac > 0, metrics.penalty - l0_loss)
+        return found | {"l0_loss": l0_loss, "pre_act_loss": pre_act_loss}
+
+
+def whole_code(code: Code, acts: Tensor, n_tokens: int, d_sae: int, sparse: bool) -> Tensor:
+    """The code with its activations replaced by `acts`, as a matrix [B, d_sae], COO if `sparse`."""
+    if code.indices is None:
+        return acts
+    tokens = code.tokens()
+    used = tokens < n_tokens
+    places = torch.stack([tokens, code.indices.flatten().long()])[:, used]
+    matrix = torch.sparse_coo_tensor(places, acts.flatten()[used], (n_tokens, d_sae))
+    return matrix if sparse else matrix.to_dense()
+
+
+class StepOutput(TrainStepOutput):
+    """As SAELens's, of a step of the engine. `sae_in`, `loss` and `metrics` are always there, `losses` nearly always;
+    the rest where `SAETrainer` says so: the weights have moved since, so it could not be made afterwards."""
+
+    def __init__(self, feature_acts: Callable[[], Tensor] | None = None, **known: Any) -> None:
+        self.__dict__.update(known, _feature_acts=feature_acts)
+
+    def __getattr__(self, name: str) -> Any:
+        make = vars(self).get("_feature_acts")
+        if name == "feature_acts" and make is not None:
+            self.feature_acts = make()
+            return self.feature_acts
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise AttributeError(f"{name}: not kept in this step; set `trainer.full_output = True` before it")
+
+    def __repr__(self) -> str:
+        return f"StepOutput(loss={self.loss!r})"
