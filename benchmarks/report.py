@@ -1,7 +1,7 @@
-"""Renders the README's table of figures from benchmarks/results/*.json.
+"""Renders the figures of README.md and docs/drop-in/ from benchmarks/results/*.json.
 
-python benchmarks/report.py            rewrite the part of README.md between the two markers
-python benchmarks/report.py --check    exit 1 if README.md does not say what the results say
+python benchmarks/report.py            rewrite what is between the two markers in each page
+python benchmarks/report.py --check    exit 1 if a page does not say what the results say
 """
 
 import json
@@ -122,7 +122,8 @@ def table() -> str:
         f"medians within interleaved rounds of one process, with the 10th and 90th percentile. The last table, the 12 recipes and "
         f"the sweep: {others['cpu']}, {others['threads']} threads. Scripts are in `benchmarks/`, their results in `benchmarks/results/`."
     )
-    return "\n".join([*lines, "", *step_table(step), "", *architecture_table(), "", note])
+    tables = [lines, step_table(step), architecture_table(), drop_in_table()]
+    return "\n".join([line for rows in tables for line in [*rows, ""]] + [note])
 
 
 def parity_rows(name: str, case: dict) -> list[tuple[str, str, str]]:
@@ -187,16 +188,57 @@ def step_table(step: dict) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in rows]
 
 
-def main() -> None:
-    text = README.read_text()
-    head, rest = text.split(BEGIN)
-    tail = rest.split(END)[1]
-    wanted = f"{head}{BEGIN}\n{table()}\n{END}{tail}"
-    if "--check" in sys.argv:
-        sys.exit(
-            0 if wanted == text else "README.md does not say what benchmarks/results/ says: run report.py"
+def drop_in() -> dict[str, str]:
+    """Of each project: how many times faster its trainer's step is with our line in it."""
+    texts = {}
+    for project, row in json.loads((RESULTS / "cpu" / "drop_in.json").read_text())["projects"].items():
+        kinds = [
+            f"{kind} {case['stock over ours'][0]:.1f} ({case['seconds']:.2f} s)"
+            for kind, case in row.items()
+            if kind != "version"
+        ]
+        texts[project] = ", ".join(kinds)
+    return texts
+
+
+def drop_in_table() -> list[str]:
+    found = json.loads((RESULTS / "cpu" / "drop_in.json").read_text())
+    shape = "B {B}, d_in {d_in}, d_sae {d_sae}, k {k}".format(**found["shape"])
+    what = f"A step of another project's trainer with one line of its user's changed (`drop_in.py`; {shape}): times as fast"
+    names = {"pytorch": "plain PyTorch loop, torch", "sae_lens": "SAELens"}
+    rows = [
+        f"| [{names.get(project, project)} {found['projects'][project]['version']}](docs/drop-in/{project}.md) | {text} |"
+        for project, text in drop_in().items()
+    ]
+    return [f"| {what} | and seconds of the step |", "| --- | --- |", *rows]
+
+
+def pages() -> dict[Path, str]:
+    """Each page that has figures, and what is to stand between its markers."""
+    found = json.loads((RESULTS / "cpu" / "drop_in.json").read_text())
+    shape, machine = "B {B}, d_in {d_in}, d_sae {d_sae}, k {k}".format(**found["shape"]), found["machine"]
+    texts = {README: table()}
+    for project, text in drop_in().items():
+        version = found["projects"][project]["version"]
+        texts[ROOT / "docs" / "drop-in" / f"{project}.md"] = (
+            f"A step is so many times faster (in seconds): {text}. Both sides in one process, interleaved, medians; {shape};\n"
+            f"{machine['cpu']}, {machine['threads']} threads, no GPU; version {version}. `benchmarks/drop_in.py`"
         )
-    README.write_text(wanted)
+    return texts
+
+
+def filled(page: Path, figures: str) -> str:
+    head, rest = page.read_text().split(BEGIN)
+    return f"{head}{BEGIN}\n{figures}\n{END}{rest.split(END)[1]}"
+
+
+def main() -> None:
+    for page, figures in pages().items():
+        wanted = filled(page, figures)
+        if "--check" not in sys.argv:
+            page.write_text(wanted)
+        elif wanted != page.read_text():
+            sys.exit(f"{page} does not say what benchmarks/results/ says: run report.py")
 
 
 if __name__ == "__main__":

@@ -3,15 +3,16 @@
 import re
 from pathlib import Path
 
+import pytest
 import report
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_figures_are_those_of_the_results():
-    text = README.split(report.BEGIN)[1].split(report.END)[0]
-    assert text.strip() == report.table()
+@pytest.mark.parametrize("page", report.pages(), ids=lambda page: page.name)
+def test_figures_are_those_of_the_results(page):
+    assert page.read_text() == report.filled(page, report.pages()[page])
 
 
 def test_the_tree_lists_every_module():
@@ -19,6 +20,8 @@ def test_the_tree_lists_every_module():
     for path in (ROOT / "saefast").glob("*.py"):
         if path.stem != "__init__":
             assert re.search(rf"\b{path.name}\b", tree), path.name
+    for folder in ("architectures", "formats", "adapters"):
+        assert f"  {folder}/" in tree
 
 
 def test_files_that_are_named_exist():
