@@ -119,7 +119,7 @@ def table() -> str:
     others = json.loads((RESULTS / "sweep_cpu.json").read_text())["machine"]
     note = (
         f"Machine: {machine['cpu']}, {machine['cores']} cores, no GPU; torch {step['versions']['torch']}, fp32. Ratios are "
-        f"medians within interleaved rounds of one process, with the 10th and 90th percentile. The last table, the 12 recipes and "
+        f"medians within interleaved rounds of one process, with the 10th and 90th percentile. The last two tables, the 12 recipes and "
         f"the sweep: {others['cpu']}, {others['threads']} threads. Scripts are in `benchmarks/`, their results in `benchmarks/results/`."
     )
     tables = [lines, step_table(step), architecture_table(), drop_in_table()]

@@ -8,6 +8,10 @@ Its end-to-end test trains two SAEs of 10 million tokens through `trainSAE` and 
 Pythia-70M on an RTX 3090, within 0.5 %. Here a GPT-NeoX of width 64 with random weights reads the texts of
 data/corpus.jsonl with SmolLM2's tokenizer on a CPU: nothing is downloaded. The numbers expected are those that the run
 without --saefast wrote to r.json. What needs nnsight's models is left out.
+
+The SAE of StandardTrainer passes, to 1e-5. That of TopKTrainer misses the 0.5 % in one of eight metrics: 472 latents live
+in place of 477. So does the stock trainer beside itself, with initial weights changed by one part in 10^7: after 1220 steps
+its live latents differ by 3 % and its l2_loss by 0.7 %.
 """
 
 import json
