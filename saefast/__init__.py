@@ -1,5 +1,6 @@
 """saefast: fast training of sparse autoencoders on language-model activations."""
 
+from saefast import formats
 from saefast.backend import load_backend
 from saefast.config import SAEConfig, TrainConfig
 from saefast.errors import InputError
@@ -17,6 +18,7 @@ __all__ = [
     "TrainConfig",
     "Trainer",
     "evaluate",
+    "formats",
     "load_backend",
     "open_source",
     "recipe",

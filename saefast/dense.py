@@ -53,11 +53,16 @@ def dense_pass(
         seen = arch.seen(code, plan, c) if hasattr(arch, "seen") else None
         return DensePass(run.error, run.squares, found.penalty, found.fired, seen, found.extra, grads)
 
+    constant = plan.activation == "relu" and plan.penalty in ("none", "l1") and not plan.norm_weighted
+
+    def of(x: Tensor, target: Tensor) -> DensePass:
+        return plain_relu(ops, weights, x, target, plan, c, grad_scale) if constant else one(x, target)
+
     first, *others = pieces
-    total = one(*first)
+    total = of(*first)
     errors = [total.error]
     for piece in others:
-        part = one(*piece)
+        part = of(*piece)
         errors.append(part.error)
         for whole, grad in zip(total.grads, part.grads, strict=True):
             whole += grad
@@ -69,6 +74,27 @@ def dense_pass(
             extra={name: grad + part.extra[name] for name, grad in total.extra.items()},
         )
     return total._replace(error=torch.cat(errors) if others else errors[0])
+
+
+def plain_relu(
+    ops: ModuleType, weights: Weights, centred: Tensor, target: Tensor, plan: Plan, c: Coefficients, grad_scale: Tensor
+) -> DensePass:  # fmt: skip
+    """ReLU without a penalty or with the same for every activation, which the ops add in passing: at first half of all
+    latents are active, and each pass over [B, F] less counts."""
+    b_enc, W_dec = weights.b_enc.value, weights.dec.shadow
+    acts, total, fired = ops.relu_encode(centred, weights.enc.shadow, b_enc)
+    error, squares = ops.dense_error(acts, W_dec, (target - weights.b_dec.value).to(plan.compute_dtype))
+    slope = c.sparsity * c.scale if plan.penalty == "l1" else torch.zeros_like(c.sparsity)
+    in_units = ops.dense_grad_acts(error, W_dec, acts, (slope / grad_scale).to(b_enc.dtype))
+    grad_b_enc = in_units.sum(dim=0, dtype=b_enc.dtype) * grad_scale
+    grad_b_dec = error.sum(dim=0, dtype=b_enc.dtype) * grad_scale
+    if plan.pre_bias:
+        grad_b_dec -= grad_b_enc @ load_weight(weights.enc)
+    grads = (
+        ops.outer_sum(in_units, centred).mul_(grad_scale), grad_b_enc, ops.outer_sum(acts, error).mul_(grad_scale),
+        grad_b_dec,
+    )  # fmt: skip
+    return DensePass(error, squares.sum(), slope * total, fired, None, {}, grads)
 
 
 def products(

@@ -14,7 +14,6 @@ from saefast.errors import InputError
 from saefast.reference import (
     decode,
     dense_error,
-    dense_grad_acts,
     encode_dense,
     keep_topk,
     outer_sum,
@@ -155,6 +154,14 @@ def grad_top_acts(
         *_numpy(error, W_dec, acts, indices, row_offsets, grads), torch.get_num_threads()
     )
     return grads
+
+
+def dense_grad_acts(error: Tensor, W_dec: Tensor, acts: Tensor, addend: Tensor) -> Tensor:
+    """As `saefast.reference.dense_grad_acts`, in fewer passes over [B, F]: one for the addend, one for the mask."""
+    if not handles(error, W_dec, acts) or addend.dtype != torch.float32:
+        return reference.dense_grad_acts(error, W_dec, acts, addend)
+    grads = torch.addmm(addend.expand(len(W_dec)), error, W_dec.T)
+    return torch.ops.aten.threshold_backward.grad_input(grads, acts, 0, grad_input=grads)
 
 
 def update_(

@@ -48,8 +48,8 @@ class Trainer:
 
     def __init__(self, sae: SAE, config: TrainConfig) -> None:
         check_compatible(sae.config, config)
-        self.sae, self.config = sae, config
-        self.on_gpu = sae.W_enc.device.type == "cuda"
+        self.sae, self.config, self.on_gpu = sae, config, sae.W_enc.device.type == "cuda"
+        sae.origin = sae.origin and sae.origin._replace(tensors={})  # they are of the SAE as it was
         self.ops = load_backend(config.backend, sae.W_enc.device.type)
         self.compute_dtype = self._compute_dtype()
         for name, param in sae.params._asdict().items():

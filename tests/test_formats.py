@@ -217,6 +217,19 @@ def test_folded_can_be_trained_and_computes_the_same():
         formats.folded(make({"k": 3, "input_norm": "layer_norm"}))
 
 
+def test_training_forgets_what_was_measured_before(tmp_path):
+    """A threshold in the file of a TopK SAE is of the weights that were there."""
+    formats.save(make({"k": 3}), tmp_path / "a", "dictionary_learning")
+    state = torch.load(tmp_path / "a" / "ae.pt", weights_only=True)
+    torch.save(state | {"threshold": torch.tensor(0.7)}, tmp_path / "a" / "ae.pt")
+    sae = SAE.from_pretrained(tmp_path / "a")
+    for folder, want in (("b", 0.7), ("c", -1.0)):
+        formats.save(sae, tmp_path / folder, "dictionary_learning")
+        kept = torch.load(tmp_path / folder / "ae.pt", weights_only=True)["threshold"]
+        assert float(kept) == pytest.approx(want)
+        Trainer(sae, TrainConfig(total_tokens=64, batch_size=64)).step(rows())
+
+
 def test_a_fold_does_not_touch_the_sae():
     sae = make({"k": 3, "scale_by_norm": True, "input_norm": "scale", "scales": (2.0, 2.0)})
     kept = {name: param.clone() for name, param in sae.named_parameters()}
