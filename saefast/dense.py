@@ -17,7 +17,7 @@ from saefast.forward import Forward, reconstruct
 from saefast.plan import Coefficients, Plan
 from saefast.reference_update import Aux, Given, Grads, project_rows_, squared_norm
 from saefast.state import State
-from saefast.storage import Weights, load_weight
+from saefast.storage import Weights, load_weight, row_norms
 
 
 class DensePass(NamedTuple):
@@ -53,7 +53,9 @@ def dense_pass(
         seen = arch.seen(code, plan, c) if hasattr(arch, "seen") else None
         return DensePass(run.error, run.squares, found.penalty, found.fired, seen, found.extra, grads)
 
-    constant = plan.activation == "relu" and plan.penalty in ("none", "l1") and not plan.norm_weighted
+    simple = plan.activation == "relu" and plan.penalty in ("none", "l1")
+    # the Triton kernel adds one number, not one of each latent
+    constant = simple and (not plan.norm_weighted or (ops.NAME != "triton" and plan.layers == 1))
 
     def of(x: Tensor, target: Tensor) -> DensePass:
         return plain_relu(ops, weights, x, target, plan, c, grad_scale) if constant else one(x, target)
@@ -79,22 +81,27 @@ def dense_pass(
 def plain_relu(
     ops: ModuleType, weights: Weights, centred: Tensor, target: Tensor, plan: Plan, c: Coefficients, grad_scale: Tensor
 ) -> DensePass:  # fmt: skip
-    """ReLU without a penalty or with the same for every activation, which the ops add in passing: at first half of all
-    latents are active, and each pass over [B, F] less counts."""
+    """ReLU without a penalty or with one that is linear in the activations, which the ops add in passing: at first half of
+    all latents are active, and each pass over [B, F] less counts."""
     b_enc, W_dec = weights.b_enc.value, weights.dec.shadow
     acts, total, fired = ops.relu_encode(centred, weights.enc.shadow, b_enc)
     error, squares = ops.dense_error(acts, W_dec, (target - weights.b_dec.value).to(plan.compute_dtype))
+    grad_W_dec = ops.outer_sum(acts, error).mul_(grad_scale)
     slope = c.sparsity * c.scale if plan.penalty == "l1" else torch.zeros_like(c.sparsity)
-    in_units = ops.dense_grad_acts(error, W_dec, acts, (slope / grad_scale).to(b_enc.dtype))
+    weight, penalty = slope, slope * total
+    if plan.norm_weighted:
+        norms, sums = row_norms(weights.dec).to(b_enc.dtype), acts.sum(dim=0, dtype=b_enc.dtype)
+        weight, penalty = slope * norms, slope * (norms * sums).sum()
+        pull = slope * sums / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+        grad_W_dec += pull[:, None] * load_weight(weights.dec)
+    in_units = ops.dense_grad_acts(error, W_dec, acts, (weight / grad_scale).to(b_enc.dtype))
+    grad_W_enc = ops.outer_sum(in_units, centred).mul_(grad_scale)
     grad_b_enc = in_units.sum(dim=0, dtype=b_enc.dtype) * grad_scale
     grad_b_dec = error.sum(dim=0, dtype=b_enc.dtype) * grad_scale
     if plan.pre_bias:
         grad_b_dec -= grad_b_enc @ load_weight(weights.enc)
-    grads = (
-        ops.outer_sum(in_units, centred).mul_(grad_scale), grad_b_enc, ops.outer_sum(acts, error).mul_(grad_scale),
-        grad_b_dec,
-    )  # fmt: skip
-    return DensePass(error, squares.sum(), slope * total, fired, None, {}, grads)
+    grads = grad_W_enc, grad_b_enc, grad_W_dec, grad_b_dec
+    return DensePass(error, squares.sum(), penalty, fired, None, {}, grads)
 
 
 def products(

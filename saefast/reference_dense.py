@@ -33,7 +33,7 @@ def dense_error(acts: Tensor, W_dec: Tensor, target: Tensor, sign: float = 1.0) 
 
 
 def dense_grad_acts(error: Tensor, W_dec: Tensor, acts: Tensor, addend: Tensor) -> Tensor:
-    """error [B, D], W_dec [F, D], acts [B, F], addend [] -> error @ W_dec.T + addend where active, 0 elsewhere."""
+    """error [B, D], W_dec [F, D], acts [B, F], addend [] or [F] -> error @ W_dec.T + addend where active, 0 elsewhere."""
     wide = torch.promote_types(acts.dtype, torch.float32)
     return ((error.to(wide) @ W_dec.to(wide).T + addend) * (acts > 0)).to(acts.dtype)
 
