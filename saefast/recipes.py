@@ -119,10 +119,10 @@ RECIPES: dict[str, Recipe] = {
         {
             "loss": "mse", "unit_norm": False, "batch_size": 4096, "lr": 3e-4, "warmup_fraction": 0.0,
             "decay_fraction": 0.0, "eps": 1e-8, "grad_clip": 1.0, "auxk_alpha": 1.0, "auxk_scale": "loss",
-            "auxk_ramp": True, "dead_feature_threshold": 1000 * 4096, "init_b_dec": "none", "init_decoder_norm": 0.1,
-            "init_encoder_scale": 1.0,
+            "auxk_ramp": True, "auxk_relu": False, "dead_feature_threshold": 1000 * 4096, "init_b_dec": "none",
+            "init_decoder_norm": 0.1, "init_encoder_scale": 1.0,
         },
-        "dead latents that AuxK takes go through ReLU here",
+        "its 1000 batches until a latent is dead are counted in tokens",
     ),
 }  # fmt: skip
 

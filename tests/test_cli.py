@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_world import CACHE, TRAIN, contents, run
 
-from saefast import SAE, SAEConfig, cli, open_source
+from saefast import SAE, SAEConfig, cli, formats, open_source
 
 
 def test_cache_writes_the_activations_of_the_text(world):
@@ -71,6 +72,10 @@ def test_convert_writes_the_files_of_another_project_and_everything_takes_them(w
     run(f"convert {tmp_path}/lens {tmp_path}/ours --to saefast --format sae_lens")
     ours, was = SAE.from_pretrained(tmp_path / "ours"), SAE.from_pretrained(world / "run")
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), was.parameters()))
+
+
+def test_convert_offers_every_format():
+    assert set(get_args(cli.Format)) == set(formats.FORMATS)
 
 
 def test_convert_says_what_it_folds(tmp_path, capsys):

@@ -158,6 +158,13 @@ def test_sizes_that_are_only_declared_are_never_allocated(tmp_path):
         SAE.from_pretrained(gemma)
 
 
+@pytest.mark.parametrize("folder", ["embedding", "embedding/width_4k"])
+def test_no_format_writes_where_it_would_read_something_else(folder, tmp_path):
+    with pytest.raises(InputError, match="path: expected no folder 'embedding'"):
+        formats.save(make(JUMP | {"pre_bias": False}), tmp_path / folder, "gemma_scope")
+    assert not (tmp_path / folder).exists()
+
+
 def test_nothing_is_overwritten_and_a_failure_leaves_nothing(tmp_path, monkeypatch):
     folder = written(tmp_path, "sparsify")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -42,7 +42,7 @@ def load(path: str | Path, format: str | None = None) -> SAE:
     place = Path(path)
     if not place.exists():
         place = download(str(path))
-    module = FORMATS[detect(place)] if format is None else _module(format, "format")
+    module = _module(detect(place) if format is None else format)
     sae: SAE = module.read(place)
     return sae
 
@@ -60,19 +60,19 @@ def save(sae: SAE, path: str | Path, format: str) -> list[str]:
         InputError: the format cannot express this SAE; something is at `path`.
         OSError: it cannot be written.
     """
-    module, folder = _module(format, "format"), Path(path)
+    module, folder = _module(format), Path(path)
     free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     check(free, f"path: expected a new folder, {folder} exists and nothing is overwritten")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
+    made = temporary / folder.name  # a format may read its folder's name
     try:
-        temporary.mkdir()
-        notes: list[str] = module.write(sae, temporary)
-        os.replace(temporary, folder)
-    except BaseException:
+        made.mkdir(parents=True)
+        notes: list[str] = module.write(sae, made)
+        os.replace(made, folder)
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return notes
 
 
@@ -90,7 +90,7 @@ def detect(path: Path) -> str:
     return found[0]
 
 
-def _module(format: str, name: str) -> ModuleType:
+def _module(format: str) -> ModuleType:
     if format not in FORMATS:
-        raise InputError(f"{name}: expected one of {list(FORMATS)}, got {format!r}")
+        raise InputError(f"format: expected one of {list(FORMATS)}, got {format!r}")
     return FORMATS[format]
