@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from exact_step import SameState, exact_step, plain_at, step_of, step_of_plain
 from plain import PlainStep
-from step_ratios import cpu_name
+from measuring import cpu_name
 from torch import Tensor
 
 from saefast import SAE, SAEConfig, TrainConfig, Trainer, evaluate, open_source, schedules

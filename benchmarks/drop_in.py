@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from drop_in_pairs import D_IN, D_SAE, PROJECTS, B, K
 from parity_common import read, scale_of
-from step_ratios import cpu_name
+from measuring import cpu_name
 from torch import Tensor
 
 RESULT = Path(__file__).parent / "results" / "cpu" / "drop_in.json"

@@ -6,12 +6,11 @@ import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from queue import Queue
-from threading import Semaphore, Thread
+from threading import Thread
 from typing import Any, NamedTuple
 
 import torch
-from peers import stand_ins
+from peers import Feed, stand_ins
 from torch import Tensor
 
 D_IN, K = 576, 32
@@ -183,26 +182,6 @@ def pytorch(kind: str, rows: Tensor) -> Pair:
         return Side(step)
 
     return make(False), make(True)
-
-
-class Feed:
-    """The stream of a `fit` in a thread of its own, a batch at a time."""
-
-    def __init__(self) -> None:
-        self.inbox: Queue[Any] = Queue()
-        self.asked = Semaphore(0)
-
-    def __iter__(self) -> "Feed":
-        return self
-
-    def __next__(self) -> Any:
-        self.asked.release()
-        return self.inbox.get()
-
-    def give(self, batch: Any) -> None:
-        """Returns when the next one is asked for."""
-        self.inbox.put(batch)
-        self.asked.acquire()
 
 
 def llamascopium(kind: str, rows: Tensor) -> Pair:

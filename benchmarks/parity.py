@@ -38,7 +38,7 @@ from parity_common import (
     read,
     scale_of,
 )
-from step_ratios import cpu_name
+from measuring import cpu_name
 from torch import Tensor
 
 from saefast import SAE, SAEConfig, TrainConfig, Trainer, evaluate

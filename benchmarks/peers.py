@@ -1,39 +1,81 @@
-"""The other libraries' TopK training steps: their own modules and optimizers, stepped as their own trainers do.
+"""The other libraries' TopK training steps: their own modules, optimizers and schedules, stepped by their own trainers.
 
-Each function takes the SAE to start from and returns the step: x [B, D] -> the loss that their trainer reports. They
-cannot all be installed beside each other without help; this works (torch first, so that it stays the CPU's):
-
-    pip install torch==2.13.0 && pip install eai-sparsify==1.3.3 torch==2.13.0
-    pip install sae-lens==6.54.12 dictionary-learning==0.1.0 torch==2.13.0 && pip uninstall -y torchvision
+Each function takes the SAE to start from and a recipe, and returns the run. `make peers` makes an environment in which all
+of them can be imported; what is not there, or needs a GPU, `contenders.py` lists as left out.
 """
 
-import importlib.util
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from queue import Queue
+from threading import Semaphore, Thread
 from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from saefast import SAE
 
-LR, BETAS, EPS = 1e-3, (0.9, 0.999), 6.25e-10
-Step = Callable[[Tensor], float]
-PACKAGES = {"sparsify": "sparsify", "dictionary_learning": "dictionary_learning", "SAELens": "sae_lens"}
-# their loss is the squared error of a token, not divided by the variance
-PER_TOKEN = ("dictionary_learning", "SAELens")
+os.environ["TQDM_DISABLE"] = "1"  # read on import, as is the next
+if not torch.cuda.is_available():  # where triton is installed sparsify would launch kernels all the same
+    os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
+BETAS, EPS = (0.9, 0.999), 6.25e-10
+WARMUP = 0.05  # of the steps of a run
 
 
-def missing(contender: str) -> str | None:
-    package = PACKAGES.get(contender.split()[0])
-    return "not installed" if package and not importlib.util.find_spec(package) else None
+class Recipe(NamedTuple):
+    """How a run is made. Batch size is what `step` gets."""
+
+    lr: float = 1e-3
+    steps: int | None = None  # the rate rises over WARMUP of them and falls linearly to 0; None: constant
+    batch_size: int = 4096
+    own_weights: bool = (
+        False  # begin as the library does, but for b_dec; else with the weights of the SAE given
+    )
+
+    @property
+    def warmup(self) -> int:
+        return int(WARMUP * (self.steps or 0))
+
+    def rate(self, step: int) -> float:
+        """What lr is multiplied by in a step, counted from 0."""
+        if self.steps is None:
+            return 1.0
+        return min((step + 1) / max(1, self.warmup), (self.steps - step) / (self.steps - self.warmup))
 
 
-def sparsify(optimizer: str, sae: SAE) -> Step:
-    if not torch.cuda.is_available():  # where triton is installed it would launch kernels all the same
-        os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
+class Run(NamedTuple):
+    """step: x [B, D] -> the loss that the trainer reports. sae: what is trained, in our layout, judged by one code."""
+
+    step: Callable[[Tensor], float]
+    sae: Callable[[], SAE]
+
+
+def start(sae: SAE, recipe: Recipe, *theirs: Tensor) -> None:
+    """Copy our parameters (or b_dec only) into theirs, which may keep a matrix the other way round."""
+    for name, param, value in zip(("W_enc", "b_enc", "W_dec", "b_dec"), theirs, sae.params, strict=True):
+        if name == "b_dec" or not recipe.own_weights:
+            param.data.copy_(value if param.shape == value.shape else value.T)
+
+
+def as_sae(sae: SAE, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, fold: bool = False) -> SAE:
+    """Their parameters as an SAE like the one given. fold: they choose by activation times the norm of the decoder row."""
+    found = SAE(sae.config)
+    for param, value in zip(found.params, (W_enc, b_enc, W_dec, b_dec), strict=True):
+        param.copy_(value.detach() if param.shape == value.shape else value.detach().T)
+    if fold:
+        norms = found.W_dec.data.norm(dim=1)
+        found.W_enc.data *= norms[:, None]
+        found.b_enc.data *= norms
+        found.W_dec.data /= norms[:, None]
+    return found
+
+
+def sparsify(optimizer: str, sae: SAE, recipe: Recipe) -> Run:
+    """The lines of `Trainer.fit` after the language model."""
     from schedulefree import ScheduleFreeWrapper
     from sparsify.config import SparseCoderConfig
     from sparsify.sign_sgd import SignSGD
@@ -41,12 +83,16 @@ def sparsify(optimizer: str, sae: SAE) -> Step:
 
     config = sae.config
     coder = SparseCoder(config.d_in, SparseCoderConfig(num_latents=config.d_sae, k=config.k))
-    start(sae, coder.encoder.weight, coder.encoder.bias, coder.W_dec, coder.b_dec)
-    if optimizer == "signum":
-        opt = ScheduleFreeWrapper(SignSGD([{"params": list(coder.parameters()), "lr": LR}]), momentum=0.95)
+    start(sae, recipe, coder.encoder.weight, coder.encoder.bias, coder.W_dec, coder.b_dec)
+    schedule: Any = None
+    if optimizer == "signum":  # needs no schedule: its weights are averages
+        opt: Any = ScheduleFreeWrapper(
+            SignSGD([{"params": list(coder.parameters()), "lr": recipe.lr}]), momentum=0.95
+        )
         opt.train()
     else:
-        opt = torch.optim.Adam(coder.parameters(), lr=LR, betas=BETAS, eps=EPS)
+        opt = torch.optim.Adam(coder.parameters(), lr=recipe.lr, betas=BETAS, eps=EPS)
+        schedule = torch.optim.lr_scheduler.LambdaLR(opt, recipe.rate)
 
     def step(x: Tensor) -> float:
         coder.set_decoder_norm_to_unit_norm()
@@ -55,28 +101,41 @@ def sparsify(optimizer: str, sae: SAE) -> Step:
         coder.remove_gradient_parallel_to_decoder_directions()
         opt.step()
         opt.zero_grad()
+        if schedule:
+            schedule.step()
         return float(fvu.detach())
 
-    return step
+    def trained() -> SAE:
+        if optimizer == "signum":
+            opt.eval()
+        coder.set_decoder_norm_to_unit_norm()
+        found = as_sae(sae, coder.encoder.weight, coder.encoder.bias, coder.W_dec, coder.b_dec)
+        if optimizer == "signum":
+            opt.train()
+        return found
+
+    return Run(step, trained)
 
 
-def dictionary_learning(sae: SAE) -> Step:
+def dictionary_learning(sae: SAE, recipe: Recipe) -> Run:
     """Its trainer's `update`, counted from step 1: step 0 would spend a geometric median on b_dec."""
     # needed for language models only, and nnsight changes torch.autocast for everybody
     with stand_ins("nnsight", "datasets", "zstandard"):
         from dictionary_learning.trainers.top_k import TopKTrainer
 
+    config, steps = sae.config, recipe.steps
     trainer = TopKTrainer(
-        steps=10**9, activation_dim=sae.config.d_in, dict_size=sae.config.d_sae, k=sae.config.k, layer=0, lm_name="none",
-        lr=LR, warmup_steps=0, device="cpu",
+        steps=(steps or 10**9) + 1, activation_dim=config.d_in, dict_size=config.d_sae, k=config.k, layer=0, lm_name="none",
+        lr=recipe.lr, warmup_steps=recipe.warmup, decay_start=recipe.warmup + 1 if steps else None, device="cpu",
     )  # fmt: skip
     ae = trainer.ae
-    start(sae, ae.encoder.weight, ae.encoder.bias, ae.decoder.weight, ae.b_dec)
+    theirs = ae.encoder.weight, ae.encoder.bias, ae.decoder.weight, ae.b_dec
+    start(sae, recipe, *theirs)
     count = iter(range(1, 10**9))
-    return lambda x: trainer.update(next(count), x)
+    return Run(lambda x: trainer.update(next(count), x), lambda: as_sae(sae, *theirs))
 
 
-def sae_lens(sparse: bool, sae: SAE) -> Step:
+def sae_lens(sparse: bool, sae: SAE, recipe: Recipe) -> Run:
     """Its trainer's `step`. sparse: its setting for activations as COO tensors, faster on the CPU, which works only
     without rescaling by the decoder's norms, its default."""
     from sae_lens.config import SAETrainerConfig
@@ -89,22 +148,125 @@ def sae_lens(sparse: bool, sae: SAE) -> Step:
             rescale_acts_by_decoder_norm=not sparse,
         )
     )  # fmt: skip
-    start(sae, theirs.W_enc, theirs.b_enc, theirs.W_dec, theirs.b_dec)
-    config = SAETrainerConfig(10**12, 4096, lr=LR, lr_end=LR, adam_beta1=BETAS[0], adam_beta2=BETAS[1])
-    trainer = SAETrainer(config, theirs, data_provider=iter(()))
+    params = theirs.W_enc, theirs.b_enc, theirs.W_dec, theirs.b_dec
+    start(sae, recipe, *params)
+    B, lr = recipe.batch_size, recipe.lr
+    decay = {"lr_warm_up_steps": recipe.warmup, "lr_decay_steps": (recipe.steps or 0) - recipe.warmup - 1}
+    trainer = SAETrainer(
+        SAETrainerConfig(
+            B * (recipe.steps or 10**9), B, lr=lr, lr_end=lr, adam_beta1=BETAS[0], adam_beta2=BETAS[1],
+            **(decay if recipe.steps else {}),
+        ),
+        theirs, data_provider=iter(()),
+    )  # fmt: skip
 
     def step(x: Tensor) -> float:
         out = trainer.step(x)
         trainer.n_training_steps += 1
         return float(out.loss.detach())
 
-    return step
+    return Run(step, lambda: as_sae(sae, *params, fold=not sparse))
 
 
-def start(sae: SAE, *theirs: Tensor) -> None:
-    """Copy our parameters into theirs, which may keep a matrix the other way round."""
-    for param, value in zip(theirs, sae.params, strict=True):
-        param.data.copy_(value if param.shape == value.shape else value.T)
+def overcomplete(sae: SAE, recipe: Recipe) -> Run:
+    """`train_sae` on a batch at a time. It has no b_dec: it gets x less the mean."""
+    with stand_ins(
+        "overcomplete.models", "overcomplete.visualization"
+    ):  # vision models, and an older matplotlib
+        from overcomplete.sae import TopKSAE
+        from overcomplete.sae.train import train_sae
+
+    model = TopKSAE(sae.config.d_in, nb_concepts=sae.config.d_sae, top_k=sae.config.k)
+    linear, mean = model.encoder.final_block[0], sae.b_dec.data.clone()
+    theirs = linear.weight, linear.bias, model.dictionary._weights, mean
+    start(sae, recipe, *theirs)
+    adam = torch.optim.Adam(model.parameters(), lr=recipe.lr, betas=BETAS, eps=EPS)
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, recipe.rate)
+    losses: list[Tensor] = []
+
+    def criterion(x: Tensor, x_hat: Tensor, *_: object) -> Tensor:
+        losses[:] = [(x - x_hat).square().mean()]
+        return losses[0]
+
+    def step(x: Tensor) -> float:
+        train_sae(model, [x - mean], criterion, adam, schedule, nb_epochs=1, monitoring=0)
+        return float(losses[0].detach())
+
+    def trained() -> SAE:
+        return as_sae(sae, *theirs[:2], model.get_dictionary(), mean)
+
+    return Run(step, trained)
+
+
+class Feed:
+    """The stream of a `fit` in a thread of its own, a batch at a time."""
+
+    def __init__(self) -> None:
+        self.inbox: Queue[Any] = Queue()
+        self.asked = Semaphore(0)
+
+    def __iter__(self) -> "Feed":
+        return self
+
+    def __next__(self) -> Any:
+        self.asked.release()
+        return self.inbox.get()
+
+    def give(self, batch: Any) -> None:
+        """Returns when the next one is asked for."""
+        self.inbox.put(batch)
+        assert self.asked.acquire(timeout=600), "the thread that trains asked for nothing for ten minutes"
+
+
+def llamascopium(sae: SAE, recipe: Recipe) -> Run:
+    """Its `Trainer.fit`, without the metrics that it would compute in every step. It encodes x, not x - b_dec."""
+    from llamascopium import InitializerConfig, SAEConfig, TrainerConfig
+    from llamascopium.initializer import Initializer
+    from llamascopium.trainer import Trainer
+
+    config, losses = sae.config, [0.0]
+
+    class Recorded(Trainer):
+        def _training_step(self, *args: Any) -> Any:
+            found = super()._training_step(*args)
+            losses[0] = float(found["loss"].detach())
+            return found
+
+    def batch(x: Tensor) -> dict[str, Tensor]:
+        return {"h": x, "tokens": torch.arange(len(x)), "mask": torch.ones(len(x))}
+
+    first = batch(sae.b_dec.data + torch.randn(64, config.d_in, generator=torch.Generator().manual_seed(0)))
+    their_config = SAEConfig(
+        hook_point_in="h", hook_point_out="h", d_model=config.d_in, expansion_factor=config.d_sae / config.d_in,
+        act_fn="topk", top_k=config.k, norm_activation="inference",
+    )  # fmt: skip
+    theirs = Initializer(InitializerConfig()).initialize_sae_from_config(their_config, [first])
+    params = theirs.W_E, theirs.b_E, theirs.W_D, theirs.b_D
+    start(sae, recipe, *params)
+    with torch.no_grad():
+        theirs.b_E -= sae.b_dec.data @ theirs.W_E
+    steps = (recipe.steps or 10**6) + 1  # after the last one it would not ask for a batch
+    trainer = Recorded(
+        TrainerConfig(
+            amp_dtype=torch.float32, k_warmup_steps=0, n_checkpoints=0, skip_metrics_calculation=True, lr=recipe.lr,
+            betas=BETAS, total_training_tokens=steps * recipe.batch_size, lr_warm_up_steps=recipe.warmup,
+            lr_scheduler_name="linearwarmupdecay" if recipe.steps else "constant", exp_result_path=tempfile.mkdtemp(),
+        )
+    )  # fmt: skip
+    feed = Feed()
+    Thread(target=trainer.fit, args=(theirs, feed), daemon=True).start()
+    feed.asked.acquire()
+    feed.give(batch(sae.b_dec.data.repeat(recipe.batch_size, 1)))  # it looks at a batch before it trains
+
+    def step(x: Tensor) -> float:
+        feed.give(batch(x))
+        return losses[0]
+
+    def trained() -> SAE:
+        W_E, b_E, W_D, b_D = (param.detach() for param in params)
+        return as_sae(sae, W_E, b_E + b_D @ W_E, W_D, b_D, fold=True)
+
+    return Run(step, trained)
 
 
 @contextmanager

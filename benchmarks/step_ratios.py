@@ -1,240 +1,162 @@
-"""The training step on this machine against PyTorch and peers: interleaved rounds in one process, medians of ratios.
+"""The TopK training step of everybody in `contenders.py`, side by side: seconds, ratios, peak memory.
 
-    python benchmarks/step_ratios.py data/acts-corpus data/acts-mlp    writes benchmarks/results/step_cpu.json
-    python benchmarks/step_ratios.py --smoke                           a toy shape on random numbers, nothing written
+    .venv-peers/bin/python benchmarks/step_ratios.py data/acts-corpus    writes benchmarks/results/<device>/step.json
+    python benchmarks/step_ratios.py --smoke                             a toy shape on random numbers, nothing written
 
-The folders are activations of width 576 (the demo's) and 1536: `saefast cache data/smollm2-135m data/corpus.jsonl --hook
-model.layers.12.mlp.down_proj:in --out data/acts-mlp --tokens 40000`. The peers of `peers.py` take part where they can be
-imported (in an environment of their own), else they are listed as not installed.
+`--shapes mlp` with activations of width 1536 measures a third shape: `saefast cache data/smollm2-135m data/corpus.jsonl
+--hook model.layers.12.mlp.down_proj:in --out data/acts-mlp --tokens 40000`. What was measured earlier is kept beside it.
 
-Everybody does the same step from the same weights on the same batches of real activations, b_dec at their mean; the
-FVUs are compared before the clock runs. In each round all of them run once, in rotating order, on the next batch, and
-a ratio is taken within a round: a noisy neighbour slows a whole round. All of it runs twice: with glibc's allocator as
-it is, which gives large buffers back to the kernel after every free, and with one that keeps them. Memory is the peak of
-a process of its own over what it held before the contender was made.
+Everybody does the same step from the same weights on the same batches of real activations, b_dec at their mean; the FVUs
+of the first two steps are compared before the clock runs. All of it runs twice: with glibc's allocator as it is, which
+gives large buffers back to the kernel after every free, and with one that keeps them. Memory is the peak of a process of
+its own, in its second step, over what it held before the contender was made.
 """
 
 import argparse
+import importlib
 import json
 import os
-import platform
-import re
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
+from typing import Any
 
-import peers
+import measuring
 import torch
-from peers import BETAS, EPS, LR, Step
-from plain import PlainStep
-from stock import StockStep
+from contenders import CONTENDERS, NEVER, fvu_of, make, missing
+from measuring import DEVICE, RESULTS, in_fresh_process, interleaved, ratio, rows_of, spread
+from peers import Recipe
 from torch import Tensor
 
-from saefast import SAE, SAEConfig, TrainConfig, Trainer, open_source
-from saefast.backend import unavailable
+from saefast import SAE, SAEConfig
 
-RESULT = Path(__file__).parent / "results" / "step_cpu.json"
 SHAPES = {  # B, d_in, d_sae, k
+    "smoke": (64, 32, 256, 4),
     "demo": (512, 576, 4608, 32),
     "residual": (4096, 576, 9216, 32),
     "mlp": (2048, 1536, 24576, 64),
 }
-ROUNDS = {"smoke": 3, "demo": 25, "residual": 11, "mlp": 7}
-KEEP = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592:glibc.malloc.hugetlb=1"
-Shape = tuple[int, int, int, int]
-
-
-def fresh(shape: Shape, data: Tensor) -> SAE:
-    _, D, F, K = shape
-    sae = SAE(SAEConfig(d_in=D, d_sae=F, k=K))
-    sae.b_dec.data.copy_(data.mean(dim=0))
-    return sae
-
-
-def ours(backend: str, shape: Shape, data: Tensor) -> Step:
-    config = TrainConfig(
-        total_tokens=10**9, batch_size=shape[0], lr=LR, betas=BETAS, eps=EPS, warmup_fraction=0,
-        normalize_input=False, backend=backend,  # type: ignore[arg-type]
-    )  # fmt: skip
-    trainer = Trainer(fresh(shape, data), config)
-    return lambda x: float(trainer.step(x).fvu)
-
-
-def of_peer(make: Callable[[SAE], Step], shape: Shape, data: Tensor) -> Step:
-    return make(fresh(shape, data))
-
-
-def encoder_product(shape: Shape, data: Tensor) -> Step:
-    """The one dense product that every step contains, into memory that is used again: the floor."""
-    sae, out = fresh(shape, data), torch.empty(shape[0], shape[2])
-    return lambda x: float(torch.addmm(sae.b_enc.data, x, sae.W_enc.data.T, out=out)[0, 0])
-
-
-def of_class(cls: type, shape: Shape, data: Tensor) -> Step:
-    step = cls(fresh(shape, data).params, shape[3], LR, BETAS, EPS)
-    return lambda x: float(step(x))
-
-
-MAKE: dict[str, Callable[[Shape, Tensor], Step]] = {
-    "plain": partial(of_class, PlainStep),
-    "stock": partial(of_class, StockStep),
-    "reference": partial(ours, "reference"),
-    "native": partial(ours, "native"),
-    "sparsify Adam": partial(of_peer, partial(peers.sparsify, "Adam")),
-    "sparsify signum": partial(of_peer, partial(peers.sparsify, "signum")),
-    "dictionary_learning": partial(of_peer, peers.dictionary_learning),
-    "SAELens": partial(of_peer, partial(peers.sae_lens, False)),
-    "SAELens sparse": partial(of_peer, partial(peers.sae_lens, True)),
-    "encoder product": encoder_product,
-}
+ROUNDS = {"smoke": 3, "demo": 15, "residual": 5, "mlp": 5}
+ALLOCATORS: dict[str, dict[str, str]] = {"glibc": {}, "glibc, keeping": {"GLIBC_TUNABLES": measuring.KEEP}}
+LEFT_OUT = (
+    "saefast, demo recipe",
+    "reference",
+)  # the same step as "saefast"; and the specification, made to be read
+PRODUCT = "the encoder's product in fp32"
 ALIKE = {  # how far the FVU may be off plain's, relative: on the weights of the start, and after one update
-    "stock": (1e-4, 1e-4), "reference": (1e-4, 1e-4), "native": (1e-4, 1e-4),
+    "saefast": (1e-4, 1e-4), "best PyTorch ops": (1e-4, 1e-4), "plain PyTorch, compiled": (1e-4, 1e-4),
     "sparsify Adam": (1e-4, 1e-2),  # projects and normalises in another order
     "sparsify signum": (1e-4, 1e-2),  # its first step is as long as Adam's
     "dictionary_learning": (1e-4, 1e-3),  # another epsilon, clips the gradient
     "SAELens": (1e-4, 2e-2), "SAELens sparse": (1e-4, 2e-2),  # decoder rows change their norm
+    "llamascopium": (1e-4, 2e-2),  # so do they here, and b_dec does not enter the encoder
+    "overcomplete": (1e-4, 2e-2),  # no b_dec to train
 }  # fmt: skip
+Shape = tuple[int, int, int, int]
 
 
-def why_not(name: str) -> str | None:
-    return unavailable(name) if name in ("reference", "native") else peers.missing(name)
+def fresh(shape: Shape, rows: Tensor) -> SAE:
+    _, D, F, K = shape
+    sae = SAE(SAEConfig(d_in=D, d_sae=F, k=K))
+    sae.b_dec.data.copy_(rows.mean(dim=0))
+    return sae
 
 
-def batches(data: Tensor, B: int) -> Iterator[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    while True:
-        yield data[torch.randperm(len(data), generator=generator)[:B]].contiguous()
+def step_of(name: str, shape: Shape, rows: Tensor) -> Any:
+    sae = fresh(shape, rows).to(DEVICE)
+    if name == PRODUCT:  # the one dense product that every step contains, into memory that is used again
+        out = torch.empty(shape[0], shape[2], device=DEVICE)
+        return lambda x: torch.addmm(sae.b_enc.data, x, sae.W_enc.data.T, out=out)
+    return make(name, sae, Recipe(batch_size=shape[0])).step
 
 
-def compare(steps: dict[str, Step], stream: Iterator[Tensor]) -> dict[str, list[float]]:
+def compare(steps: dict[str, Any], stream: Any) -> dict[str, list[float]]:
     """The first two FVUs of each over plain's, less 1. Refuses to go on if they are not alike."""
     off: dict[str, list[float]] = {name: [] for name in steps if name in ALIKE}
     for i in range(2):
         x = next(stream)
-        losses = {name: step(x) for name, step in steps.items()}
-        per_token = float((x - x.mean(dim=0)).square().sum()) / len(x)
-        for name, bounds in ALIKE.items():
-            if name in losses:
-                fvu = losses[name] / (per_token if name.split()[0] in peers.PER_TOKEN else 1)
-                off[name].append(fvu / losses["plain"] - 1)
-                alike = abs(off[name][i]) < bounds[i]
-                assert alike, f"{name}: FVU {fvu} in step {i + 1}, plain's {losses['plain']}, bounds {bounds}"
+        found = {name: fvu_of(name, step(x), x) for name, step in steps.items() if name != PRODUCT}
+        for name, errors in off.items():
+            errors.append(found[name] / found["plain PyTorch"] - 1)
+            assert abs(errors[i]) < ALIKE[name][i], (
+                f"{name}: FVU {found[name]} in step {i + 1}, bounds {ALIKE[name]}: {found}"
+            )
     return off
 
 
-def measure(steps: dict[str, Step], stream: Iterator[Tensor], rounds: int) -> dict[str, dict[str, object]]:
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    names = list(steps)
-    for i in range(rounds):
-        x = next(stream)
-        for name in names[i % len(names) :] + names[: i % len(names)]:
-            start = time.perf_counter()
-            steps[name](x)
-            seconds[name].append(time.perf_counter() - start)
-    out: dict[str, dict[str, object]] = {}
-    for name in names:
-        row: dict[str, object] = {"seconds": round(statistics.median(seconds[name]), 4)}
-        for other, theirs in seconds.items():
-            if name != other and other not in ("reference", "native"):
-                ratios = [a / b for a, b in zip(theirs, seconds[name], strict=True)]
-                deciles = statistics.quantiles(ratios, n=10, method="inclusive")
-                spread = [statistics.median(ratios), deciles[0], deciles[-1]]
-                row[f"time of {other} / this"] = [round(value, 3) for value in spread]
-        out[name] = row
-    return out
-
-
-def data_of(folder: str | None, shape: Shape) -> Tensor:
-    if folder is None:
-        return torch.randn(4 * shape[0], shape[1], generator=torch.Generator().manual_seed(0))
-    return torch.cat([rows.float() for rows in open_source(folder).rows()])[: 10 * shape[0]]
-
-
-def peak_mib(name: str, folder: str | None, shape: Shape) -> float:
-    """In this process, which must be fresh."""
-    data = data_of(folder, shape)
-    x, _ = next(batches(data, shape[0])), torch.randn(512, 512) @ torch.randn(512, 512)
-    status = partial(re.search, string=Path("/proc/self/status").read_text())
-    before = int(status(r"VmRSS:\s+(\d+)")[1])  # type: ignore[index]
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    step = MAKE[name](shape, data)
-    for _ in range(3):
-        step(x)
-    after = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
-    return round((int(after[1]) - before) / 1024, 1)  # type: ignore[index]
-
-
-def again(*args: str, env: dict[str, str] | None = None) -> str:
-    """The last line that this script prints with other arguments (the peers print, too)."""
-    command = [sys.executable, __file__, *args]
-    done = subprocess.run(
-        command, env=os.environ | (env or {}), check=True, stdout=subprocess.PIPE, text=True
-    )
-    return done.stdout.splitlines()[-1]
-
-
-def one_shape(name: str, folder: str | None) -> dict[str, object]:
+def one(name: str, folder: str | None) -> dict[str, Any]:
     """Times of all contenders at one shape, in this process."""
-    shape = (64, 32, 256, 4) if name == "smoke" else SHAPES[name]
-    data = data_of(folder, shape)
-    stream, steps = (
-        batches(data, shape[0]),
-        {n: make(shape, data) for n, make in MAKE.items() if not why_not(n)},
-    )
+    shape = SHAPES[name]
+    rows = rows_of(folder, shape).to(DEVICE)
+    stream = measuring.batches(rows, shape[0])
+    names = [n for n in CONTENDERS if n not in LEFT_OUT and not missing(n)]
+    steps = {n: step_of(n, shape, rows) for n in [*names, PRODUCT]}
     off = compare(steps, stream)
+    seconds = interleaved(steps, stream, ROUNDS[name])
     return {
-        "shape": dict(zip(("B", "d_in", "d_sae", "k"), shape, strict=True)),
-        "left out": {n: why for n in MAKE if (why := why_not(n))},
         "FVU over plain's less 1: before, after an update": off,
-        "contenders": measure(steps, stream, ROUNDS[name]),
-    }
+        "contenders": {
+            n: {"seconds": spread(seconds[n], 5), "times ours": ratio(seconds[n], seconds["saefast"])} for n in steps
+        },
+    }  # fmt: skip
+
+
+def peaks(name: str, folder: str | None) -> dict[str, float]:
+    """Peak MiB of each, in a process that is forked when the libraries that are slow to import are there. Nothing runs on
+    two threads until then: a pool of OpenMP threads does not survive a fork."""
+    threads, shape = torch.get_num_threads(), SHAPES[name]
+    torch.set_num_threads(1)
+    rows = rows_of(folder, shape)
+    x, _ = next(measuring.batches(rows, shape[0])), torch.randn(64, 64) @ torch.randn(64, 64)
+    names = [n for n in CONTENDERS if n not in LEFT_OUT and not missing(n)]
+    for library in {CONTENDERS[n][0] for n in names} & {"sparsify", "sae_lens", "llamascopium"}:
+        importlib.import_module(str(library))
+    found = {}
+    for n in names:
+        read, write = os.pipe()
+        if os.fork() == 0:
+            torch.set_num_threads(threads)
+            before = measuring.reset_peak()
+            step = step_of(n, shape, rows)
+            for _ in range(2):
+                step(x)
+            os.write(write, json.dumps(measuring.peak_mib(before)).encode())
+            os._exit(0)
+        os.close(write)
+        with os.fdopen(read) as pipe:
+            found[n] = json.loads(pipe.read())
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folders", nargs="*", help="activations of width 576 and of width 1536")
+    parser.add_argument("folder", nargs="?", help="activations of the width of the shapes")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["demo", "residual"])
     parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--one", help="(inner) time one shape")
-    parser.add_argument("--peak", help="(inner) memory of one contender at the shape of --one")
+    parser.add_argument("--inner", choices=("times", "peaks"), help="(inner) of the shapes, in this process")
     args = parser.parse_args()
-    folder = args.folders[0] if args.folders else None
-    if args.peak:
-        print(peak_mib(args.peak, folder, SHAPES[args.one]))
-    elif args.one:
-        print(json.dumps(one_shape(args.one, folder)))
-    elif args.smoke:
-        print(json.dumps(one_shape("smoke", None), indent=1))
-    else:
-        if len(args.folders) != 2:
-            parser.error("expected two folders of activations (or --smoke)")
-        result: dict[str, object] = {
-            "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
-            "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        }
-        for name, shape in SHAPES.items():
-            where = args.folders[0 if shape[1] == 576 else 1]
-            case = json.loads(again(where, "--one", name))
-            case["keeping allocator"] = json.loads(again(where, "--one", name, env={"GLIBC_TUNABLES": KEEP}))[
-                "contenders"
-            ]
-            for contender, row in case["contenders"].items():
-                row["peak MiB"] = float(again(where, "--one", name, "--peak", contender))
-                print(f"{name:10} {contender:16} {row}", flush=True)
-            result[name] = case
-            RESULT.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
+    if args.inner:
+        inner = {"times": one, "peaks": peaks}[args.inner]
+        print(json.dumps({name: inner(name, args.folder) for name in args.shapes}))
+        return
+    if not args.folder and not args.smoke:
+        parser.error("folder: expected a folder of activations (or --smoke)")
+    where = ["--shapes", "smoke"] if args.smoke else [args.folder, "--shapes", *args.shapes]
+    again = partial(in_fresh_process, __file__, *where, "--inner")
+    times = {name: again("times", env=env) for name, env in ALLOCATORS.items()}
+    memory = again("peaks") if DEVICE == "cpu" else {}
+    if args.smoke:
+        print(json.dumps({"times": times, "peak MiB": memory}))
+        return
+    path = RESULTS / "cpu" / "step.json"
+    shapes = json.loads(path.read_text())["shapes"] if path.exists() else {}
+    for name in args.shapes:
+        shapes[name] = {
+            "shape": dict(zip(("B", "d_in", "d_sae", "k"), SHAPES[name], strict=True)),
+            "peak MiB": memory.get(name, {}),
+        } | {allocator: found[name] for allocator, found in times.items()}
+    left_out = {n: why for n in CONTENDERS if (why := missing(n))} | NEVER
+    print(measuring.write_result("step", {"shapes": shapes, "left out": left_out}))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from step_ratios import cpu_name
+from measuring import cpu_name
 
 from saefast import SAE, SAEConfig, TrainConfig, Trainer, evaluate, lm, open_source, plots
 from saefast.run import INIT_ROWS

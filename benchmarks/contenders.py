@@ -1,0 +1,102 @@
+"""Everybody who trains the same TopK SAE: ours, plain PyTorch, and the peers of `peers.py`, under one name each.
+
+`make(name, sae, recipe)` begins a run from an SAE of ours, `missing(name)` says why it cannot be made here. What cannot run on
+any machine like this one is in NEVER, with the reason: it is listed in every table, not dropped.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+
+import peers
+import torch
+from peers import BETAS, EPS, Recipe, Run
+from plain import PlainStep
+from stock import StockStep
+from torch import Tensor
+
+from saefast import SAE, TrainConfig, Trainer
+from saefast.backend import unavailable
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+OURS = "triton" if DEVICE == "cuda" else "native"
+ENCODER_SCALE = 0.3  # what Trainer.fit multiplies a fresh encoder by, see TrainConfig.init_encoder_scale
+
+
+def ours(backend: str, sae: SAE, recipe: Recipe, **options: object) -> Run:
+    config = TrainConfig(
+        **{
+            "total_tokens": recipe.batch_size * (recipe.steps or 10**6), "batch_size": recipe.batch_size, "lr": recipe.lr,
+            "betas": BETAS, "eps": EPS, "warmup_fraction": peers.WARMUP if recipe.steps else 0, "backend": backend,
+            "decay_fraction": 1 - peers.WARMUP if recipe.steps else 0, "normalize_input": False,
+        } | options  # type: ignore[arg-type]
+    )  # fmt: skip
+    mine = copy_of(sae, recipe)
+    trainer = Trainer(mine, config)
+    return Run(lambda x: float(trainer.step(x).fvu), lambda: copy_of(mine))
+
+
+def of_class(cls: type[PlainStep] | type[StockStep], sae: SAE, recipe: Recipe) -> Run:
+    """Plain PyTorch, with the schedule of the others."""
+    step = cls(copy_of(sae, recipe).params, sae.config.k, recipe.lr, BETAS, EPS)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(step.adam, recipe.rate)
+
+    def run(x: Tensor) -> float:
+        fvu = float(step(x))
+        scheduler.step()
+        return fvu
+
+    return Run(run, lambda: peers.as_sae(sae, *step.params))
+
+
+def copy_of(sae: SAE, recipe: Recipe | None = None) -> SAE:
+    """The same parameters; for a run of its own weights, those with which `Trainer.fit` begins."""
+    found = peers.as_sae(sae, *sae.params).to(sae.W_enc.device)
+    if recipe and recipe.own_weights:
+        found.W_enc.data *= ENCODER_SCALE
+    return found
+
+
+Make = Callable[[SAE, Recipe], Run]
+# dead latents come back after 20,000 tokens, as in the demo; the others are told of 10,000,000, more than a short run has
+DEMO = {"betas": (0.9, 0.99), "dead_feature_threshold": 20_000}
+CONTENDERS: dict[str, tuple[str | None, Make]] = {  # name -> the package that must be there, how a run begins
+    "saefast": (None, partial(ours, OURS)),
+    "saefast, demo recipe": (None, partial(ours, OURS, **DEMO)),
+    "reference": (None, partial(ours, "reference")),
+    "plain PyTorch": (None, partial(of_class, PlainStep)),
+    "best PyTorch ops": (None, partial(of_class, StockStep)),
+    "sparsify Adam": ("sparsify", partial(peers.sparsify, "Adam")),
+    "sparsify signum": ("sparsify", partial(peers.sparsify, "signum")),
+    "dictionary_learning": ("dictionary_learning", peers.dictionary_learning),
+    "SAELens": ("sae_lens", partial(peers.sae_lens, False)),
+    "SAELens sparse": ("sae_lens", partial(peers.sae_lens, True)),
+    "llamascopium": ("llamascopium", peers.llamascopium),
+    "overcomplete": ("overcomplete", peers.overcomplete),
+}
+NEVER = {
+    "openai/sparse_autoencoder": "its kernels are Triton's, for CUDA only; not on PyPI (`make gpu` runs a checkout of 4965b94)",
+    "flexsae": "its kernels are Triton's, for CUDA only, from the Hugging Face kernels hub; decoder and loss, no trainer",
+}
+# whose loss is not the FVU: what it has to be divided by to be one, given the squared deviation of the batch and its size
+PER_TOKEN = ("dictionary_learning", "SAELens", "SAELens sparse", "llamascopium")
+PER_ELEMENT = ("overcomplete",)
+
+
+def missing(name: str) -> str | None:
+    package, _ = CONTENDERS[name]
+    if name.startswith("saefast"):
+        return unavailable(OURS)
+    return "not installed" if package and not importlib.util.find_spec(package) else None
+
+
+def make(name: str, sae: SAE, recipe: Recipe | None = None) -> Run:
+    return CONTENDERS[name][1](sae, recipe or Recipe())
+
+
+def fvu_of(name: str, loss: float, x: Tensor) -> float:
+    """The FVU of the batch x from the loss that the contender reports for it."""
+    variance = float((x - x.mean(dim=0)).square().sum())
+    if name in PER_TOKEN:
+        return loss * len(x) / variance
+    return loss * x.numel() / variance if name in PER_ELEMENT else loss
