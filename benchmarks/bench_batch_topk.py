@@ -1,58 +1,40 @@
-"""BatchTopK: sort of the flat batch (reference), torch.topk of it, and the Triton kernels where there is a GPU.
+"""BatchTopK: the B * k largest of the whole batch, as a ragged code; it must be that of the reference to the bit.
 
-    pytest benchmarks/bench_batch_topk.py -k smoke
+    pytest benchmarks/bench_batch_topk.py
 
-Each is compared with the reference before it is timed. torch.topk leaves the order of ties open and does not say which
-token an entry belongs to: the sort of its positions, the row offsets and the ReLU are timed with it.
+torch.topk of the flat batch leaves the order of ties open and does not say which token an entry belongs to: the sort of its
+positions, the row offsets and the ReLU are part of plain. The native backend has it in `encode_batch_topk` only.
 """
-
-from collections.abc import Callable
 
 import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
+from contest import DEVICE, FEWER_SHAPES, Case, backends, equal_to
+from roofline import Stage
 from torch import Tensor
 
 from saefast import reference
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SHAPES = {"smoke": (256, 1024, 8), "demo": (1024, 4608, 32)}  # B, F, K
-Code = tuple[Tensor, Tensor, Tensor]
 
-
-def flat_topk(pre_acts: Tensor, k: int) -> Code:
+def plain_batch_topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     B, F = pre_acts.shape
     chosen = pre_acts.flatten().topk(B * k, sorted=False).indices.sort().values
     row_offsets = torch.searchsorted(chosen, torch.arange(B + 1, device=DEVICE) * F, out_int32=True)
     return pre_acts.flatten()[chosen].relu(), (chosen % F).to(torch.int32), row_offsets
 
 
-def triton(pre_acts: Tensor, k: int) -> Code:
-    from saefast.triton_kernels.batch_topk import batch_topk
-
-    return batch_topk(pre_acts, k)
+CONTENDERS = {"plain": plain_batch_topk, **backends("batch_topk")}
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-@pytest.mark.parametrize(
-    "batch_topk", [reference.batch_topk, flat_topk, triton], ids=["reference", "torch.topk", "triton"]
-)
-def bench_batch_topk(
-    benchmark: BenchmarkFixture, batch_topk: Callable[..., Code], shape: tuple[int, int, int]
-) -> None:
-    if batch_topk is triton and DEVICE == "cpu":
-        pytest.skip("the interpreter says nothing about speed")
-    B, F, k = shape
+@pytest.fixture(scope="module", params=FEWER_SHAPES)
+def case(request: pytest.FixtureRequest) -> Case:
+    shape = B, _, F, K = FEWER_SHAPES[request.param]
     torch.manual_seed(0)
-    values = torch.linspace(-3, 3, B * F, device=DEVICE)  # no ties
+    values = torch.linspace(-3, 3, B * F, device=DEVICE)
     pre_acts = values[torch.randperm(B * F, device=DEVICE)].view(B, F)
+    read_once = Stage("batch_topk", B * F, 4 * B * F + 8 * B * K + 4 * B)
+    return Case("batch_topk", shape, (pre_acts, K), equal_to(*reference.batch_topk(pre_acts, K)), [read_once])
 
-    for got, want in zip(batch_topk(pre_acts, k), reference.batch_topk(pre_acts, k), strict=True):
-        assert torch.equal(got, want)
 
-    def timed() -> None:
-        batch_topk(pre_acts, k)
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-
-    benchmark(timed)
+@pytest.mark.parametrize("contender", CONTENDERS)
+def bench_batch_topk(contest, case: Case, contender: str) -> None:
+    contest(case, CONTENDERS, contender)

@@ -1,47 +1,32 @@
-"""Centre: the reference, and the Triton kernels where there is a GPU.
+"""Centre: x - b_dec and the variance of the batch, compared with fp64 before it is timed.
 
-    pytest benchmarks/bench_centre.py -k smoke
-
-Each is compared with fp64 before it is timed.
+pytest benchmarks/bench_centre.py
 """
-
-from collections.abc import Callable
 
 import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
+from contest import DEVICE, DTYPE, SHAPES, Case, backends, close_to, compiled, exactly, stage
 from torch import Tensor
 
 from saefast import reference
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SHAPES = {"smoke": (256, 64), "demo": (1024, 576), "large": (8192, 2304)}  # B, D
+
+def plain(x: Tensor, b_dec: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return (x - b_dec).to(dtype), (x - x.mean(dim=0)).square().sum()
 
 
-def triton(x: Tensor, b_dec: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    from saefast.triton_kernels.centre import centre
-
-    return centre(x, b_dec, dtype)
+CONTENDERS = {"plain": plain, "compiled": compiled(plain), **backends("centre")}
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-@pytest.mark.parametrize("centre", [reference.centre, triton], ids=["reference", "triton"])
-def bench_centre(
-    benchmark: BenchmarkFixture, centre: Callable[..., tuple[Tensor, Tensor]], shape: tuple[int, int]
-) -> None:
-    if centre is triton and DEVICE == "cpu":
-        pytest.skip("the interpreter says nothing about speed")
+@pytest.fixture(scope="module", params=SHAPES)
+def case(request: pytest.FixtureRequest) -> Case:
+    shape = B, D, _, _ = SHAPES[request.param]
     torch.manual_seed(0)
-    x, b_dec = torch.randn(shape, device=DEVICE) + 3, torch.randn(shape[1], device=DEVICE)
+    x, b_dec = torch.randn(B, D, device=DEVICE) + 3, torch.randn(D, device=DEVICE)
+    exact = exactly(reference.centre, x, b_dec, torch.float64)
+    return Case("centre", shape, (x, b_dec, DTYPE), close_to(*exact), [stage("centre", shape)])
 
-    centred, variance = centre(x, b_dec, torch.float32)
-    exact, exact_variance = reference.centre(x.double(), b_dec.double(), torch.float64)
-    torch.testing.assert_close(centred.double(), exact, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(variance.double(), exact_variance, rtol=1e-5, atol=0)
 
-    def timed() -> None:
-        centre(x, b_dec, torch.float32)
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-
-    benchmark(timed)
+@pytest.mark.parametrize("contender", CONTENDERS)
+def bench_centre(contest, case: Case, contender: str) -> None:
+    contest(case, CONTENDERS, contender)

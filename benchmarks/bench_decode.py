@@ -1,67 +1,63 @@
-"""Decode and its error: K rows per token (reference), dense activations times W_dec, and Triton where there is a GPU.
+"""Decode, and its error: plain multiplies dense activations by W_dec, the others read the K rows of a token.
 
-    pytest benchmarks/bench_decode.py -k smoke
+    pytest benchmarks/bench_decode.py
 
-Each is compared with fp64 before it is timed.
+The reference is the best formulation in stock ops, torch's embedding_bag. Compared with fp64 before anything is timed.
 """
-
-from collections.abc import Callable
 
 import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
+from contest import (
+    DEVICE,
+    DTYPE,
+    SHAPES,
+    Case,
+    backends,
+    close_to,
+    compiled,
+    exactly,
+    random_code,
+    stage,
+    unit_rows,
+)
 from torch import Tensor
 
 from saefast import reference
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SHAPES = {"smoke": (256, 64, 1024, 8), "demo": (1024, 576, 4608, 32)}  # B, D, F, K
+
+def plain_decode(acts: Tensor, indices: Tensor, W_dec: Tensor, b_dec: Tensor) -> Tensor:
+    dense = W_dec.new_zeros(len(acts), len(W_dec)).scatter_(1, indices.long(), acts.to(W_dec.dtype))
+    return torch.addmm(b_dec.to(W_dec.dtype), dense, W_dec)
 
 
-def sparse(*inputs: Tensor) -> list[Tensor]:
-    return (
-        [reference.decode(*inputs)]
-        if len(inputs) == 4
-        else [*reference.decode_error(*inputs, inputs[0].dtype)]
-    )
+def plain_error(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+    *code_and_weights, x, dtype = inputs
+    error = plain_decode(*code_and_weights) - x
+    return error.to(dtype), error.square().sum(dim=1)
 
 
-def dense(acts: Tensor, indices: Tensor, W_dec: Tensor, b_dec: Tensor, *x: Tensor) -> list[Tensor]:
-    x_hat = torch.addmm(b_dec, acts.new_zeros(len(acts), len(W_dec)).scatter_(1, indices.long(), acts), W_dec)
-    return [x_hat - x[0], (x_hat - x[0]).square().sum(dim=1)] if x else [x_hat]
+CONTENDERS = {
+    "decode": {"plain": plain_decode, "compiled": compiled(plain_decode), **backends("decode")},
+    "decode_error": {"plain": plain_error, "compiled": compiled(plain_error), **backends("decode_error")},
+}
+EVERY = [(op, shape) for op in CONTENDERS for shape in SHAPES]
 
 
-def triton(*inputs: Tensor) -> list[Tensor]:
-    from saefast.triton_kernels.decode import decode, decode_error
-
-    return [decode(*inputs)] if len(inputs) == 4 else [*decode_error(*inputs, inputs[0].dtype)]
-
-
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-@pytest.mark.parametrize("with_error", [False, True], ids=["decode", "decode_error"])
-@pytest.mark.parametrize("decode", [sparse, dense, triton], ids=["reference", "dense", "triton"])
-def bench_decode(
-    benchmark: BenchmarkFixture,
-    decode: Callable[..., list[Tensor]],
-    with_error: bool,
-    shape: tuple[int, int, int, int],
-) -> None:
-    if decode is triton and DEVICE == "cpu":
-        pytest.skip("the interpreter says nothing about speed")
-    B, D, F, K = shape
+@pytest.fixture(scope="module", params=EVERY, ids="-".join)
+def case(request: pytest.FixtureRequest) -> Case:
+    op, name = request.param
+    shape = B, D, F, _ = SHAPES[name]
     torch.manual_seed(0)
-    W_dec = reference.normalize_rows_(torch.randn(F, D, device=DEVICE))
-    inputs = *reference.topk(torch.randn(B, F, device=DEVICE), K), W_dec, torch.randn(D, device=DEVICE)
-    if with_error:
+    inputs = *random_code(shape), unit_rows(F, D), torch.randn(D, device=DEVICE)
+    if op == "decode":
+        check = close_to(exactly(reference.decode, *inputs))
+    else:
         inputs = *inputs, torch.randn(B, D, device=DEVICE)
+        check = close_to(*exactly(reference.decode_error, *inputs, torch.float64))
+        inputs = *inputs, DTYPE
+    return Case(op, shape, inputs, check, [stage("decode", shape)])
 
-    exact = sparse(*(t.double() if t.is_floating_point() else t for t in inputs))
-    for result, wanted in zip(decode(*inputs), exact, strict=True):
-        torch.testing.assert_close(result.double(), wanted, rtol=1e-5, atol=1e-5)
 
-    def timed() -> None:
-        decode(*inputs)
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-
-    benchmark(timed)
+@pytest.mark.parametrize("contender", CONTENDERS["decode"])
+def bench_decode(contest, case: Case, contender: str) -> None:
+    contest(case, CONTENDERS[case.op], contender)

@@ -1,61 +1,83 @@
-"""Dense ReLU steps: the reference, plain PyTorch in 16 bits, and the fused Triton products where there is a GPU.
+"""The products of a code kept as a matrix (ReLU, Gated, JumpReLU) and what is fused with them.
 
-    pytest benchmarks/bench_dense.py -k smoke
+    pytest benchmarks/bench_dense.py
 
-Each result is compared with the reference before it is timed.
+Plain is in the format of the products, in 16 bits on a GPU. Compared with fp64 before anything is timed.
 """
 
 import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
+from contest import (
+    DEVICE,
+    DTYPE,
+    FEWER_SHAPES,
+    Case,
+    backends,
+    close_to,
+    compiled,
+    exactly,
+    unit_rows,
+)
+from roofline import Stage
 from torch import Tensor
 
 from saefast import reference
 
-ON_GPU = torch.cuda.is_available()
-DEVICE, DTYPE = ("cuda", torch.bfloat16) if ON_GPU else ("cpu", torch.float32)
-SHAPES = {"smoke": (256, 64, 1024), "A": (8192, 768, 24576), "B": (8192, 2304, 65536)}  # B, D, F
+
+def encode_dense(centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Tensor:
+    return torch.addmm(b_enc.to(centred.dtype), centred, W_enc.T)
 
 
-def plain_relu(centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    acts = torch.addmm(b_enc.to(centred.dtype), centred, W_enc.T).relu_()
+def relu_encode(centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    acts = encode_dense(centred, W_enc, b_enc).relu_()
     return acts, acts.sum(dtype=torch.float32), (acts > 0).sum(dim=0, dtype=torch.int32)
 
 
-def plain_error(acts: Tensor, W_dec: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def dense_error(acts: Tensor, W_dec: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     error = acts @ W_dec - target
     return error, error.square().sum(dim=1, dtype=torch.float32)
 
 
-def plain_grad(error: Tensor, W_dec: Tensor, acts: Tensor, addend: Tensor) -> Tensor:
+def dense_grad_acts(error: Tensor, W_dec: Tensor, acts: Tensor, addend: Tensor) -> Tensor:
     return (error @ W_dec.T + addend.to(error.dtype)) * (acts > 0)
 
 
-PLAIN = {"relu_encode": plain_relu, "dense_error": plain_error, "dense_grad_acts": plain_grad}
+def outer_sum(left: Tensor, right: Tensor) -> Tensor:
+    return (left.T @ right).float()
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-@pytest.mark.parametrize("op", PLAIN)
-@pytest.mark.parametrize("backend", ["reference", "plain", "triton"])
-def bench_dense(benchmark: BenchmarkFixture, backend: str, op: str, shape: tuple[int, int, int]) -> None:
-    B, D, F = shape
-    if not ON_GPU and (backend == "triton" or B > 256):
-        pytest.skip("the interpreter says nothing about speed, and the shape is for GPUs")
-    from saefast.triton_kernels import dense
+PLAIN = {run.__name__: run for run in (encode_dense, relu_encode, dense_error, dense_grad_acts, outer_sum)}
+ALONE = {"encode_dense", "outer_sum"}  # a product and nothing to fuse with it
+CONTENDERS = {
+    op: {
+        "plain": run,
+        "compiled": "a product alone" if op in ALONE else compiled(run),
+        **backends(op),
+    }
+    for op, run in PLAIN.items()
+}
+EVERY = [(op, shape) for op in PLAIN for shape in FEWER_SHAPES]
 
-    run = PLAIN[op] if backend == "plain" else getattr(dense if backend == "triton" else reference, op)
+
+@pytest.fixture(scope="module", params=EVERY, ids="-".join)
+def case(request: pytest.FixtureRequest) -> Case:
+    op, name = request.param
+    B, D, F, _ = FEWER_SHAPES[name]
     torch.manual_seed(0)
-    x, acts = torch.randn(B, D, device=DEVICE).to(DTYPE), torch.randn(B, F, device=DEVICE).relu_().to(DTYPE)
-    W = reference.normalize_rows_(torch.randn(F, D, device=DEVICE)).to(DTYPE)
-    bias, addend = torch.randn(F, device=DEVICE) / 10, torch.ones((), device=DEVICE)
-    inputs = {"relu_encode": (x, W, bias), "dense_error": (acts, W, x)}.get(op, (x, W, acts, addend))
-    got, expected = (f(*inputs) for f in (run, getattr(reference, op)))
-    got, expected = (torch.as_tensor(r if op == "dense_grad_acts" else r[0]).float() for r in (got, expected))
-    assert (got - expected).norm() <= 4 * torch.finfo(DTYPE).eps * expected.norm()
+    x, W = torch.randn(B, D, device=DEVICE).to(DTYPE), unit_rows(F, D)
+    acts = torch.randn(B, F, device=DEVICE).relu_().to(DTYPE)
+    inputs = {
+        "dense_error": (acts, W, x),
+        "dense_grad_acts": (x, W, acts, torch.ones((), device=DEVICE)),
+        "outer_sum": (acts, x),
+    }.get(op, (x, W, torch.randn(F, device=DEVICE) / 10))
+    exact = exactly(getattr(reference, op), *inputs)
+    # both operands and the result once, and the activations as a mask
+    n_bytes = DTYPE.itemsize * (B * D + F * D + (2 if op == "dense_grad_acts" else 1) * B * F)
+    check = close_to(*((exact,) if torch.is_tensor(exact) else exact))
+    return Case(op, (B, D, F), inputs, check, [Stage(op, 2 * B * D * F, n_bytes)])
 
-    def timed() -> None:
-        run(*inputs)
-        if ON_GPU:
-            torch.cuda.synchronize()
 
-    benchmark(timed)
+@pytest.mark.parametrize("contender", CONTENDERS["relu_encode"])
+def bench_dense(contest, case: Case, contender: str) -> None:
+    contest(case, CONTENDERS[case.op], contender)

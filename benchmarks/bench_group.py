@@ -1,65 +1,42 @@
-"""Grouping by latent: the reference, one stable sort of the indices, and the Triton kernels where there is a GPU.
+"""Grouping by latent: which tokens each latent is active in; compared with the reference to the bit before it is timed.
 
-    pytest benchmarks/bench_group.py -k smoke
+    pytest benchmarks/bench_group.py
 
-Each is compared with the reference before it is timed. In `hot` some latents are active in every token.
+Plain is one stable sort of the indices. In "hot" four latents are active in every token.
 """
-
-from collections.abc import Callable
 
 import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
+from contest import DEVICE, SHAPES, Case, backends, equal_to, stage
 from torch import Tensor
 
 from saefast import reference
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SHAPES = {  # B, F, K, latents active in every token
-    "smoke": (256, 1024, 8, 1),
-    "demo": (1024, 4608, 32, 0),
-    "large": (8192, 24576, 32, 0),
-    "hot": (8192, 24576, 32, 4),
-}
-Groups = tuple[Tensor, Tensor, Tensor]
+N_HOT = {"hot": 4}
+ALL_SHAPES = SHAPES | {"hot": list(SHAPES.values())[1]}
 
 
-def sort(acts: Tensor, indices: Tensor, d_sae: int) -> Groups:
-    latents = torch.where(acts > 0, indices, d_sae).flatten()
-    ordered, pairs = latents.sort(stable=True)
+def plain(acts: Tensor, indices: Tensor, d_sae: int) -> tuple[Tensor, Tensor, Tensor]:
+    ordered, pairs = torch.where(acts > 0, indices, d_sae).flatten().sort(stable=True)
     latents = torch.arange(d_sae + 1, dtype=torch.int32, device=acts.device)
     return torch.searchsorted(ordered, latents, out_int32=True), pairs.int(), (pairs // acts.shape[1]).int()
 
 
-def triton(acts: Tensor, indices: Tensor, d_sae: int) -> Groups:
-    from saefast.triton_kernels.group import group_by_latent
-
-    return group_by_latent(acts, indices, d_sae)
+CONTENDERS = {"plain": plain, **backends("group_by_latent")}
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-@pytest.mark.parametrize(
-    "group", [reference.group_by_latent, sort, triton], ids=["reference", "sort", "triton"]
-)
-def bench_group(
-    benchmark: BenchmarkFixture, group: Callable[..., Groups], shape: tuple[int, int, int, int]
-) -> None:
-    if group is triton and DEVICE == "cpu":
-        pytest.skip("the interpreter says nothing about speed")
-    B, F, K, n_hot = shape
+@pytest.fixture(scope="module", params=ALL_SHAPES)
+def case(request: pytest.FixtureRequest) -> Case:
+    shape = B, _, F, K = ALL_SHAPES[request.param]
+    n_hot = N_HOT.get(request.param, 0)
     torch.manual_seed(0)
     indices = torch.randint(n_hot, F, (B, K), dtype=torch.int32, device=DEVICE)
     indices[:, :n_hot] = torch.arange(n_hot, device=DEVICE)
-    acts = torch.ones(B, K, device=DEVICE)
+    inputs = torch.ones(B, K, device=DEVICE), indices, F
+    op = "group_by_latent" + (" hot" if n_hot else "")
+    return Case(op, shape, inputs, equal_to(*reference.group_by_latent(*inputs)), [stage("group", shape)])
 
-    for result, expected in zip(
-        group(acts, indices, F), reference.group_by_latent(acts, indices, F), strict=True
-    ):
-        assert torch.equal(result, expected)
 
-    def timed() -> None:
-        group(acts, indices, F)
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-
-    benchmark(timed)
+@pytest.mark.parametrize("contender", CONTENDERS)
+def bench_group(contest, case: Case, contender: str) -> None:
+    contest(case, CONTENDERS, contender)

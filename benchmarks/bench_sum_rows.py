@@ -1,58 +1,50 @@
-"""Row sums, the gradient of a weight matrix: groups (reference), index_add_, and Triton's where there is a GPU.
+"""Row sums, the gradient of a weight matrix: plain is the dense product that autograd makes.
 
-    pytest benchmarks/bench_sum_rows.py -k smoke
+    pytest benchmarks/bench_sum_rows.py
 
-Each is compared with fp64 before it is timed. `index_add_` gets the contributions of all entries as one [B * K, D]
-tensor, as sparsify builds them.
+"index_add" adds up the contributions of all entries as one [B * K, D] tensor, as sparsify does without its kernels; the
+reference is the best formulation in stock ops, embedding_bag over groups. Compared with fp64 before anything is timed. The
+native backend has it inside `update_` only.
 """
-
-from collections.abc import Callable
 
 import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
+from contest import DEVICE, DTYPE, SHAPES, Case, backends, close_to, exactly, first, last_cache, random_code
+from roofline import Stage, gathered_bytes
 from torch import Tensor
 
 from saefast import reference
-from saefast.reference_update import sum_rows as by_groups
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SHAPES = {"smoke": (256, 64, 1024, 8), "demo": (1024, 576, 4608, 32)}  # B, D, F, K
-Groups = tuple[Tensor, Tensor, Tensor]
+from saefast.reference_update import Groups, sum_rows
 
 
-def index_add(groups: Groups, per_pair: Tensor, rows: Tensor) -> Tensor:
-    offsets, pairs, tokens = groups
-    latents = torch.repeat_interleave(offsets.diff())
-    contributions = per_pair.flatten()[pairs, None] * rows[tokens]
-    return rows.new_zeros(len(offsets) - 1, rows.shape[1]).index_add_(0, latents, contributions)
+def plain(groups: Groups, acts: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
+    dense = rows.new_zeros(len(rows), len(groups[0]) - 1).scatter_(1, indices.long(), acts.to(rows.dtype))
+    return dense.T @ rows
 
 
-def triton(groups: Groups, per_pair: Tensor, rows: Tensor) -> Tensor:
-    from saefast.triton_kernels.sum_rows import sum_rows
+def index_add(groups: Groups, acts: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
+    contributions = acts[:, :, None] * rows[:, None, :]
+    sums = acts.new_zeros(len(groups[0]) - 1, rows.shape[1])
+    return sums.index_add_(0, indices.flatten(), contributions.flatten(0, 1))
 
-    return sum_rows(groups, per_pair, rows)
+
+CONTENDERS = {"plain": plain, "index_add": index_add, **backends("sum_rows", 3)}
+CONTENDERS["reference"] = first(3, sum_rows)
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-@pytest.mark.parametrize("sum_rows", [by_groups, index_add, triton], ids=["reference", "index_add", "triton"])
-def bench_sum_rows(
-    benchmark: BenchmarkFixture, sum_rows: Callable[..., Tensor], shape: tuple[int, int, int, int]
-) -> None:
-    if sum_rows is triton and DEVICE == "cpu":
-        pytest.skip("the interpreter says nothing about speed")
-    B, D, F, K = shape
+@pytest.fixture(scope="module", params=SHAPES)
+def case(request: pytest.FixtureRequest) -> Case:
+    shape = B, D, F, K = SHAPES[request.param]
     torch.manual_seed(0)
-    indices = torch.rand(B, F, device=DEVICE).argsort(dim=1)[:, :K].to(torch.int32).contiguous()
-    per_pair, rows = torch.rand(B, K, device=DEVICE), torch.randn(B, D, device=DEVICE)
-    groups = reference.group_by_latent(per_pair + 1, indices, F)
+    acts, indices = random_code(shape)
+    groups, rows = reference.group_by_latent(acts, indices, F), torch.randn(B, D, device=DEVICE).to(DTYPE)
+    read = gathered_bytes(B * K, B, rows.itemsize * D, last_cache()) + 12 * B * K
+    check = close_to(exactly(sum_rows, groups, acts, rows))
+    return Case(
+        "sum_rows", shape, (groups, acts, rows, indices), check, [Stage("", 2 * B * K * D, read + 4 * F * D)]
+    )
 
-    exact = by_groups(groups, per_pair.double(), rows.double())
-    torch.testing.assert_close(sum_rows(groups, per_pair, rows).double(), exact, rtol=1e-5, atol=1e-5)
 
-    def timed() -> None:
-        sum_rows(groups, per_pair, rows)
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-
-    benchmark(timed)
+@pytest.mark.parametrize("contender", CONTENDERS)
+def bench_sum_rows(contest, case: Case, contender: str) -> None:
+    contest(case, CONTENDERS, contender)

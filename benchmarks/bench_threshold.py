@@ -1,58 +1,50 @@
-"""Everything above a threshold: nonzero (reference), and the Triton kernels, without and with the maxima of groups.
+"""Everything above a threshold (JumpReLU, BatchTopK's inference); the code must be that of the reference to the bit.
 
-    pytest benchmarks/bench_threshold.py -k smoke
+    pytest benchmarks/bench_threshold.py
 
-Each is compared with the reference before it is timed. The kernels are given room for what is found, so that unlike
-the reference they wait for nothing; the maxima are not timed, as the encoder has them.
+The kernels are given room for what is found, so that unlike plain they wait for nothing. "from maxima" is given the maxima
+of groups, as the encoder has them. The native backend has it in `encode_threshold` only.
 """
-
-from collections.abc import Callable
 
 import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
+from contest import DEVICE, NO_GPU, ON_GPU, SHAPES, Case, backends, equal_to
+from roofline import Stage
 from torch import Tensor
 
 from saefast import reference
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SHAPES = {"smoke": (256, 1024), "demo": (1024, 4608)}  # B, F
-SHARE = 0.007  # of the entries is above
 Code = tuple[Tensor, Tensor, Tensor]
 
 
-def nonzero(pre_acts: Tensor, threshold: Tensor, capacity: int, maxima: Tensor) -> Code:
-    return reference.above_threshold(pre_acts, threshold)
+def plain_threshold(pre_acts: Tensor, threshold: Tensor, capacity: int | None = None) -> Code:
+    is_above = pre_acts > threshold
+    row_offsets = torch.nn.functional.pad(is_above.sum(dim=1).cumsum(0), (1, 0))
+    return pre_acts[is_above], is_above.nonzero()[:, 1].int(), row_offsets.int()
 
 
-def triton(pre_acts: Tensor, threshold: Tensor, capacity: int, maxima: Tensor | None = None) -> Code:
-    from saefast.triton_kernels.threshold import above_threshold
-
-    return above_threshold(pre_acts, threshold, capacity, maxima)
+CONTENDERS = {"plain": plain_threshold, **backends("above_threshold"), "from maxima": NO_GPU}
 
 
-def triton_rows(pre_acts: Tensor, threshold: Tensor, capacity: int, maxima: Tensor) -> Code:
-    return triton(pre_acts, threshold, capacity)
-
-
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-@pytest.mark.parametrize(
-    "above", [nonzero, triton_rows, triton], ids=["reference", "triton", "triton maxima"]
-)
-def bench_threshold(benchmark: BenchmarkFixture, above: Callable[..., Code], shape: tuple[int, int]) -> None:
-    if above is not nonzero and DEVICE == "cpu":
-        pytest.skip("the interpreter says nothing about speed")
+@pytest.fixture(scope="module", params=SHAPES)
+def case(request: pytest.FixtureRequest) -> Case:
+    shape = B, _, F, K = SHAPES[request.param]
     torch.manual_seed(0)
-    pre_acts = torch.randn(shape, device=DEVICE)
-    threshold = pre_acts.flatten().kthvalue(int((1 - SHARE) * pre_acts.numel())).values
+    pre_acts = torch.randn(B, F, device=DEVICE)
+    threshold = pre_acts.flatten().kthvalue(B * (F - K)).values
     expected = reference.above_threshold(pre_acts, threshold)
-    inputs = pre_acts, threshold, len(expected[0]), pre_acts.view(len(pre_acts), -1, 64).amax(2)
-    for got, want in zip(above(*inputs), expected, strict=True):
-        assert torch.equal(got, want)
+    read_once = Stage("threshold", B * F, 4 * B * F + 8 * len(expected[0]) + 4 * B)
+    inputs = pre_acts, threshold, len(expected[0])
+    return Case("above_threshold", shape, inputs, equal_to(*expected), [read_once])
 
-    def timed() -> None:
-        above(*inputs)
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
 
-    benchmark(timed)
+@pytest.mark.parametrize("contender", CONTENDERS)
+def bench_threshold(contest, case: Case, contender: str) -> None:
+    contenders = dict(CONTENDERS)
+    if ON_GPU:
+        from saefast.triton_kernels.threshold import above_threshold
+        from saefast.triton_kernels.topk import group_maxima
+
+        maxima = group_maxima(case.inputs[0])
+        contenders["from maxima"] = lambda *inputs: above_threshold(*inputs, maxima)
+    contest(case, contenders, contender)

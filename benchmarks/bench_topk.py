@@ -1,42 +1,56 @@
-"""Top-k with ReLU on the CPU: torch.topk (ties in any order, no ReLU), the reference and the C++ extension.
+"""Top-k of each row, with ReLU.
 
-The reference and the extension also fix the order of ties, which torch.topk leaves open.
+    pytest benchmarks/bench_topk.py
+
+"any order" is torch.topk without an order of the values, as no step needs one. Plain and it leave the choice between
+equal values open, which the backends fix. "from maxima" is the Triton kernel given the maxima of groups, as the encoder is.
+On random numbers without ties the values must be those of the reference.
 """
-
-import importlib
 
 import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
+from contest import DEVICE, DTYPE, NO_GPU, ON_GPU, SHAPES, Case, backends, equal_to, stage
 from torch import Tensor
 
 from saefast import reference
 
-pytest.importorskip("saefast._C", reason="the C++ extension saefast._C is not built")
-native = importlib.import_module("saefast.native")
-
-SHAPES = {"small": (256, 1024, 8), "gpt2": (1024, 4608, 32), "smollm": (4096, 9216, 32)}  # B, F, K
+MORE = {"C": (8192, 4096, 262144, 64), "auxk": (8192, 768, 8192, 256)} if ON_GPU else {}
+ALL_SHAPES = SHAPES | MORE
 
 
-@pytest.fixture(params=SHAPES)
-def case(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> tuple[Tensor, int]:
-    """Pre-activations and k, after a check that what is timed agrees."""
-    B, F, K = SHAPES[request.param]
-    benchmark.group = f"topk {request.param} B={B} F={F} K={K} threads={torch.get_num_threads()}"
-    pre_acts = torch.randn(B, F, generator=torch.Generator().manual_seed(0))
-    want, got = reference.topk(pre_acts, K), native.topk(pre_acts, K)
-    assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
-    assert torch.equal(pre_acts.topk(K, dim=1).values.relu(), want[0])
-    return pre_acts, K
+def plain(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    values, indices = pre_acts.topk(k, dim=1)
+    return values.relu(), indices
 
 
-def bench_torch_topk(benchmark: BenchmarkFixture, case: tuple[Tensor, int]) -> None:
-    benchmark(torch.topk, *case, dim=1)
+def any_order(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    values, indices = pre_acts.topk(k, dim=1, sorted=False)
+    return values.relu_(), indices
 
 
-def bench_reference_topk(benchmark: BenchmarkFixture, case: tuple[Tensor, int]) -> None:
-    benchmark(reference.topk, *case)
+CONTENDERS = {"plain": plain, "any order": any_order, **backends("topk"), "from maxima": NO_GPU}
 
 
-def bench_native_topk(benchmark: BenchmarkFixture, case: tuple[Tensor, int]) -> None:
-    benchmark(native.topk, *case)
+@pytest.fixture(scope="module", params=ALL_SHAPES)
+def case(request: pytest.FixtureRequest) -> Case:
+    shape = B, _, F, K = ALL_SHAPES[request.param]
+    torch.manual_seed(0)
+    pre_acts = torch.randn(B, F, device=DEVICE, dtype=DTYPE)
+    want = reference.topk(pre_acts, K)[0].sort(dim=1).values
+
+    def check(code: tuple[Tensor, Tensor]) -> None:
+        acts, indices = code
+        equal_to(want, acts)([acts.sort(dim=1).values, pre_acts.gather(1, indices.long()).relu()])
+
+    return Case("topk", shape, (pre_acts, K), check, [stage("select", shape)])
+
+
+@pytest.mark.parametrize("contender", CONTENDERS)
+def bench_topk(contest, case: Case, contender: str) -> None:
+    contenders = dict(CONTENDERS)
+    if ON_GPU:
+        from saefast.triton_kernels.topk import group_maxima, select_topk
+
+        maxima = group_maxima(case.inputs[0])
+        contenders["from maxima"] = lambda pre_acts, k: select_topk(pre_acts, maxima, k)
+    contest(case, contenders, contender)

@@ -1,68 +1,176 @@
-"""Update: backward, Adam and unit norm by the reference, and by the Triton kernels where there is a GPU.
+"""Backward of the weights, Adam and unit norm: in one (`update_`), and the two halves that global-norm clipping needs.
 
-    pytest benchmarks/bench_update.py -k smoke
+    pytest benchmarks/bench_update.py
 
-Each is compared with fp64 before it is timed.
+Plain has dense activations and gradients, as autograd has them, and torch's fused Adam; the reference is the best formulation
+in stock ops: embedding_bag over the entries sorted by latent, fused Adam. Everything that changes is compared with fp64
+before anything is timed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
+from contest import (
+    DEVICE,
+    DTYPE,
+    SHAPES,
+    Case,
+    backends,
+    close_to,
+    compiled,
+    exactly,
+    random_code,
+    stage,
+    unit_rows,
+)
+from roofline import Stage, update_bytes
 from torch import Tensor
 
 from saefast import reference, storage
-from saefast.reference_update import Numbers
+from saefast.reference_update import Grads, Numbers
 from saefast.storage import Vector, Weights
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SHAPES = {"smoke": (256, 64, 1024, 8), "demo": (1024, 576, 4608, 32)}  # B, D, F, K
+# the first step; a long one, so that an error of the update is one of the weights
+NUMBERS = Numbers(0.1, 0.1, 1e-3, 1e-3, 0.9, 0.1, 0.999, 1e-3, 10, 1000, 0, 1, 0.1, 0.1, 1, 1)
 
 
-def triton(*inputs: object) -> Tensor:
-    from saefast.triton_kernels.update import update_
-
-    return update_(*inputs)
-
-
-def state(params: Sequence[Tensor]) -> Weights:
-    W_enc, W_dec, *biases = (p.clone() for p in params)
-    matrices = (storage.allocate(W, "fp32", "fp32", W.dtype) for W in (W_enc, W_dec))
+def fresh(params: tuple[Tensor, ...], dtype: torch.dtype = torch.float32) -> Weights:
+    W_enc, W_dec, *biases = (p.to(dtype, copy=True) for p in params)
+    matrices = (
+        storage.allocate(W, "fp32", "fp32", DTYPE if dtype == torch.float32 else dtype)
+        for W in (W_enc, W_dec)
+    )
     return Weights(*matrices, *(Vector(b, *b.new_zeros(2, len(b))) for b in biases))
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-@pytest.mark.parametrize("update", [reference.update_, triton], ids=["reference", "triton"])
-def bench_update(
-    benchmark: BenchmarkFixture, update: Callable[..., Tensor], shape: tuple[int, int, int, int]
-) -> None:
-    if update is triton and DEVICE == "cpu":
-        pytest.skip("the interpreter says nothing about speed")
-    B, D, F, K = shape
+def values(weights: Weights) -> tuple[Tensor, ...]:
+    return weights.enc.weight, weights.b_enc.value, weights.dec.weight, weights.b_dec.value
+
+
+def plain_grads(weights: Weights, *inputs: Any) -> Grads:
+    centred, error, acts, indices, _, _, scale, *_ = inputs
+    W_dec = weights.dec.shadow
+    dense = W_dec.new_zeros(len(acts), len(W_dec)).scatter_(1, indices.long(), acts.to(W_dec.dtype))
+    grad_pre = error @ W_dec.T * (dense > 0)
+    grad_W_enc, grad_b_enc = scale * (grad_pre.T @ centred), scale * grad_pre.sum(dim=0, dtype=torch.float32)
+    grad_W_dec = scale * (dense.T @ error)
+    grad_W_dec = grad_W_dec - (grad_W_dec * weights.dec.weight).sum(dim=1, keepdim=True) * weights.dec.weight
+    grad_b_dec = scale * error.sum(dim=0, dtype=torch.float32) - grad_b_enc @ weights.enc.weight
+    return grad_W_enc, grad_b_enc, grad_W_dec, grad_b_dec
+
+
+class PlainAdam:
+    def __init__(self, weights: Weights) -> None:
+        self.weights, (beta1, beta2) = weights, (NUMBERS.beta1, NUMBERS.beta2)
+        self.adam = torch.optim.Adam(values(weights), NUMBERS.lr, (beta1, beta2), NUMBERS.eps, fused=True)
+
+    def __call__(self, grads: Grads, *_: Any) -> tuple[Tensor, ...]:
+        for param, grad in zip(values(self.weights), grads, strict=True):
+            param.grad = grad
+        self.adam.step()
+        self.weights.dec.weight.div_(self.weights.dec.weight.norm(dim=1, keepdim=True))
+        return values(self.weights)
+
+
+class PlainUpdate(PlainAdam):
+    def __call__(self, *inputs: Any) -> tuple[Tensor, ...]:
+        return super().__call__(plain_grads(self.weights, *inputs))
+
+
+def adam_formula(weights: Weights, grads: Grads) -> None:
+    """What there is to fuse: Adam's few lines, for each parameter."""
+    n = NUMBERS
+    for part, param, grad in zip(
+        (weights[0], weights[2], weights[1], weights[3]), values(weights), grads, strict=True
+    ):
+        part.exp_avg.lerp_(grad, n.beta1_rest)
+        part.exp_avg_sq.mul_(n.beta2).addcmul_(grad, grad, value=n.beta2_rest)
+        param -= n.lr * n.correction1 * part.exp_avg / ((part.exp_avg_sq * n.correction2).sqrt() + n.eps)
+    weights.dec.weight.div_(weights.dec.weight.norm(dim=1, keepdim=True))
+
+
+def changing(op: Callable[..., Any]) -> Callable[[Weights], Callable[..., tuple[Tensor, ...]]]:
+    """A contender around weights of its own, which gives what it changed."""
+
+    def on(weights: Weights) -> Callable[..., tuple[Tensor, ...]]:
+        def run(*inputs: Any) -> tuple[Tensor, ...]:
+            op(weights, *inputs)
+            return values(weights)
+
+        return run
+
+    return on
+
+
+def grads_of(op: Callable[..., Any]) -> Callable[[Weights], Callable[..., Grads]]:
+    return lambda weights: lambda *inputs: op(weights, *inputs)[0]
+
+
+def of_backends(op: str, around: Callable[..., Any]) -> dict[str, Any]:
+    return {name: run if isinstance(run, str) else around(run) for name, run in backends(op).items()}
+
+
+def compiled_adam(weights: Weights) -> Callable[..., tuple[Tensor, ...]]:
+    fused = compiled(adam_formula)
+    return changing(lambda weights, grads, *_: fused(weights, grads))(weights)
+
+
+CONTENDERS = {
+    "update": {"plain": PlainUpdate, **of_backends("update_", changing)},
+    "row_grads": {
+        "plain": lambda weights: lambda *inputs: plain_grads(weights, *inputs),
+        **of_backends("row_grads", grads_of),
+    },
+    "adam_rows": {"plain": PlainAdam, **of_backends("adam_rows_", changing), "compiled": compiled_adam},
+}
+EVERY = [(op, shape) for op in CONTENDERS for shape in SHAPES]
+Start = tuple[Case, tuple[Tensor, ...]]
+
+
+@pytest.fixture(scope="module", params=EVERY, ids="-".join)
+def start(request: pytest.FixtureRequest) -> Start:
+    """The case, and the parameters that every contender gets a copy of."""
+    op, name = request.param
+    shape = B, D, F, K = SHAPES[name]
     torch.manual_seed(0)
-    acts, indices = reference.topk(torch.randn(B, F, device=DEVICE), K)
-    groups = reference.group_by_latent(acts, indices, F)
-    W_enc, W_dec = (reference.normalize_rows_(torch.randn(F, D, device=DEVICE)) for _ in range(2))
-    params = W_enc, W_dec, torch.randn(F, device=DEVICE), torch.randn(D, device=DEVICE)
-    centred, error = (torch.randn(B, D, device=DEVICE) for _ in range(2))
-    step, scale = torch.ones((), dtype=torch.int64, device=DEVICE), torch.tensor(1e-4, device=DEVICE)
-    numbers = torch.tensor(
-        Numbers(1e-3, 1e-3, 1e-3, 1e-3, 0.9, 0.1, 0.999, 1e-3, 10, 1000, 0, 1, 1e-3, 1e-3, 1, 1),
-        device=DEVICE,
+    code = random_code(shape)
+    params = *(unit_rows(F, D).float() for _ in range(2)), *(torch.randn(n, device=DEVICE) for n in (F, D))
+    centred, error = (torch.randn(B, D, device=DEVICE).to(DTYPE) for _ in range(2))
+    groups, scale = reference.group_by_latent(*code, F), torch.tensor(1e-4, device=DEVICE)
+    numbers, step = torch.tensor(NUMBERS, device=DEVICE), torch.ones((), dtype=torch.int64, device=DEVICE)
+    inputs = centred, error, *code, None, groups, scale, None, numbers
+    exact, (grads, _) = (
+        fresh(params, torch.float64),
+        exactly(reference.row_grads, fresh(params, torch.float64), *inputs),
     )
-    got, exact = state(params), state([p.double() for p in params])
-    inputs = centred, error, acts, indices, None, groups, scale, None, numbers, step
-    update(got, *inputs)
-    reference.update_(
-        exact, *(t.double() if t is not indices and torch.is_tensor(t) else t for t in inputs[:-1]), step
+    moved, touched = 4 * F * D, stage("update", shape)
+    work = {
+        "update": touched,
+        "row_grads": Stage(
+            "", 6 * B * K * D, touched.bytes - update_bytes(D, F, DTYPE.itemsize, "fp32", "fp32") + 3 * moved
+        ),
+        "adam_rows": Stage("", 32 * F * D, update_bytes(D, F, DTYPE.itemsize, "fp32", "fp32") + 2 * moved),
+    }
+    if op == "row_grads":
+        return Case(op, shape, inputs, close_to(*grads), [work[op]]), params
+    exactly(reference.update_, exact, *inputs, step)
+    if op == "adam_rows":
+        inputs = tuple(grad.float() for grad in grads), torch.ones((), device=DEVICE), numbers, step
+    else:
+        inputs = *inputs, step
+    return Case(op, shape, inputs, close_to(*values(exact)), [work[op]]), params
+
+
+@pytest.mark.parametrize("contender", CONTENDERS["adam_rows"])
+def bench_update(contest, start: Start, contender: str) -> None:
+    case, params = start
+    makers = CONTENDERS[case.op] | (
+        {} if case.op == "adam_rows" else {"compiled": "gathers: nothing to fuse"}
     )
-    for one, other in ((got.enc.weight, exact.enc.weight), (got.dec.weight, exact.dec.weight)):
-        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
-
-    def timed() -> None:
-        update(got, *inputs)
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-
-    benchmark(timed)
+    made = {
+        name: make if isinstance(make := makers[name], str) else make(fresh(params))
+        for name in dict.fromkeys(("plain", contender))
+    }
+    contest(case, made, contender)

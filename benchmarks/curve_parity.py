@@ -22,8 +22,8 @@ from pathlib import Path
 
 import torch
 from exact_step import SameState, exact_step, plain_at, step_of, step_of_plain
-from plain import PlainStep
 from measuring import cpu_name
+from plain import PlainStep
 from torch import Tensor
 
 from saefast import SAE, SAEConfig, TrainConfig, Trainer, evaluate, open_source, schedules

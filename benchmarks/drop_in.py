@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 from drop_in_pairs import D_IN, D_SAE, PROJECTS, B, K
-from parity_common import read, scale_of
 from measuring import cpu_name
+from parity_common import read, scale_of
 from torch import Tensor
 
 RESULT = Path(__file__).parent / "results" / "cpu" / "drop_in.json"

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import cpu_name
 from parity_common import (
     D_SAE,
     DEAD_TOKENS,
@@ -38,7 +39,6 @@ from parity_common import (
     read,
     scale_of,
 )
-from measuring import cpu_name
 from torch import Tensor
 
 from saefast import SAE, SAEConfig, TrainConfig, Trainer, evaluate

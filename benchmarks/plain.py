@@ -41,13 +41,23 @@ class PlainStep:
         for group, scale in zip(self.adam.param_groups, (1.0, self.bias_scale), strict=True):
             group["lr"] = lr / scale
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         W_enc, b_enc, W_dec, b_dec = self.params
         pre_acts = torch.addmm(b_enc, x - b_dec, W_enc.T)
         acts = keep_topk(pre_acts, self.k)
         x_hat = torch.addmm(b_dec, acts, W_dec)
-        loss = fvu = ((x_hat - x).square().sum()) / (x - x.mean(dim=0)).square().sum()
-        if self.auxk:
+        fvu = ((x_hat - x).square().sum()) / (x - x.mean(dim=0)).square().sum()
+        return fvu, pre_acts, acts, x_hat
+
+    def fvu(self, x: Tensor) -> Tensor:
+        return self.forward(x)[0]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        W_dec = self.params[2]
+        if not self.auxk:
+            loss = fvu = self.fvu(x)
+        else:
+            fvu, pre_acts, acts, x_hat = self.forward(x)
             loss = fvu + self.auxk_loss(pre_acts, (x - x_hat).detach())
             self.since_fired += len(x)
             self.since_fired[(acts > 0).any(dim=0)] = 0

@@ -28,7 +28,7 @@ class StockStep:
         W_enc, b_enc, W_dec, b_dec = (param.detach() for param in self.params)
         (B, k), d_sae = (len(x), self.k), len(b_enc)
         if self.pre_acts is None or self.pre_acts.shape != (B, d_sae):
-            self.pre_acts = torch.empty(B, d_sae)
+            self.pre_acts = x.new_empty(B, d_sae)
         centred = x - b_dec
         torch.addmm(b_enc, centred, W_enc.T, out=self.pre_acts)
         acts, indices = self.pre_acts.topk(k, dim=1, sorted=False)
@@ -38,10 +38,10 @@ class StockStep:
         fvu = error.square().sum() / variance
 
         grad = error * (2 / variance)
-        starts = torch.arange(0, B * k + 1, k)
+        starts = torch.arange(0, B * k + 1, k, device=x.device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch calls its CSR layout beta
-            pattern = torch.sparse_csr_tensor(starts, indices.flatten(), torch.zeros(B * k), (B, d_sae))
+            pattern = torch.sparse_csr_tensor(starts, indices.flatten(), x.new_zeros(B * k), (B, d_sae))
             grad_acts = torch.sparse.sampled_addmm(pattern, grad, W_dec.T).values() * (acts.flatten() > 0)
         order = indices.flatten().argsort(stable=True)
         tokens = torch.div(order, k, rounding_mode="floor")
