@@ -51,8 +51,8 @@ def of_class(cls: type[PlainStep] | type[StockStep], sae: SAE, recipe: Recipe) -
 
 def copy_of(sae: SAE, recipe: Recipe | None = None) -> SAE:
     """The same parameters; for a run of its own weights, those with which `Trainer.fit` begins."""
-    found = peers.as_sae(sae, *sae.params).to(sae.W_enc.device)
-    if recipe and recipe.own_weights:
+    found = peers.as_sae(sae, *sae.params)
+    if recipe and recipe.sample is not None:
         found.W_enc.data *= ENCODER_SCALE
     return found
 

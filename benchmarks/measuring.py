@@ -80,10 +80,22 @@ def commit() -> str:
         return ""
 
 
-def write_result(name: str, found: Mapping[str, Any]) -> Path:
+def result_path(name: str) -> Path:
     """benchmarks/results/<device>/<name>.json: "cpu", or the name of the GPU."""
     device = re.sub(r"\W+", "-", torch.cuda.get_device_name()).lower() if DEVICE == "cuda" else "cpu"
-    path = RESULTS / device / f"{name}.json"
+    return RESULTS / device / f"{name}.json"
+
+
+def read_result(name: str) -> dict[str, Any]:
+    """What `write_result` has written on this device, or nothing."""
+    path = result_path(name)
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def write_result(name: str, found: Mapping[str, Any]) -> Path:
+    """What was found, with the machine it was found on."""
+    path = result_path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"machine": machine()} | dict(found), indent=1)
     numbers = re.compile(r"\[\s+(-?[\d.e+-]+(?:,\s+-?[\d.e+-]+)*)\s+\]")  # a list of them stays on its line

@@ -1,7 +1,6 @@
 """The other libraries' TopK training steps: their own modules, optimizers and schedules, stepped by their own trainers.
 
-Each function takes the SAE to start from and a recipe, and returns the run. `make peers` makes an environment in which all
-of them can be imported; what is not there, or needs a GPU, `contenders.py` lists as left out.
+Each function takes the SAE to start from and a recipe, and returns the run. `make peers` makes an environment with all.
 """
 
 import os
@@ -32,8 +31,8 @@ class Recipe(NamedTuple):
     lr: float = 1e-3
     steps: int | None = None  # the rate rises over WARMUP of them and falls linearly to 0; None: constant
     batch_size: int = 4096
-    own_weights: bool = (
-        False  # begin as the library does, but for b_dec; else with the weights of the SAE given
+    sample: Tensor | None = (
+        None  # [n, D] to begin as the library does; None: with the weights of the SAE given
     )
 
     @property
@@ -54,23 +53,27 @@ class Run(NamedTuple):
     sae: Callable[[], SAE]
 
 
+def device(sae: SAE) -> str:
+    return sae.W_enc.device.type
+
+
 def start(sae: SAE, recipe: Recipe, *theirs: Tensor) -> None:
-    """Copy our parameters (or b_dec only) into theirs, which may keep a matrix the other way round."""
+    """Our parameters (or b_dec only) into theirs, which may keep a matrix the other way round."""
     for name, param, value in zip(("W_enc", "b_enc", "W_dec", "b_dec"), theirs, sae.params, strict=True):
-        if name == "b_dec" or not recipe.own_weights:
+        if name == "b_dec" or recipe.sample is None:
             param.data.copy_(value if param.shape == value.shape else value.T)
 
 
 def as_sae(sae: SAE, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, fold: bool = False) -> SAE:
-    """Their parameters as an SAE like the one given. fold: they choose by activation times the norm of the decoder row."""
-    found = SAE(sae.config)
+    """Their parameters as an SAE of ours. fold: they choose by activation times the norm of the decoder row."""
+    found = SAE(sae.config).to(sae.W_enc.device)
     for param, value in zip(found.params, (W_enc, b_enc, W_dec, b_dec), strict=True):
         param.copy_(value.detach() if param.shape == value.shape else value.detach().T)
     if fold:
         norms = found.W_dec.data.norm(dim=1)
         found.W_enc.data *= norms[:, None]
-        found.b_enc.data *= norms
         found.W_dec.data /= norms[:, None]
+        found.b_enc.data *= norms
     return found
 
 
@@ -82,7 +85,9 @@ def sparsify(optimizer: str, sae: SAE, recipe: Recipe) -> Run:
     from sparsify.sparse_coder import SparseCoder
 
     config = sae.config
-    coder = SparseCoder(config.d_in, SparseCoderConfig(num_latents=config.d_sae, k=config.k))
+    coder = SparseCoder(
+        config.d_in, SparseCoderConfig(num_latents=config.d_sae, k=config.k), device=device(sae)
+    )
     start(sae, recipe, coder.encoder.weight, coder.encoder.bias, coder.W_dec, coder.b_dec)
     schedule: Any = None
     if optimizer == "signum":  # needs no schedule: its weights are averages
@@ -126,7 +131,7 @@ def dictionary_learning(sae: SAE, recipe: Recipe) -> Run:
     config, steps = sae.config, recipe.steps
     trainer = TopKTrainer(
         steps=(steps or 10**9) + 1, activation_dim=config.d_in, dict_size=config.d_sae, k=config.k, layer=0, lm_name="none",
-        lr=recipe.lr, warmup_steps=recipe.warmup, decay_start=recipe.warmup + 1 if steps else None, device="cpu",
+        lr=recipe.lr, warmup_steps=recipe.warmup, decay_start=recipe.warmup + 1 if steps else None, device=device(sae),
     )  # fmt: skip
     ae = trainer.ae
     theirs = ae.encoder.weight, ae.encoder.bias, ae.decoder.weight, ae.b_dec
@@ -145,7 +150,7 @@ def sae_lens(sparse: bool, sae: SAE, recipe: Recipe) -> Run:
     theirs = TopKTrainingSAE(
         TopKTrainingSAEConfig(
             d_in=sae.config.d_in, d_sae=sae.config.d_sae, k=sae.config.k, use_sparse_activations=sparse,
-            rescale_acts_by_decoder_norm=not sparse,
+            rescale_acts_by_decoder_norm=not sparse, device=device(sae),
         )
     )  # fmt: skip
     params = theirs.W_enc, theirs.b_enc, theirs.W_dec, theirs.b_dec
@@ -155,7 +160,7 @@ def sae_lens(sparse: bool, sae: SAE, recipe: Recipe) -> Run:
     trainer = SAETrainer(
         SAETrainerConfig(
             B * (recipe.steps or 10**9), B, lr=lr, lr_end=lr, adam_beta1=BETAS[0], adam_beta2=BETAS[1],
-            **(decay if recipe.steps else {}),
+            device=device(sae), **(decay if recipe.steps else {}),
         ),
         theirs, data_provider=iter(()),
     )  # fmt: skip
@@ -176,7 +181,7 @@ def overcomplete(sae: SAE, recipe: Recipe) -> Run:
         from overcomplete.sae import TopKSAE
         from overcomplete.sae.train import train_sae
 
-    model = TopKSAE(sae.config.d_in, nb_concepts=sae.config.d_sae, top_k=sae.config.k)
+    model = TopKSAE(sae.config.d_in, nb_concepts=sae.config.d_sae, top_k=sae.config.k, device=device(sae))
     linear, mean = model.encoder.final_block[0], sae.b_dec.data.clone()
     theirs = linear.weight, linear.bias, model.dictionary._weights, mean
     start(sae, recipe, *theirs)
@@ -189,13 +194,12 @@ def overcomplete(sae: SAE, recipe: Recipe) -> Run:
         return losses[0]
 
     def step(x: Tensor) -> float:
-        train_sae(model, [x - mean], criterion, adam, schedule, nb_epochs=1, monitoring=0)
+        train_sae(
+            model, [x - mean], criterion, adam, schedule, nb_epochs=1, monitoring=0, device=device(sae)
+        )  # fmt: skip
         return float(losses[0].detach())
 
-    def trained() -> SAE:
-        return as_sae(sae, *theirs[:2], model.get_dictionary(), mean)
-
-    return Run(step, trained)
+    return Run(step, lambda: as_sae(sae, *theirs[:2], model.get_dictionary(), mean))
 
 
 class Feed:
@@ -205,12 +209,10 @@ class Feed:
         self.inbox: Queue[Any] = Queue()
         self.asked = Semaphore(0)
 
-    def __iter__(self) -> "Feed":
-        return self
-
-    def __next__(self) -> Any:
-        self.asked.release()
-        return self.inbox.get()
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            self.asked.release()
+            yield self.inbox.get()
 
     def give(self, batch: Any) -> None:
         """Returns when the next one is asked for."""
@@ -233,18 +235,23 @@ def llamascopium(sae: SAE, recipe: Recipe) -> Run:
             return found
 
     def batch(x: Tensor) -> dict[str, Tensor]:
-        return {"h": x, "tokens": torch.arange(len(x)), "mask": torch.ones(len(x))}
+        return {"h": x, "tokens": torch.arange(len(x), device=x.device), "mask": x.new_ones(len(x))}
 
-    first = batch(sae.b_dec.data + torch.randn(64, config.d_in, generator=torch.Generator().manual_seed(0)))
     their_config = SAEConfig(
         hook_point_in="h", hook_point_out="h", d_model=config.d_in, expansion_factor=config.d_sae / config.d_in,
-        act_fn="topk", top_k=config.k, norm_activation="inference",
+        act_fn="topk", top_k=config.k, norm_activation="inference", device=device(sae),
     )  # fmt: skip
-    theirs = Initializer(InitializerConfig()).initialize_sae_from_config(their_config, [first])
+    own = recipe.sample is not None  # as its examples begin, with a search for the decoder's norm
+    how = InitializerConfig(
+        grid_search_init_norm=own, init_encoder_bias_with_mean_hidden_pre=own,
+        bias_init_method="geometric_median" if own else "all_zero",
+    )  # fmt: skip
+    first = batch(sae.b_dec.data[None] if recipe.sample is None else recipe.sample)
+    theirs = Initializer(how).initialize_sae_from_config(their_config, [first])
     params = theirs.W_E, theirs.b_E, theirs.W_D, theirs.b_D
     start(sae, recipe, *params)
-    with torch.no_grad():
-        theirs.b_E -= sae.b_dec.data @ theirs.W_E
+    if not own:
+        theirs.b_E.data -= sae.b_dec.data @ theirs.W_E.data
     steps = (recipe.steps or 10**6) + 1  # after the last one it would not ask for a batch
     trainer = Recorded(
         TrainerConfig(

@@ -22,7 +22,7 @@ from typing import Any
 import measuring
 import torch
 from contenders import CONTENDERS, NEVER, fvu_of, make, missing
-from measuring import DEVICE, RESULTS, in_fresh_process, interleaved, ratio, rows_of, spread
+from measuring import DEVICE, in_fresh_process, interleaved, ratio, rows_of, spread
 from peers import Recipe
 from torch import Tensor
 
@@ -148,8 +148,7 @@ def main() -> None:
     if args.smoke:
         print(json.dumps({"times": times, "peak MiB": memory}))
         return
-    path = RESULTS / "cpu" / "step.json"
-    shapes = json.loads(path.read_text())["shapes"] if path.exists() else {}
+    shapes = measuring.read_result("step").get("shapes", {})
     for name in args.shapes:
         shapes[name] = {
             "shape": dict(zip(("B", "d_in", "d_sae", "k"), SHAPES[name], strict=True)),
