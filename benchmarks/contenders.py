@@ -5,7 +5,9 @@ any machine like this one is in NEVER, with the reason: it is listed in every ta
 """
 
 import importlib.util
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import peers
@@ -20,25 +22,31 @@ from saefast.backend import unavailable
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OURS = "triton" if DEVICE == "cuda" else "native"
-ENCODER_SCALE = 0.3  # what Trainer.fit multiplies a fresh encoder by, see TrainConfig.init_encoder_scale
+UNIT = (
+    0.3,
+    1.0,
+)  # what a fresh W_enc and W_dec are multiplied by: TrainConfig.init_encoder_scale, and unit norm
 
 
-def ours(backend: str, sae: SAE, recipe: Recipe, **options: object) -> Run:
+def ours(backend: str, sae: SAE, recipe: Recipe, fresh: Sequence[float] = UNIT, **options: object) -> Run:
     config = TrainConfig(
         **{
-            "total_tokens": recipe.batch_size * (recipe.steps or 10**6), "batch_size": recipe.batch_size, "lr": recipe.lr,
-            "betas": BETAS, "eps": EPS, "warmup_fraction": peers.WARMUP if recipe.steps else 0, "backend": backend,
-            "decay_fraction": 1 - peers.WARMUP if recipe.steps else 0, "normalize_input": False,
+            "total_tokens": recipe.batch_size * (recipe.steps or 10**6), "batch_size": recipe.batch_size,
+            "lr": recipe.lr, "betas": BETAS, "eps": EPS, "backend": backend, "normalize_input": False,
+            "warmup_fraction": peers.WARMUP if recipe.steps else 0,
+            "decay_fraction": 1 - peers.WARMUP if recipe.steps else 0,
         } | options  # type: ignore[arg-type]
     )  # fmt: skip
-    mine = copy_of(sae, recipe)
+    mine = copy_of(sae, recipe, fresh)
     trainer = Trainer(mine, config)
-    return Run(lambda x: float(trainer.step(x).fvu), lambda: copy_of(mine))
+    return Run(lambda x: float(trainer.step(x).fvu), lambda: peers.as_sae(mine, *mine.params))
 
 
-def of_class(cls: type[PlainStep] | type[StockStep], sae: SAE, recipe: Recipe) -> Run:
-    """Plain PyTorch, with the schedule of the others."""
+def of_class(cls: type[PlainStep] | type[StockStep], sae: SAE, recipe: Recipe, compiled: bool = False) -> Run:
+    """Plain PyTorch, with the schedule of the others. compiled: forward, loss and their gradients by torch.compile."""
     step = cls(copy_of(sae, recipe).params, sae.config.k, recipe.lr, BETAS, EPS)
+    if compiled:
+        step.fvu = torch.compile(step.fvu, dynamic=False)  # type: ignore[union-attr, method-assign]
     scheduler = torch.optim.lr_scheduler.LambdaLR(step.adam, recipe.rate)
 
     def run(x: Tensor) -> float:
@@ -49,22 +57,28 @@ def of_class(cls: type[PlainStep] | type[StockStep], sae: SAE, recipe: Recipe) -
     return Run(run, lambda: peers.as_sae(sae, *step.params))
 
 
-def copy_of(sae: SAE, recipe: Recipe | None = None) -> SAE:
-    """The same parameters; for a run of its own weights, those with which `Trainer.fit` begins."""
+def copy_of(sae: SAE, recipe: Recipe, fresh: Sequence[float] = UNIT) -> SAE:
+    """The same parameters; for a run from weights of its own, those of a fresh SAE times `fresh`."""
     found = peers.as_sae(sae, *sae.params)
-    if recipe and recipe.sample is not None:
-        found.W_enc.data *= ENCODER_SCALE
+    if recipe.sample is not None:
+        found.W_enc.data *= fresh[0]
+        found.W_dec.data *= fresh[1]
     return found
 
 
 Make = Callable[[SAE, Recipe], Run]
-# dead latents come back after 20,000 tokens, as in the demo; the others are told of 10,000,000, more than a short run has
-DEMO = {"betas": (0.9, 0.99), "dead_feature_threshold": 20_000}
+# What was found to reach the lowest FVU, see benchmarks/LOG.md: rows of W_dec of any norm and short to begin with, the
+# gradient's norm held, and dead latents that come back after 20,000 tokens (the others are told of 10,000,000)
+FREE = {
+    "fresh": (0.1, 0.1), "unit_norm": False, "loss": "mse", "grad_clip": 1.0, "betas": (0.9, 0.99),
+    "dead_feature_threshold": 20_000,
+}  # fmt: skip
 CONTENDERS: dict[str, tuple[str | None, Make]] = {  # name -> the package that must be there, how a run begins
     "saefast": (None, partial(ours, OURS)),
-    "saefast, demo recipe": (None, partial(ours, OURS, **DEMO)),
+    "saefast, free decoder": (None, partial(ours, OURS, **FREE)),
     "reference": (None, partial(ours, "reference")),
     "plain PyTorch": (None, partial(of_class, PlainStep)),
+    "plain PyTorch, compiled": (None, partial(of_class, PlainStep, compiled=True)),
     "best PyTorch ops": (None, partial(of_class, StockStep)),
     "sparsify Adam": ("sparsify", partial(peers.sparsify, "Adam")),
     "sparsify signum": ("sparsify", partial(peers.sparsify, "signum")),
@@ -87,6 +101,8 @@ def missing(name: str) -> str | None:
     package, _ = CONTENDERS[name]
     if name.startswith("saefast"):
         return unavailable(OURS)
+    if name.endswith("compiled") and not shutil.which(os.environ.get("CXX", "g++")):
+        return "torch.compile needs a C++ compiler"
     return "not installed" if package and not importlib.util.find_spec(package) else None
 
 
