@@ -5,12 +5,15 @@
 Plain is in the format of the products, in 16 bits on a GPU. Compared with fp64 before anything is timed.
 """
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from contest import (
     DEVICE,
     DTYPE,
     FEWER_SHAPES,
+    TOLERANCE,
     Case,
     backends,
     close_to,
@@ -59,6 +62,20 @@ CONTENDERS = {
 EVERY = [(op, shape) for op in PLAIN for shape in FEWER_SHAPES]
 
 
+def relu_of(exact: Tensor) -> Callable[..., None]:
+    """A check: what is within rounding of 0 may count as active or not."""
+    slack = TOLERANCE * float(exact.abs().max())
+    least, most = ((exact > bar).sum(dim=0) for bar in (slack, -slack))
+    alike = close_to(exact.relu(), exact.relu().sum())
+
+    def check(got: tuple[Tensor, Tensor, Tensor]) -> None:
+        *acts_and_sum, counts = got
+        alike(acts_and_sum)
+        assert (least <= counts).all() and (counts <= most).all(), "active tokens of a latent"
+
+    return check
+
+
 @pytest.fixture(scope="module", params=EVERY, ids="-".join)
 def case(request: pytest.FixtureRequest) -> Case:
     op, name = request.param
@@ -75,6 +92,8 @@ def case(request: pytest.FixtureRequest) -> Case:
     # both operands and the result once, and the activations as a mask
     n_bytes = DTYPE.itemsize * (B * D + F * D + (2 if op == "dense_grad_acts" else 1) * B * F)
     check = close_to(*((exact,) if torch.is_tensor(exact) else exact))
+    if op == "relu_encode":
+        check = relu_of(encode_dense(*(t.double() for t in inputs)))
     return Case(op, (B, D, F), inputs, check, [Stage(op, 2 * B * D * F, n_bytes)])
 
 

@@ -5,7 +5,7 @@
 
 Everybody starts from the same weights; the FVUs of the first three steps are compared with those of fp64 before anything is
 timed. Plain and stock have torch's fused Adam; "compiled" is plain with the forward, the loss and their gradients under
-torch.compile. The floor is the sum of the stages in `roofline.py`.
+torch.compile. The floor is the sum of the stages in `roofline.py`. Larger shapes and peers: `step_ratios.py`.
 """
 
 import copy
@@ -23,8 +23,8 @@ from torch import Tensor
 from saefast import SAE, SAEConfig, TrainConfig, Trainer
 from saefast.backend import MODULES, unavailable
 
-ON_CPU = {"demo": (512, 576, 4608, 32), "residual": (4096, 576, 9216, 32)}
-SHAPES = {"smoke": SMOKE} | (OF_GPU if ON_GPU else ON_CPU)
+DEMO = (512, 576, 4608, 32)
+SHAPES = {"smoke": SMOKE} | (OF_GPU if ON_GPU else {"demo": DEMO})
 ADAM = 1e-3, (0.9, 0.999), 1e-8
 FVU_TOLERANCE = 5e-3 if ON_GPU else 1e-4  # relative; after an update the 16-bit products have a say in it
 GUARD = {
@@ -101,9 +101,8 @@ def bench_step(contest, start: tuple[Case, SAE], contender: str) -> None:
 
 def guarded_ratios() -> dict[str, list[float]]:
     """How many times as long as the CPU engine's a step of plain and of stock takes: spreads."""
-    shape = ON_CPU["demo"]
-    x, sae = data(shape)
-    steps = {name: make(name, sae, shape[0]) for name in ("native", *GUARD)}
+    x, sae = data(DEMO)
+    steps = {name: make(name, sae, DEMO[0]) for name in ("native", *GUARD)}
     fvus = {name: float(step(x)) for name, step in steps.items()}
     assert all(abs(fvu / fvus["plain"] - 1) <= FVU_TOLERANCE for fvu in fvus.values()), fvus
     seconds = interleaved(steps, itertools.repeat(x), GUARD_ROUNDS)
