@@ -13,9 +13,15 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -n auto --dist worksteal -m "not slow and not gpu"
 
-bench: $(VENV)/ready
-	$(BIN)/python -P -m pytest benchmarks
-	$(BIN)/python benchmarks/step_ratios.py
+# Ours beside plain PyTorch and every peer that can be installed: under 15 minutes on 2 cores, into benchmarks/results/.
+# The learning rates (quality.py --tune) and the largest dictionaries (scaling.py --largest) take longer and stay as they are.
+bench: $(PEERS)/ready data/acts-corpus
+	$(PEERS)/bin/python -P -m pytest benchmarks --results
+	$(PEERS)/bin/python benchmarks/step_ratios.py data/acts-corpus
+	$(PEERS)/bin/python benchmarks/scaling.py data/acts-corpus
+	$(PEERS)/bin/python benchmarks/pipeline.py
+	$(PEERS)/bin/python benchmarks/quality.py data/acts-corpus data/heldout-corpus
+	$(PEERS)/bin/python -m benchmarks.report
 
 gpu: $(VENV)/ready
 	$(BIN)/python benchmarks/gpu.py
@@ -31,7 +37,7 @@ data/acts-corpus:
 $(PEERS)/ready: pyproject.toml constraints.txt $(wildcard csrc/*.* csrc/*/*)
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(PEERS)/bin/pip install --quiet --disable-pip-version-check $(PINS) -e ".[peers,dev]"
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check $(PINS) -e ".[peers,viz,dev]"
 	$(PEERS)/bin/pip uninstall --quiet --yes torchvision
 	touch $@
 

@@ -3,7 +3,7 @@
     python benchmarks/curve_parity.py SHARDS HELDOUT --against plain          dense autograd, torch.optim.Adam: 860 steps
     python benchmarks/curve_parity.py SHARDS HELDOUT --against reference      backend "reference", and shorter controls
 
-Two answers, both kept in benchmarks/results/curve_parity.json, the latest of each kind.
+Two answers, both kept in benchmarks/results/cpu/curve_parity.json, the latest of each kind.
 
 *From the same state.* At each of the first 500 states of saefast's run both take one step, and so does fp64 with the
 choices that they made (`exact_step.py`). Nothing accumulates: the loss, the parameters and the moments have to be as
@@ -32,7 +32,7 @@ from saefast.reference import Params
 from saefast.run import INIT_ROWS
 from saefast.step import Hyper
 
-RESULT = Path(__file__).parent / "results" / "curve_parity.json"
+RESULT = Path(__file__).parent / "results" / "cpu" / "curve_parity.json"
 APART = 1e-6  # relative difference of two losses that no longer is rounding
 CONTROLS = ("W_enc", "W_dec", "b_dec", "x", "row order")
 

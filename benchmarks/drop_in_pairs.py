@@ -3,14 +3,15 @@
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from threading import Thread
+from queue import Queue
+from threading import Semaphore, Thread
 from typing import Any, NamedTuple
 
 import torch
-from peers import Feed, stand_ins
+from peers import stand_ins
 from torch import Tensor
 
 D_IN, K = 576, 32
@@ -182,6 +183,24 @@ def pytorch(kind: str, rows: Tensor) -> Pair:
         return Side(step)
 
     return make(False), make(True)
+
+
+class Feed:
+    """The stream of a `fit` in a thread of its own, a batch at a time."""
+
+    def __init__(self) -> None:
+        self.inbox: Queue[Any] = Queue()
+        self.asked = Semaphore(0)
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            self.asked.release()
+            yield self.inbox.get()
+
+    def give(self, batch: Any) -> None:
+        """Returns when the next one is asked for."""
+        self.inbox.put(batch)
+        assert self.asked.acquire(timeout=600), "the thread that trains asked for nothing for ten minutes"
 
 
 def llamascopium(kind: str, rows: Tensor) -> Pair:

@@ -1,6 +1,6 @@
 """What `make gpu` runs: is it right on this GPU, and how fast? Under eight minutes, one JSON file per GPU model.
 
-    python benchmarks/gpu.py                    write benchmarks/results/<gpu>.json
+    python benchmarks/gpu.py                    write benchmarks/results/<gpu>/gpu.json
     python benchmarks/gpu.py --only step peers  these parts only, in the order of PARTS
     python benchmarks/gpu.py --fresh            the same, doing again what that file already holds for these sources
     python benchmarks/gpu.py --part-list        what there is to run
@@ -219,9 +219,9 @@ def main() -> int:
     unfinished = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.out or (Path(temporary) if REHEARSAL else ROOT / "benchmarks" / "results")
-        folder.mkdir(parents=True, exist_ok=True)
         full = header() | {"parts": {}}
-        path = folder / f"{re.sub(r'[^a-z0-9]+', '-', full['device'].lower())}.json"
+        path = folder / re.sub(r"[^a-z0-9]+", "-", full["device"].lower()) / "gpu.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             full["parts"] = json.loads(path.read_text())["parts"]
         for name in PARTS:

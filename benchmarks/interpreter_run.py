@@ -2,7 +2,7 @@
 
     python benchmarks/interpreter_run.py data/acts-corpus [--steps 200] [--write]
 
---write keeps the result as benchmarks/results/interpreter_run.json.
+--write keeps the result as benchmarks/results/cpu/interpreter_run.json.
 
 The interpreter executes the kernels' own code on the CPU, a few milliseconds a program, so the SAE is small and the
 activations are whole: 8 rows of the shards at a time, 32 latents, k = 4, AuxK on. Two runs train from one start on the
@@ -26,7 +26,7 @@ import torch
 from saefast import SAE, InputError, SAEConfig, TrainConfig, Trainer, open_source
 from saefast.buffer import ShuffleBuffer
 
-RESULT = Path(__file__).parent / "results" / "interpreter_run.json"
+RESULT = Path(__file__).parent / "results" / "cpu" / "interpreter_run.json"
 B, F, K = 8, 32, 4
 FIRST = 50  # steps in which the losses agree to rounding
 ROUNDING = 1e-5

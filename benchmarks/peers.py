@@ -8,8 +8,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from queue import Queue
-from threading import Semaphore, Thread
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -202,37 +200,15 @@ def overcomplete(sae: SAE, recipe: Recipe) -> Run:
     return Run(step, lambda: as_sae(sae, *theirs[:2], model.get_dictionary(), mean))
 
 
-class Feed:
-    """The stream of a `fit` in a thread of its own, a batch at a time."""
-
-    def __init__(self) -> None:
-        self.inbox: Queue[Any] = Queue()
-        self.asked = Semaphore(0)
-
-    def __iter__(self) -> Iterator[Any]:
-        while True:
-            self.asked.release()
-            yield self.inbox.get()
-
-    def give(self, batch: Any) -> None:
-        """Returns when the next one is asked for."""
-        self.inbox.put(batch)
-        assert self.asked.acquire(timeout=600), "the thread that trains asked for nothing for ten minutes"
-
-
 def llamascopium(sae: SAE, recipe: Recipe) -> Run:
-    """Its `Trainer.fit`, without the metrics that it would compute in every step. It encodes x, not x - b_dec."""
+    """The lines of `Trainer.fit` (a fit in a thread of its own would bring a second pool of OpenMP threads), without the
+    metrics that it would compute in every step. It encodes x, not x - b_dec."""
     from llamascopium import InitializerConfig, SAEConfig, TrainerConfig
     from llamascopium.initializer import Initializer
+    from llamascopium.optim import clip_grad_norm
     from llamascopium.trainer import Trainer
 
-    config, losses = sae.config, [0.0]
-
-    class Recorded(Trainer):
-        def _training_step(self, *args: Any) -> Any:
-            found = super()._training_step(*args)
-            losses[0] = float(found["loss"].detach())
-            return found
+    config = sae.config
 
     def batch(x: Tensor) -> dict[str, Tensor]:
         return {"h": x, "tokens": torch.arange(len(x), device=x.device), "mask": x.new_ones(len(x))}
@@ -252,22 +228,30 @@ def llamascopium(sae: SAE, recipe: Recipe) -> Run:
     start(sae, recipe, *params)
     if not own:
         theirs.b_E.data -= sae.b_dec.data @ theirs.W_E.data
-    steps = (recipe.steps or 10**6) + 1  # after the last one it would not ask for a batch
-    trainer = Recorded(
+    trainer = Trainer(
         TrainerConfig(
             amp_dtype=torch.float32, k_warmup_steps=0, n_checkpoints=0, skip_metrics_calculation=True, lr=recipe.lr,
-            betas=BETAS, total_training_tokens=steps * recipe.batch_size, lr_warm_up_steps=recipe.warmup,
-            lr_scheduler_name="linearwarmupdecay" if recipe.steps else "constant", exp_result_path=tempfile.mkdtemp(),
+            betas=BETAS, total_training_tokens=(recipe.steps or 10**6) * recipe.batch_size,
+            lr_warm_up_steps=recipe.warmup, lr_scheduler_name="linearwarmupdecay" if recipe.steps else "constant",
+            exp_result_path=tempfile.mkdtemp(),
         )
     )  # fmt: skip
-    feed = Feed()
-    Thread(target=trainer.fit, args=(theirs, feed), daemon=True).start()
-    feed.asked.acquire()
-    feed.give(batch(sae.b_dec.data.repeat(recipe.batch_size, 1)))  # it looks at a batch before it trains
+    trainer._initialize_trainer(theirs, [batch(sae.b_dec.data.expand(recipe.batch_size, -1))])
+    trainer._initialize_optimizer(theirs)
 
     def step(x: Tensor) -> float:
-        feed.give(batch(x))
-        return losses[0]
+        rows = theirs.normalize_activations(batch(x))
+        theirs.train()
+        with torch.autocast(device(sae), dtype=torch.float32, enabled=device(sae) != "cpu"):
+            loss = trainer._training_step(theirs, rows)["loss"]
+        shown = float(loss.detach())
+        loss.backward()
+        clip_grad_norm([p for p in theirs.parameters() if p.grad is not None], max_norm=float("inf"))
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+        trainer.scheduler.step()
+        trainer.cur_step += 1
+        return shown
 
     def trained() -> SAE:
         W_E, b_E, W_D, b_D = (param.detach() for param in params)

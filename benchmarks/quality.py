@@ -7,8 +7,8 @@
 Real activations without attention sinks (`saefast cache` drops them), B 512, d_in 576, d_sae 4608, k 32, everybody on the
 same batches in the same order, each with its own initial weights, b_dec at the mean of the data, its rows scaled as its own
 pipeline does, the learning rate rising over 5 % of the steps and falling linearly to 0 (signum: constant, its weights are
-averages), its peak tuned for each over a grid of factors of 2 until the best one is inside the grid. What comes out is
-converted to an SAE of ours and judged by one code, on rows that nobody trains on.
+averages), its peak tuned for each to a factor of sqrt 2. What comes out is converted to an SAE of ours and judged by one
+code, on rows that nobody trains on.
 
 Everybody trains a sixteenth of the run in turn, so that a noisy neighbour meets all of them; the clock runs only inside of
 the steps. The others' numbers do not depend on speed: `--tune` may run on a busy machine.
@@ -30,12 +30,15 @@ from saefast import SAE, SAEConfig, evaluate
 
 B, D_SAE, K = 512, 4608, 32
 STEPS, MARKS, HELD_OUT = 256, 16, 8192
-LONG = 4  # times the steps, for a second run of ours: what the time that others take is good for
-LEFT_OUT = ("reference", "plain PyTorch, compiled")  # the same numbers as another, at another speed
-# E||x||^2 = d_in for those that leave it to the user; dictionary_learning's E||x||^2 = 1, SAELens' and llamascopium's E||x|| =
-# sqrt(d_in); sparsify takes rows as they are
-SCALES = {"dictionary_learning": "one", "SAELens": "mean", "SAELens sparse": "mean", "llamascopium": "mean",
-          "sparsify Adam": "none", "sparsify signum": "none"}  # fmt: skip
+LONG, LONG_LR = 4, 4e-3  # times the steps, for a second run of ours; its rate by recipe.py
+DEMO = "saefast, demo recipe"  # for longer runs
+LEFT_OUT = ("reference", "plain PyTorch, compiled", DEMO)  # the first two: another's numbers at another speed
+# E||x||^2 = d_in for those that leave it to the user; dictionary_learning's E||x||^2 = 1, SAELens' and llamascopium's
+# E||x|| = sqrt(d_in); sparsify takes rows as they are
+SCALES = {
+    "dictionary_learning": "one", "SAELens": "mean", "SAELens sparse": "mean", "llamascopium": "mean",
+    "sparsify Adam": "none", "sparsify signum": "none",
+}  # fmt: skip
 FIRST = 4e-3  # of every grid
 SAME = {"plain PyTorch": "saefast", "best PyTorch ops": "saefast"}  # the arithmetic, so the tuned rate
 
@@ -98,13 +101,20 @@ def compete(pupils: dict[str, Pupil], rows: Tensor, held_out: Tensor, steps: int
 
 
 def tune(name: str, rows: Tensor, held_out: Tensor, found: dict[str, float]) -> Iterator[dict[str, float]]:
-    """found: FVU by learning rate, so far; yields it with one more until the best has neighbours on both sides."""
+    """found: FVU by learning rate, so far. Yields it with one more until the best has one on both sides of it, and these
+    are a factor of sqrt 2 away."""
     while True:
-        rates = sorted(map(float, found))
+        rates = [float(lr) for lr in found]
         best = min(rates, key=lambda lr: found[repr(lr)], default=FIRST)
-        lr = next((lr for lr in (best, best / 2, best * 2) if lr not in rates), None)
-        if lr is None:
+        wanted = [best] if best not in rates else []
+        wanted += [best / 2] if min(rates, default=0) == best else []
+        wanted += [best * 2] if max(rates, default=0) == best else []
+        wanted += [
+            lr for lr in (best / 2**0.5, best * 2**0.5) if not any(abs(lr / r - 1) < 0.01 for r in rates)
+        ]
+        if not wanted:
             return
+        lr = float(f"{wanted[0]:.3g}")
         pupil = Pupil(name, lr, STEPS, rows, D_SAE, K)
         pupil.train(islice(stream(rows), STEPS))
         fvu = pupil.judge(held_out, STEPS * B)
@@ -159,24 +169,13 @@ def main() -> None:
     pupils = {name: Pupil(name, rates[name], STEPS, rows, D_SAE, K) for name in names}
     compete(pupils, rows, held_out, STEPS)
     more = f"saefast, {LONG} times the tokens"
-    tuned_as = "saefast, demo recipe"  # which has room to go on: dead latents come back
-    longer = {more: Pupil(tuned_as, rates[tuned_as], LONG * STEPS, rows, D_SAE, K)}
+    longer = {more: Pupil(DEMO, LONG_LR, LONG * STEPS, rows, D_SAE, K)}
     compete(longer, rows, held_out, LONG * STEPS)
     shape = {
-        "B": B,
-        "d_in": rows.shape[1],
-        "d_sae": D_SAE,
-        "k": K,
-        "tokens": STEPS * B,
-        "held out": len(held_out),
-    }
+        "B": B, "d_in": rows.shape[1], "d_sae": D_SAE, "k": K, "tokens": STEPS * B, "held out": len(held_out)
+    }  # fmt: skip
     curves = {name: pupil.curve for name, pupil in (pupils | longer).items()}
-    found = {
-        "shape": shape,
-        "long": more,
-        "lr": rates | {more: rates[tuned_as]},
-        "[seconds, tokens, FVU]": curves,
-    }
+    found = {"shape": shape, "long": more, "lr": rates | {more: LONG_LR}, "[seconds, tokens, FVU]": curves}
     print(measuring.write_result("quality", found | {"left out": left_out}))
 
 

@@ -1,7 +1,7 @@
 """Which recipe the demo uses, and is it at least as good as the best peer's? Held-out FVU after the same tokens.
 
     pip install eai-sparsify==1.3.3 && pip uninstall -y torchvision    # in an environment of its own
-    python benchmarks/recipe.py data/acts-corpus data/heldout-corpus   # writes benchmarks/results/recipe.json
+    python benchmarks/recipe.py data/acts-corpus data/heldout-corpus   # writes benchmarks/results/cpu/recipe.json
 
 Everybody trains d_sae 4608, k 32 on the same shuffled batches of the demo's cache, with b_dec at the centre of the
 data and a learning rate tuned per optimizer and batch size. sparsify runs as its trainer does: its module, its
@@ -21,7 +21,7 @@ from saefast import SAE, SAEConfig, TrainConfig, Trainer, evaluate, open_source
 from saefast.buffer import ShuffleBuffer
 from saefast.run import INIT_ROWS
 
-RESULT = Path(__file__).parent / "results" / "recipe.json"
+RESULT = Path(__file__).parent / "results" / "cpu" / "recipe.json"
 D_SAE, K = 4608, 32
 GRID = [
     *[("saefast Adam", lr, 512, 0) for lr in (2e-3, 3e-3, 4e-3, 6e-3)],

@@ -132,7 +132,7 @@ def floor_ms(stages: list[Stage], device: Device) -> tuple[dict[str, float], flo
 def measured(shape: tuple[int, int, int, int]) -> list[tuple[str, float]]:
     """(GPU, milliseconds) of each step of this shape that `benchmarks/gpu.py` has measured on the Triton backend."""
     found = []
-    for path in sorted(RESULTS.glob("*.json")):
+    for path in sorted(RESULTS.glob("*/gpu.json")):
         report: dict[str, Any] = json.loads(path.read_text())
         for row in report.get("parts", {}).get("step", {}).values():
             if isinstance(row, dict) and row.get("shape") == list(shape) and "triton" in row:

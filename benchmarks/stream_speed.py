@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "stream_cpu.json")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cpu" / "stream.json")
     args = parser.parse_args(argv)
     n, capacity, rounds = (40_960, 16_384, 1) if args.smoke else (524_288, 131_072, args.rounds)
     folder = Path(tempfile.mkdtemp(dir=args.folder))

@@ -5,7 +5,7 @@
 Wall time, and processor time (user and system, of all threads): on a machine with neighbours the second is the one to
 trust. Then in this process, one after another: the parts of one run; the training of the sweep with one SAE at a time
 and side by side; and the sweep and the 12 runs on activations that a language model makes while they train. Writes
-benchmarks/results/sweep_cpu.json.
+benchmarks/results/cpu/sweep.json.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from saefast.sae import geometric_median
 from saefast.stream import open_buffer
 from saefast.sweep import Member, sweep
 
-RESULT = Path(__file__).parent / "results" / "sweep_cpu.json"
+RESULT = Path(__file__).parent / "results" / "cpu" / "sweep.json"
 WIDTHS, KS, KINDS = (1152, 2304, 4608), (16, 32), ("topk", "batch_topk")
 HOOK = "model.layers.12"
 

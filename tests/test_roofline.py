@@ -115,8 +115,12 @@ def test_command_line(capsys, monkeypatch, tmp_path):
         "float32_matmul_precision": "highest",
         "A triton": {"shape": list(A), "triton": {"median_ms": 1.5}},
     }
-    (tmp_path / "nvidia-h200.json").write_text(json.dumps({"device": "NVIDIA H200", "parts": {"step": step}}))
-    (tmp_path / "other.json").write_text(json.dumps({"recipe": 1}))
+    (tmp_path / "nvidia-h200").mkdir()
+    (tmp_path / "nvidia-h200" / "gpu.json").write_text(
+        json.dumps({"device": "NVIDIA H200", "parts": {"step": step}})
+    )
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "recipe.json").write_text(json.dumps({"recipe": 1}))
     monkeypatch.setattr(roofline, "RESULTS", tmp_path)
     text = output("")
     assert "measured 1.5000 ms on NVIDIA H200: 50% of its floor's speed" in text
