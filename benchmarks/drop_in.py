@@ -17,14 +17,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from drop_in_pairs import D_IN, D_SAE, PROJECTS, B, K
-from measuring import cpu_name
+from measuring import batches, cpu_name
 from parity_common import read, scale_of
 from torch import Tensor
 
@@ -38,15 +37,9 @@ PACKAGES = {
 UNITS = {"dictionary_learning": "rms", "sae_lens": "sqrt_d"}  # of the rows, as their own normalisation
 
 
-def batches(rows: Tensor) -> Iterator[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    while True:
-        yield rows[torch.randperm(len(rows), generator=generator)[:B]].contiguous()
-
-
 def measure(project: str, kind: str, rows: Tensor) -> dict[str, Any]:
     rows = rows * scale_of(UNITS.get(project, "none"), rows)
-    stream, (stock, ours) = batches(rows), PROJECTS[project][0](kind, rows)
+    stream, (stock, ours) = batches(rows, B), PROJECTS[project][0](kind, rows)
     losses = []
     for x in (next(stream) for _ in range(SETTLE)):
         found = [(side.step(x), side.loss) for side in (stock, ours)]

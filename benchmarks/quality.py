@@ -17,12 +17,14 @@ the steps. The others' numbers do not depend on speed: `--tune` may run on a bus
 import argparse
 import math
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 
 import measuring
 import torch
 from contenders import CONTENDERS, NEVER, make, missing
-from measuring import rows_of, seconds_of
+from measuring import DEVICE, rows_of, seconds_of
+from parity_common import scale_of
 from peers import Recipe, Run
 from torch import Tensor
 
@@ -33,22 +35,17 @@ STEPS, MARKS, HELD_OUT = 256, 16, 8192
 LONG, LONG_LR = 4, 4e-3  # times the steps, for a second run of ours; its rate by recipe.py
 DEMO = "saefast, demo recipe"  # for longer runs
 LEFT_OUT = ("reference", "plain PyTorch, compiled", DEMO)  # the first two: another's numbers at another speed
-# E||x||^2 = d_in for those that leave it to the user; dictionary_learning's E||x||^2 = 1, SAELens' and llamascopium's
-# E||x|| = sqrt(d_in); sparsify takes rows as they are
-SCALES = {
-    "dictionary_learning": "one", "SAELens": "mean", "SAELens sparse": "mean", "llamascopium": "mean",
+# what their pipelines scale rows to; the others get E||x||^2 = d_in, as Trainer's normalize_input has it
+UNITS = {
+    "dictionary_learning": "rms", "SAELens": "sqrt_d", "SAELens sparse": "sqrt_d", "llamascopium": "sqrt_d",
     "sparsify Adam": "none", "sparsify signum": "none",
 }  # fmt: skip
 FIRST = 4e-3  # of every grid
 SAME = {"plain PyTorch": "saefast", "best PyTorch ops": "saefast"}  # the arithmetic, so the tuned rate
 
 
-def scale_of(name: str, rows: Tensor) -> float:
-    norms, d_in = rows.norm(dim=1).double(), rows.shape[1]
-    rms = float(norms.square().mean().sqrt())
-    return {"none": 1.0, "one": 1 / rms, "mean": d_in**0.5 / float(norms.mean()), "rms": d_in**0.5 / rms}[
-        SCALES.get(name, "rms")
-    ]
+def scale(name: str, rows: Tensor) -> float:
+    return scale_of(UNITS[name], rows) if name in UNITS else rows.shape[1] ** 0.5 * scale_of("rms", rows)
 
 
 class Pupil:
@@ -57,7 +54,7 @@ class Pupil:
     def __init__(
         self, name: str, lr: float, steps: int, rows: Tensor, d_sae: int, k: int, seed: int = 0
     ) -> None:
-        self.scale = scale_of(name, rows)
+        self.scale = scale(name, rows)
         torch.manual_seed(seed)
         sae = SAE(SAEConfig(d_in=rows.shape[1], d_sae=d_sae, k=k), seed).to(rows.device)
         sae.b_dec.data.copy_(rows.mean(dim=0) * self.scale)
@@ -67,7 +64,7 @@ class Pupil:
     def train(self, batches: Iterator[Tensor]) -> None:
         for x in batches:
             x = x * self.scale
-            self.seconds += seconds_of(lambda x=x: self.run.step(x))  # type: ignore[misc]
+            self.seconds += seconds_of(partial(self.run.step, x))
 
     def judge(self, held_out: Tensor, tokens: int) -> float:
         sae = self.run.sae()
@@ -142,7 +139,7 @@ def main() -> None:
     names = [name for name in CONTENDERS if name not in left_out and name not in LEFT_OUT]
     if args.smoke:
         torch.manual_seed(0)
-        rows = torch.randn(2048, 32) @ torch.randn(32, 32) + 3
+        rows = (torch.randn(2048, 32) @ torch.randn(32, 32) + 3).to(DEVICE)
         pupils = {name: Pupil(name, FIRST, 32, rows, 256, 4) for name in names}
         compete(pupils, rows, rows[:512], 32)
         assert all(p.curve[-1][2] < p.curve[0][2] for p in pupils.values()), {
@@ -151,10 +148,8 @@ def main() -> None:
         return
     if len(args.folders) != 2:
         parser.error("folders: expected activations to train on and held-out ones (or --smoke)")
-    rows, held_out = (
-        rows_of(args.folders[0], (B, 576), 10**6),
-        rows_of(args.folders[1], (B, 576), HELD_OUT // B),
-    )
+    rows = rows_of(args.folders[0], (B, 576), 10**6).to(DEVICE)
+    held_out = rows_of(args.folders[1], (B, 576), HELD_OUT // B).to(DEVICE)
     tuned = read_rates()
     if args.tune:
         for name in args.only or [n for n in names if n not in SAME]:
