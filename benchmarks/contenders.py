@@ -12,6 +12,7 @@ from functools import partial
 
 import peers
 import torch
+from measuring import DEVICE
 from peers import BETAS, EPS, Recipe, Run
 from plain import PlainStep
 from stock import StockStep
@@ -20,12 +21,9 @@ from torch import Tensor
 from saefast import SAE, TrainConfig, Trainer
 from saefast.backend import unavailable
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OURS = "triton" if DEVICE == "cuda" else "native"
-UNIT = (
-    0.3,
-    1.0,
-)  # what a fresh W_enc and W_dec are multiplied by: TrainConfig.init_encoder_scale, and unit norm
+# what a fresh W_enc and W_dec are multiplied by: TrainConfig.init_encoder_scale, and unit norm
+UNIT = 0.3, 1.0
 
 
 def ours(backend: str, sae: SAE, recipe: Recipe, fresh: Sequence[float] = UNIT, **options: object) -> Run:
