@@ -5,8 +5,9 @@
     python benchmarks/compile_gate.py --only gemm   only kernels with that in their name; nothing is compared
 
 Exits with 1 on register spills, on too much shared memory, on a matrix product without the tensor cores' instruction,
-on an offset that is multiplied in 32 bits (d_sae * batch and d_sae * d_in pass 2^31), and on figures that differ from
-the table. Those belong to one Triton version; under another one only the limits are checked.
+on an offset that is multiplied in 32 bits (d_sae * batch and d_sae * d_in pass 2^31), on a place that one thread reads
+and another writes, and on figures that differ from the table. Those belong to one Triton version; under another one only
+the limits are checked.
 
 What is compiled is what would be launched: the training step itself runs on meta tensors, which have shapes but no
 memory, and each kernel is recorded instead of run. So this also shows that a step never asks the device for a value:
@@ -251,6 +252,10 @@ def over_limits(table: dict[str, dict[str, int]]) -> list[str]:
             complaints.append(f"{row}: no matrix instruction in the product")
         if figures["narrow_offsets"]:
             complaints.append(f"{row}: {figures['narrow_offsets']} offsets are multiplied in 32 bits")
+        if figures["moved"]:
+            complaints.append(
+                f"{row}: {figures['moved']} arguments are read and written by different threads"
+            )
         if figures["shared_bytes"] > limit:
             complaints.append(f"{row}: {figures['shared_bytes']} bytes of shared memory, limit {limit}")
     return complaints

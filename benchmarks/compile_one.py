@@ -100,12 +100,36 @@ def compile_launch(launch: Launch, sm: int) -> dict[str, int]:
         "widest_load": max([*widths, *copies], default=0),  # bytes
         "matrix_products": len(re.findall(MATRIX_PRODUCT[sm], code)),
         "narrow_offsets": len(narrow_offsets(compiled.asm["ttir"])),
+        "moved": len(moved(compiled.asm["ttgir"])),
     }
 
 
 ASYNC_COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global[\w:.]* \[[^]]*\], \[[^]]*\], 0x(\w+)")
 PTX_PRODUCT = re.compile(r"\b(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)\b")
 MATRIX_PRODUCT = {80: r"\bHMMA\b", 90: r"\bHGMMA\b", 100: r"\bUTC\w*MMA\b"}
+
+
+SAME_PLACE = ("tt.addptr", "tt.splat", "tt.broadcast", "tt.expand_dims", "ttg.convert_layout")
+
+
+def moved(ttgir: str) -> list[str]:
+    """Arguments that are read in one layout and written in another: no barrier orders what two threads do to one place."""
+    first_operand = dict(re.findall(rf"(%\w+) = (?:{'|'.join(SAME_PLACE)}) (%\w+)", ttgir))
+    layouts: dict[str, dict[str, dict[str, set[str]]]] = {}
+    for line in ttgir.splitlines():
+        if not (access := re.search(r"tt\.(load|store) (%\w+)", line)):
+            continue
+        verb, pointer = access.groups()
+        while pointer in first_operand:
+            pointer = first_operand[pointer]
+        for shape, layout in re.findall(r"tensor<([\dx]+)x!tt\.ptr<\w+>, (#\w+)>", line):
+            layouts.setdefault(pointer, {}).setdefault(shape, {}).setdefault(verb, set()).add(layout)
+    return [
+        f"{pointer} {shape}: {found}"
+        for pointer, of_shape in layouts.items()
+        for shape, found in of_shape.items()
+        if len(found) == 2 and len(set.union(*found.values())) > 1
+    ]
 
 
 def narrow_offsets(ttir: str) -> list[str]:

@@ -3,12 +3,14 @@ import os
 
 import pytest
 import quick_interpreter
+import strict_interpreter
 import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before the first import of a kernel
 if importlib.util.find_spec("triton"):
     quick_interpreter.install()
+    strict_interpreter.install()
 
 
 @pytest.fixture(autouse=True)

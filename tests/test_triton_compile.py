@@ -96,15 +96,32 @@ def test_offsets_multiplied_in_32_bits_are_found(gate: ModuleType) -> None:
     assert compile_one.narrow_offsets(ttir) == ["%oops"]
 
 
+def test_places_read_and_written_by_different_threads_are_found(gate: ModuleType) -> None:
+    import compile_one
+
+    ttgir = """
+    %0 = tt.splat %row : !tt.ptr<f32> -> tensor<64x!tt.ptr<f32>, #blocked>
+    %1 = tt.addptr %0, %cols : tensor<64x!tt.ptr<f32>, #blocked>, tensor<64xi32, #blocked>
+    %2 = tt.load %1, %mask : tensor<64x!tt.ptr<f32>, #blocked>
+    %3 = tt.splat %row : !tt.ptr<f32> -> tensor<64x!tt.ptr<f32>, #WRITTEN>
+    %4 = tt.addptr %3, %cols : tensor<64x!tt.ptr<f32>, #WRITTEN>, tensor<64xi32, #WRITTEN>
+    tt.store %4, %2 : tensor<64x!tt.ptr<f32>, #WRITTEN>
+    tt.store %other, %2 : tensor<64x!tt.ptr<f32>, #blocked1>
+"""
+    assert compile_one.moved(ttgir.replace("WRITTEN", "blocked")) == []
+    assert [line.split()[0] for line in compile_one.moved(ttgir.replace("WRITTEN", "blocked1"))] == ["%row"]
+
+
 def test_limits_and_differences_are_noticed(gate: ModuleType) -> None:
     good = {
         "registers": 40, "spilled_bytes": 0, "shared_bytes": 200 * 1024, "widest_load": 16, "matrix_products": 0,
-        "narrow_offsets": 0,
+        "narrow_offsets": 0, "moved": 0,
     }  # fmt: skip
     assert gate.over_limits({"kernel A bf16 sm_90": good}) == []
     assert "shared memory" in gate.over_limits({"kernel A bf16 sm_80": good})[0]
     assert "spilled" in gate.over_limits({"kernel A bf16 sm_90": {**good, "spilled_bytes": 8}})[0]
     assert "32 bits" in gate.over_limits({"kernel A bf16 sm_90": {**good, "narrow_offsets": 1}})[0]
+    assert "threads" in gate.over_limits({"kernel A bf16 sm_90": {**good, "moved": 1}})[0]
     assert "matrix" in gate.over_limits({"gemm_kernel A bf16 sm_90": good})[0]
     assert gate.over_limits({"gemm_kernel A bf16 sm_90": {**good, "matrix_products": 4}}) == []
     assert gate.differences({"a": good}, {"a": good}) == []

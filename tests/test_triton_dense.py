@@ -1,6 +1,6 @@
 """The dense Triton ops against `saefast.reference_dense`, and the choice between dense and sparse steps.
 
-bf16 needs a GPU: see test_triton_decode.py. Each epilogue with small tiles and exact operands: test_triton_gemm.py.
+Each epilogue with small tiles and exact operands: test_triton_gemm.py.
 """
 
 import os
@@ -23,13 +23,12 @@ from saefast.triton_kernels.dense import (
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # in Triton
 DEVICE = "cuda" if ON_GPU else "cpu"
-needs_gpu = pytest.mark.skipif(not ON_GPU, reason="needs a CUDA GPU")
 dtypes = pytest.mark.parametrize(
     "dtype",
     [
         pytest.param(torch.float32, id="fp32"),
         pytest.param(torch.float16, id="fp16"),
-        pytest.param(torch.bfloat16, id="bf16", marks=[pytest.mark.gpu, needs_gpu]),
+        pytest.param(torch.bfloat16, id="bf16"),
     ],
 )
 SHAPES = {  # B, D, F; tiles of 128 x 128

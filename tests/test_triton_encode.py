@@ -1,7 +1,7 @@
 """The Triton encoder against `saefast.reference`: both routes of the product, chunks of latents, the selections, rescore.
 
 Most operands are small integers: pre-activations are exact whatever the order of their sums, with ties everywhere, and
-the selection must be the same. bf16 needs a GPU: see test_triton_decode.py.
+the selection must be the same.
 """
 
 import os
@@ -28,13 +28,12 @@ from saefast.triton_kernels.pre_acts import columns_per_round, encode_route, pre
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # in Triton
 DEVICE = "cuda" if ON_GPU else "cpu"
-needs_gpu = pytest.mark.skipif(not ON_GPU, reason="needs a CUDA GPU")
 dtypes = pytest.mark.parametrize(
     "dtype",
     [
         pytest.param(torch.float32, id="fp32"),
         pytest.param(torch.float16, id="fp16"),
-        pytest.param(torch.bfloat16, id="bf16", marks=[pytest.mark.gpu, needs_gpu]),
+        pytest.param(torch.bfloat16, id="bf16"),
     ],
 )
 routes = pytest.mark.parametrize("route", ["triton", "cublas"])

@@ -1,7 +1,7 @@
 """The tiles of `saefast.triton_kernels.gemm` under each epilogue, with small tiles, so that small matrices have many.
 
 Most operands are small integers: every product and sum is exact in fp32 and fp16, whatever the order, and the results
-must be equal bit for bit. bf16 needs a GPU: see test_triton_decode.py.
+must be equal bit for bit.
 """
 
 import os
@@ -31,7 +31,7 @@ dtypes = pytest.mark.parametrize(
     [
         pytest.param(torch.float32, id="fp32"),
         pytest.param(torch.float16, id="fp16"),
-        pytest.param(torch.bfloat16, id="bf16", marks=[pytest.mark.gpu, needs_gpu]),
+        pytest.param(torch.bfloat16, id="bf16"),
     ],
 )
 TINY = GemmConfig(16, 128, 16, 4, 2, TMA=False, FLATTEN=False, GROUP_M=3)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from update_cases import (
     DEVICE,
-    ON_GPU,
     SMALL,
     Case,
     assert_near,
@@ -97,8 +96,7 @@ FORMATS = {
 @pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS.keys())
 def test_formats(format: tuple[str, str, torch.dtype], unit: float) -> None:
     F, D, D_out = 5, 50, 80
-    dtype = format[2] if ON_GPU or format[2] == torch.float16 else torch.float32
-    case = parts_case((8, D, D_out, F, 2, 2, 2), dtype=dtype, unit=unit, tied=0.0)
+    case = parts_case((8, D, D_out, F, 2, 2, 2), dtype=format[2], unit=unit, tied=0.0)
     given, got = given_of(case, F, 2), weights_of(F, D, format, D_out)
     want = clone(got)
     squared = update_(got, *case, step_of(3), given, config=SMALL)

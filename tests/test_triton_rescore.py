@@ -19,13 +19,12 @@ from saefast.triton_kernels.rescore import rescore, rescore_config
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # in Triton
 DEVICE = "cuda" if ON_GPU else "cpu"
 Case = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]
-needs_gpu = pytest.mark.skipif(not ON_GPU, reason="needs a CUDA GPU")
 dtypes = pytest.mark.parametrize(
     "dtype",
     [
         pytest.param(torch.float32, id="fp32"),
         pytest.param(torch.float16, id="fp16"),
-        pytest.param(torch.bfloat16, id="bf16", marks=[pytest.mark.gpu, needs_gpu]),
+        pytest.param(torch.bfloat16, id="bf16"),
     ],
 )
 

@@ -1,6 +1,6 @@
 """The Triton entry sums against `saefast.reference.sum_entries`: on a GPU where there is one, else interpreted.
 
-bf16 needs a GPU, see test_triton_decode.py. Fresh memory is NaN (conftest.py).
+Fresh memory is NaN (conftest.py).
 """
 
 import os
@@ -25,11 +25,7 @@ dtypes = pytest.mark.parametrize(
     [
         pytest.param(torch.float32, id="fp32"),
         pytest.param(torch.float16, id="fp16"),
-        pytest.param(
-            torch.bfloat16,
-            id="bf16",
-            marks=[pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="needs a CUDA GPU")],
-        ),
+        pytest.param(torch.bfloat16, id="bf16"),
     ],
 )
 

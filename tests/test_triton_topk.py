@@ -37,7 +37,7 @@ dtypes = pytest.mark.parametrize(
     [
         pytest.param(torch.float32, id="fp32"),
         pytest.param(torch.float16, id="fp16"),
-        pytest.param(torch.bfloat16, id="bf16", marks=[pytest.mark.gpu, needs_gpu]),
+        pytest.param(torch.bfloat16, id="bf16"),
     ],
 )
 

@@ -24,7 +24,8 @@ def pieces_of(D: int, num_warps: int) -> Pieces:
         second = triton.next_power_of_2(rest - first) if rest > first else 0
         widths += [2 * first] if second == first else [first, second] if second else [first]
     starts = [sum(widths[:i]) for i in range(len(widths))]
-    vectors = [min(VECTOR, max(1, width // threads)) for width in widths]
+    aligned = D & -D  # row j begins at j * D: the largest power of two that divides all of these
+    vectors = [min(VECTOR, aligned, max(1, width // threads)) for width in widths]
     return tuple(zip(starts, widths, vectors, strict=True))
 
 
