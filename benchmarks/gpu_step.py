@@ -131,7 +131,7 @@ def largest(report: Report) -> Result:
 
     Its weights are bf16 from the start: `Trainer` would need 8 more bytes per parameter for an fp32 SAE to begin with.
     """
-    formats = {"param_dtype": "fp32" if REHEARSAL else "bf16", "state_dtype": "int8"}
+    formats = {"param_dtype": "bf16", "state_dtype": "int8"}
     available = 0.95 * torch.cuda.mem_get_info()[0] if DEVICE == "cuda" else 2**17
     D, K = (32, 4) if REHEARSAL else (4096, 64)
     d_sae, tried = 2**5 if REHEARSAL else 2**22, {}
@@ -175,8 +175,7 @@ ORDER = [
 ]
 ITEMS: dict[str, Item] = {f"{case} {name}": partial(measure, case, name) for case, name in ORDER}
 STEP = Part(ITEMS, seconds=140, item_seconds=50)
-USED = FORMATS[:1] if REHEARSAL else FORMATS  # the interpreter gets the bf16 of the others wrong
 FORMAT = Part(
-    {"largest": largest} | {"-".join(formats): partial(of_format, *formats) for formats in USED},
+    {"largest": largest} | {"-".join(formats): partial(of_format, *formats) for formats in FORMATS},
     seconds=45, item_seconds=40,
 )  # fmt: skip

@@ -30,12 +30,15 @@ class GraphedStep:
             tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Metrics],
         ] = {}
         self.pool: Any = None  # memory shared by all graphs: only one runs at a time
+        # Recorded on a stream of its own: cuBLAS has one workspace per stream, and the graphs of two SAEs may run at once.
+        self.stream: torch.cuda.Stream | None = None
 
     def __call__(self, x: Tensor, plan: Plan, numbers: Tensor) -> Metrics:
         key = plan, x.shape, x.dtype
         if key not in self.warm:
             self.warm.add(key)
-            return train_step(self.ops, self.state, x, plan, numbers)
+            # a clone, as the buffer will be: memory that begins elsewhere may have kernels of its own
+            return train_step(self.ops, self.state, x.clone(), plan, numbers)
         if key not in self.recorded:
             self.recorded[key] = self._record(x, plan, numbers)
         graph, x_buffer, numbers_buffer, metrics = self.recorded[key]
@@ -50,7 +53,11 @@ class GraphedStep:
         self, x: Tensor, plan: Plan, numbers: Tensor
     ) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Metrics]:
         self.pool = self.pool or torch.cuda.graph_pool_handle()
+        self.stream = self.stream or torch.cuda.Stream(x.device)
         x_buffer, numbers_buffer, graph = x.clone(), numbers.clone(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        # thread_local: a thread that fills a buffer goes on copying meanwhile
+        with torch.cuda.graph(
+            graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
+        ):
             metrics = train_step(self.ops, self.state, x_buffer, plan, numbers_buffer)
         return graph, x_buffer, numbers_buffer, metrics

@@ -167,12 +167,13 @@ def launch(
     for name, tensor in tensors.items():
         assert tensor.is_contiguous(), f"{name}: expected contiguous memory, got strides {tensor.stride()}"
 
+    device = left.device
     if config.TMA:
         block = [config.BLOCK_K, config.BLOCK_N] if NN else [config.BLOCK_N, config.BLOCK_K]
         left = TensorDescriptor.from_tensor(left, [config.BLOCK_M, config.BLOCK_K])
         right = TensorDescriptor.from_tensor(right, block)
-    on_gpu = tensors["left"].is_cuda
-    n_sms = torch.cuda.get_device_properties(left.device).multi_processor_count if on_gpu else N_SMS
+    on_gpu = device.type == "cuda"
+    n_sms = torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else N_SMS
     tiles = triton.cdiv(M, config.BLOCK_M) * triton.cdiv(N, config.BLOCK_N)
     kernel[(min(tiles, n_sms),)](
         left, right, *arguments, M, N, K,

@@ -46,7 +46,9 @@ def load_row(ptr, offset, D: tl.constexpr, PIECES: tl.constexpr):
     row = ()
     for i in tl.static_range(len(PIECES)):
         cols = tl.arange(0, PIECES[i][1])
-        at = tl.multiple_of(offset + PIECES[i][0] + cols, tl.constexpr(PIECES[i][2]))
+        at = offset + PIECES[i][0] + cols
+        if PIECES[i][2] > 1:  # Triton fails on a hint for a row of one number
+            at = tl.multiple_of(at, tl.constexpr(PIECES[i][2]))
         if PIECES[i][0] + PIECES[i][1] <= D:
             row += (tl.load(ptr + at, eviction_policy="evict_first"),)
         else:
@@ -59,7 +61,9 @@ def load_row(ptr, offset, D: tl.constexpr, PIECES: tl.constexpr):
 def store_row(ptr, offset, row, D: tl.constexpr, PIECES: tl.constexpr):
     for i in tl.static_range(len(PIECES)):
         cols = tl.arange(0, PIECES[i][1])
-        at = tl.multiple_of(offset + PIECES[i][0] + cols, tl.constexpr(PIECES[i][2]))
+        at = offset + PIECES[i][0] + cols
+        if PIECES[i][2] > 1:  # Triton fails on a hint for a row of one number
+            at = tl.multiple_of(at, tl.constexpr(PIECES[i][2]))
         value = row[i].to(ptr.dtype.element_ty)
         if PIECES[i][0] + PIECES[i][1] <= D:
             tl.store(ptr + at, value)
@@ -78,7 +82,8 @@ def gather_rows(ptr, rows, valid, zero, D: tl.constexpr, PIECES: tl.constexpr):
     for i in tl.static_range(len(PIECES)):
         cols = tl.arange(0, PIECES[i][1])
         at = (rows * D + PIECES[i][0])[:, None] + (cols + zero)[None, :]
-        at = tl.multiple_of(at, [1, tl.constexpr(PIECES[i][2])])
+        if PIECES[i][2] > 1:
+            at = tl.multiple_of(at, [1, tl.constexpr(PIECES[i][2])])
         mask = valid[:, None]
         if PIECES[i][0] + PIECES[i][1] > D:
             mask = mask & (cols < D - PIECES[i][0])[None, :]
