@@ -67,12 +67,14 @@ def signature_of(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[A
         if param.is_constexpr or value is None or (is_number and value == 1 and not param.do_not_specialize):
             signature[param.name] = "constexpr"
             constants[param.name] = value
+            if isinstance(value, str):
+                attributes[(position,)] = []  # as Triton does, which takes the text for one
             continue
         signature[param.name] = mangle_type(value)
         # torch allocates on multiples of 16 bytes and more; of numbers Triton looks at the value itself
         offset = value.storage_offset() * value.itemsize if isinstance(value, torch.Tensor) else value
-        if isinstance(offset, int) and offset % 16 == 0 and not param.do_not_specialize:
-            attributes[(position,)] = [["tt.divisibility", 16]]
+        if isinstance(offset, int) and not isinstance(offset, bool) and not param.do_not_specialize:
+            attributes[(position,)] = [["tt.divisibility", 16]] if offset % 16 == 0 else []
     return signature, constants, attributes, options
 
 

@@ -29,9 +29,9 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def run_gate(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_gate(*arguments: str, gate: Path = GATE) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, str(GATE), *arguments]
+    command = [sys.executable, str(gate), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -46,6 +46,13 @@ def test_one_kernel_compiles_to_the_figures_of_the_table() -> None:
         for name, figures in rows.items():
             line = next(line for line in run.stdout.splitlines() if line.startswith(name + " "))
             assert all(re.search(rf"\b{key} {value}\b", line) for key, value in figures.items()), line
+
+
+def test_a_step_is_launched_as_on_a_gpu() -> None:
+    """With a product by TMA and one by pointers, and arguments that are 1. All of it is a gate of its own in .ci/run."""
+    for only in ("topk-rescore small", "topk-rescore ones"):
+        run = run_gate("--only", only, gate=GATE.parent / "launch_gate.py")
+        assert run.returncode == 0 and "1 steps" in run.stdout and " 0 failed" in run.stdout, run.stderr
 
 
 def test_the_table_has_a_row_for_everything_that_is_launched() -> None:

@@ -148,6 +148,10 @@ def device_capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else OFFLINE_CAPABILITY
 
 
+def multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else N_SMS
+
+
 def launch(
     kernel: JITFunction,
     left: Tensor,
@@ -172,10 +176,8 @@ def launch(
         block = [config.BLOCK_K, config.BLOCK_N] if NN else [config.BLOCK_N, config.BLOCK_K]
         left = TensorDescriptor.from_tensor(left, [config.BLOCK_M, config.BLOCK_K])
         right = TensorDescriptor.from_tensor(right, block)
-    on_gpu = device.type == "cuda"
-    n_sms = torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else N_SMS
     tiles = triton.cdiv(M, config.BLOCK_M) * triton.cdiv(N, config.BLOCK_N)
-    kernel[(min(tiles, n_sms),)](
+    kernel[(min(tiles, multiprocessors(device)),)](
         left, right, *arguments, M, N, K,
         TMA=config.TMA, PRECISION=precision, BLOCK_M=config.BLOCK_M, BLOCK_N=config.BLOCK_N, BLOCK_K=config.BLOCK_K,
         GROUP_M=config.GROUP_M, FLATTEN=config.FLATTEN, num_warps=config.num_warps, num_stages=config.num_stages,

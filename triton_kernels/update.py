@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from saefast.triton_kernels.adam_kernels import _adam_rows_kernel, _b_dec_kernel
+from saefast.triton_kernels.gemm import multiprocessors
 from saefast.triton_kernels.hot import chunk_kernel, chunk_offsets, most_chunks
 from saefast.triton_kernels.rows import pieces_of
 from saefast.triton_kernels.storage import Weights, pointers, state_bytes
@@ -57,10 +58,7 @@ def update_config(D: int, itemsize: int, device: torch.device, int8: bool = Fals
     """
     num_warps = next((n for n in (1, 2, 4, 8) if 512 * n >= D), 16)
     maxnreg = 128 if num_warps >= 8 else 152 if int8 else 144
-    multiprocessors = 132
-    if device.type == "cuda":
-        multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-    programs = multiprocessors * (65536 // (32 * maxnreg) // num_warps)
+    programs = multiprocessors(device) * (65536 // (32 * maxnreg) // num_warps)
     return UpdateConfig(num_warps, maxnreg, programs, R=max(1, 4 // itemsize), chunk=256)
 
 
