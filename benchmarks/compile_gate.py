@@ -3,6 +3,7 @@
     python benchmarks/compile_gate.py            compile, print the table, compare it with the committed one
     python benchmarks/compile_gate.py --write    the same, and replace tests/triton_compile_table.json
     python benchmarks/compile_gate.py --only gemm   only kernels with that in their name; nothing is compared
+    python benchmarks/compile_gate.py --sm 90       for this GPU alone, into Triton's cache, where launches find them
 
 Exits with 1 on register spills, on too much shared memory, on a matrix product without the tensor cores' instruction,
 on an offset that is multiplied in 32 bits (d_sae * batch and d_sae * d_in pass 2^31), on a place that one thread reads
@@ -83,14 +84,8 @@ CASES = {
     "relu": Case({"activation": "relu", "code_capacity": 2**20}, dtypes=("bf16", "fp32")),
     "relu-dense": Case({"activation": "relu", "dense": True}, dtypes=("bf16", "fp32")),
     "jumprelu": Case(
-        {
-            "activation": "jumprelu",
-            "penalty": "tanh",
-            "norm_weighted": True,
-            "straight_through": "all",
-            "preact": "dead",
-            "code_capacity": 2**20,
-        },
+        {"activation": "jumprelu", "penalty": "tanh", "norm_weighted": True, "straight_through": "all"}
+        | {"preact": "dead", "code_capacity": 2**20},
         shapes=("small",),
         sae={"activation": "jumprelu"},
     ),
@@ -270,10 +265,15 @@ def differences(table: dict[str, dict[str, int]], committed: dict[str, dict[str,
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--list", action="store_true", help="print the rows, compile nothing")
+    parser.add_argument(
+        "--sm", type=int, choices=SHARED_LIMIT, help="for this GPU alone; nothing is compared"
+    )
     parser.add_argument("--only", default="", help="compile kernels with this in their name, compare nothing")
     parser.add_argument("--write", action="store_true", help=f"write {TABLE.name}")
     args = parser.parse_args()
 
+    for sm in [sm for sm in SHARED_LIMIT if args.sm not in (None, sm)]:
+        del SHARED_LIMIT[sm]
     if args.list:
         print(*(job.row for job in jobs(args.only)), sep="\n")
         return 0
@@ -281,7 +281,7 @@ def main() -> int:
     for row, figures in table.items():
         print(f"{row:52}", *(f"{name} {value:<7}" for name, value in figures.items()))
     problems = over_limits(table)
-    if args.only:
+    if args.only or args.sm:
         print(*problems, sep="\n", file=sys.stderr)
         return 1 if problems else 0
     if args.write and not problems:

@@ -1,4 +1,4 @@
-"""What `make gpu` runs: is it right on this GPU, and how fast? Under eight minutes, one JSON file per GPU model.
+"""What `make gpu` runs: is it right on this GPU, and how fast? One JSON file per GPU model, a few minutes at a time.
 
     python benchmarks/gpu.py                    write benchmarks/results/<gpu>/gpu.json
     python benchmarks/gpu.py --only step peers  these parts only, in the order of PARTS
@@ -8,9 +8,12 @@
 
 A part is a list of items. They run one after another in a process of the part's own, and each result is saved when it is
 there; an item that fails, hangs or spoils CUDA for its process costs itself and no other. What is most worth knowing
-comes first, so a run that is cut off has answered that; the next run goes on with what is missing or failed. Nothing needs
-to be installed but torch, triton, pytest and the dependencies of saefast (see checkout.py). No part reports a time before
-its results have been compared with higher precision or with the baseline's.
+comes first, so a run that is cut off has answered that; the next run goes on with what is missing and then with what
+failed. Nothing needs to be installed but torch, triton, pytest and the dependencies of saefast (see checkout.py). A time
+is reported beside a comparison with higher precision or with the baseline's results, and as an error where that fails.
+
+Results of other sources of the package, or of another version of the part, are done again. A checkout without its
+history gets the commit from the environment: SAEFAST_COMMIT. flight.sh runs all this on a lent machine.
 """
 
 import argparse
@@ -24,6 +27,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -36,36 +40,45 @@ import gpu_checks
 import gpu_curve
 import gpu_peers
 import gpu_predictions
+import gpu_profile
 import gpu_stages
 import gpu_step
 import gpu_stream
+import gpu_tune
 import torch
 import triton
-from gpu_common import DEVICE, REHEARSAL, ROOT, Part, Report, Result, free, synchronize
+from gpu_common import DEVICE, REHEARSAL, ROOT, Part, Report, Result, free, synchronize, what_failed
 
 PARTS: dict[str, Part] = {
     "machine": gpu_checks.MACHINE,
-    "correctness": gpu_checks.CORRECTNESS,
+    "compile": gpu_checks.COMPILED,
+    "engine": gpu_checks.ENGINE,
     "step": gpu_step.STEP,
     "stages": gpu_stages.STAGES,
+    "profile": gpu_profile.PROFILES,
     "predictions": gpu_predictions.PREDICTED,
-    "stream": gpu_stream.STREAM,
+    "tune": gpu_tune.TUNE,
     "curve": gpu_curve.CURVE,
     "peers": gpu_peers.PEER,
-    "sanitizer": gpu_checks.SANITIZERS,
+    "kernels": gpu_checks.KERNELS,
     "formats": gpu_step.FORMAT,
+    "compiled": gpu_step.COMPILED,
+    "stream": gpu_stream.STREAM,
+    "sanitizer": gpu_checks.SANITIZERS,
 }
-SECONDS = 470  # for everything; what is not begun by then is left to the next run
+SECONDS = 540  # for everything; what is not begun by then is left to the next run
 PATIENCE = 4 if REHEARSAL else 1  # times the limits: a machine without a GPU may be shared
 STARTING = 60  # seconds for a process to load torch
 SPOILT = 3  # exit code of a process that can no longer use the GPU
-TEXTS = ("error", "out_of_memory", "said", "prediction")  # printed, besides numbers
+TEXTS = ("error", "missing", "out_of_memory", "said", "prediction")  # printed, besides numbers
 
 
 def attempt(name: str, item: str, report: Report) -> Result:
     try:
-        return PARTS[name].items[item](report)
+        found = PARTS[name].items[item](report)
+        return found | what_failed()
     except Exception as error:  # noqa: BLE001 what comes after it must run in any case
+        what_failed()
         causes = (error, error.__cause__)
         if any(isinstance(cause, torch.OutOfMemoryError) for cause in causes):
             return {"out_of_memory": str(error).splitlines()[0][:300]}
@@ -78,14 +91,19 @@ def append(log: Path, results: dict[str, Result]) -> None:
         lines.write(json.dumps(results) + "\n")
 
 
+def die_with(supervisor: int) -> None:
+    """End this process group when nobody waits for its results any more: the GPU is wanted by the next run."""
+    while os.getppid() == supervisor:
+        time.sleep(1)
+    os.killpg(0, signal.SIGKILL)
+
+
 def work(name: str, path: Path, log: Path, items: list[str]) -> int:
     """The process of a part: a line of JSON for its start, and for each item."""
     report: Report = json.loads(path.read_text())["parts"]
-    supervisor = os.getppid()
+    threading.Thread(target=die_with, args=[os.getppid()], daemon=True).start()
     append(log, {})  # it has started
     for item in items:
-        if os.getppid() != supervisor:
-            return 0  # nobody waits for the results any more
         result = attempt(name, item, report)
         report.setdefault(name, {})[item] = result
         append(log, {item: result})
@@ -134,11 +152,16 @@ def supervise(
 def run_part(name: str, path: Path, full: Result, deadline: float, folder: Path) -> list[str]:
     """Run what is missing of a part and save each result. Returns the items that failed or were not reached."""
     part, found = PARTS[name], full["parts"].setdefault(name, {})
-    if found.get("sources") != full["sources"]:
+    modules = {getattr(item, "func", item).__module__ for item in part.items.values()}
+    tests = ["tests"] if "gpu_checks" in modules else []
+    sources = f"{full['sources']} {digest('benchmarks', [*sorted(modules), 'gpu_common', *tests])}"
+    if found.get("sources") != sources:
         found.clear()
-    found |= {"sources": full["sources"], "commit": full["commit"]}
-    kept = [item for item in part.items if item in found and "error" not in found[item]]
-    pending = [item for item in part.items if item not in kept]
+    found |= {"sources": sources, "commit": full["commit"]}
+    kept = [item for item in part.items if item in found and not {"error", "missing"} & found[item].keys()]
+    pending = [item for item in part.items if item not in found] + [
+        item for item in part.items if item in found and item not in kept
+    ]
     if kept:
         print(f"{name}: {len(kept)} of {len(part.items)} done earlier, --fresh runs them again", flush=True)
     began, before = time.monotonic(), found.get("seconds", 0)
@@ -158,6 +181,23 @@ def run_part(name: str, path: Path, full: Result, deadline: float, folder: Path)
     return failed + pending
 
 
+def last_lines(full: Result) -> list[str]:
+    """For somebody who sees the end of the output only: steps in ms, and how every error begins."""
+    lines = []
+    for key, row in full["parts"].get("step", {}).items():
+        if isinstance(row, dict) and "median_ms" in (found := row.get(key.split()[-1], {})):
+            share, over = found.get("share_of_floor"), found.get("triton_is_faster_by")
+            lines.append(
+                f"{key:12} {found['median_ms']:9.3f} ms  {found['peak_gb']:6.1f} GB"
+                + (f"  {share:.0%} of the floor" if share else "") + (f"  {over} times ours" if over else "")
+            )  # fmt: skip
+    for name, part in full["parts"].items():
+        for item, result in part.items():
+            if isinstance(result, dict) and "error" in result:
+                lines.append(f"{name}: {item}: {result['error'][:200]}")
+    return lines
+
+
 def one_line(result: Result, prefix: str = "") -> str:
     """The figures of a result, without its lists, long texts and spreads."""
     shown = []
@@ -171,20 +211,34 @@ def one_line(result: Result, prefix: str = "") -> str:
     return ", ".join(filter(None, shown))
 
 
+def digest(folder: str, names: list[str]) -> str:
+    """Of folders in the repository, or of modules in `folder`. Tells apart states of the tree without a commit."""
+    found = hashlib.sha256()
+    for name in names:
+        one = [ROOT / folder / f"{name}.py"]
+        whole = (
+            path for path in sorted((ROOT / name).rglob("*")) if path.suffix in {".py", ".cpp", ".h", ".cu"}
+        )
+        for path in one if one[0].exists() else whole:
+            found.update(path.read_bytes())
+    return found.hexdigest()[:12]
+
+
+def commit() -> str:
+    with contextlib.suppress(OSError):
+        command = ["git", "describe", "--always", "--dirty"]
+        git = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if git.returncode == 0:
+            return git.stdout.strip()
+    return os.environ.get("SAEFAST_COMMIT", "unknown")
+
+
 def header() -> Result:
-    """What the figures were measured on. `sources` tells apart states of the tree that have one commit or none."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    digest = hashlib.sha256()
-    for folder in ("saefast", "triton_kernels", "csrc", "tests", "benchmarks"):
-        for path in sorted((ROOT / folder).rglob("*")):
-            if path.suffix in {".py", ".cpp", ".h", ".cu"}:
-                digest.update(path.read_bytes())
+    """What the figures were measured on."""
     return {
         "device": torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu rehearsal",
-        "commit": git.stdout.strip() or "unknown",
-        "sources": digest.hexdigest()[:16],
+        "commit": commit(),
+        "sources": digest("", ["saefast", "triton_kernels", "csrc"]),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -231,6 +285,7 @@ def main() -> int:
                 full["parts"].pop(name, None)
             unfinished[name] = run_part(name, path, full, deadline, Path(temporary))
         summary = [f"{name}: {item}" for name, items in unfinished.items() for item in items]
+        print(*last_lines(full), sep="\n")
         print(f"failed or not reached: {'; '.join(summary)}" if summary else f"all done: {path}")
         print(f"{full['device']}: {time.monotonic() - deadline + args.seconds:.0f} s, {path}")
     return 1 if summary else 0

@@ -1,5 +1,6 @@
 """`make gpu`, the parts that ask whether it is right: the device itself, the tests, compute-sanitizer."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -9,11 +10,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
 from gpu_common import REHEARSAL, ROOT, Part, Report, Result, ceilings
 
-SHARDS = 1 if REHEARSAL else 4  # processes of a test file: a fault in a kernel spoils CUDA for one of them
-SECONDS = 300 if REHEARSAL else 115  # for all tests; every kernel is compiled in every version that they use
+SECONDS = (
+    300 if REHEARSAL else 110
+)  # for a group of tests; every kernel is compiled in every version that they use
 NOT_HERE = {"test_triton_compile"}  # compiles for other GPUs
 FOUND = 9  # exit code
 TINY = ROOT / "benchmarks" / "gpu_tiny_run.py"
@@ -24,13 +28,27 @@ def measured_ceilings(report: Report) -> Result:
     return ceilings()
 
 
-def run_pytest(path: Path, shard: int, deadline: float) -> tuple[str, float, str]:
+class Job(NamedTuple):
+    """Some of the tests of a file. A fault in a kernel spoils CUDA for its process, so there are several."""
+
+    path: Path
+    only: str  # pytest's -k
+    shard: str  # "i/n": the tests i, i + n, ...
+
+
+def run_pytest(job: Job, deadline: float) -> tuple[str, float, str]:
     """-> what pytest said in its last line, seconds, and its whole output if a test failed or it did not end."""
+    if time.monotonic() > deadline:
+        return "not begun", 0.0, "not begun, out of time"
     paths = [str(ROOT / "benchmarks"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "SAEFAST_SHARD": f"{shard}/{SHARDS}"}
-    environment["OMP_NUM_THREADS"] = "2"  # there are many of these processes
-    plugins = ["-p", "checkout", "-p", "gpu_shard", "-p", "no:cacheprovider"]
-    command = [sys.executable, "-m", "pytest", *plugins, "-q", "--tb=short", str(path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "SAEFAST_SHARD": job.shard}
+    environment |= {"OMP_NUM_THREADS": "2", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # many processes, soon up
+    plugins = [f"-p{name}" for name in ("checkout", "gpu_shard", "no:cacheprovider")]
+    if importlib.util.find_spec("pytest_timeout"):
+        plugins.append("-ppytest_timeout")
+    options = ["-q", "--tb=short", "-Wignore::pytest.PytestConfigWarning", f"-k={job.only}"]
+    # -P: an installed saefast has its extensions beside it, the checkout has not
+    command = [sys.executable, "-P", "-m", "pytest", *plugins, *options, str(job.path)]
     began = time.perf_counter()
     try:
         run = subprocess.run(
@@ -45,23 +63,26 @@ def run_pytest(path: Path, shard: int, deadline: float) -> tuple[str, float, str
     return last, time.perf_counter() - began, "" if passed else run.stdout + run.stderr
 
 
-def test_files() -> list[Path]:
-    found = sorted((ROOT / "tests").glob("test_triton_*.py"))
+def test_files(pattern: str) -> list[Path]:
     if REHEARSAL:  # `make test` has run them all
-        return [path for path in found if path.stem == "test_triton_sum_rows"]
-    ours = [ROOT / "tests" / f"{name}.py" for name in ("test_gpu", "test_gpu_stream")]
-    return [*ours, *(path for path in found if path.stem not in NOT_HERE)]
+        pattern = "test_triton_sum_rows"
+    found = sorted((ROOT / "tests").glob(f"{pattern}.py"))
+    # the longest first: they decide when all are done
+    return sorted(
+        (path for path in found if path.stem not in NOT_HERE), key=lambda path: -path.stat().st_size
+    )
 
 
-def tests(report: Report) -> Result:
-    """Every test of the kernels, and those that need a GPU, each file in processes of its own."""
+def tests(pattern: str, only: str, shards: int, report: Report) -> Result:
+    """The tests of these files, in processes of their own, as many at a time as there are cores."""
     deadline = time.monotonic() + SECONDS
-    jobs = [(path, shard) for path in test_files() for shard in range(SHARDS)]
+    n = 1 if REHEARSAL else shards
+    jobs = [Job(path, only, f"{i}/{n}") for path in test_files(pattern) for i in range(n)]
     with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
-        found = list(pool.map(lambda job: run_pytest(*job, deadline), jobs))
+        found = list(pool.map(lambda job: run_pytest(job, deadline), jobs))
     result: Result = {}
     failed: list[str] = []
-    for (path, _), (last, seconds, output) in zip(jobs, found, strict=True):
+    for (path, *_), (last, seconds, output) in zip(jobs, found, strict=True):
         file = result.setdefault(path.stem, {"said": [], "seconds": 0.0})
         file["said"].append(last)
         file["seconds"] = round(max(file["seconds"], seconds), 1)
@@ -85,7 +106,9 @@ def sanitize(tool: str, report: Report) -> Result:
     binary = shutil.which("compute-sanitizer") or (SANITIZER if Path(SANITIZER).exists() else None)
     if binary is None:
         return {"said": "compute-sanitizer is not installed"}
-    command = [binary, "--tool", tool, "--error-exitcode", str(FOUND), sys.executable, str(TINY)]
+    # calls of CUDA that fail and are meant to (torch asks what a pointer is) are no finding
+    options = ["--report-api-errors", "no", "--error-exitcode", str(FOUND)]
+    command = [binary, "--tool", tool, *options, sys.executable, str(TINY)]
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     lines = (run.stdout + run.stderr).strip().splitlines()
@@ -95,10 +118,42 @@ def sanitize(tool: str, report: Report) -> Result:
     return result  # another exit code and no summary: the tool does not work on this machine
 
 
-MACHINE = Part({"ceilings": measured_ceilings}, seconds=30, item_seconds=30)
-CORRECTNESS = Part({"tests": tests}, seconds=125, item_seconds=125)
+def compiled(script: str, some: str, report: Report) -> Result:
+    """Into Triton's cache, on all cores: the parts that follow find every kernel compiled. Rehearsed with `some`."""
+    capability = (9, 0) if REHEARSAL else torch.cuda.get_device_capability()
+    if capability not in ((8, 0), (9, 0), (10, 0)) or (script == "gpu_tune.py" and capability != (9, 0)):
+        return {"said": f"not for sm_{capability[0]}{capability[1]}"}
+    command = [sys.executable, str(ROOT / "benchmarks" / script), "--only", some if REHEARSAL else ""]
+    command += ["--sm", f"{capability[0]}{capability[1]}"] if script == "compile_gate.py" else []
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    lines = run.stdout.splitlines()
+    result: Result = {
+        "kernels": len(lines),
+        "spilled": [line for line in lines if re.search(r"spilled_bytes [1-9]", line)],
+    }
+    return result if run.returncode == 0 else result | {"error": run.stderr[-2000:] or str(result["spilled"])}
+
+
+MACHINE = Part({"ceilings": measured_ceilings}, seconds=40, item_seconds=40)
+COMPILED = Part(
+    {
+        "of steps": partial(compiled, "compile_gate.py", "scatter_kernel"),
+        "candidates": partial(compiled, "gpu_tune.py", "decode A"),
+    },
+    seconds=150, item_seconds=90,
+)  # fmt: skip
+ENGINE = Part({"tests": partial(tests, "test_gpu", "", 6)}, seconds=SECONDS + 30, item_seconds=SECONDS + 30)
+KERNELS = Part(
+    {
+        "bf16": partial(tests, "test_triton_*", "bf16", 1),  # the format of the products on a GPU
+        "others": partial(tests, "test_triton_*", "not bf16", 2),
+    },
+    seconds=2 * (SECONDS + 30),
+    item_seconds=SECONDS + 30,
+)
 SANITIZERS = Part(
     {"no tool": tiny_run} | {tool: partial(sanitize, tool) for tool in ("memcheck", "racecheck")},
-    seconds=110,
-    item_seconds=60,
+    seconds=400,
+    item_seconds=180,
 )

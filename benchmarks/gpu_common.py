@@ -61,10 +61,22 @@ def make_sae(shape: Shape, dtype: torch.dtype = torch.float32, seed: int = 0) ->
     W_dec = torch.randn(F, D, device=DEVICE, dtype=dtype, generator=rng(seed)).mul_(D**-0.5)
     if dtype == torch.float32:
         reference.normalize_rows_(W_dec)  # else there may be no memory for it; a step does it anyway
+    # Else the mean of the batch, which every token has, makes the same few latents active in all of them.
+    sae.b_dec = nn.Parameter(mean_of(shape))
     # Not equal to W_dec: for one latent the loss does not feel a small error in the size of x_hat then.
     sae.W_dec, sae.W_enc = nn.Parameter(W_dec), nn.Parameter(W_dec * 0.6)
     sae.b_enc = nn.Parameter(torch.zeros(F, device=DEVICE))
     return sae
+
+
+def mean_of(shape: Shape) -> Tensor:
+    """Of the rows that `batches` draws."""
+    return torch.randn(shape.D, device=DEVICE, generator=rng(6))
+
+
+def batches(shape: Shape, n: int) -> Tensor:
+    """[n, B, D] with a mean, as activations have."""
+    return torch.randn(n, shape.B, shape.D, device=DEVICE, generator=rng(5)) + mean_of(shape)
 
 
 def train_config(shape: Shape, **options: Any) -> TrainConfig:
@@ -105,8 +117,24 @@ def relative_error(got: Tensor, exact: Tensor) -> float:
     return float((got.double() - exact.double()).norm() / exact.double().norm())
 
 
+_failed: list[str] = []
+
+
+def expect(condition: bool, what: str) -> None:
+    """An assertion after which the item goes on: its figures are kept, beside the error, and it is done again."""
+    if not condition:
+        _failed.append(what)
+
+
 def close(what: str, got: float, want: float, rtol: float) -> None:
-    assert abs(got - want) <= rtol * abs(want), f"{what}: {got} against {want}, more than {rtol} apart"
+    expect(abs(got - want) <= rtol * abs(want), f"{what}: {got} against {want}, more than {rtol} apart")
+
+
+def what_failed() -> Result:
+    """What `expect` found since the last call."""
+    found = "; ".join(_failed)
+    _failed.clear()
+    return {"error": found[:3000]} if found else {}
 
 
 def autocast() -> torch.autocast:
@@ -138,7 +166,7 @@ def peak_gb() -> Result:
 
 def summary(times: list[float]) -> Result:
     p10, median, p90 = torch.tensor(times).quantile(torch.tensor([0.1, 0.5, 0.9])).tolist()
-    names = {"median_ms": median, "p10_ms": p10, "p90_ms": p90}
+    names = {"median_ms": median, "mean_ms": sum(times) / len(times), "p10_ms": p10, "p90_ms": p90}
     return {name: round(value, 4) for name, value in names.items()} | {"samples": len(times)}
 
 

@@ -3,22 +3,25 @@
 `triton` is the engine as users get it: bf16 products, one CUDA graph. `reference` is fp32 PyTorch on the same batches, and
 `control` the same with W_enc one unit in the last place larger: a selection that flips on a rounding error is amplified by
 training, and the control shows by how much. Activations are those of data/acts-corpus where that folder is (`make demo`
-makes it), else sparse mixtures of random directions.
+makes it), or some of them that flight.sh brings along, else sparse mixtures of random directions.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from gpu_common import DEVICE, REHEARSAL, ROOT, Item, Part, Report, Result, exact_loss, rng
 from torch import Tensor
 
 from saefast import SAE, SAEConfig, TrainConfig, Trainer, open_source
-from saefast.buffer import ShuffleBuffer
 
 STEPS, B, F, K, HELDOUT = (4, 8, 24, 4, 32) if REHEARSAL else (500, 1024, 4608, 32, 16_384)
 D = 24 if REHEARSAL else 576  # of the mixtures
 DEAD_AFTER = 2 * B if REHEARSAL else 20 * B
-CORPUS = ROOT / "data" / "acts-corpus"
+CORPORA = [
+    ROOT / folder / "acts-corpus" for folder in ("data", ".whl")
+]  # what flight.sh takes along is in the second
+ENGINES = {"backend": "reference", "compute_dtype": "fp32"}, {"backend": "triton", "compute_dtype": "bf16"}
 LARGEST = 0.01  # relative difference of the held-out FVU, besides what the control differs by
 
 
@@ -34,16 +37,24 @@ def mixtures() -> Iterator[Tensor]:
         yield mean + parts.sum(dim=1) + 0.02 * torch.randn(B, D, device=DEVICE, generator=generator)
 
 
-def corpus() -> Iterator[Tensor]:
-    for batch in ShuffleBuffer(open_source(CORPUS), B, 65_536, seed=0):
-        yield batch.float().to(DEVICE)
+def corpus(folder: Path) -> tuple[list[Tensor], Tensor]:
+    """Batches, each row once before any comes again, and held-out rows, an eighth of all at most."""
+    rows = torch.cat(list(open_source(folder).rows()))
+    shuffle = torch.Generator().manual_seed(0)
+    rows = rows[torch.randperm(len(rows), generator=shuffle)].float().to(DEVICE)
+    n_heldout = min(HELDOUT, len(rows) // 8)
+    heldout, rest = rows[:n_heldout], rows[n_heldout:]
+    order = torch.cat(
+        [torch.randperm(len(rest), generator=shuffle) for _ in range(1 + STEPS * B // len(rest))]
+    )
+    return [rest[part.to(DEVICE)] for part in order.split(B)[:STEPS]], heldout
 
 
 def train(name: str, batches: list[Tensor], heldout: Tensor) -> tuple[Result, list[list[float]]]:
     d_in = batches[0].shape[1]
     config = TrainConfig(
         total_tokens=STEPS * B, batch_size=B, lr=4e-3, betas=(0.9, 0.99), decay_fraction=0.95,
-        dead_feature_threshold=DEAD_AFTER, k_aux=K, backend="triton" if name == "triton" else "reference",
+        dead_feature_threshold=DEAD_AFTER, k_aux=K, **ENGINES[name == "triton"],
     )  # fmt: skip
     sae = SAE(SAEConfig(d_in=d_in, d_sae=F, k=K)).to(DEVICE)
     trainer = Trainer(sae, config)
@@ -60,14 +71,14 @@ def train(name: str, batches: list[Tensor], heldout: Tensor) -> tuple[Result, li
 
 
 def curve(report: Report) -> Result:
-    source = corpus() if CORPUS.exists() and not REHEARSAL else mixtures()
-    n_heldout = -(-HELDOUT // B)
-    data = [next(source) for _ in range(STEPS + n_heldout)]
-    batches, heldout = data[:STEPS], torch.cat(data[STEPS:])
-    result: Result = {
-        "data": str(CORPUS.relative_to(ROOT)) if CORPUS.exists() else "mixtures",
-        "steps": STEPS,
-    }
+    folder = next((folder for folder in CORPORA if folder.exists() and not REHEARSAL), None)
+    if folder:
+        batches, heldout = corpus(folder)
+    else:
+        made = mixtures()
+        batches = [next(made) for _ in range(STEPS)]
+        heldout = torch.cat([next(made) for _ in range(-(-HELDOUT // B))])
+    result: Result = {"data": str(folder.relative_to(ROOT)) if folder else "mixtures", "steps": STEPS}
     curves: dict[str, list[list[float]]] = {}
     for name in ("triton", "reference", "control"):
         result[name], curves[name] = train(name, batches, heldout)

@@ -16,14 +16,15 @@ from gpu_common import (
     Part,
     Report,
     Result,
+    batches,
     close,
     exact_loss,
+    expect,
     floors,
     free,
     kernel_ms,
     make_sae,
     relative_error,
-    rng,
 )
 from shapes import Shape
 from torch import Tensor
@@ -49,12 +50,10 @@ class Chain:
     """One step at `shape`, op by op; `calls` repeats each op on the inputs that it had."""
 
     def __init__(self, shape: Shape) -> None:
-        B, D, F, K = shape
+        self.shape, F, K = shape, shape.F, shape.K
         sae = make_sae(shape)
         self.state = State.fresh(sae.params, compute_dtype=DTYPE)
-        x = torch.randn(B, D, device=DEVICE, generator=rng(5)) + torch.randn(
-            D, device=DEVICE, generator=rng(6)
-        )
+        (x,) = batches(shape, 1)
         self.exact = exact_loss(sae.params, x, K)
         weights, step = self.state.weights, torch.ones((), dtype=torch.int64, device=DEVICE)
         W_enc, W_dec, b_enc, b_dec = (
@@ -72,14 +71,12 @@ class Chain:
         error, squares = self._run("decode", lambda: ops.decode_error(acts, indices, W_dec, b_dec, x, DTYPE))
         groups: Groups = self._run("group", lambda: ops.group_by_latent(acts, indices, F))
         self.fvu, grad_scale, still = squares.sum() / variance, 2 / variance, numbers_of(shape, 0.0)
-        self._run(
-            "update",
-            lambda: ops.update_(
-                weights, centred, error, acts, indices, None, groups, grad_scale, None, still, step
-            ),
-        )
+        code = acts, indices, None, groups
+        self.update = weights, centred, error, *code, grad_scale, None, still, step
+        self._run("update", lambda: ops.update_(*self.update))
+        self.maxima, self.decode = (pre_acts, maxima), (acts, indices, W_dec, b_dec, x, DTYPE)
         self.centred, self.error, self.grad_scale = centred, error, grad_scale
-        self.acts, self.indices, self.groups = acts, indices, groups
+        self.acts, self.indices, self.groups, self.W_enc, self.b_enc = acts, indices, groups, W_enc, b_enc
 
     def _run(self, name, call):  # type: ignore[no-untyped-def]
         self.calls[name] = call
@@ -92,11 +89,11 @@ class Chain:
             ("offsets", "pairs", "tokens"), self.groups, reference.group_by_latent(self.acts, self.indices, F), strict=True
         ):  # fmt: skip
             used = slice(None) if name == "offsets" else slice(0, int(self.groups[0][-1]))
-            assert torch.equal(got[used], want[used]), f"group_by_latent: {name} differ"
+            expect(torch.equal(got[used], want[used]), f"group_by_latent: {name} differ")
         latents = self.indices.flatten()[:: max(1, self.indices.numel() // n_latents)].unique()
         of = self.centred, self.error, self.grad_scale, self.acts, self.indices
         errors = gradient_errors(self.state, *of, latents)
-        assert max(errors) < GRADIENT, f"gradients of {len(latents)} latents: relative errors {errors}"
+        expect(max(errors) < GRADIENT, f"gradients of {len(latents)} latents: relative errors {errors}")
         return {"fvu": float(self.fvu), "exact_fvu": self.exact, "gradient_errors": errors}
 
 

@@ -1,7 +1,10 @@
 """A few small training steps, kernel by kernel, that use every part of the step: what compute-sanitizer looks at."""
 
 import checkout  # noqa: F401
+import strict_interpreter
 import torch
+
+strict_interpreter.install()  # without a GPU
 
 from saefast import SAE, SAEConfig, TrainConfig, Trainer
 

@@ -128,8 +128,20 @@ def install() -> None:
 
     if not hasattr(interpreter, "_strict"):
         interpreter._strict = True
+        _count_with_scalars(interpreter)
         _watch_memory(interpreter)
         _compute_bf16(interpreter)
+
+
+def _count_with_scalars(interpreter: Any) -> None:
+    """A loop up to a number of the kernel's, which NumPy 2.4 and newer does not take from an array of one element."""
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patched
 
 
 def _watch_memory(interpreter: Any) -> None:
