@@ -12,6 +12,7 @@ sys.path.insert(
 )  # run as a module of the repository's root, it finds its siblings, too
 
 import report_cost
+import report_gpu
 import report_numbers
 import report_peers
 from report_peers import RESULTS, machine_text, read
@@ -32,7 +33,7 @@ def readme() -> str:
             report_peers.step_table(step),
             "In another project's trainer (`benchmarks/drop_in.py`):",
             report_peers.drop_in_table(),
-            *report_peers.gpu_tables(),
+            *map(report_gpu.step_table, report_gpu.reports()),
         ]
     )  # fmt: skip
 
@@ -50,7 +51,7 @@ def benchmarks() -> str:
         f"## {title}\n\n{table() if (RESULTS / 'cpu' / f'{name}.json').exists() else 'Not measured.'}"
         for title, (name, table) in sections.items()
     ]
-    return "\n\n".join(texts)
+    return "\n\n".join(texts + [report_gpu.section(report) for report in report_gpu.reports()])
 
 
 def pages() -> dict[Path, str]:

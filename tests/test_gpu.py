@@ -131,7 +131,9 @@ def test_selection_in_bf16_by_values(route):
     acts, indices = encode_topk(x.to(DEVICE, BF16), W_enc.to(DEVICE, BF16), b_enc.to(DEVICE), 16, route=route)
     got = acts.double().cpu().sort(dim=1, descending=True).values
     assert ((got - want).abs() <= 2**-7 * want).all()  # two ulps of bf16, at most
-    assert ((acts.double().cpu() - exact.gather(1, indices.long().cpu())).abs() <= 2**-8 * acts.cpu() + 1e-6).all()
+    assert (
+        (acts.double().cpu() - exact.gather(1, indices.long().cpu())).abs() <= 2**-8 * acts.cpu() + 1e-6
+    ).all()
     assert all(len(row.unique()) == 16 for row in indices)
 
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import report_cost
+import report_gpu
 import report_peers
 
 MACHINE = {
@@ -51,27 +52,45 @@ def test_step_lists_what_was_left_out():
     assert cells(table, "flexsae")[1] == "left out: needs a GPU"
 
 
-def test_a_gpu_table_only_of_what_was_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(report_peers, "RESULTS", tmp_path)
+def test_gpu_tables_only_of_what_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(report_gpu, "RESULTS", tmp_path)
     (tmp_path / "cpu").mkdir()
-    assert report_peers.gpu_tables() == []
-    mine = {"median_ms": 1.5, "tokens_per_s": 5_000_000, "share_of_floor": 0.5}
+    assert report_gpu.reports() == []
+    mine = {"median_ms": 1.5, "peak_gb": 0.8, "share_of_floor": 0.5}
     steps = {
-        "float32_matmul_precision": "highest",
-        "A triton": {"shape": [8192, 768, 24576, 32], "triton": mine},
-        "A plain": {"shape": [8192, 768, 24576, 32], "error": "no"},
+        "seconds": 3.0,
+        "A triton": {"triton": mine},
+        "A plain": {"plain": {"median_ms": 6.0, "peak_gb": 2.0}, "error": "loss 1 is another"},
     }
-    peers = {"sparsify A": {"median_ms": 3.0, "tokens_per_s": 2_000_000, "triton_is_faster_by": 2.0}}
+    parts = {
+        "machine": {"commit": "abc"},
+        "step": steps,
+        "peers": {
+            "sparsify A": {"median_ms": 3.0, "peak_gb": 1.25},
+            "openai A": {"missing": "sparse_autoencoder"},
+        },
+        "predictions": {
+            "1 cublas A": {"prediction": [0.45, 0.55], "measured": 0.5, "unit": "ms", "within": True}
+        },
+        "tune": {"update A": {"default_ms": 0.4, "best_ms": 0.3, "saved": 0.25, "said": "R 4"}},
+        "formats": {
+            "largest": {"median_ms": 300.0, "peak_gb": 130.0, "tokens_per_s": 27_000, "d_sae": 3_145_728}
+        },
+        "engine": {"tests": {"error": "1 failed"}},
+    }
     (tmp_path / "h200").mkdir()
-    (tmp_path / "h200" / "gpu.json").write_text(
-        json.dumps({"device": "NVIDIA H200", "parts": {"step": steps, "peers": peers}})
-    )
-    (table,) = report_peers.gpu_tables()
-    assert cells(table, "A triton (B 8192, d_in 768, d_sae 24576, k 32)")[1:] == [
-        "1.500", "5,000,000", "50%", "",
-    ]  # fmt: skip
-    assert cells(table, "sparsify A")[1:] == ["3.000", "2,000,000", "", "2.0"]
-    assert "A plain" not in table and "NVIDIA H200" in table
+    text = json.dumps({"device": "NVIDIA H200", "versions": {"torch": "2.11"}, "parts": parts})
+    (tmp_path / "h200" / "gpu.json").write_text(text)
+    (report,) = report_gpu.reports()
+    table = report_gpu.step_table(report)
+    assert cells(table, "saefast")[1] == "1.5 ms, 0.8 GB, 50% of the floor"
+    assert cells(table, "sparsify, Adam")[1] == "3 ms, 1.2 GB, 2.0 times"
+    assert "plain" not in table and "openai" not in table and "NVIDIA H200" in table
+    section = report_gpu.section(report)
+    assert cells(section, "1 cublas A")[1:] == ["0.45 to 0.55 ms", "0.5", "True"]
+    assert cells(section, "update A")[1:] == ["0.4 ms", "0.3 ms", "25.0%", "R 4"]
+    assert cells(section, "largest: d_sae 3,145,728, d_in 4096")[1:] == ["300", "130.0", "27,000"]
+    assert "**engine, tests**: 1 failed" in section and "**step, A plain**: loss 1 is another" in section
 
 
 def test_ops_beside_plain(monkeypatch):

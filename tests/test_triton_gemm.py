@@ -134,7 +134,7 @@ def test_dtypes_with_the_config_of_the_shape(check: Check, dtype: torch.dtype) -
 def test_flattened_loop_with_more_tiles_than_programs(
     check: Check, TMA: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gemm, "N_SMS", 3)
+    monkeypatch.setattr(gemm, "multiprocessors", lambda device: 3)
     check(50, 40, 392, torch.float16, replace(TINY, TMA=TMA, FLATTEN=True))
 
 
@@ -144,7 +144,7 @@ def test_result_does_not_depend_on_the_grid(monkeypatch: pytest.MonkeyPatch) -> 
         torch.randn(size, generator=rng).to(DEVICE) for size in ((40, 33), (260, 33), (260,))
     )
     first = pre_acts_and_maxima(centred, W_enc, b_enc, None, "triton", config=TINY)
-    monkeypatch.setattr(gemm, "N_SMS", 2)
+    monkeypatch.setattr(gemm, "multiprocessors", lambda device: 2)
     second = pre_acts_and_maxima(centred, W_enc, b_enc, None, "triton", config=replace(TINY, GROUP_M=1))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
