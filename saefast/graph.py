@@ -56,8 +56,6 @@ class GraphedStep:
         self.stream = self.stream or torch.cuda.Stream(x.device)
         x_buffer, numbers_buffer, graph = x.clone(), numbers.clone(), torch.cuda.CUDAGraph()
         # thread_local: a thread that fills a buffer goes on copying meanwhile
-        with torch.cuda.graph(
-            graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
-        ):
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             metrics = train_step(self.ops, self.state, x_buffer, plan, numbers_buffer)
         return graph, x_buffer, numbers_buffer, metrics

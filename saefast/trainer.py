@@ -195,9 +195,9 @@ class Trainer:
         return fit([self], source, [out], resume)
 
     def step_on(self, rows: Tensor) -> Metrics:
-        """`step` on rows [B, row_width] that were checked, with scales that are set."""
-        config, state, step = self.config, self.state, self.state.step + 1
+        """`step` on rows [B, row_width] that were checked, with scales that are set; launched on their device."""
         self._raise_for_earlier_steps()
+        config, state, step = self.config, self.state, self.state.step + 1
         plan, hyper = self._plan(len(rows)), self._hyper(step)
         dtype = torch.float32 if self.ops.NAME == "triton" else torch.float64
         numbers = torch.tensor(hyper.numbers(step, len(rows), plan, self.sae.config.width_out), dtype=dtype)
@@ -205,7 +205,7 @@ class Trainer:
             numbers = numbers.pin_memory().to(rows.device, non_blocking=True)
         if self.ema is not None:  # as OpenAI's code, before the optimizer's step
             self.ema.update(self._trained())
-        with torch.no_grad(), out_of_memory_help(self.sae.config, config):
+        with torch.no_grad(), torch.cuda.device_of(rows), out_of_memory_help(self.sae.config, config):
             metrics = self._run(rows.contiguous(), plan, numbers)
         state.step, state.fired_tokens = step, state.fired_tokens + len(rows)
         if config.log_threshold:

@@ -5,7 +5,8 @@ import torch
 from architecture_cases import CASES, set_up
 
 import saefast
-from saefast.architectures.inference import encode, listed
+from saefast import reference
+from saefast.architectures.inference import decode, encode, listed
 from saefast.backend import load_backend, unavailable
 
 NAMES = ["relu", "topk", "topk-by-norm", "multi-topk", "batch-topk", "batch-topk-by-norm", "matryoshka", "group-max",
@@ -109,3 +110,22 @@ def test_what_a_transcoder_is_given_is_checked():
     plain = saefast.Trainer(saefast.SAE(saefast.SAEConfig(d_in=4, d_sae=8, k=2)), trainer.config)
     with pytest.raises(saefast.InputError, match="target: expected None"):
         plain.step(torch.randn(5, 4), torch.randn(5, 4))
+
+
+def test_ops_are_launched_on_the_device_of_the_sae(monkeypatch):
+    """Triton takes the current device, whatever device its tensors are on."""
+    seen = []
+
+    class Recorded(torch.cuda.device_of):
+        def __init__(self, tensor):
+            seen.append(tensor)
+            super().__init__(tensor)
+
+    monkeypatch.setattr(torch.cuda, "device_of", Recorded)
+    sae = saefast.SAE(saefast.SAEConfig(d_in=8, d_sae=16, k=2))
+    x = torch.randn(3, 8)
+    acts, indices = encode(reference, sae.params, sae.extra, sae.config, x)
+    decode(reference, sae.params, sae.extra, sae.config, acts, indices, x)
+    assert [tensor.data_ptr() for tensor in seen] == 2 * [sae.params.b_dec.data_ptr()]
+    saefast.Trainer(sae, saefast.TrainConfig(total_tokens=3, batch_size=3)).step(x)
+    assert torch.equal(seen[-1], x)

@@ -7,9 +7,11 @@ Some projects normalise each row before they encode it, and undo that after deco
 llamascopium "token-wise"); "scale" by a constant (llamascopium "dataset-wise").
 """
 
+import functools
 import math
+from collections.abc import Callable
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +48,18 @@ def normed(config: SAEConfig, x: Tensor) -> Normed | None:
     return None
 
 
+def launched(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Kernels are launched on the current device, wherever their tensors are: it is that of the SAE meanwhile."""
+
+    @functools.wraps(function)
+    def run(ops: ModuleType, params: Params, *rest: Any) -> Any:
+        with torch.cuda.device_of(params.b_dec):
+            return function(ops, params, *rest)
+
+    return run
+
+
+@launched
 def decode(
     ops: ModuleType, params: Params, extra: dict[str, Tensor], config: SAEConfig, acts: Tensor, indices: Tensor, x: Tensor
 ) -> Tensor:  # fmt: skip
@@ -62,6 +76,7 @@ def finish(config: SAEConfig, x_hat: Tensor, x: Tensor, extra: dict[str, Tensor]
     return x_hat if rows is None else rows.undo(x_hat)
 
 
+@launched
 def encode(
     ops: ModuleType, params: Params, extra: dict[str, Tensor], config: SAEConfig, x: Tensor
 ) -> tuple[Tensor, Tensor]:
