@@ -10,6 +10,7 @@ The interpreter runs one program after another on NumPy arrays, so most of what 
              times or meet in between. Refused but for the kernels in REREADS, which tests/test_triton_compile.py looks at
     hints    `tl.multiple_of` that is not so; the vector access made of it is misaligned, a fault
     bf16     rounded to nearest, in arithmetic and `tl.dot` too, where Triton 3.6 computes with the bit patterns
+    tf32     operands cut to 10 bits of mantissa, where Triton 3.6 keeps all
 
 Not seen: shared memory and barriers, which are the compiler's, and overflow of 32 bits (compile_gate.py looks for it).
 """
@@ -130,6 +131,7 @@ def install() -> None:
         interpreter._strict = True
         _count_with_scalars(interpreter)
         _watch_memory(interpreter)
+        _compute_tf32(interpreter)
         _compute_bf16(interpreter)
 
 
@@ -218,6 +220,7 @@ def _compute_bf16(interpreter: Any) -> None:
     builder, Handle, bf16 = interpreter.InterpreterBuilder, interpreter.TensorHandle, interpreter.tl.bfloat16
     rtz = interpreter._ir.ROUNDING_MODE.RTZ
     cast, convert, dot = builder.cast_impl, builder.create_fp_to_fp, builder.create_dot
+    builder.create_dot = lambda self, a, b, *rest: dot(self, widened(a), widened(b), *rest)
 
     def is_bf16(handle: Any) -> bool:
         return isinstance(handle, Handle) and handle.dtype.scalar == bf16
@@ -257,4 +260,19 @@ def _compute_bf16(interpreter: Any) -> None:
         setattr(builder, name, through_fp32(getattr(builder, name)))
     builder.ternary_op, builder.cast_impl, builder.create_fp_to_fp = ternary, cast_impl, fp_to_fp
     builder.get_bf16 = lambda self, value: Handle(rounded_to_bf16(np.array([value])), bf16)
-    builder.create_dot = lambda self, a, b, *rest: dot(self, widened(a), widened(b), *rest)
+
+
+def _compute_tf32(interpreter: Any) -> None:
+    dot, tf32 = interpreter.InterpreterBuilder.create_dot, interpreter._ir.INPUT_PRECISION.TF32
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, precision: Any, *rest: Any) -> Any:
+        if precision == tf32 and a.data.dtype == np.float32:
+            a, b = (
+                interpreter.TensorHandle(
+                    (side.data.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32), side.dtype
+                )
+                for side in (a, b)
+            )
+        return dot(self, a, b, d, precision, *rest)
+
+    interpreter.InterpreterBuilder.create_dot = create_dot

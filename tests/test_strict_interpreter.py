@@ -63,9 +63,9 @@ def round_kernel(source, target, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def product_kernel(left, right, out):
+def product_kernel(left, right, out, PRECISION: tl.constexpr):
     at = tl.arange(0, 16)[:, None] * 16 + tl.arange(0, 16)[None, :]
-    tl.store(out + at, tl.dot(tl.load(left + at), tl.load(right + at)))
+    tl.store(out + at, tl.dot(tl.load(left + at), tl.load(right + at), input_precision=PRECISION))
 
 
 pytestmark = pytest.mark.skipif(not isinstance(copy_kernel, InterpretedFunction), reason="no interpreter")
@@ -160,5 +160,17 @@ def test_bf16_arithmetic_and_products() -> None:
     bf16_kernel[(1,)](left, right, out, BLOCK=256)
     assert torch.equal(out, torch.where(left > right, left * right + left, -right))
     left, right, product = left.view(16, 16), right.view(16, 16), torch.empty(16, 16)
-    product_kernel[(1,)](left, right, product)
+    product_kernel[(1,)](left, right, product, PRECISION="tf32")  # not of fp32, so it does not matter
     torch.testing.assert_close(product.double(), left.double() @ right.double(), rtol=1e-6, atol=1e-6)
+
+
+def test_tf32_has_10_bits_of_mantissa() -> None:
+    left, right, out = numbers(256).view(16, 16), numbers(256, 1).view(16, 16), torch.empty(16, 16)
+    exact = left.double() @ right.double()
+    product_kernel[(1,)](left, right, out, PRECISION="ieee")
+    assert (out - exact).norm() < 1e-6 * exact.norm()
+    product_kernel[(1,)](left, right, out, PRECISION="tf32")
+    assert 2e-4 * exact.norm() < (out - exact).norm() < 2e-3 * exact.norm()
+    ones = torch.full((16, 16), 1 + 2**-10)
+    product_kernel[(1,)](ones, ones.T.contiguous(), out, PRECISION="tf32")
+    assert torch.equal(out, ones @ ones)

@@ -151,7 +151,7 @@ def test_result_does_not_depend_on_the_grid(monkeypatch: pytest.MonkeyPatch) -> 
 
 @dtypes
 def test_tf32_is_as_good_as_its_mantissa(dtype: torch.dtype) -> None:
-    """16-bit operands do not notice it; in the interpreter nothing does."""
+    """16-bit operands do not notice it."""
     rng = torch.Generator().manual_seed(0)
     centred, W_enc, b_enc = (
         torch.randn(size, generator=rng).to(DEVICE) for size in ((20, 64), (130, 64), (130,))
