@@ -14,6 +14,7 @@ from gpu_common import (
     Report,
     Result,
     batches,
+    expect,
     free,
     make_sae,
     step_ms,
@@ -44,6 +45,7 @@ def profile_of(case: str, report: Report) -> Result:
         us[name] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
         calls[name] += 1
     busy = sum(us.values()) / STEPS / 1e3
+    expect(busy > 0, "the profiler saw no kernels")
     return {
         "step_ms": step,
         "busy_ms": round(busy, 4),

@@ -10,10 +10,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_checks import tests
 from gpu_common import (
     CASES,
     DEVICE,
@@ -225,6 +227,7 @@ def training(report: Report) -> Result:
 
 
 ITEMS = {
+    "tests": partial(tests, "test_gpu_stream", "", 4),
     "copies": copies, "rows in memory": from_memory, "gather": gather, "shards": from_shards, "training": training
 }  # fmt: skip
-STREAM = Part(ITEMS, seconds=75, item_seconds=40)
+STREAM = Part(ITEMS, seconds=200, item_seconds=140)

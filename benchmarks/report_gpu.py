@@ -137,8 +137,10 @@ def format_table(report: Report) -> str:
 def other_lines(report: Report) -> str:
     """Correctness, the curve, the stream, and every error."""
     lines = []
-    for part in ("engine", "kernels", "sanitizer"):
+    for part in ("engine", "kernels", "stream", "sanitizer"):
         for name, one in items(report, part).items():
+            if part == "stream" and name != "tests":
+                continue
             said = one["said"] if isinstance(one.get("said"), str) else "passed"
             lines.append(f"- {part}, {name}: {'failed' if 'error' in one else said}")
     for one in items(report, "curve").values():
