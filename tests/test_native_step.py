@@ -118,7 +118,11 @@ def double(args):
 
 
 def assert_follows(got, before, args, numbers, made=None) -> float:
-    """`got` is no further from the fp64 step than 2x the fp32 reference (or 5e-6 of the largest); the norm."""
+    """`got` is no further from the fp64 step than 2x the fp32 reference, or 5e-6 of the largest; the norm.
+
+    Biases begin at 0 or near it, where 5e-6 of them is 1e-5 of a step, less than the two sums in the gradient of b_dec lose
+    where they cancel: 2e-5 of a step are allowed, too.
+    """
     want, exact = copies(before), double(copies(before))
     exact = exact._replace(
         enc=exact.enc._replace(shadow=exact.enc.weight), dec=exact.dec._replace(shadow=exact.dec.weight)
@@ -133,6 +137,7 @@ def assert_follows(got, before, args, numbers, made=None) -> float:
                     (getattr(w, field).double() - getattr(best, field)).abs().max() for w in (one, other)
                 ]
                 bound = 2 * errors[1] + 5e-6 * getattr(best, field).abs().max()
+                bound += 2e-5 * numbers[1] * (field == "value")
                 assert errors[0] <= bound, f"{name}.{field}: {errors[0]:.2e}, torch's own {errors[1]:.2e}"
     return float(squared)
 
