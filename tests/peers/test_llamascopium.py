@@ -53,7 +53,7 @@ def test_losses_weights_and_moments_are_those_of_the_stock_trainer(
     steps = engine_steps(monkeypatch)
     (stock, want), (fast, got) = pair(batches, tmp_path, model, **options)
     assert len(steps) == 20 - 3  # all but the first, and the two that are logged
-    torch.testing.assert_close(torch.tensor(fast.losses), torch.tensor(stock.losses), rtol=1e-5, atol=0)
+    torch.testing.assert_close(torch.tensor(fast.losses), torch.tensor(stock.losses), rtol=3e-5, atol=0)
     for (name, a), b in zip(got.named_parameters(), want.parameters()):
         assert a.is_contiguous()
         assert (a - b).norm() < 1e-3 * b.norm(), name

@@ -48,7 +48,8 @@ def test_steps_are_those_of_sparsify(case, optimizer, rows, tmp_path):
     if optimizer == "signum" and options.get("transcode"):
         # W_dec is 0 at first: were b_dec the mean, its gradient would be rounding errors, and so would be their signs
         options["finetune"] = "biases stay 0"
-    assert_same(*both(rows, tmp_path, **options))
+    # a gradient that is all rounding error has the sign of that: an element goes the other way, on some processors
+    assert_same(*both(rows, tmp_path, **options), weights=5e-4 if optimizer == "signum" else 1e-5)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "signum"])
@@ -165,9 +166,15 @@ def test_files(optimizer, rows, tmp_path):
             assert_close(b.norm(dim=1), torch.ones(len(b)), rtol=1e-6, atol=0)
             assert_close(a, b, rtol=1e-4, atol=1e-6)
         elif name != "W_dec":
-            assert_close(a, b, rtol=1e-4, atol=1e-6)
+            apart = ~torch.isclose(a, b, rtol=1e-4, atol=1e-6)
+            allowed = a.numel() // 1000 if optimizer == "signum" else 0  # signs of rounding errors
+            assert apart.sum() <= allowed and (a - b).abs().max() < 1e-2, f"{name}: {int(apart.sum())} apart"
     a, b = (torch.load(f"{folder}/optimizer_0.pt", weights_only=True)["state"] for folder in folders)
-    assert_close(a, b, rtol=1e-3, atol=1e-7)
+    if optimizer == "adam":
+        assert_close(a, b, rtol=1e-3, atol=1e-7)
+    else:  # as above
+        for key in a:
+            assert (a[key]["z"] - b[key]["z"]).norm() < 1e-3 * b[key]["z"].norm()
     for name in ("state.pt", "rank_0_state.pt", *(["lr_scheduler_0.pt"] if optimizer == "adam" else [])):
         a, b = (torch.load(f"{folder}/{name}", weights_only=True) for folder in folders)
         assert_close(a, b, rtol=1e-5, atol=0)
