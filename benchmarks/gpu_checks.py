@@ -15,9 +15,8 @@ from typing import NamedTuple
 import torch
 from gpu_common import REHEARSAL, ROOT, Part, Report, Result, ceilings
 
-SECONDS = (
-    300 if REHEARSAL else 110
-)  # for a group of tests; every kernel is compiled in every version that they use
+# For a group of tests; every kernel is compiled in every version that they use.
+SECONDS = 300 if REHEARSAL else 110
 NOT_HERE = {"test_triton_compile"}  # compiles for other GPUs
 FOUND = 9  # exit code
 TINY = ROOT / "benchmarks" / "gpu_tiny_run.py"

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -49,14 +50,10 @@ class Candidate(NamedTuple):
     options: tuple[tuple[str, Any], ...] = ()
 
     def run(self, op: Callable[..., Any]) -> Any:
-        patched = [mock.patch.object(module, name, value) for module, name, value in self.patches]
-        for patch in patched:
-            patch.start()
-        try:
+        with ExitStack() as patched:
+            for patch in self.patches:
+                patched.enter_context(mock.patch.object(*patch))
             return op(**dict(self.options))
-        finally:
-            for patch in patched:
-                patch.stop()
 
 
 def gemm_candidates(shape: Shape, device: torch.device) -> Iterator[Candidate]:

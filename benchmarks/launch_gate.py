@@ -28,9 +28,8 @@ if __name__ == "__main__":
     os.environ.pop("TRITON_INTERPRET", None)
 
 import checkout  # noqa: F401
-import torch
 import triton
-from compile_gate import CASES, DTYPES, Case, UpdateCase, other_calls, state_of, step_call, update_call
+from compile_gate import CASES, DTYPES, Case, UpdateCase, other_calls, step_call, update_call
 from compile_one import Launch, signature_of
 from shapes import SHAPES, Shape
 from torch import Tensor
@@ -141,29 +140,14 @@ def jobs() -> list[tuple[str, Shape, str, Case]]:
         for shape in case.shapes
         for dtype in case.dtypes
     ]
+    # what `saefast.optim.Adam` with unit norm makes of a decoder
+    found.append(("unit norm", Shape(1, 1, 512, 1), "fp32", UpdateCase(blocks=0, wider=768)))
     return found + [
         (f"{name} {shape_name} {dtype}", shape, dtype, CASES[name])
         for name in ODD_CASES
         for shape_name, shape in ODD.items()
         for dtype in CASES[name].dtypes
     ]
-
-
-def adam_of_one_column() -> None:
-    """`saefast.optim.Adam` with unit norm: a decoder whose encoder has one column."""
-    from saefast import triton_kernels as ops
-
-    F, D = 512, 768
-    state = state_of(F, 1, D, torch.float32, UpdateCase(blocks=0))
-
-    def numbers(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(size, dtype=dtype, device="meta")
-
-    groups = tuple(numbers(n, dtype=torch.int32) for n in (F + 1, 1, 1))
-    code = numbers(1, 1), numbers(1, 1, dtype=torch.int32), None, groups
-    ops.update_(
-        state.weights, numbers(1, 1), numbers(1, D), *code, numbers(), None, numbers(16), state.counter
-    )
 
 
 def run(job: int) -> tuple[str, str, set[str]]:
@@ -181,8 +165,6 @@ def run(job: int) -> tuple[str, str, set[str]]:
         try:
             make = update_call if isinstance(case, UpdateCase) else step_call
             make(shape, DTYPES[dtype], case)()
-            if name == "wide A bf16":
-                adam_of_one_column()
             if case is CASES["topk"]:
                 for call in other_calls(shape, DTYPES[dtype]):
                     call()

@@ -1,4 +1,4 @@
-"""Tables of ours beside the peers, from benchmarks/results/: quality per second, the step, drop-in trainers, GPUs."""
+"""Tables of ours beside the peers, from benchmarks/results/: quality per second, the step, drop-in trainers."""
 
 import hashlib
 import json
@@ -187,6 +187,3 @@ def architecture_table() -> str:
             cells.append(f"{row['seconds'] * 1e3:.0f} ms, {over_topk:.1f}, {over:.1f} (L0 {row['l0']:.0f})")
         rows.append([f"{names[library]} {what}", *cells])
     return markdown(rows)
-
-
-# GPUs

@@ -7,7 +7,7 @@ The interpreter runs one program after another on NumPy arrays, so most of what 
              store of two values to one place
     order    programs, and the lanes of an atomic, come in a random order, the same in every run
     rereads  a program that reads back or overwrites what it wrote: on a GPU its threads must hold the same places both
-             times or meet in between. Refused but for the kernels in REREADS, which tests/test_triton_compile.py looks at
+             times or meet in between. Refused but for the kernels in REREADS, whose layouts compile_gate.py looks at
     hints    `tl.multiple_of` that is not so; the vector access made of it is misaligned, a fault
     bf16     rounded to nearest, in arithmetic and `tl.dot` too, where Triton 3.6 computes with the bit patterns
     tf32     operands cut to 10 bits of mantissa, where Triton 3.6 keeps all

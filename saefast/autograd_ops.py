@@ -8,12 +8,13 @@ import functools
 import importlib
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from saefast import reference, reference_update
+from saefast.backend import launched
 from saefast.errors import check
 
 
@@ -41,17 +42,6 @@ def triton_ops() -> Ops:
     files = ("encode", "decode", "backward", "group", "sum_rows")
     modules = [importlib.import_module(f"saefast.triton_kernels.{file}") for file in files]
     return Ops(*(launched(getattr(module, op)) for module, op in zip(modules, Ops._fields, strict=True)))
-
-
-def launched(function: Callable[..., Any]) -> Callable[..., Any]:
-    """On the device of the second argument, in every op a tensor; Triton itself takes the current device."""
-
-    @functools.wraps(function)
-    def run(*args: Any) -> Any:
-        with torch.cuda.device_of(args[1]):
-            return function(*args)
-
-    return run
 
 
 @functools.cache

@@ -1,10 +1,13 @@
 """A backend is a module with the functions of `saefast.reference`; choosing one returns that module."""
 
+import functools
 import importlib
 import logging
 import os
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -90,6 +93,17 @@ def load_backend(name: str = "auto", device: str = "cpu") -> ModuleType:
     elif name == "native" and device != "cpu":
         raise InputError(f"backend: 'native' needs an SAE on the CPU, got one on {device!r}")
     return importlib.import_module(MODULES[name])
+
+
+def launched(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with the device of the first tensor among its arguments as the current one: Triton launches there."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch.cuda.device_of(next(arg for arg in args if isinstance(arg, torch.Tensor))):
+            return function(*args, **kwargs)
+
+    return run
 
 
 def native_isas() -> list[str] | None:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from saefast.backend import load_backend
+from saefast.backend import launched, load_backend
 from saefast.errors import check
 from saefast.reference_update import Aux, Groups, Numbers, project_rows_
 from saefast.storage import Matrix, Vector, Weights
@@ -152,7 +152,7 @@ class Adam(torch.optim.Optimizer):
         frame, weight = self._frames[param], param.detach()
         dec = Matrix(weight, None, weight, state["exp_avg"], state["exp_avg_sq"], None)
         numbers = _numbers(group, int(state["step"]), param.device, frame.ops.NAME == "triton")
-        frame.ops.update_(
+        launched(frame.ops.update_)(
             frame.weights._replace(dec=dec), frame.centred, frame.error, frame.acts, frame.indices, None,
             frame.groups, frame.grad_scale, frame.aux._replace(W_dec=grad), numbers, frame.step,
         )  # fmt: skip

@@ -196,8 +196,8 @@ class Trainer:
 
     def step_on(self, rows: Tensor) -> Metrics:
         """`step` on rows [B, row_width] that were checked, with scales that are set; launched on their device."""
-        self._raise_for_earlier_steps()
         config, state, step = self.config, self.state, self.state.step + 1
+        self._raise_for_earlier_steps()
         plan, hyper = self._plan(len(rows)), self._hyper(step)
         dtype = torch.float32 if self.ops.NAME == "triton" else torch.float64
         numbers = torch.tensor(hyper.numbers(step, len(rows), plan, self.sae.config.width_out), dtype=dtype)

@@ -7,16 +7,15 @@ Some projects normalise each row before they encode it, and undo that after deco
 llamascopium "token-wise"); "scale" by a constant (llamascopium "dataset-wise").
 """
 
-import functools
 import math
-from collections.abc import Callable
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from saefast.architectures.group_max import group_max
+from saefast.backend import launched
 from saefast.reference_select import topk
 from saefast.reference_update import Params
 from saefast.sae_config import SAEConfig
@@ -46,17 +45,6 @@ def normed(config: SAEConfig, x: Tensor) -> Normed | None:
     if config.scales is not None:
         return Normed(x * config.scales[0], 1 / config.scales[1], 0.0)
     return None
-
-
-def launched(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Kernels are launched on the current device, wherever their tensors are: it is that of the SAE meanwhile."""
-
-    @functools.wraps(function)
-    def run(ops: ModuleType, params: Params, *rest: Any) -> Any:
-        with torch.cuda.device_of(params.b_dec):
-            return function(ops, params, *rest)
-
-    return run
 
 
 @launched
