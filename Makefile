@@ -17,14 +17,14 @@ test: $(VENV)/ready
 # The learning rates (quality.py --tune) and the largest dictionaries (scaling.py --largest) take longer and stay as they are.
 bench: $(PEERS)/ready data/acts-corpus
 	$(PEERS)/bin/python -P -m pytest benchmarks --results
-	$(PEERS)/bin/python benchmarks/step_ratios.py data/acts-corpus
-	$(PEERS)/bin/python benchmarks/scaling.py data/acts-corpus
-	$(PEERS)/bin/python benchmarks/pipeline.py
-	$(PEERS)/bin/python benchmarks/quality.py data/acts-corpus data/heldout-corpus
+	$(PEERS)/bin/python -m benchmarks.peers.step_ratios data/acts-corpus
+	$(PEERS)/bin/python -m benchmarks.peers.scaling data/acts-corpus
+	$(PEERS)/bin/python -m benchmarks.activations.pipeline
+	$(PEERS)/bin/python -m benchmarks.peers.quality data/acts-corpus data/heldout-corpus
 	$(PEERS)/bin/python -m benchmarks.report
 
 gpu: $(VENV)/ready
-	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python -m benchmarks.gpu
 
 # The tests beside the real packages of other projects. Activations are the demo's.
 peers: $(PEERS)/ready data/acts-corpus

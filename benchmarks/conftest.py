@@ -11,11 +11,12 @@ something to fuse: an op with a pass over memory that is more than a product or 
 from collections.abc import Callable
 from typing import Any
 
-import contest as contests
-import measuring
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
-from roofline import Device
+
+from benchmarks import measuring
+from benchmarks.ops import contest as contests
+from benchmarks.roofline import Device
 
 ROWS, DEVICE = pytest.StashKey[list[dict[str, Any]]](), pytest.StashKey[Device]()
 

@@ -20,10 +20,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import checkout
 import torch
 from torch import Tensor
 
+from benchmarks import checkout
 from saefast import open_source
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -179,10 +179,16 @@ def peak_mib(before: float) -> float:
     return round(after - before, 1)
 
 
+def module_of(script: str) -> str:
+    """Its name from the repository's root, for `python -m`."""
+    return ".".join(Path(script).resolve().relative_to(checkout.ROOT).with_suffix("").parts)
+
+
 def in_fresh_process(script: str, *args: str, env: Mapping[str, str] | None = None) -> Any:
     """The last line that a script prints, as JSON (the peers print, too)."""
     done = subprocess.run(
-        [sys.executable, script, *args],
+        [sys.executable, "-m", module_of(script), *args],
+        cwd=checkout.ROOT,
         env=os.environ | dict(env or {}),
         check=True,
         stdout=subprocess.PIPE,

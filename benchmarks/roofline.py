@@ -1,15 +1,15 @@
 """How fast can a TopK training step be on this device? Bytes and FLOPs of every stage, and the memory a run needs.
 
-    python benchmarks/roofline.py                                      the cases A, B and C on an H200
-    python benchmarks/roofline.py --d-in 4096 --d-sae 2097152 --param-dtype bf16 --state-dtype int8
-    python benchmarks/roofline.py --device mine --bandwidth 12e9 --flops 280e9 --compute-bytes 4    any other machine
+    python -m benchmarks.roofline                                      the cases A, B and C on an H200
+    python -m benchmarks.roofline --d-in 4096 --d-sae 2097152 --param-dtype bf16 --state-dtype int8
+    python -m benchmarks.roofline --device mine --bandwidth 12e9 --flops 280e9 --compute-bytes 4    any other machine
 
 A stage takes the longer of its bytes over the bandwidth of a large copy and its FLOPs over the rate of a large product;
 the floor of a step is their sum, so nothing overlaps but within a stage. Rows that are gathered count once per use,
 except from a matrix that takes at most half of the L2 cache: it stays there and counts once. So a step that finds more
 of W_dec in L2 may beat its floor a little. Latents are taken as equally likely.
 
-Where `benchmarks/gpu.py` has measured a step of the shape, the share of the floor that it reached is printed. That
+Where `python -m benchmarks.gpu` has measured a step of the shape, the share of the floor that it reached is printed. That
 compares with the storage formats and the width of the products given here: pass those of the measurement.
 """
 
@@ -19,10 +19,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import checkout  # noqa: F401
-from shapes import SHAPES
-
-from saefast.memory import GROUP, MOMENT_BYTES, WEIGHT_BYTES, copy_bytes, memory_bytes
+from benchmarks import checkout  # noqa: F401
+from benchmarks.shapes import SHAPES
+from saefast.train.memory import GROUP, MOMENT_BYTES, WEIGHT_BYTES, copy_bytes, memory_bytes
 
 RESULTS = Path(__file__).resolve().parent / "results"
 CASES = {name: shape for name, shape in SHAPES.items() if name != "small"}
@@ -130,7 +129,7 @@ def floor_ms(stages: list[Stage], device: Device) -> tuple[dict[str, float], flo
 
 
 def measured(shape: tuple[int, int, int, int]) -> list[tuple[str, float]]:
-    """(GPU, milliseconds) of each step of this shape that `benchmarks/gpu.py` has measured on the Triton backend."""
+    """(GPU, milliseconds) of each step of this shape that `python -m benchmarks.gpu` has measured on the Triton backend."""
     found = []
     for path in sorted(RESULTS.glob("*/gpu.json")):
         report: dict[str, Any] = json.loads(path.read_text())

@@ -16,8 +16,8 @@ import corpus
 import smollm2
 
 from saefast import SAE, cli, open_source
-from saefast.features import Feature, strongest_features
 from saefast.files import write_json
+from saefast.interp.features import Feature, strongest_features
 
 DATA, RUN = Path("data"), Path("runs/demo")
 HOOK = "model.layers.12"  # the residual stream in the middle of 30 blocks

@@ -1,14 +1,14 @@
 """saefast: fast training of sparse autoencoders on language-model activations."""
 
 from saefast import formats
+from saefast.activations.sources import open_source
 from saefast.backend import load_backend
-from saefast.config import SAEConfig, TrainConfig
+from saefast.config.recipes import recipe
+from saefast.config.train import SAEConfig, TrainConfig
 from saefast.errors import InputError
-from saefast.evaluate import evaluate
-from saefast.recipes import recipe
+from saefast.interp.evaluate import evaluate
 from saefast.sae import SAE
-from saefast.sources import open_source
-from saefast.trainer import Trainer
+from saefast.train.trainer import Trainer
 
 __version__ = "0.1.0"
 __all__ = [

@@ -32,7 +32,7 @@ class Params(NamedTuple):
 
 
 class Aux(NamedTuple):
-    """What AuxK adds to the gradients (see `saefast.auxk`), in their own units, fp32."""
+    """What AuxK adds to the gradients (see `saefast.engine.auxk`), in their own units, fp32."""
 
     slots: Tensor  # [F] int32: which row below belongs to this latent, or -1
     W_enc: Tensor  # [C, D]
@@ -42,7 +42,7 @@ class Aux(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What an architecture with a penalty hands to the update (see `saefast.architectures`), in place of
+    """What an architecture with a penalty hands to the update (see `saefast.engine.architectures`), in place of
     grad_pre = grad_scale * <error, W_dec row> + l1."""
 
     grad_pre: Tensor  # in the shape of acts: gradient with respect to the pre-activation of each entry

@@ -2,9 +2,9 @@ import importlib.util
 import os
 
 import pytest
-import quick_interpreter
-import strict_interpreter
 import torch
+
+from tests.gates import quick_interpreter, strict_interpreter
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before the first import of a kernel
@@ -28,7 +28,7 @@ def nan_in_fresh_memory(monkeypatch):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """See `tiny_world`; no test changes any of it."""
-    import tiny_world  # it loads transformers, which most tests do without
+    from tests.helpers import tiny_world  # it loads transformers, which most tests do without
 
     folder = tiny_world.make(tmp_path_factory.mktemp("world"))
     before = tiny_world.contents(folder)

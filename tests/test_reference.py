@@ -1,16 +1,17 @@
 """The specification against autograd of the dense formula in fp64, and torch.optim.Adam."""
 
-import dense
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saefast import auxk, reference
+from saefast import reference
+from saefast.engine import auxk
+from saefast.engine.step import Hyper, Plan
 from saefast.reference import Params
 from saefast.reference_update import Numbers, adam_
-from saefast.step import Hyper, Plan
 from saefast.storage import Vector, Weights, allocate
+from tests.helpers import dense
 
 CASES = [(1, 8, 1, 1), (7, 5, 13, 3), (33, 24, 40, 40), (64, 16, 128, 8), (5, 3, 300, 64), (50, 24, 2, 1)]
 

@@ -153,9 +153,9 @@ std::string unusable(int device) {
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
-    m.doc() = "The streaming buffer on a CUDA device (saefast.device_buffer wraps it).";
+    m.doc() = "The streaming buffer on a CUDA device (saefast.activations.device_buffer wraps it).";
     using Buffer = PyDeviceBuffer;
-    py::class_<Buffer>(m, "DeviceBuffer", "See saefast.device_buffer.DeviceBuffer.")
+    py::class_<Buffer>(m, "DeviceBuffer", "See saefast.activations.device_buffer.DeviceBuffer.")
         .def(py::init(&make), py::arg("segments"), py::kw_only(), py::arg("device"), py::arg("places"),
              py::arg("staging"), py::arg("memory"), py::arg("d_in"), py::arg("dtype"), py::arg("batch"),
              py::arg("capacity"), py::arg("seed"), py::arg("skip"), py::arg("readers"), py::arg("mixers"),

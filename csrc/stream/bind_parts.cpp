@@ -96,7 +96,7 @@ void bind_stream_parts(py::module_& s) {
             return out;
         },
         py::arg("seed"), py::arg("batch"), py::arg("held"), py::arg("n"), py::arg("plain") = false,
-        "As `saefast.buffer.draw`; `plain` without the processor's vectors.");
+        "As `saefast.activations.buffer.draw`; `plain` without the processor's vectors.");
 }
 
 }  // namespace saefast

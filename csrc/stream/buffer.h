@@ -1,4 +1,4 @@
-// The shuffle buffer. The specification is `saefast.buffer.ShuffleBuffer`: the same batches, bit for bit.
+// The shuffle buffer. The specification is `saefast.activations.buffer.ShuffleBuffer`: the same batches, bit for bit.
 #pragma once
 
 #include <chrono>

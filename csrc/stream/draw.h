@@ -1,4 +1,4 @@
-// Which places of the shuffle buffer a batch takes. The specification is `saefast.buffer.draw`: the same bits.
+// Which places of the shuffle buffer a batch takes. The specification is `saefast.activations.buffer.draw`: the same bits.
 #pragma once
 
 #include <cmath>

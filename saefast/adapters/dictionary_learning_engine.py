@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefast import auxk
 from saefast.adapters.driven import Driven
-from saefast.config import TrainConfig
+from saefast.config.sae import SAEConfig
+from saefast.config.train import TrainConfig
+from saefast.engine import auxk
+from saefast.engine.plan import Plan
 from saefast.errors import check
-from saefast.plan import Plan
 from saefast.sae import SAE
-from saefast.sae_config import SAEConfig
 
 try:
     from dictionary_learning.trainers.trainer import ConstrainedAdam

@@ -2,11 +2,11 @@
 
 from torch import Tensor
 
-from saefast.config import TrainConfig
-from saefast.plan import Hyper, Plan
+from saefast.config.train import TrainConfig
+from saefast.engine.plan import Hyper, Plan
 from saefast.sae import SAE
 from saefast.storage import Matrix
-from saefast.trainer import Trainer
+from saefast.train.trainer import Trainer
 
 
 class Driven(Trainer):

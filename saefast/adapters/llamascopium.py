@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from saefast.adapters.llamascopium_engine import Engine, unsupported
+from saefast.engine.plan import CPU_DENSITY
 from saefast.errors import check
-from saefast.plan import CPU_DENSITY
 
 try:
     from llamascopium import metrics as stock_metrics

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from saefast import auxk
 from saefast.adapters.driven import Driven
-from saefast.config import SAEConfig, TrainConfig
+from saefast.config.train import SAEConfig, TrainConfig
+from saefast.engine import auxk
+from saefast.engine.plan import Plan
+from saefast.engine.step import Metrics
 from saefast.errors import check
-from saefast.plan import Plan
 from saefast.sae import SAE
-from saefast.step import Metrics
 
 NAMES = {
     "W_enc": "W_E", "b_enc": "b_E", "W_dec": "W_D", "b_dec": "b_D",

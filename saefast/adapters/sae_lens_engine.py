@@ -7,16 +7,16 @@ import torch
 from sae_lens.saes.sae import TrainStepOutput
 from torch import Tensor, nn
 
-from saefast import auxk
 from saefast.adapters.driven import Driven
-from saefast.architectures import MODULES
-from saefast.architectures.code import Code, where
-from saefast.architectures.penalties import penalty
-from saefast.config import SAEConfig, TrainConfig
-from saefast.forward import reconstruct
-from saefast.plan import Plan, coefficients
+from saefast.config.train import SAEConfig, TrainConfig
+from saefast.engine import auxk
+from saefast.engine.architectures import MODULES
+from saefast.engine.architectures.code import Code, where
+from saefast.engine.architectures.penalties import penalty
+from saefast.engine.forward import reconstruct
+from saefast.engine.plan import Plan, coefficients
+from saefast.engine.step import Metrics
 from saefast.sae import SAE
-from saefast.step import Metrics
 from saefast.storage import row_norms
 
 

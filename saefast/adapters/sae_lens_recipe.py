@@ -12,7 +12,7 @@ from sae_lens import (
 )
 from sae_lens.saes.sae import mse_loss
 
-from saefast.config import SAEConfig, TrainConfig
+from saefast.config.train import SAEConfig, TrainConfig
 from saefast.errors import InputError, check, one_of
 
 MAX_GRAD_NORM = 1.0  # a constant of SAELens

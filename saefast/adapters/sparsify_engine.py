@@ -9,11 +9,11 @@ from sparsify.sparse_coder import ForwardOutput
 from torch import Tensor
 
 from saefast.adapters.driven import Driven
-from saefast.config import TrainConfig
+from saefast.config.sae import SAEConfig
+from saefast.config.train import TrainConfig
 from saefast.reference import total_variance as variance_of
 from saefast.reference_update import Grads, Params
 from saefast.sae import SAE
-from saefast.sae_config import SAEConfig
 
 ACTIVATIONS = {"topk": "topk", "groupmax": "group_max"}
 MULTI_TOPK, MULTI_TOPK_WEIGHT = 4, 1 / 8  # sparsify's

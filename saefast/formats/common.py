@@ -12,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from saefast.config.sae import SAEConfig
 from saefast.errors import InputError, check
 from saefast.files import read_json, write_atomic
 from saefast.sae import SAE, Origin
-from saefast.sae_config import SAEConfig
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saefast.config.sae import SAEConfig
 from saefast.errors import InputError, check
 from saefast.files import load_tensors, read_json, save_tensors, write_json
 from saefast.sae import SAE, Origin
-from saefast.sae_config import SAEConfig
 
 WEIGHTS, CONFIG, ORIGIN = "sae.safetensors", "config.json", "origin.safetensors"
 

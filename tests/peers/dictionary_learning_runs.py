@@ -5,7 +5,8 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from peers import stand_ins
+
+from benchmarks.peers.peers import stand_ins
 
 if find_spec("dictionary_learning") is None:
     pytest.skip("dictionary_learning is not installed", allow_module_level=True)

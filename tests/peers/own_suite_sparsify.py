@@ -1,6 +1,6 @@
 """sparsify's own tests, of its encoder and decoder, with its operators or with ours in their place:
 
-    python tests/peers/own_suite_sparsify.py CHECKOUT [--ours]
+    python -m tests.peers.own_suite_sparsify CHECKOUT [--ours]
 
 in an environment with the package. They ask for a GPU and for 8192 tokens and 131072 latents; here "cuda" is the CPU
 (its kernel runs in Triton's interpreter), and the sizes are a sixteenth.

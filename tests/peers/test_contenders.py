@@ -1,11 +1,11 @@
 """The contenders of benchmarks/: everybody begins with the same FVU, and is judged by what it has really learnt."""
 
-import contenders
 import pytest
 import torch
-from contenders import CONTENDERS, NEVER, fvu_of, make, missing
-from peers import Recipe
 
+from benchmarks.peers import contenders
+from benchmarks.peers.contenders import CONTENDERS, NEVER, fvu_of, make, missing
+from benchmarks.peers.peers import Recipe
 from saefast import SAE, SAEConfig, reference
 
 B, D, F, K = 96, 24, 160, 5

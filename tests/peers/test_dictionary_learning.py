@@ -6,7 +6,8 @@ import sys
 
 import pytest
 import torch
-from dictionary_learning_runs import (  # skips without dictionary_learning
+
+from tests.peers.dictionary_learning_runs import (  # fmt: skip
     CASES,
     HAS_BACKUPS,
     assert_same_state,
@@ -16,7 +17,7 @@ from dictionary_learning_runs import (  # skips without dictionary_learning
     train,
     training,
     utils,
-)  # fmt: skip
+)
 
 K_FAMILY = ("TopKTrainer", "BatchTopKTrainer", "MatryoshkaBatchTopKTrainer")
 CLIPPED = (*K_FAMILY, "JumpReluTrainer", "StandardTrainerAprilUpdate")

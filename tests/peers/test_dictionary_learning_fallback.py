@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from dictionary_learning_runs import (  # skips without dictionary_learning
+
+from tests.peers.dictionary_learning_runs import (  # fmt: skip
     B,
     D,
     assert_same_state,
@@ -12,7 +13,7 @@ from dictionary_learning_runs import (  # skips without dictionary_learning
     steps,
     stock_and_ours,
     top_k,
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,9 @@ import io
 
 import pytest
 import torch
-from dictionary_learning_runs import (  # skips without dictionary_learning
+
+from saefast.errors import InputError
+from tests.peers.dictionary_learning_runs import (
     CASES,
     HAS_K_ANNEALING,
     B,
@@ -18,8 +20,6 @@ from dictionary_learning_runs import (  # skips without dictionary_learning
     steps,
     stock_and_ours,
 )
-
-from saefast.errors import InputError
 
 K_FAMILY = ("TopKTrainer", "BatchTopKTrainer", "MatryoshkaBatchTopKTrainer")
 

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from format_checks import D_SAE, K, dense, same, same_code, there_and_back
 from safetensors.torch import load_file
 
 from saefast import SAE, SAEConfig, formats
+from tests.peers.format_checks import D_SAE, K, dense, same, same_code, there_and_back
 
 llamascopium = pytest.importorskip("llamascopium")
 HOOK = "blocks.12.hook_resid_post"

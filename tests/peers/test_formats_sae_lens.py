@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from format_checks import D_SAE, K, dense, same, same_code, scramble, there_and_back
 from safetensors.torch import load_file
 
 from saefast import SAE, SAEConfig, formats
+from tests.peers.format_checks import D_SAE, K, dense, same, same_code, scramble, there_and_back
 
 
 def sae_lens_model(kind, options):

@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("llamascopium")
 
-from llamascopium_runs import DEAD, HOOK, OUT, TANH, TOPK, B, batches_of, engine_steps, pair
+from tests.peers.llamascopium_runs import DEAD, HOOK, OUT, TANH, TOPK, B, batches_of, engine_steps, pair
 
 
 @pytest.fixture(scope="module")

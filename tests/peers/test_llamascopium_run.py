@@ -18,7 +18,10 @@ from llamascopium.activation.factory import (
 )
 from llamascopium.models.sparse_dictionary import SparseDictionary
 from llamascopium.runners import train as runner
-from llamascopium_runs import (
+
+from saefast import InputError
+from saefast.adapters import llamascopium as ours
+from tests.peers.llamascopium_runs import (
     D_SAE,
     DEAD,
     HOOK,
@@ -34,9 +37,6 @@ from llamascopium_runs import (
     pair,
     run,
 )
-
-from saefast import InputError
-from saefast.adapters import llamascopium as ours
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ from copy import deepcopy
 import pytest
 import torch
 import wandb
-from sae_lens_runs import (
+
+from tests.peers.sae_lens_runs import (  # fmt: skip
     CASES,
     B,
     K,
@@ -18,7 +19,7 @@ from sae_lens_runs import (
     make,
     scaled,
     steps,
-)  # fmt: skip
+)
 
 FIELDS = "sae_in", "sae_out", "feature_acts", "hidden_pre", "loss"
 

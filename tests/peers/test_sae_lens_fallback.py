@@ -6,7 +6,9 @@ from functools import partial
 
 import pytest
 import torch
-from sae_lens_runs import (
+
+from saefast.adapters import sae_lens_fast_topk as fast
+from tests.peers.sae_lens_runs import (
     B,
     F,
     K,
@@ -21,8 +23,6 @@ from sae_lens_runs import (
     scaled,
     steps,
 )
-
-from saefast.adapters import sae_lens_fast_topk as fast
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,9 @@ import sys
 
 import pytest
 import torch
-from sae_lens_runs import (
+from safetensors.torch import load_file
+
+from tests.peers.sae_lens_runs import (  # fmt: skip
     CASES,
     B,
     adapter,
@@ -18,8 +20,7 @@ from sae_lens_runs import (
     sae_lens,
     scaled,
     steps,
-)  # fmt: skip
-from safetensors.torch import load_file
+)
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_model
-from sparsify_runs import assert_same, fit, make, repaired, run, sparse_coder, stock
 from torch.testing import assert_close
 
 from saefast.adapters import sparsify as ours
 from saefast.adapters.sparsify_signum import signum_step
 from saefast.backend import unavailable
 from saefast.errors import InputError
+from tests.peers.sparsify_runs import assert_same, fit, make, repaired, run, sparse_coder, stock
 
 EXCLUDED = list(range(0, 2000, 3))
 AUXK = {"auxk_alpha": 1 / 8, "dead_feature_threshold": 257}  # one batch: not dead yet

@@ -5,13 +5,23 @@ import sys
 
 import pytest
 import torch
-from sparsify_runs import SMALL, Data, Model, SparseCoderConfig, assert_same, make, run, sparse_coder, stock
 from torch.testing import assert_close
 
 from saefast.adapters import sparsify as ours
 from saefast.adapters import sparsify_ops
 from saefast.adapters.sparsify_ops import PreActs, decoder_impl, fused_encoder
 from saefast.errors import InputError
+from tests.peers.sparsify_runs import (
+    SMALL,
+    Data,
+    Model,
+    SparseCoderConfig,
+    assert_same,
+    make,
+    run,
+    sparse_coder,
+    stock,
+)
 
 DEAD = torch.arange(301) % 3 == 0
 

@@ -1,0 +1,186 @@
+"""`make gpu`: whole steps against plain PyTorch, the same with other formats, and the largest dictionary that fits.
+
+Every contender starts from the same weights and trains on the same batches. Its first loss is compared with the one that
+fp32 PyTorch computes, and the following ones with those of the contenders before it, before the clock runs.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.common import (
+    CASES,
+    DEVICE,
+    DTYPE,
+    LOSS,
+    REHEARSAL,
+    SHAPES,
+    Item,
+    Part,
+    Report,
+    Result,
+    autocast,
+    batches,
+    close,
+    exact_loss,
+    expect,
+    floors,
+    free,
+    make_sae,
+    peak_gb,
+    step_ms,
+    train_config,
+)
+from benchmarks.peers.plain import PlainStep
+from benchmarks.shapes import Shape
+from saefast import Trainer
+from saefast.config.train import SAEConfig
+from saefast.reference import Params
+from saefast.train.memory import training_bytes
+from saefast.triton_kernels.pre_acts import encode_route
+
+LATER_LOSSES = 10 * LOSS
+N_LOSSES = 2 if REHEARSAL else 4
+FORMATS = [("fp32", "fp32"), ("split", "fp32"), ("split", "int8"), ("fp32", "bf16"), ("bf16", "int8")]
+Step = Callable[[Tensor], Tensor]  # x -> the loss before the update
+
+
+def trainer_step(trainer: Trainer) -> Step:
+    return lambda x: trainer.step(x).loss
+
+
+def plain_step(shape: Shape, params: Params, compiled: bool) -> Step:
+    """fp32 masters, bf16 autocast, fused Adam; what `torch.compile` makes of the same code."""
+    config = train_config(shape)
+    assert config.lr is not None
+    plain = PlainStep(params, shape.K, config.lr, config.betas, config.eps)
+    backend = "eager" if REHEARSAL else "inductor"
+    torch._dynamo.reset()  # else what it knows of the last shape makes it compile for any shape
+    run = torch.compile(plain.__call__, backend=backend, dynamic=False) if compiled else plain
+
+    def step(x: Tensor) -> Tensor:
+        with autocast():
+            return run(x)
+
+    return step
+
+
+def contender(name: str, shape: Shape) -> tuple[Step, float, Result]:
+    """-> a step, the exact first loss, what is known before anything ran."""
+    sae, (x,) = make_sae(shape), batches(shape, 1)
+    exact = exact_loss(sae.params, x, shape.K)
+    if name in ("plain", "compiled"):
+        return plain_step(shape, sae.params, name == "compiled"), exact, {}
+    config = train_config(shape, cuda_graph=name == "triton")
+    known = {"predicted_gb": round(sum(training_bytes(sae.config, config, DTYPE.itemsize).values()) / 1e9, 3)}
+    return trainer_step(Trainer(sae, config)), exact, known
+
+
+def measure(case: str, name: str, report: Report) -> Result:
+    shape, earlier = SHAPES[case], report.get("step", {})
+    run, exact, found = contender(name, shape)
+    free()
+    data = batches(shape, N_LOSSES)
+    losses = [float(run(x)) for x in data]
+    rows = {
+        other: row[other]
+        for other in NAMES
+        if other != name and (row := earlier.get(f"{case} {other}")) and "losses" in row.get(other, {})
+    }
+    close("first loss", losses[0], exact, LOSS)
+    for other, row in rows.items():
+        for step, (got, want) in enumerate(zip(losses, row["losses"], strict=True)):
+            close(f"loss {step} against {other}", got, want, LATER_LOSSES)
+    found = step_ms(lambda: run(data[0])) | found | peak_gb() | {"losses": losses, "exact_first_loss": exact}
+    found["tokens_per_s"] = round(1e3 * shape.B / found["median_ms"])
+    found["compared_with"] = ["fp32 first loss", *rows]
+    if name == "triton":
+        capability = torch.cuda.get_device_capability() if DEVICE == "cuda" else (9, 0)
+        route = encode_route(*shape[:3], DTYPE, capability)
+        found["floor_ms"] = round(floors(report, shape, route=route)[2], 4)
+        found["share_of_floor"] = round(found["floor_ms"] / found["median_ms"], 3)
+    elif "triton" in rows:
+        found["triton_is_faster_by"] = round(found["median_ms"] / rows["triton"]["median_ms"], 2)
+    return {"shape": list(shape), name: found}
+
+
+def of_format(param_dtype: str, state_dtype: str, report: Report) -> Result:
+    """Case B with weights and moments in these formats: pace and memory."""
+    shape = SHAPES.get("B", SHAPES["A"])
+    sae = make_sae(shape)
+    data = batches(shape, N_LOSSES)
+    exact = exact_loss(sae.params, data[0], shape.K)
+    config = train_config(shape, param_dtype=param_dtype, state_dtype=state_dtype)
+    predicted = sum(training_bytes(sae.config, config, DTYPE.itemsize).values())
+    trainer = Trainer(sae, config)
+    free()
+    losses = [float(trainer.step(x).loss) for x in data]
+    close("first loss", losses[0], exact, LOSS)
+    found = step_ms(lambda: trainer.step(data[0]), seconds=1) | peak_gb() | {"losses": losses}
+    formats = {"param_dtype": param_dtype, "state_dtype": state_dtype}
+    floor = floors(report, shape, **formats)[2]
+    return found | {
+        "predicted_gb": round(predicted / 1e9, 3),
+        "tokens_per_s": round(1e3 * shape.B / found["median_ms"]),
+        "share_of_floor": round(floor / found["median_ms"], 3),
+    }
+
+
+def largest(report: Report) -> Result:
+    """The widest dictionary at d_in = 4096 with 4 bytes per parameter, of 2 or 3 times a power of two: three steps.
+
+    Its weights are bf16 from the start: `Trainer` would need 8 more bytes per parameter for an fp32 SAE to begin with.
+    """
+    formats = {"param_dtype": "bf16", "state_dtype": "int8"}
+    available = 0.95 * torch.cuda.mem_get_info()[0] if DEVICE == "cuda" else 2**17
+    D, K = (32, 4) if REHEARSAL else (4096, 64)
+    most, tried = 5 if REHEARSAL else 22, {}
+    for d_sae in (size for n in range(most, 3, -1) for size in (2**n, 3 * 2 ** (n - 2))):
+        shape = Shape(SHAPES["A"].B, D, d_sae, K)
+        config = train_config(shape, **formats)
+        needed = sum(training_bytes(SAEConfig(D, d_sae, k=K), config, DTYPE.itemsize).values())
+        if needed <= available:
+            outcome = try_largest(shape, formats)
+            if "tokens_per_s" in outcome:
+                return {"d_sae": d_sae, "predicted_gb": round(needed / 1e9, 3)} | outcome | {"tried": tried}
+            tried[str(d_sae)] = outcome["error"]
+            free()
+        else:
+            tried[str(d_sae)] = f"needs {needed / 1e9:.1f} GB of {available / 1e9:.1f}"
+    return {"error": "nothing fits", "tried": tried}
+
+
+def try_largest(shape: Shape, formats: dict[str, Any]) -> Result:
+    from saefast import InputError
+
+    free()
+    try:
+        trainer = Trainer(make_sae(shape, DTYPE), train_config(shape, **formats))
+        x = batches(shape, 1)[0]
+        losses = [float(trainer.step(x).loss) for _ in range(3)]
+        timing = step_ms(lambda: trainer.step(x), seconds=1)
+    except (InputError, torch.OutOfMemoryError) as error:
+        return {"error": str(error)[:300]}
+    expect(losses[2] < losses[0], f"the loss does not fall: {losses}")
+    return timing | peak_gb() | {"losses": losses, "tokens_per_s": round(1e3 * shape.B / timing["median_ms"])}
+
+
+NAMES = ("triton", "plain", "eager", "compiled")
+ORDER = [
+    *((case, name) for case in CASES for name in ("triton", "plain")),
+    *((case, name) for case in SHAPES if case not in CASES for name in ("triton", "plain")),
+    *((case, "eager") for case in SHAPES),
+]
+ITEMS: dict[str, Item] = {f"{case} {name}": partial(measure, case, name) for case, name in ORDER}
+STEP = Part(ITEMS, seconds=200, item_seconds=60)
+COMPILED = Part(
+    {f"{case} compiled": partial(measure, case, "compiled") for case in SHAPES if case != "C"},
+    seconds=240, item_seconds=100,
+)  # fmt: skip
+FORMAT = Part(
+    {"largest": largest} | {"-".join(formats): partial(of_format, *formats) for formats in FORMATS},
+    seconds=120, item_seconds=60,
+)  # fmt: skip

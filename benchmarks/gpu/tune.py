@@ -1,0 +1,280 @@
+"""`make gpu`: launch configurations of the kernels that decide the step, timed beside the one that is used.
+
+    python -m benchmarks.gpu.tune [--only "decode A"]    compile the candidates for sm_90: registers, spills, shared memory
+
+Each candidate must give what the configuration in use gives, to rounding where its sums have another order. A result is a
+list, the fastest first, with `default` where the one in use is. The function that chooses configurations is changed by
+hand, where a candidate is faster at several shapes: select_config, decode_config, update_config, gemm_config, MAX_FUSED_D,
+L2_BYTES.
+"""
+
+import argparse
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from typing import Any, NamedTuple
+from unittest import mock
+
+if __name__ == "__main__":
+    os.environ.pop("TRITON_INTERPRET", None)
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.common import CASES, DTYPE, Part, Report, Result, expect, free, kernel_ms
+from benchmarks.gpu.stages import Chain
+from benchmarks.shapes import Shape
+from saefast import triton_kernels as ops
+from saefast.engine.state import State
+from saefast.storage import Weights
+from saefast.triton_kernels import gemm, pre_acts
+from saefast.triton_kernels.update import UpdateConfig, update_config
+from tests.gates.compile_one import compile_launch, launches
+
+# modules that the package has functions of the same names beside
+decode, topk = (import_module(f"saefast.triton_kernels.{name}") for name in ("decode", "topk"))
+SECONDS = 0.15  # of timing, each
+SAME = 1e-2  # relative difference of results: sums in another order, rounded to bf16
+
+
+class Candidate(NamedTuple):
+    """A configuration, the values in modules that it stands for, and options of the op."""
+
+    name: str
+    patches: tuple[tuple[Any, str, Any], ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def run(self, op: Callable[..., Any]) -> Any:
+        with ExitStack() as patched:
+            for patch in self.patches:
+                patched.enter_context(mock.patch.object(*patch))
+            return op(**dict(self.options))
+
+
+def gemm_candidates(shape: Shape, device: torch.device) -> Iterator[Candidate]:
+    used = gemm.gemm_config(shape.B, shape.F, shape.D, DTYPE, capability=gemm.device_capability(device))
+    tiles = [
+        (128, 256, 64, 8, 3),
+        (128, 256, 64, 8, 4),
+        (256, 128, 64, 8, 3),
+        (128, 128, 64, 8, 4),
+        (128, 128, 64, 4, 4),
+    ]
+    tiles += [(128, 128, 128, 8, 2), (64, 256, 64, 4, 4)]
+    found = {f"{m}x{n}x{k} {warps} warps {stages} stages": replace(
+        used, BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, num_warps=warps, num_stages=stages)
+        for m, n, k, warps, stages in tiles}  # fmt: skip
+    found["not flattened"] = replace(used, FLATTEN=False)
+    for group in (4, 16):
+        found[f"{group} tiles down"] = replace(used, GROUP_M=group)
+    yield Candidate("default", options=(("config", used),))
+    for name, config in found.items():
+        if config != used:
+            yield Candidate(name, options=(("config", config),))
+
+
+def round_candidates(shape: Shape, device: torch.device) -> Iterator[Candidate]:
+    for log in (25, 23, 24, 26, 27):
+        name = "default" if 2**log == pre_acts.L2_BYTES else f"2^{log} bytes a round"
+        yield Candidate(name, ((pre_acts, "L2_BYTES", 2**log),))
+
+
+def select_candidates(shape: Shape, device: torch.device) -> Iterator[Candidate]:
+    yield Candidate("default")
+    for n in (4, 8, 16):
+
+        def select_config(n_groups: int, itemsize: int, n: int = n, of: Any = topk.select_config) -> Any:
+            return replace(of(n_groups, itemsize), num_warps=n)
+
+        yield Candidate(f"{n} warps", ((topk, "select_config", select_config),))
+
+
+def decode_candidates(shape: Shape, device: torch.device) -> Iterator[Candidate]:
+    used = decode.decode_config(shape.K, shape.D, DTYPE.itemsize)
+    yield Candidate("default", options=(("config", used),))
+    for columns in (128, 256, 512, 1024):
+        for rows, warps in ((4, 1), (4, 2), (8, 1), (8, 2), (8, 4), (16, 4)):
+            config = decode.DecodeConfig(min(rows, shape.K), columns, warps)
+            if config != used and columns <= 2 * shape.D and columns // (32 * warps) in (2, 4, 8):
+                yield Candidate(f"{rows} rows of {columns}, {warps} warps", options=(("config", config),))
+
+
+def update_candidates(shape: Shape, device: torch.device) -> Iterator[Candidate]:
+    used = update_config(shape.D, DTYPE.itemsize, device)
+    found = {f"R {R}": replace(used, R=R) for R in (1, 2, 4)}
+    found |= {f"chunks of {chunk}": replace(used, chunk=chunk) for chunk in (128, 512)}
+    for warps, registers in (
+        (used.num_warps // 2, 168),
+        (used.num_warps * 2, 128),
+        (used.num_warps, 168),
+        (used.num_warps, 96),
+    ):
+        if warps:
+            per_sm = 65536 // (32 * registers) // warps
+            programs = max(1, gemm.multiprocessors(device) * per_sm)
+            config = UpdateConfig(warps, registers, programs, used.R, used.chunk)
+            found[f"{warps} warps of {registers} registers"] = config
+    for factor in (2, 4):
+        found[f"{factor} times as many programs"] = replace(used, programs=factor * used.programs)
+    yield Candidate("default", options=(("config", used),))
+    for name, config in found.items():
+        if config != used:
+            yield Candidate(name, options=(("config", config),))
+
+
+def operations(chain: Any) -> dict[str, tuple[Callable[..., Any], Iterator[Candidate]]]:
+    """Ops on what the step at a shape gives them: those that `Chain` has run, or tensors without memory."""
+    shape, device = chain.shape, chain.centred.device
+    product = chain.centred, chain.W_enc, chain.b_enc
+
+    def update(config: UpdateConfig) -> Tensor:
+        return ops.update_(*chain.update, config=config)
+
+    return {
+        "encode, triton": (
+            partial(pre_acts.pre_acts_and_maxima, *product, route="triton"),
+            gemm_candidates(shape, device),
+        ),
+        "encode, cublas": (
+            partial(pre_acts.pre_acts_and_maxima, *product, route="cublas"),
+            round_candidates(shape, device),
+        ),
+        "select": (lambda: topk.select_topk(*chain.maxima, shape.K), select_candidates(shape, device)),
+        "decode": (partial(ops.decode_error, *chain.decode), decode_candidates(shape, device)),
+        "update": (update, update_candidates(shape, device)),
+    }
+
+
+class Shapes:
+    """The attributes of a `Chain`, of a step on meta tensors: for compiling."""
+
+    def __init__(self, shape: Shape) -> None:
+        from saefast.reference import Params
+
+        def tensor(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(size, dtype=dtype, device="meta")
+
+        B, D, F, K = self.shape = shape
+        state = State.fresh(Params(tensor(F, D), tensor(F), tensor(F, D), tensor(D)), compute_dtype=DTYPE)
+        weights: Weights = state.weights
+        self.centred, self.W_enc, self.b_enc = (
+            tensor(B, D, dtype=DTYPE),
+            weights.enc.shadow,
+            weights.b_enc.value,
+        )
+        self.maxima = tensor(B, F, dtype=DTYPE), tensor(B, -(-F // 64), dtype=DTYPE)
+        acts, indices = tensor(B, K), tensor(B, K, dtype=torch.int32)
+        error, integers = tensor(B, D, dtype=DTYPE), partial(tensor, dtype=torch.int32)
+        self.decode = acts, indices, weights.dec.shadow, weights.b_dec.value, tensor(B, D), DTYPE
+        groups = integers(F + 1), integers(B * K), integers(B * K)
+        code = acts, indices, None, groups
+        self.update = (
+            weights,
+            self.centred,
+            error,
+            *code,
+            tensor(),
+            None,
+            tensor(16),
+            tensor(dtype=torch.int64),
+        )
+
+
+def largest_difference(got: Any, want: Any) -> float:
+    """Relative, of tensors or tuples of them. Some rows at a time: in fp32 the pre-activations of C are 9 GB."""
+    if isinstance(want, Tensor):
+        apart, size = 0.0, 1e-30
+        parts = zip(torch.atleast_1d(got).split(1024), torch.atleast_1d(want).split(1024), strict=True)
+        for one, other in ((a.float(), b.float()) for a, b in parts):
+            apart += float(
+                (one - other).where(one != other, 0.0).square().sum()
+            )  # equal infinities are not apart
+            size += float(other.nan_to_num(posinf=0.0, neginf=0.0).square().sum())
+        return (apart / size) ** 0.5
+    return max(largest_difference(one, other) for one, other in zip(got, want, strict=True))
+
+
+def tune(op: str, case: str, report: Report) -> Result:
+    chain = Chain(CASES[case])
+    run, candidates = operations(chain)[op]
+    timed: list[Result] = []
+    want = None
+    for candidate in candidates:
+        try:
+            got = candidate.run(run)
+            if want is None:
+                want = got
+            difference = largest_difference(got, want)
+            expect(difference <= SAME, f"{candidate.name}: {difference} from the default")
+            timing = kernel_ms(partial(candidate.run, run), seconds=SECONDS)
+            timed.append({"name": candidate.name, "median_ms": timing["median_ms"], "difference": difference})
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 too much shared memory, say
+            timed.append({"name": candidate.name, "said": f"{type(error).__name__}: {error}"[:200]})
+        got = None
+    del chain, run, want
+    free()
+    timed.sort(key=lambda one: one.get("median_ms", float("inf")))
+    default = next(
+        (one["median_ms"] for one in timed if one["name"] == "default" and "median_ms" in one), None
+    )
+    found: Result = {"candidates": timed}
+    if default and "median_ms" in timed[0]:
+        found |= {
+            "default_ms": default,
+            "best_ms": timed[0]["median_ms"],
+            "saved": round(1 - timed[0]["median_ms"] / default, 3),
+        }
+        found["said"] = timed[0]["name"]
+    return found
+
+
+OPS = ("encode, triton", "encode, cublas", "update", "decode", "select")
+TUNE = Part(
+    {f"{op} {case}": partial(tune, op, case) for op in OPS for case in CASES}, seconds=240, item_seconds=60
+)  # fmt: skip
+
+
+def compile_jobs(only: str) -> list[tuple[str, Any]]:
+    found = []
+    for case, shape in CASES.items():
+        for op, (run, candidates) in operations(Shapes(shape)).items():
+            if only not in f"{op} {case}":
+                continue
+            for candidate in candidates:
+                recorded = launches(lambda run=run, candidate=candidate: candidate.run(run))
+                found += [(f"{op} {case}: {candidate.name}: {one.kernel.__name__}", one) for one in recorded]
+    return found
+
+
+_jobs: list[tuple[str, Any]] = []  # filled before the worker processes are forked
+
+
+def compile_job(index: int) -> tuple[str, Result]:
+    name, launch = _jobs[index]
+    try:
+        return name, compile_launch(launch, 90)
+    except Exception as error:  # noqa: BLE001
+        return name, {"error": str(error)[-300:]}
+
+
+def compile_candidates(only: str = "") -> dict[str, Result]:
+    """For sm_90, in a process for each core, into Triton's cache."""
+    _jobs[:] = compile_jobs(only)
+    with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
+        return dict(pool.imap(compile_job, range(len(_jobs))))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", default="", help="of ops and cases with this in their name")
+    figures = compile_candidates(parser.parse_args().only)
+    for row, figure in figures.items():
+        print(f"{row:70}", *(f"{name} {value}" for name, value in figure.items() if name != "narrow_offsets"))
+    sys.exit(any("error" in figure for figure in figures.values()))

@@ -1,0 +1,1 @@
+"""Where activations come from, how they are kept on disk, and how they are shuffled."""

@@ -1,0 +1,206 @@
+"""The shuffle buffer between a source and the trainer, in plain PyTorch: the specification of `saefast.activations.stream`."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefast.activations.sources import Source
+from saefast.errors import InputError, check
+
+ROUNDS = 8
+COUNTERS = ("batches", "passes", "next_row", "skipped")  # of a buffer's state
+GOLDEN, BITS_32, BITS_64 = 0x9E3779B97F4A7C15, 2**32 - 1, 2**64 - 1
+
+
+def draw(seed: int, batch: int, held: int, n: int) -> Tensor:
+    """The places that batch number `batch` takes: n different numbers below `held`, [n] int64.
+
+    Element i is the image of i under a permutation of [0, held) that seed and batch number fix: no state, so a
+    run can go on from any batch, and `csrc/stream/draw.h` gives the same bits. It is a Feistel network over a
+    grid of about sqrt(held) x sqrt(held) places, with a keyed hash as its function; a place of the grid beyond
+    `held` is sent through it again (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
+    """
+    rows = math.isqrt(held - 1) + 1
+    columns = -(-held // rows)
+    base = (_mix64(_mix64(seed) + batch * GOLDEN)) & BITS_64
+    keys = [_mix64(base + (r + 1) * GOLDEN) >> 32 for r in range(ROUNDS)]
+    places = _permute(torch.arange(n), rows, columns, keys)
+    while (beyond := places >= held).any():
+        places[beyond] = _permute(places[beyond], rows, columns, keys)
+    return places
+
+
+def _mix64(z: int) -> int:
+    """The finalizer of SplitMix64."""
+    z &= BITS_64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & BITS_64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & BITS_64
+    return z ^ (z >> 31)
+
+
+def _permute(places: Tensor, rows: int, columns: int, keys: list[int]) -> Tensor:
+    row, column = places // columns, places % columns
+    for r in range(0, ROUNDS, 2):
+        row = (row + _hash(column, keys[r], rows)) % rows
+        column = (column + _hash(row, keys[r + 1], columns)) % columns
+    return row * columns + column
+
+
+def _hash(half: Tensor, key: int, below: int) -> Tensor:
+    """Numbers from 0 to below - 1; 32-bit arithmetic in int64, where no product overflows."""
+    h = half ^ key
+    h = ((h ^ (h >> 16)) * 0x21F0AAAD) & BITS_32
+    h = ((h ^ (h >> 15)) * 0x735A2D97) & BITS_32
+    return ((h ^ (h >> 15)) * below) >> 32
+
+
+def check_state(numbers: dict[str, Any]) -> None:
+    """Refuse the state of a buffer that drew with a generator (0.1.0 before the native buffer)."""
+    fits = numbers.keys() >= set(COUNTERS)
+    check(fits, "resume: expected a checkpoint of this version, this one was shuffled in another way")
+
+
+class ShuffleBuffer:
+    """Turns a stream of rows into shuffled batches [batch_size, d_in].
+
+    It holds up to `capacity` rows. Each batch is a uniform sample without replacement of the rows held, and the
+    next rows of the stream take the places of those that left; at the end of a pass the buffer drains before
+    the next pass begins. So
+
+    - in one pass every row leaves exactly once; only the last rows of a pass, fewer than a batch, wait and leave
+      in the next one;
+    - a row stays for a geometrically distributed number of batches with mean capacity / batch_size, so rows
+      that were neighbours in the stream land in the same batch with probability about batch_size / capacity;
+    - batches depend on the source, the seed and the sizes alone, not on how the source is cut into tensors
+      (see `draw`).
+
+    Args:
+        source: where the rows come from, read again when it ends.
+        nonfinite: what a row with NaN or Inf does: "stop" raises InputError, "skip" drops and counts it.
+    """
+
+    def __init__(
+        self, source: Source, batch_size: int, capacity: int, seed: int = 0, nonfinite: str = "stop"
+    ) -> None:
+        check(
+            capacity >= batch_size, f"capacity: expected at least batch_size = {batch_size}, got {capacity}"
+        )
+        self.source, self.batch_size, self.nonfinite = source, batch_size, nonfinite
+        self.capacity, self.seed = capacity, seed
+        self.batches = 0  # drawn so far
+        self.held = 0
+        self.row_of = torch.empty(capacity, dtype=torch.int64)  # stream row in each place
+        self.place: Tensor | None = None  # [capacity, d_in] in the source's dtype, made with the first rows
+        self.passes = 0  # finished ones
+        self.next_row = 0  # of this pass; counts skipped rows too
+        self.skipped = 0
+        self._stream: Iterator[Tensor] | None = None
+        self._chunk: Tensor | None = None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Batches [batch_size, d_in] without end, unless the source cannot be read a second time."""
+        while self._fill():
+            yield self._draw()
+
+    def sample(self, n: int) -> Tensor:
+        """Up to n of the rows that will come first, [n, d_in], without taking them out."""
+        self._fill()
+        if self.place is None or self.held == 0:
+            raise InputError("source: expected at least one finite row, got none")
+        return self.place[: min(n, self.held)]
+
+    def _fill(self) -> bool:
+        """Top up from the stream, beginning new passes until a batch is held; False when there is no more."""
+        self._top_up()
+        while self.held < self.batch_size:
+            self.passes, self.next_row, self._stream, self._chunk = self.passes + 1, 0, None, None
+            if self._top_up() == 0:
+                return False  # a one-shot iterator, or no finite row in it
+        return True
+
+    def _draw(self) -> Tensor:
+        assert self.place is not None
+        holes = draw(self.seed, self.batches, self.held, self.batch_size)
+        # NaN in a row, a damaged shard: the buffer stays as it was and can be saved
+        rows, numbers = self._next_rows(len(holes))
+        self.batches += 1
+        batch = self.place[holes]
+        self._put(holes[: len(numbers)], rows, numbers)
+        # Where the stream could not fill a hole, the last rows move down into it.
+        holes = holes[len(numbers) :]
+        self.held -= len(holes)
+        is_hole = torch.zeros(self.held + len(holes), dtype=torch.bool)
+        is_hole[holes] = True
+        low = is_hole[: self.held].nonzero().squeeze(1)
+        high = (~is_hole[self.held :]).nonzero().squeeze(1) + self.held
+        self.place[low], self.row_of[low] = self.place[high], self.row_of[high]
+        return batch
+
+    def _top_up(self) -> int:
+        """Fill the free places from the stream; returns how many rows came."""
+        rows, numbers = self._next_rows(len(self.row_of) - self.held)
+        self._put(torch.arange(self.held, self.held + len(numbers)), rows, numbers)
+        self.held += len(numbers)
+        return len(numbers)
+
+    def _put(self, where: Tensor, rows: list[Tensor], numbers: Tensor) -> None:
+        if self.place is None and rows:
+            self.place = torch.empty(len(self.row_of), self.source.d_in, dtype=rows[0].dtype)
+        if self.place is not None and rows:
+            self.place[where] = torch.cat(rows).to(self.place)
+            self.row_of[where] = numbers
+
+    def _next_rows(self, n: int) -> tuple[list[Tensor], Tensor]:
+        """The next n finite rows of the pass, as pieces, and their numbers; fewer at its end."""
+        first_row, skipped = self.next_row, self.skipped
+        pieces: list[Tensor] = []
+        numbers: list[Tensor] = []
+        try:
+            while n > 0:
+                if self._chunk is None or len(self._chunk) == 0:
+                    self._stream = self._stream or self.source.rows(self.next_row)
+                    self._chunk = next(self._stream, None)
+                    if self._chunk is None:
+                        break
+                rows, self._chunk = self._chunk[:n], self._chunk[n:]
+                number = torch.arange(self.next_row, self.next_row + len(rows))
+                self.next_row += len(rows)
+                finite = rows.isfinite().all(dim=1)
+                if not finite.all():
+                    if self.nonfinite == "stop":
+                        row = int(number[~finite][0])
+                        raise InputError(
+                            f"source: row {row} holds NaN or Inf; nonfinite = 'skip' (--nonfinite skip) drops such rows"
+                        )
+                    self.skipped += int((~finite).sum())
+                    rows, number = rows[finite], number[finite]
+                pieces.append(rows)
+                numbers.append(number)
+                n -= len(rows)
+        except BaseException:
+            self.next_row, self.skipped, self._stream, self._chunk = first_row, skipped, None, None
+            raise
+        return pieces, torch.cat(numbers) if numbers else torch.empty(0, dtype=torch.int64)
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and numbers that restore the buffer exactly; the rows themselves only if they cannot be re-read."""
+        tensors = {"row_of": self.row_of[: self.held].clone()}
+        if not self.source.random_access and self.place is not None:
+            tensors["rows"] = self.place[: self.held].clone()
+        return tensors, {name: getattr(self, name) for name in COUNTERS}
+
+    def close(self) -> None:
+        """Nothing to end here; `saefast.activations.stream.NativeBuffer` has threads."""
+
+    def load_state_dict(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        check_state(numbers)
+        self.batches, self.passes, self.next_row, self.skipped = (numbers[name] for name in COUNTERS)
+        self._stream = self._chunk = None
+        row_of = tensors["row_of"]
+        self.held = len(row_of)
+        rows = self.source.take(row_of) if self.source.random_access else tensors["rows"]
+        self.place = torch.empty(len(self.row_of), self.source.d_in, dtype=rows.dtype)
+        self.place[: self.held], self.row_of[: self.held] = rows, row_of

@@ -1,0 +1,185 @@
+"""The shuffle buffer in GPU memory: `saefast.activations.stream.open_buffer` takes it for a CUDA device where it can.
+
+Reading, verification and drawing are those of `NativeBuffer`, so batches and states are the same, bit for bit. A batch
+comes to the GPU as the rows that enter the buffer, from pinned memory, on a stream of its own; one kernel swaps them
+with the rows that leave, which it converts to the dtype wanted (`csrc/cuda/`).
+"""
+
+import importlib
+from collections.abc import Iterator
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefast.activations.buffer import COUNTERS, check_state
+from saefast.activations.sources import Source
+from saefast.activations.stream import NativeBuffer
+from saefast.errors import InputError, check
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # of rows and of batches
+PIECE = 65_536  # rows that `load_state_dict` reads at a time
+
+
+class DeviceBuffer(NativeBuffer):
+    """`NativeBuffer` with its rows and its batches on a GPU.
+
+    Args:
+        dtype: of the batches: fp16, bf16 or fp32. None: the source's.
+        device: CUDA device of rows and batches.
+        b_dec: [d_in] fp32 on `device`, subtracted from every row in fp32, as it is when the batch is taken.
+        ahead: batches on their way to the GPU, 1 or more.
+
+    Raises:
+        InputError: rows or batches of another dtype; the device cannot be used.
+        torch.OutOfMemoryError: `device_bytes` are not free.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int,
+        capacity: int,
+        seed: int = 0,
+        nonfinite: str = "stop",
+        dtype: torch.dtype | None = None,
+        *,
+        device: torch.device | str = "cuda",
+        b_dec: Tensor | None = None,
+        ahead: int = 4,
+        **options: Any,
+    ) -> None:
+        self.device, self.b_dec = torch.device(device), b_dec
+        self._module = load_module()
+        super().__init__(source, batch_size, capacity, seed, nonfinite, dtype, ahead=ahead, **options)
+
+    def _open(self, parts: list[Any], **settings: Any) -> Any:
+        for name, kind in (("source", self.source_dtype), ("dtype", self.dtype)):
+            check(kind in DTYPES, f"{name}: expected fp16, bf16 or fp32 on a GPU, got {kind}")
+        if self.b_dec is not None:
+            b_dec = self.b_dec
+            fits = (
+                b_dec.shape == (self.source.d_in,) and b_dec.dtype == torch.float32 and b_dec.is_contiguous()
+            )
+            check(
+                fits,
+                f"b_dec: expected [{self.source.d_in}] in fp32, got {list(b_dec.shape)} in {b_dec.dtype}",
+            )
+        rows, staged = device_bytes(
+            self.source, self.source_dtype, self.batch_size, self.capacity, settings["ahead"]
+        )
+        self._places, staging = (
+            torch.empty(size, dtype=torch.uint8, device=self.device) for size in (rows, staged)
+        )
+        del settings["widen"]
+        index = self.device.index if self.device.index is not None else self._current_device()
+        return self._module.DeviceBuffer(
+            parts, device=index, places=(self._places.data_ptr(), rows), staging=(staging.data_ptr(), staged),
+            memory=(self._places, staging), **settings,
+        )  # fmt: skip
+
+    def _current_device(self) -> int:
+        return torch.cuda.current_device()
+
+    def _handle(self) -> int:
+        """Handle of the stream in which the caller works."""
+        return torch.cuda.current_stream(self.device).cuda_stream
+
+    def __iter__(self) -> Iterator[Tensor]:
+        shape = self.batch_size, self.source.d_in
+        while True:
+            batch = torch.empty(shape, dtype=self.dtype, device=self.device)
+            b_dec = 0 if self.b_dec is None else self.b_dec.data_ptr()
+            to = batch.data_ptr(), list(shape), str(self.dtype).removeprefix("torch."), b_dec, self._handle()
+            if not self._wait(partial(self._native.next, *to)):
+                return
+            self._check_unchanged()
+            yield batch
+
+    def _rows(self, begin: int, end: int) -> Tensor:
+        """The rows in these places, [end - begin, d_in]: a view."""
+        size = self.source.d_in * self.source_dtype.itemsize
+        return self._places[begin * size : end * size].view(self.source_dtype).view(-1, self.source.d_in)
+
+    def sample(self, n: int) -> Tensor:
+        if self._native.numbers()["batches"]:  # as `NativeBuffer.sample`
+            self.load_state_dict(*self.state_dict())
+        held = self._wait(lambda timeout: self._native.fill(self._handle(), timeout))
+        if held == 0:
+            raise InputError("source: expected at least one finite row, got none")
+        return self._rows(0, min(n, held)).clone()
+
+    def load_state_dict(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        check_state(numbers)
+        row_of = tensors["row_of"].contiguous()
+        n, most = len(row_of), self._places.numel() // (self.source.d_in * self.source_dtype.itemsize)
+        check(n <= most, f"row_of: expected the state of a buffer of at most {most} rows, got {n}")
+        self._native.pause(self._handle())
+        try:
+            for i in range(0, n, PIECE):
+                rows = self.source.take(row_of[i : i + PIECE])
+                self._rows(i, min(n, i + PIECE)).copy_(rows)
+            counters = {name: numbers[name] for name in COUNTERS}
+            self._wait(lambda _: self._native.load(row_of.numpy(), self._handle(), **counters))
+        except BaseException:
+            self.close()  # the rows are no longer those of its state
+            raise
+
+
+def load_module() -> ModuleType:
+    """saefast._cuda.
+
+    Raises:
+        ImportError: it is not built: there was no nvcc.
+    """
+    return importlib.import_module("saefast._cuda")
+
+
+def device_bytes(
+    source: Source, dtype: torch.dtype, batch_size: int, capacity: int, ahead: int = 4
+) -> tuple[int, int]:
+    """Bytes on the GPU for the rows held, and for those on their way."""
+    row = source.d_in * dtype.itemsize
+    stage = load_module().stage_bytes(batch_size, row)
+    return min(capacity, len(source) + batch_size) * row, (ahead + 1) * stage  # type: ignore[arg-type]
+
+
+def open_on(
+    device: torch.device,
+    reserve: int,
+    source: Source,
+    batch_size: int,
+    capacity: int,
+    seed: int,
+    nonfinite: str,
+    dtype: torch.dtype | None,
+    segments: tuple[list[Any], torch.dtype],
+    **options: Any,
+) -> DeviceBuffer | str:
+    """The buffer on `device`, or why it cannot be there. `reserve`: bytes that must stay free."""
+    try:
+        module = load_module()
+    except ImportError as error:
+        return f"saefast._cuda is not built ({error})"
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    if reason := module.unusable(index):
+        return str(reason)
+    kinds = segments[1], dtype or segments[1]
+    if not set(kinds) <= set(DTYPES):
+        return f"its kernel takes fp16, bf16 and fp32, not {kinds[0]} to {kinds[1]}"
+    needed = sum(device_bytes(source, segments[1], batch_size, capacity, options.get("ahead", 4)))
+    free = torch.cuda.mem_get_info(device)[0]
+    too_little = (
+        f"its {capacity} rows need {needed / 1e9:.2f} GB of GPU memory beside {reserve / 1e9:.2f} GB for training, "
+        f"{free / 1e9:.2f} GB are free; fewer rows: buffer_tokens (--buffer-tokens)"
+    )
+    if needed + reserve > free:
+        return too_little
+    try:
+        return DeviceBuffer(
+            source, batch_size, capacity, seed, nonfinite, dtype, device=device, segments=segments, **options
+        )
+    except torch.OutOfMemoryError:
+        return too_little

@@ -1,0 +1,243 @@
+"""Activations of a language model, or of any module, at one or more hook points; packed contexts, and texts."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from saefast.activations.hooks import HookPoint, capture_all, one_or_all, recorded
+from saefast.activations.sources import Source
+from saefast.errors import InputError, check
+
+
+class ModelBatch(NamedTuple):
+    """The kept activations of one batch of contexts, and where each comes from."""
+
+    activations: Tensor  # [n, d_in]
+    contexts: Tensor  # [m, L] what went into the model
+    context: Tensor  # [n] row of `contexts`
+    position: Tensor  # [n] place in that row
+
+
+class ModelSource(Source):
+    """The activations of `model` at one or more hook points, over batches of inputs. The forward pass ends there.
+
+    Rows of several hook points are those of the same token side by side, in the order of the hook points: the first
+    `widths[0]` columns are those of `hooks[0]`, and so on.
+
+    Args:
+        model: any nn.Module. It is put in eval mode and called as model(batch, **forward_kwargs) without gradient.
+        hook: one or several, all different; see `saefast.activations.hooks`.
+        batches: a re-iterable of inputs: token ids [m, L] for a language model, moved to the device of the model's
+            parameters. Leading dimensions of the activations are flattened to rows.
+        drop_ids: token ids whose rows are dropped (special tokens).
+        sink_ratio: rows with more than this many times the median norm are dropped: attention sinks, a few rows
+            of huge norm that would dominate every loss and make any FVU look superb. None keeps them. The median
+            is that of the first batch. Each hook point has a median of its own, and a row goes if it is a sink
+            at any of them.
+
+    `n_dropped` counts the rows dropped in the last pass, by reason; `max_norms` are the limits, one per hook point.
+
+    Raises:
+        InputError: unknown hook point (near ones are listed), one that the forward pass never reaches, the same one
+            twice, or hook points that do not have the same tokens.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        hook: str | Sequence[str],
+        batches: Iterable[Tensor],
+        drop_ids: Iterable[int] = (),
+        sink_ratio: float | None = 10.0,
+        forward_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        check(
+            sink_ratio is None or sink_ratio > 0,
+            f"sink_ratio: expected a positive number or None, got {sink_ratio}",
+        )
+        self.hooks = [hook] if isinstance(hook, str) else list(hook)
+        is_set = 0 < len(self.hooks) == len(set(self.hooks))
+        check(is_set, f"hook: expected one or more different hook points, got {self.hooks}")
+        self.model, self.batches = model.eval(), batches
+        self.points = [HookPoint(model, name) for name in self.hooks]
+        self.drop_ids = torch.tensor(sorted(drop_ids), dtype=torch.int64)
+        self.sink_ratio, self.forward_kwargs = sink_ratio, forward_kwargs or {}
+        self.n_dropped = {"special": 0, "sink": 0}
+        first = next(iter(batches), None)
+        check(first is not None, "batches: expected at least one batch, got none")
+        parts = self._run(first)
+        self.widths = [part.shape[-1] for part in parts]
+        self.d_in = sum(self.widths)
+        self.max_norms = [math.inf] * len(parts)
+        if sink_ratio is not None:
+            medians = [float(part.flatten(0, -2).norm(dim=1).nanmedian()) for part in parts]
+            self.max_norms = [sink_ratio * median or math.inf for median in medians]
+
+    @torch.no_grad()
+    def _run(self, batch: Any) -> list[Tensor]:
+        """The activations at each hook point, [..., n, width]."""
+        weight = next(self.model.parameters(), None)
+        if isinstance(batch, Tensor) and weight is not None:
+            batch = batch.to(weight.device)
+        parts = capture_all(self.points, batch, **self.forward_kwargs)
+        for name, part in zip(self.hooks, parts, strict=True):
+            got, want = list(part.shape[:-1]), list(parts[0].shape[:-1])
+            check(got == want, f"hook: expected rows {want} at {name!r}, as at {self.hooks[0]!r}, got {got}")
+        return parts
+
+    def model_batches(self, start: int = 0) -> Iterator[ModelBatch]:
+        """One pass, batch by batch, from batch number `start` (earlier ones are not run)."""
+        self.n_dropped = {"special": 0, "sink": 0}
+        for number, batch in enumerate(self.batches):
+            if number < start:
+                continue
+            activations = self._run(batch)
+            length, device = activations[0].shape[-2], activations[0].device
+            parts = [part.flatten(0, -2).to(device) for part in activations]
+            keep = torch.ones(len(parts[0]), dtype=torch.bool, device=device)
+            is_tokens = isinstance(batch, Tensor) and not batch.is_floating_point()
+            if is_tokens and len(self.drop_ids):
+                keep &= ~torch.isin(batch.flatten(), self.drop_ids.to(batch.device)).to(device)
+                self.n_dropped["special"] += int((~keep).sum())
+            norms = [part.norm(dim=1) for part in parts]
+            above = [norm > limit for norm, limit in zip(norms, self.max_norms, strict=True)]
+            # rows with NaN or Inf pass: they are no sinks, and the buffer stops or counts them
+            finite = torch.stack([norm.isfinite() for norm in norms]).all(dim=0)
+            is_sink = torch.stack(above).any(dim=0) & finite
+            self.n_dropped["sink"] += int((keep & is_sink).sum())
+            keep &= ~is_sink
+            row = keep.nonzero().squeeze(1).cpu()
+            rows = torch.cat([part[keep] for part in parts], dim=1)
+            yield ModelBatch(rows, batch, row // length, row % length)
+
+    def rows(self, start: int = 0) -> Iterator[Tensor]:
+        seen = 0
+        for batch in self.model_batches():
+            n = len(batch.activations)
+            if seen + n > start:
+                yield batch.activations[max(0, start - seen) :]
+            seen += n
+
+    @property
+    def max_norm(self) -> Any:
+        """`max_norms` as files hold it."""
+        return one_or_all(self.max_norms)
+
+    def describe(self) -> dict[str, Any]:
+        found = {"type": "model"} | recorded(self.hooks, self.widths)
+        return found | {"sink_ratio": self.sink_ratio, "max_norm": self.max_norm}
+
+
+def load_model(path: str, device: str = "cpu") -> tuple[Any, Any]:
+    """A Hugging Face causal language model in fp32 and its tokenizer, from a local folder or the Hub.
+
+    Raises:
+        InputError: not there, no tokenizer, or the extra `lm` (transformers) is missing.
+    """
+    try:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ImportError:
+        raise InputError("model: a language model needs `pip install saefast[lm]`") from None
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        model = nn.Module.to(model, device)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(
+            f"model: expected a Hugging Face causal language model at {path!r}, got: {_line(error)}"
+        ) from None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # noqa: BLE001 (a corrupt tokenizer.json raises a bare Exception)
+        raise InputError(f"model: {path!r} has no usable tokenizer: {_line(error)}") from None
+    return model, tokenizer
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+class Texts:
+    """Re-iterable of the documents in `path`; see `read_texts`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+
+    def __iter__(self) -> Iterator[str]:
+        return read_texts(self.path)
+
+
+def read_texts(path: str | Path) -> Iterator[str]:
+    """Documents of a text file, of a folder of them (*.txt, *.md, *.py, *.jsonl, sorted), or a .jsonl with "text".
+
+    Raises:
+        InputError: nothing there, no text in it, or a .jsonl line without the field "text".
+    """
+    path = Path(path)
+    check(
+        path.exists(),
+        f"text: expected a file, a folder or a .jsonl with a text field, found nothing at {path}",
+    )
+    files = [path]
+    if path.is_dir():
+        files = sorted(
+            f for f in path.rglob("*") if f.suffix in (".txt", ".md", ".py", ".jsonl") and f.is_file()
+        )
+        check(bool(files), f"text: expected *.txt, *.md, *.py or *.jsonl in {path}, found none")
+    empty = True
+    for file in files:
+        for text in _read_jsonl(file) if file.suffix == ".jsonl" else [_read(file)]:
+            if text.strip():
+                empty = False
+                yield text
+    check(not empty, f"text: expected some text, {path} is empty")
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _read_jsonl(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                text = json.loads(line)["text"]
+            except (json.JSONDecodeError, KeyError, TypeError):
+                text = None
+            ok = isinstance(text, str)
+            check(ok, f'text: {path} line {number}: expected a JSON object with a field "text"')
+            yield text
+
+
+class PackedContexts:
+    """Re-iterable of token batches [batch, context_length]: documents one after another, joined by `separator`.
+
+    Every position holds a real token: documents are cut where a context ends, nothing is padded; the tokens
+    after the last full batch are left out.
+    """
+
+    def __init__(
+        self, texts: Iterable[str], tokenizer: Any, context_length: int = 256, batch: int = 4
+    ) -> None:
+        check(context_length > 0, f"context_length: expected a positive integer, got {context_length}")
+        check(batch > 0, f"contexts_per_batch: expected a positive integer, got {batch}")
+        self.texts, self.tokenizer, self.shape = texts, tokenizer, (batch, context_length)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        separator = self.tokenizer.eos_token_id
+        pending: list[int] = []
+        size, n_batches = self.shape[0] * self.shape[1], 0
+        for text in self.texts:
+            pending += self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+            if separator is not None:
+                pending.append(separator)
+            whole = len(pending) // size * size
+            for i in range(0, whole, size):
+                yield torch.tensor(pending[i : i + size]).view(self.shape)
+            pending, n_batches = pending[whole:], n_batches + whole // size
+        check(n_batches > 0, f"text: expected at least {size} tokens for one batch, got {len(pending)}")

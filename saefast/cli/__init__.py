@@ -1,0 +1,277 @@
+"""The command line: `saefast cache | train | sweep | evaluate | convert | info`. Flags are generated from the dataclasses below."""
+
+import json
+import logging
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from tqdm import tqdm
+from tyro.conf import Positional, UseAppendAction, arg
+
+import saefast
+from saefast import backend, formats
+from saefast.activations import lm, shards
+from saefast.activations.sources import open_source
+from saefast.cli.sweep import Sweep
+from saefast.cli.train import Train, check_device, with_recipe
+from saefast.config.train import TrainConfig
+from saefast.errors import InputError, check
+from saefast.files import load_tensors, read_json
+from saefast.interp.evaluate import evaluate
+from saefast.sae import SAE
+
+Format = Literal[
+    "saefast", "sae_lens", "sparsify", "dictionary_learning", "openai", "gemma_scope", "llamascopium"
+]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Write a language model's activations on some text to a shard folder.
+
+    An interrupted cache goes on where it stopped when the same command is given again.
+    """
+
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
+    """Hugging Face causal language model: a local folder, or a name on the Hub."""
+    text: Annotated[Positional[Path], arg(metavar="TEXT")]
+    """A text file, a folder of them, or a .jsonl with a field "text"."""
+    hook: UseAppendAction[tuple[str, ...]]
+    """Hook point: a module path for its output (model.layers.12), or path:in for its input. Give it again for each
+    further hook point; rows then hold the activations of all of them side by side."""
+    out: Path
+    """Shard folder to write."""
+    tokens: int | None = None
+    """Activations to keep at the most; default: all of the text."""
+    skip_tokens: int = 0
+    """Tokens of the text to pass over first, to cache a held-out part."""
+    context_length: int = 256
+    """Tokens per context."""
+    contexts_per_batch: int = 4
+    """Contexts per forward pass."""
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    """How activations are stored."""
+    sink_ratio: float | None = 10.0
+    """Drop rows with more than this many times the median norm (attention sinks); None keeps them."""
+    keep_special: bool = False
+    """Keep the rows of special tokens (end of text, ...)."""
+    device: str = "cpu"
+    """Where the language model runs."""
+
+    def run(self) -> None:
+        for name in ("tokens", "context_length", "contexts_per_batch"):
+            value = getattr(self, name)
+            check(value is None or value > 0, f"{name}: expected a positive integer, got {value}")
+        check(bool(self.hook), "hook: expected at least one --hook, got none")
+        check(self.skip_tokens >= 0, f"skip_tokens: expected 0 or more, got {self.skip_tokens}")
+        check_device(self.device)
+        next(lm.read_texts(self.text), None)  # a missing text is said before a model is loaded
+        model, tokenizer = lm.load_model(self.model, self.device)
+        contexts = lm.PackedContexts(
+            lm.Texts(self.text), tokenizer, self.context_length, self.contexts_per_batch
+        )
+        drop = () if self.keep_special else tokenizer.all_special_ids
+        source = lm.ModelSource(model, self.hook, contexts, drop, self.sink_ratio, {"use_cache": False})
+        notes = {
+            "text": str(self.text), "skip_tokens": self.skip_tokens, "context_length": self.context_length,
+            "contexts_per_batch": self.contexts_per_batch, "sink_ratio": self.sink_ratio,
+            "max_norm": source.max_norm if self.sink_ratio else None, "dropped_ids": sorted(drop),
+        }  # fmt: skip
+        dtype = getattr(torch, self.dtype)
+        writer = shards.ShardWriter(self.out, source.widths, dtype, self.model, source.hooks, notes)
+        batch_tokens = self.context_length * self.contexts_per_batch
+        first = -(-self.skip_tokens // batch_tokens) + writer.n_contexts // self.contexts_per_batch
+        with tqdm(total=self.tokens, initial=writer.n_tokens, unit="token", desc="cache") as bar:
+            for batch in source.model_batches(first):
+                room = len(batch.activations) if self.tokens is None else self.tokens - writer.n_tokens
+                if room <= 0:
+                    break
+                writer.append(
+                    batch.activations[:room], batch.contexts, batch.context[:room], batch.position[:room]
+                )
+                bar.update(min(room, len(batch.activations)))
+        check(
+            writer.n_tokens > 0, f"text: expected at least {batch_tokens} tokens after skip_tokens, got fewer"
+        )
+        writer.close()
+        dropped, limits = source.n_dropped, ", ".join(f"{limit:.4g}" for limit in source.max_norms)
+        print(
+            f"{writer.n_tokens} activations of width {' + '.join(map(str, source.widths))} in {self.out}; dropped "
+            f"{dropped['sink']} attention sinks (norm above {limits}) and {dropped['special']} special tokens"
+        )
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate a trained SAE on held-out activations, and, if asked, inside its language model."""
+
+    run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Run folder, or any folder with sae.safetensors and config.json."""
+    source: Annotated[Positional[Path], arg(metavar="SOURCE")]
+    """A shard folder, a .npy or a .safetensors file."""
+    json: bool = False
+    """Print JSON."""
+    in_model: bool = False
+    """Also splice the SAE into the model (SOURCE must be a shard folder of `saefast cache`)."""
+    contexts: int = 32
+    """Contexts of SOURCE for --in-model."""
+    backend: Literal["auto", "reference", "native", "triton"] = "auto"
+    """Which implementation of the ops runs."""
+
+    def run(self) -> None:
+        show(self.result(), self.json)
+
+    def result(self) -> dict[str, Any]:
+        """The figures as plain values."""
+        check(self.contexts > 0, f"contexts: expected a positive integer, got {self.contexts}")
+        sae, source = SAE.from_pretrained(self.run_folder), open_source(self.source)
+        result = evaluate(sae, source, self.backend)._asdict()
+        density = torch.tensor(result.pop("density"))
+        quantiles = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
+        result["density_quantiles"] = {str(q): float(density.quantile(q)) for q in quantiles}
+        if self.in_model:
+            result["in_model"] = self._in_model(sae, source)
+        return result
+
+    def _in_model(self, sae: SAE, source: Any) -> dict[str, Any]:
+        from saefast.interp.splice import evaluate_in_model
+
+        is_text = (
+            isinstance(source, shards.ShardSource) and source.index["model"] and "contexts" in source.shard(0)
+        )
+        check(bool(is_text), f"in_model: expected a shard folder of `saefast cache`, got {self.source}")
+        check(len(source.hooks) == 1, f"in_model: expected a cache of one hook point, got {source.hooks}")
+        model, _ = lm.load_model(source.index["model"])
+        batches = source.shard(0)["contexts"][: self.contexts].long().split(4)
+        max_norm = source.index["notes"].get("max_norm") or float("inf")
+        return evaluate_in_model(sae, model, source.index["hook"], batches, max_norm)._asdict()
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Write an SAE in the files of another project; what it computes stays the same."""
+
+    source: Annotated[Positional[str], arg(metavar="SRC")]
+    """A run, a folder or file of any of the formats, or organisation/repository/folder on the Hub."""
+    destination: Annotated[Positional[Path], arg(metavar="DST")]
+    """A new folder."""
+    to: Format
+    """What to write."""
+    format: Format | None = None
+    """What SRC is; default: seen from its files."""
+
+    def run(self) -> None:
+        sae = SAE.from_pretrained(self.source, format=self.format)
+        notes = formats.save(sae, self.destination, self.to)
+        c = sae.config
+        active = f"k = {c.k}" if c.k else c.activation
+        print(f"{c.d_sae} latents of width {c.d_in}, {active}: {self.destination}, in the format {self.to}")
+        for note in notes:
+            print(f"folded: {note}")
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a run, an SAE, a shard folder or an activation file holds; without PATH, what this machine offers."""
+
+    path: Positional[Path | None] = None
+    """Run folder, SAE folder, shard folder, .npy or .safetensors file."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> None:
+        result: dict[str, Any] = {}
+        if self.path is not None:
+            result = {"path": str(self.path)} | describe(self.path)
+        name, reason = backend.choose("cuda" if torch.cuda.is_available() else "cpu")
+        result["backend"] = {
+            "auto": name,
+            "why": reason,
+            "instruction_sets": backend.native_isas(),
+            "unavailable": {n: why for n in backend.MODULES if (why := backend.unavailable(n))},
+        }
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+        result["machine"] = {"gpu": gpu, "torch": torch.__version__, "threads": torch.get_num_threads()}
+        result["saefast"] = saefast.__version__
+        show(result, self.json)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What `path` holds, as plain values."""
+    check(
+        path.exists(),
+        f"path: expected a run, an SAE, a shard folder or an activation file, found nothing at {path}",
+    )
+    try:
+        format = formats.detect(path)
+    except InputError:
+        source = open_source(path)
+        return {"kind": "activations", "d_in": source.d_in} | source.describe()
+    found: dict[str, Any] = {"kind": "run" if (path / "run.json").exists() else "sae", "format": format}
+    if found["kind"] == "run":
+        try:
+            found |= read_json(path / "run.json")
+            total = TrainConfig(**found["train"]).total_steps
+        except (TypeError, KeyError, InputError):
+            raise InputError(f"{path / 'run.json'}: expected the description of a run") from None
+        found["progress"] = {"step": 0, "of": total}
+        if (path / "checkpoint.safetensors").exists():
+            _, meta, _ = load_tensors(path / "checkpoint.safetensors")
+            found["progress"] = {"step": meta["step"], "of": total}
+        metrics = path / "metrics.jsonl"
+        # whole lines only: a kill can cut the last one
+        lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
+        found["last_metrics"] = json.loads(lines[-1]) if lines else None
+    if found["kind"] == "sae" or (path / "config.json").exists():
+        sae = SAE.from_pretrained(path)
+        found["sae"] = asdict(sae.config) | sae.metadata
+        found["parameters"] = sum(p.numel() for p in sae.parameters())
+    return found
+
+
+def show(result: dict[str, Any], as_json: bool = False) -> None:
+    """Print nested figures as aligned lines, or as JSON."""
+    if as_json:
+        print(json.dumps(strict(result), indent=2))
+        return
+    for key, value in result.items():
+        if isinstance(value, dict):
+            print(f"{key}:")
+            for inner, entry in value.items():
+                print(f"  {inner:22} {entry:.5g}" if isinstance(entry, float) else f"  {inner:22} {entry}")
+        else:
+            print(f"{key:24} {value:.5g}" if isinstance(value, float) else f"{key:24} {value}")
+
+
+def strict(value: Any) -> Any:
+    """The same with None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: strict(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "cache": Cache, "train": Train, "sweep": Sweep, "evaluate": Evaluate, "convert": Convert, "info": Info,
+}  # fmt: skip
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point. Bad input is one line on stderr and exit status 2."""
+    logging.basicConfig(format="saefast: %(message)s")
+    try:
+        about = "Train and evaluate sparse autoencoders on language-model activations."
+        args = with_recipe(sys.argv[1:] if args is None else args)
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="saefast", description=about, args=args).run()
+    except (InputError, OSError) as error:
+        print(f"saefast: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Which options go with which architecture: one that would do nothing is refused where it is given."""
+
+from saefast.config.sae import SAEConfig
+from saefast.config.train import TrainConfig
+from saefast.errors import check
+
+PENALTIES = {
+    "relu": ("none", "l1", "lp"),
+    "jumprelu": ("none", "l1", "tanh", "l0", "target_l0"),
+    "gated": ("none", "l1"),
+}
+ONLY_OF = (  # option, its default, the architecture that it is for
+    ("multi_topk", 0, "topk"),
+    ("rescore", 0, "topk"),
+    ("preact", "none", "jumprelu"),
+    ("straight_through", "threshold", "jumprelu"),
+    ("log_threshold", False, "jumprelu"),
+    ("group_weights", (), "matryoshka"),
+)
+
+
+def check_compatible(sae: SAEConfig, config: TrainConfig) -> None:
+    """Raises InputError."""
+    kind = sae.activation
+    ok = sae.input_norm == "none"
+    check(ok, f"input_norm: expected 'none' to train (normalise the rows beforehand), got {sae.input_norm!r}")
+    way = config.straight_through
+    ok = kind != "jumprelu" or not sae.scale_by_norm or way in ("threshold", "positive")
+    check(ok, f"scale_by_norm: expected False to train 'jumprelu' with straight_through {way!r}, got True")
+    allowed = PENALTIES.get(kind, ("none",))
+    ok = config.penalty in allowed
+    check(ok, f"penalty: expected one of {list(allowed)} with activation {kind!r}, got {config.penalty!r}")
+    for name, default, of in ONLY_OF:
+        value = getattr(config, name)
+        ok = value == default or kind == of
+        check(ok, f"{name}: expected {default!r} with activation {kind!r}, got {value!r}")
+    as_loss = config.auxk_scale == "loss" and not (config.auxk_ramp or config.multi_topk)
+    ok = config.auxk_detached or (kind in ("topk", "batch_topk") and as_loss)
+    check(
+        ok, f"auxk_detached: expected True except with a top k, auxk_scale 'loss', no auxk_ramp, got {kind!r}"
+    )
+    n_groups, weights = len(sae.group_sizes), config.group_weights
+    ok = not weights or len(weights) == n_groups
+    check(ok, f"group_weights: expected {n_groups} numbers, one for each group, got {weights}")
+    ok = config.k_start is None or (
+        kind in ("topk", "batch_topk", "matryoshka") and config.k_start <= sae.d_sae
+    )
+    check(ok, f"k_start: expected None, or at most d_sae with a top k, got {config.k_start} with {kind!r}")
+    ok = not config.resample_steps or sae.d_out is None
+    check(ok, f"resample_steps: expected () for a transcoder, got {config.resample_steps}")
+    if config.optimizer != "adam":
+        for name in ("param_dtype", "state_dtype"):
+            value = getattr(config, name)
+            check(
+                value == "fp32", f"{name}: expected 'fp32' with optimizer {config.optimizer!r}, got {value!r}"
+            )
+    ok = config.optimizer in ("adamw", "muon") or config.weight_decay == 0
+    check(ok, f"weight_decay: expected 0 with optimizer {config.optimizer!r}, got {config.weight_decay}")

@@ -1,0 +1,1 @@
+"""One optimizer step: forward, backward, update; the same for every backend and architecture."""

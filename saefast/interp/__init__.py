@@ -1,0 +1,1 @@
+"""What a dictionary does inside its model and what its latents stand for."""

@@ -1,0 +1,213 @@
+"""The SAE as an ordinary `nn.Module`: parameters, encode, decode, forward, save and load."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from saefast import reference
+from saefast.config.train import SAEConfig
+from saefast.engine.architectures import extra_parameters
+from saefast.errors import check
+from saefast.sae.inference import dense_acts, finish, listed, normed
+
+ROWS_AT_ONCE = 2**14
+
+
+class SAEOutput(NamedTuple):
+    """Result of `SAE.forward`."""
+
+    x_hat: Tensor  # [B, d_out] reconstruction
+    fvu: Tensor  # [] fraction of variance unexplained, over this batch; NaN for a transcoder without a target
+    top_acts: Tensor  # [B, L]
+    top_indices: Tensor  # [B, L] int32
+
+
+class Origin(NamedTuple):
+    """What the file of another project held besides the SAE: it is written back into a file of the same project."""
+
+    format: str
+    config: dict[str, Any]  # its own configuration, JSON
+    dtype: str  # of its weights, "float32"
+    tensors: dict[str, Tensor]  # those that an SAE has no place for
+
+
+class SAE(nn.Module):
+    """A sparse autoencoder of any architecture; differentiable by autograd, on any device.
+
+    x_hat = b_dec + sum over the active latents of act * W_dec[latent],  pre_acts = W_enc (x - b_dec) + b_enc
+
+    What is active and by how much is a function of the pre-activations, see `saefast.engine.architectures`. JumpReLU's
+    straight-through gradients are those of `Trainer`; autograd sees a threshold that does not move.
+
+    Args:
+        config: sizes and architecture.
+        seed: seed of the initial weights. W_dec has random unit rows, W_enc is a copy of it (its transpose in the
+            field's [d_in, d_sae] layout; random unit rows of its own where input and output differ in width), biases
+            are 0; `Trainer.fit` moves b_dec to the centre of the data.
+        device, weight_dtype: of the parameters, and of W_enc and W_dec (biases are fp32). They are made a few rows at
+            a time, so that a dictionary that fills the device needs no second copy anywhere.
+
+    The parameters are always in the units of the data, before, during and after training (of JumpReLU: from the first
+    step on).
+
+    Attributes:
+        metadata: plain values that are saved with it: "model_name", "hook_name" where they are known.
+        origin: see `Origin`; None for an SAE made here.
+    """
+
+    def __init__(
+        self,
+        config: SAEConfig,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        weight_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.metadata: dict[str, Any] = {}
+        self.origin: Origin | None = None
+        generator = torch.Generator().manual_seed(seed)
+
+        def unit_rows(width: int) -> Tensor:
+            matrix = torch.empty(config.d_sae, width, device=device, dtype=weight_dtype)
+            for rows in matrix.split(ROWS_AT_ONCE) if not matrix.is_meta else ():
+                rows.copy_(reference.normalize_rows_(torch.randn(rows.shape, generator=generator)))
+            return matrix
+
+        self.W_dec = nn.Parameter(unit_rows(config.width_out))
+        same = config.width_out == config.d_in
+        self.W_enc = nn.Parameter(self.W_dec.detach().clone() if same else unit_rows(config.d_in))
+        self.b_enc = nn.Parameter(torch.zeros(config.d_sae, device=device))
+        self.b_dec = nn.Parameter(torch.zeros(config.width_out, device=device))
+        for name, value in extra_parameters(config, device).items():
+            self.register_parameter(name, nn.Parameter(value, requires_grad=value.ndim > 0))
+
+    @classmethod
+    def of(cls, config: SAEConfig, tensors: dict[str, Tensor]) -> "SAE":
+        """An SAE around these tensors, by name, of the right shapes; they are not copied."""
+        sae = cls(config, device="meta")
+        sae.load_state_dict(tensors, assign=True)
+        return sae
+
+    @property
+    def params(self) -> reference.Params:
+        """The parameters without autograd, sharing memory with the module."""
+        return reference.Params(self.W_enc.data, self.b_enc.data, self.W_dec.data, self.b_dec.data)
+
+    @property
+    def extra(self) -> dict[str, Tensor]:
+        """The parameters that the architecture has besides, without autograd, sharing memory."""
+        return {
+            name: param.data for name, param in self.named_parameters() if name not in self.params._fields
+        }
+
+    def check_input(self, x: Tensor, name: str = "x", width: int | None = None) -> None:
+        """Raise InputError unless x is [B, width] (default d_in) with the dtype and device of the parameters."""
+        width, weight = width or self.config.d_in, self.W_enc
+        ok = isinstance(x, Tensor) and x.ndim == 2 and x.shape[1] == width
+        check(
+            ok, f"{name}: expected a tensor [B, {width}], got {list(getattr(x, 'shape', [type(x).__name__]))}"
+        )
+        dtype = self.b_dec.dtype  # W_enc and W_dec may be kept in bf16
+        check(x.dtype == dtype, f"{name}: expected dtype {dtype}, got {x.dtype}")
+        check(x.device == weight.device, f"{name}: expected device {weight.device}, got {x.device}")
+
+    def rows(self, x: Tensor, target: Tensor | None) -> Tensor:
+        """x [B, d_in], target [B, d_out] of a transcoder -> rows as `Trainer.fit` reads them, after checks."""
+        self.check_input(x)
+        if self.config.d_out is None:
+            check(
+                target is None,
+                "target: expected None, the SAE reconstructs its input (d_out is None), got one",
+            )
+            return x
+        check(target is not None, f"target: expected a tensor [B, {self.config.d_out}], got None")
+        assert target is not None
+        self.check_input(target, "target", self.config.d_out)
+        check(len(target) == len(x), f"target: expected {len(x)} rows as x, got {len(target)}")
+        return torch.cat([x, target], dim=1)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B, d_in] -> top_acts [B, L], largest first, top_indices [B, L] int32. L is k, or the most that a token has
+        active where that is not bounded; an activation of 0 is not active."""
+        self.check_input(x)
+        if self.config.activation == "topk" and not self.config.scale_by_norm:
+            return reference.topk(self.pre_acts(x), self.config.top_k)
+        extra = {name: getattr(self, name) for name in self.extra}
+        params = reference.Params(self.W_enc, self.b_enc, self.W_dec, self.b_dec)
+        return listed(dense_acts(self.pre_acts(x), params, extra, self.config), self.config.k_of_token)
+
+    def pre_acts(self, x: Tensor) -> Tensor:
+        """x [B, d_in] -> [B, d_sae]."""
+        x = x if (rows := normed(self.config, x)) is None else rows.x
+        subtracted = self.b_dec if self.config.pre_bias else self.b_dec.new_zeros(())
+        return reference.encode(x, self.W_enc, self.b_enc, subtracted)
+
+    def decode(self, top_acts: Tensor, top_indices: Tensor, x: Tensor | None = None) -> Tensor:
+        """top_acts [B, L], top_indices [B, L] integers below d_sae, any L -> x_hat [B, d_out].
+
+        x: [B, d_in], needed for what a skip transcoder adds, and where rows are normalised (`input_norm`).
+        """
+        check(
+            top_acts.ndim == 2 and top_acts.shape == top_indices.shape,
+            f"top_indices: expected the shape of top_acts {list(top_acts.shape)}, got {list(top_indices.shape)}",
+        )
+        x_hat = reference.decode(top_acts, top_indices, self.W_dec, self.b_dec)
+        if not self.config.skip and self.config.input_norm in ("none", "scale"):
+            return x_hat if self.config.scales is None else x_hat * (1 / self.config.scales[1])
+        check(
+            x is not None, "x: expected the input (a skip transcoder, or rows that are normalised), got None"
+        )
+        assert x is not None
+        return finish(self.config, x_hat, x, {name: getattr(self, name) for name in self.extra})
+
+    def forward(self, x: Tensor, target: Tensor | None = None) -> SAEOutput:
+        """x [B, d_in] (and a transcoder's target [B, d_out], for fvu) -> SAEOutput(x_hat, fvu, top_acts, top_indices)."""
+        top_acts, top_indices = self.encode(x)
+        x_hat = self.decode(top_acts, top_indices, x)
+        goal = target if self.config.d_out is not None else x
+        fvu = x_hat.new_full((), torch.nan) if goal is None else reference.fvu(x_hat, goal)
+        return SAEOutput(x_hat, fvu, top_acts, top_indices)
+
+    def save_pretrained(self, path: str | Path, tensors: dict[str, Tensor] | None = None) -> None:
+        """Write `sae.safetensors` and `config.json` into the folder `path`, each atomically, with a checksum.
+
+        tensors: by name, written in place of the module's own, for a trainer that keeps them more precisely.
+        """
+        from saefast.formats import saefast  # which needs the SAE
+
+        saefast.save(self, Path(path), tensors)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, device: str | torch.device = "cpu", format: str | None = None
+    ) -> "SAE":
+        """Load a folder of `save_pretrained` or of a finished run, or an SAE of another project.
+
+        Args:
+            path: a folder or file, or "organisation/repository/folder" on the Hugging Face Hub (with the extra `hub`).
+            format: one of `saefast.formats.FORMATS`; None looks at the files.
+
+        Raises:
+            InputError: a file is missing, corrupt or would run code, the weights do not fit the config, or the SAE
+                computes what saefast does not.
+        """
+        from saefast import formats
+
+        return formats.load(path, format).to(device)
+
+
+def geometric_median(x: Tensor, max_iterations: int = 100, tolerance: float = 1e-6) -> Tensor:
+    """x [n, d_in] -> [d_in], the point with the least sum of distances to the rows, by Weiszfeld's algorithm.
+
+    Unlike the mean it hardly moves for a few rows of huge norm. Stops when a step is below tolerance * ||point||.
+    """
+    point = x.mean(dim=0)
+    for _ in range(max_iterations):
+        weights = 1 / (x - point).norm(dim=1).clamp_min(1e-12)
+        previous, point = point, (weights / weights.sum()) @ x
+        if (point - previous).norm() <= tolerance * point.norm():
+            break
+    return point

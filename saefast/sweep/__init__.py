@@ -1,0 +1,202 @@
+"""Several SAEs from one stream: what is read, checked and shuffled once trains them all, and one pass evaluates them.
+
+    saes = [sweep.Member(SAEConfig(d_in=576, d_sae=4608, k=k), TrainConfig(total_tokens=100_000)) for k in (16, 32, 64)]
+    table = sweep.sweep(saes, open_source("data/mine"), "runs/sweep", held_out=open_source("data/held-out"))
+
+OUT/NAME/                    the run folder of each SAE, as of `Trainer.fit`
+OUT/table.json, pareto.png   written at the end, see `saefast.sweep.pareto`
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saefast.activations import lm
+from saefast.activations.shards import ShardSource
+from saefast.activations.sources import Source
+from saefast.config.train import SAEConfig, TrainConfig
+from saefast.errors import check
+from saefast.interp.evaluate import Sums
+from saefast.interp.splice import evaluate_all_in_model
+from saefast.sae import SAE
+from saefast.sweep import pareto
+from saefast.train.memory import out_of_memory_help
+from saefast.train.parallel import side_by_side, workers_for
+from saefast.train.run import Columns, fit, take
+from saefast.train.trainer import Trainer
+
+SHARED = (
+    "total_tokens",
+    "batch_size",
+    "buffer_rows",
+    "nonfinite",
+)  # what makes the batches, and their number
+CONTEXTS_AT_ONCE = 4  # of the language model
+
+log = logging.getLogger("saefast")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One SAE of a sweep."""
+
+    sae: SAEConfig
+    train: TrainConfig
+    columns: Columns = None
+    """First and last + 1 of the columns of a row that it is trained on; None: all."""
+    name: str = ""
+    """Of its folder; default: what it is, and what else differs within the sweep (see `names`)."""
+
+
+def names(members: Sequence[Member]) -> list[str]:
+    """A folder name for each: activation, d_sae, k, columns and the fields that are not the same in all.
+
+    Raises:
+        InputError: two are the same SAE, or have the same name.
+    """
+    fields = [asdict(m.sae) | asdict(m.train) for m in members]
+    said = ("activation", "d_sae", "k", "d_in", "group_sizes")
+    differ = [key for key in fields[0] if key not in said and any(f[key] != fields[0][key] for f in fields)]
+    found = []
+    for member, values in zip(members, fields, strict=True):
+        parts = [member.sae.activation, f"d{member.sae.d_sae}"]
+        parts += [f"k{member.sae.k}"] if member.sae.k else []
+        parts += ["columns{}-{}".format(*member.columns)] if member.columns else []
+        parts += [f"{key}-{values[key]}" for key in differ]
+        found.append(member.name or "_".join(parts).replace("/", "-").replace(" ", ""))
+    twice = [name for name, n in Counter(found).items() if n > 1]
+    check(not twice, f"members: expected SAEs that differ, or have names, got {twice[:3]} more than once")
+    bad = [name for name in found if name != Path(name).name or name in (".", "..")]
+    check(not bad, f"name: expected the name of a folder, got {bad[:3]}")
+    return found
+
+
+def check_shared(members: Sequence[Member], width: int) -> None:
+    """Raise InputError unless all can be trained on the batches of one stream of rows of `width`."""
+    check(bool(members), "members: expected at least one SAE, got none")
+    for key in SHARED:
+        first = getattr(members[0].train, key)
+        for member in members:
+            own = getattr(member.train, key)
+            shown = "buffer_tokens" if key == "buffer_rows" else key
+            check(own == first, f"{shown}: expected the same for all SAEs of a sweep, got {first} and {own}")
+    for member in members:
+        start, stop = member.columns or (0, width)
+        fits = 0 <= start < stop <= width
+        check(fits, f"columns: expected two numbers from 0 to {width}, rising, got {member.columns}")
+        need = member.sae.row_width
+        what = "d_in" if member.sae.d_out is None else "d_in + d_out"
+        check(stop - start == need, f"{what}: expected {stop - start}, the columns it is given, got {need}")
+
+
+def sweep(
+    members: Sequence[Member],
+    source: Source,
+    out: str | Path,
+    held_out: Source | None = None,
+    resume: bool = False,
+    *,
+    seed: int | None = None,
+    contexts: int = 0,
+    device: str = "cpu",
+    workers: int | None = None,
+) -> list[dict[str, Any]] | None:
+    """Train all, evaluate all, write the table and the plot.
+
+    Args:
+        source: of rows that hold the columns of every SAE. `TrainConfig.seed` is here that of the weights only.
+        out: folder of the run folders.
+        held_out: what to evaluate on; None: the table has the last metrics of training.
+        resume: go on from the checkpoints in `out`; to the same bits, also where a kill came between two of them.
+        seed: of the shuffling; default: that of the first.
+        contexts: of `held_out`, a shard folder of `saefast cache`, for the evaluation in its language model; 0: none.
+        workers: SAEs trained side by side (see `saefast.train.parallel`); default: one on each thread of a CPU, four on a
+            GPU. On a CPU each has the same bits as alone on its number of threads, on a GPU as alone.
+
+    Returns:
+        the rows of the table; None if SIGTERM or Ctrl-C stopped it, after saving, or the source ended.
+
+    Raises:
+        InputError: SAEs that do not go together, what `Trainer.fit` refuses; if all diverge.
+    """
+    check_shared(members, source.d_in)
+    labels, out = names(members), Path(out)
+    if held_out is not None:
+        check_shared(members, held_out.d_in)
+    check(contexts == 0 or held_out is not None, "contexts: expected 0 without held_out")
+    hooks = [hook_of(held_out, member) for member in members] if held_out is not None and contexts else []
+    there = out.exists() and any(out.iterdir())
+    check(resume or not there, f"out: expected a new folder, {out} exists; go on with --resume")
+    trainers = []
+    for member in members:
+        weight_dtype = torch.float32 if member.train.param_dtype == "fp32" else torch.bfloat16
+        with out_of_memory_help(member.sae, member.train):
+            sae = SAE(member.sae, member.train.seed, device, weight_dtype)
+        trainers.append(Trainer(sae, member.train))
+    folders, columns = [out / label for label in labels], [member.columns for member in members]
+    workers = workers_for(len(members), device) if workers is None else workers
+    shared_seed = members[0].train.seed if seed is None else seed
+    if not fit(trainers, source, folders, resume, columns, shared_seed, workers):
+        return None
+    del trainers
+    rows = [pareto.described(label, folder) for label, folder in zip(labels, folders, strict=True)]
+    good = [i for i, row in enumerate(rows) if "diverged" not in row]
+    if held_out is not None:
+        saes = {i: SAE.from_pretrained(folders[i]).to(device) for i in good}
+        evaluate_all(saes, held_out, columns, rows, workers)
+        if contexts:
+            assert isinstance(held_out, ShardSource)
+            evaluate_in_models(saes, held_out, hooks, contexts, rows)
+    pareto.write(out, rows)
+    return rows
+
+
+def evaluate_all(
+    saes: dict[int, SAE], source: Source, columns: list[Columns], rows: list[dict[str, Any]], workers: int
+) -> None:
+    """One pass over `source` for all; what `evaluate` says of each goes into its row of the table."""
+    with side_by_side(workers, next(iter(saes.values())).b_dec.device if saes else "cpu") as together:
+        sums = {i: Sums(sae) for i, sae in saes.items()}
+        for chunk in source:
+            together(lambda i: sums[i].add(take(chunk, columns[i])), sums)  # noqa: B023 (done when it returns)
+    for i, found in sums.items():
+        result = found.result()._asdict()
+        del result["density"]
+        rows[i] |= result
+
+
+def hook_of(source: Source, member: Member) -> str:
+    """The hook point whose activations are the columns of this SAE."""
+    with_text = isinstance(source, ShardSource) and source.index["model"] and "contexts" in source.shard(0)
+    check(bool(with_text), "contexts: expected held-out activations of `saefast cache`, these are others")
+    assert isinstance(source, ShardSource)
+    start = 0
+    for hook, width in zip(source.hooks, source.widths, strict=True):
+        if (member.columns or (0, source.d_in)) == (start, start + width) and hook and not member.sae.d_out:
+            return hook
+        start += width
+    places = list(zip(source.hooks, source.widths, strict=True))
+    check(False, f"columns: expected those of one hook point of {places}, got {member.columns}")
+    raise AssertionError
+
+
+def evaluate_in_models(
+    saes: dict[int, SAE], source: ShardSource, hooks: list[str], contexts: int, rows: list[dict[str, Any]]
+) -> None:
+    """`evaluate_in_model` of all: the passes without an SAE are done once for each hook point."""
+    model, _ = lm.load_model(source.index["model"])
+    batches = source.shard(0)["contexts"][:contexts].long().split(CONTEXTS_AT_ONCE)
+    notes = source.index["notes"]
+    limits = notes.get("max_norm")  # of each hook point, where there are several
+    for hook in dict.fromkeys(hooks):
+        here = [i for i in saes if hooks[i] == hook]
+        limit = limits[source.hooks.index(hook)] if isinstance(limits, list) else limits
+        found = evaluate_all_in_model([saes[i] for i in here], model, hook, batches, limit or float("inf"))
+        for i, result in zip(here, found, strict=True):
+            kept = ("ce", "ce_sae", "ce_zero", "ce_mean", "loss_recovered", "loss_recovered_mean", "kl")
+            rows[i] |= {key: getattr(result, key) for key in kept}

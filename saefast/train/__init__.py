@@ -1,0 +1,1 @@
+"""Whole runs: the trainer, its schedules and optimizers, checkpoints, logs."""

@@ -1,0 +1,154 @@
+"""Whole runs of every recipe and option: they learn, resume to the same bits, and refuse what does not go together."""
+
+import pytest
+import torch
+
+import saefast
+from saefast.config.recipes import RECIPES, recipe
+from saefast.config.train import TrainConfig
+
+
+def data(n=3000, d_in=16, seed=5):
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.rand(n, 40, generator=generator) * (torch.rand(n, 40, generator=generator) < 0.08)
+    return codes @ torch.randn(40, d_in, generator=generator) + 1
+
+
+def small(name, total=128 * 60):
+    """The recipe, with sizes and rates for a toy."""
+    sae, train = recipe(name)
+    if "k" in sae:
+        sae["k"] = 4
+    train |= {"total_tokens": total, "batch_size": 128, "lr": 3e-3, "buffer_tokens": 1024, "log_every": 10,
+              "dead_feature_threshold": 128 * 8, "k_aux": 8}  # fmt: skip
+    train["resample_steps"] = (20, 40) if train.get("resample_steps") else ()
+    if "sparsity_coefficient" in train:
+        train["sparsity_coefficient"] = min(train["sparsity_coefficient"], 0.02)
+    return saefast.SAE(saefast.SAEConfig(d_in=16, d_sae=64, **sae)), TrainConfig(**train)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_learns(name):
+    sae, config = small(name)
+    rows = data()
+    before = saefast.Trainer(saefast.SAE(sae.config), config)
+    before.initialize(rows)
+    trainer = saefast.Trainer(sae, config)
+    assert trainer.fit(rows)
+    fresh = saefast.evaluate(before.sae, rows)
+    result = saefast.evaluate(sae, rows)
+    assert result.fvu < 0.9 * fresh.fvu and result.fvu < 0.7, (fresh.fvu, result.fvu)
+    assert 0 < result.l0 < 60
+
+
+OPTIONS = {
+    "ema": ({}, {"ema_decay": 0.9}),
+    "adamw": ({}, {"optimizer": "adamw", "weight_decay": 0.01}),
+    "signum": ({}, {"optimizer": "signum", "lr": 1e-2}),
+    "muon": ({}, {"optimizer": "muon", "lr": 1e-3}),
+    "jumprelu-log-ema": ({"activation": "jumprelu"}, {"penalty": "l0", "sparsity_coefficient": 0.01, "bandwidth": 0.5,
+                                                      "log_threshold": True, "ema_decay": 0.9}),
+    "gated-adamw": ({"activation": "gated"}, {"penalty": "l1", "sparsity_coefficient": 0.01, "optimizer": "adamw"}),
+    "p-annealing": ({"activation": "relu"}, {"penalty": "lp", "p_end": 0.5, "sparsity_coefficient": 0.05}),
+    "k-annealing": ({"k": 4}, {"k_start": 16, "k_anneal_fraction": 0.5}),
+    "cosine": ({}, {"decay": "cosine", "decay_fraction": 1.0}),
+    "batch-topk": ({"activation": "batch_topk", "k": 4}, {}),
+    "multi-topk": ({"k": 4}, {"multi_topk": 4}),
+    "resampling": ({"activation": "relu"}, {"penalty": "l1", "sparsity_coefficient": 0.05, "resample_steps": (20,),
+                                            "dead_feature_threshold": 500}),
+    "rates": ({"k": 4}, {"lr_W_enc": 0.5, "lr_b_dec": 0.0}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_stopped_run_goes_on_to_the_same_bits(name, tmp_path):
+    pytest.importorskip("schedulefree")
+    sae_options, train_options = OPTIONS[name]
+
+    def trainer():
+        sae = saefast.SAE(saefast.SAEConfig(**({"d_in": 16, "d_sae": 64} | sae_options)))
+        options = {"total_tokens": 64 * 40, "batch_size": 64, "lr": 3e-3, "buffer_tokens": 512,
+                   "checkpoint_every": 15} | train_options  # fmt: skip
+        return saefast.Trainer(sae, TrainConfig(**options))
+
+    rows, whole = data(), trainer()
+    assert whole.fit(rows, tmp_path / "whole")
+    stopped = trainer()
+    step = stopped.step_on
+    stopped.step_on = lambda x: pytest.fail("stop") if stopped.state.step == 25 else step(x)
+    with pytest.raises(pytest.fail.Exception):
+        stopped.fit(rows, tmp_path / "run")
+    resumed = trainer()
+    assert resumed.fit(rows, tmp_path / "run", resume=True)
+    for key, value in whole.tensors().items():
+        assert torch.equal(resumed.tensors()[key], value), key
+    saved = [saefast.SAE.from_pretrained(tmp_path / folder) for folder in ("whole", "run")]
+    for key, value in saved[0].state_dict().items():
+        assert torch.equal(saved[1].state_dict()[key], value) and value.isfinite().all(), key
+    x = rows[:500]
+    assert float(saved[0](x).fvu) < 0.9
+
+
+def test_the_average_is_what_is_saved(tmp_path):
+    sae = saefast.SAE(saefast.SAEConfig(d_in=16, d_sae=64, k=4))
+    config = TrainConfig(total_tokens=64 * 40, batch_size=64, lr=3e-3, ema_decay=0.9, buffer_tokens=512)
+    trainer = saefast.Trainer(sae, config)
+    trainer.fit(data(), tmp_path / "run")
+    saved = saefast.SAE.from_pretrained(tmp_path / "run")
+    assert not torch.equal(saved.W_enc, sae.W_enc)
+    torch.testing.assert_close(saved.W_enc, trainer.ema.averaged(True)["W_enc"])
+
+
+def test_rates_of_parameters():
+    sae = saefast.SAE(saefast.SAEConfig(d_in=16, d_sae=64, k=4))
+    before = {key: value.clone() for key, value in sae.state_dict().items()}
+    config = TrainConfig(total_tokens=640, batch_size=64, lr_b_dec=0.0, lr_W_enc=0.5, warmup_fraction=0.0)
+    saefast.Trainer(sae, config).step(data()[:64])
+    moved = {key: float((sae.state_dict()[key] - value).abs().max()) for key, value in before.items()}
+    assert moved["b_dec"] == 0 < moved["W_enc"]
+    whole = saefast.SAE(sae.config)
+    saefast.Trainer(whole, TrainConfig(total_tokens=640, batch_size=64, warmup_fraction=0.0)).step(
+        data()[:64]
+    )
+    assert moved["W_enc"] == pytest.approx(float((whole.W_enc - before["W_enc"]).abs().max()) / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "sae,train,message",
+    [
+        ({}, {"penalty": "l1"}, "penalty: expected one of"),
+        ({"activation": "relu"}, {"penalty": "l0"}, "penalty: expected one of"),
+        ({"activation": "relu"}, {"multi_topk": 4}, "multi_topk: expected 0 with activation 'relu'"),
+        ({"activation": "gated"}, {"preact": "all"}, "preact: expected 'none'"),
+        ({"activation": "relu"}, {"auxk_detached": False, "auxk_scale": "loss"}, "auxk_detached: expected True"),
+        ({}, {"auxk_detached": False}, "auxk_detached: expected True"),
+        ({"activation": "matryoshka"}, {"group_weights": (1.0,)}, "group_weights: expected 5 numbers"),
+        ({"activation": "relu"}, {"k_start": 8}, "k_start: expected None"),
+        ({}, {"optimizer": "adamw", "state_dtype": "int8"}, "state_dtype: expected 'fp32'"),
+        ({}, {"weight_decay": 0.1}, "weight_decay: expected 0 with optimizer 'adam'"),
+        ({"d_out": 8, "pre_bias": False}, {"resample_steps": (5,)}, "resample_steps"),
+        ({"d_out": 8}, {}, "pre_bias: expected False for a transcoder"),
+        ({"activation": "relu", "k": 3}, {}, "k: expected None with activation 'relu'"),
+        ({"activation": "group_max", "k": 3}, {}, "k: expected a divisor of d_sae"),
+        ({"activation": "matryoshka", "group_sizes": (8, 4, 64)}, {}, "group_sizes: expected rising sizes"),
+        ({"layers": 3}, {}, "layers: expected a divisor of d_in"),
+        ({}, {"penalty": "target_l0"}, "target_l0: expected with penalty 'target_l0' only"),
+        ({}, {"p_end": 0.5}, "p_end: expected 1 with penalty 'none'"),
+    ],
+)  # fmt: skip
+def test_options_that_do_not_go_together_are_refused(sae, train, message):
+    with pytest.raises(saefast.InputError, match=message):
+        config = saefast.SAEConfig(**({"d_in": 16, "d_sae": 64} | sae))
+        saefast.Trainer(saefast.SAE(config), TrainConfig(total_tokens=100, **train))
+
+
+def test_an_unknown_recipe_is_refused():
+    with pytest.raises(saefast.InputError, match="recipe: expected one of"):
+        recipe("mine")
+
+
+def test_recipes_are_copies():
+    recipe("batchtopk")[1]["lr"] = 7
+    assert recipe("batchtopk")[1]["lr"] != 7
+    assert all(r.source and r.note for r in RECIPES.values())
+    assert len(RECIPES) == 9

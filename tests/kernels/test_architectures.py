@@ -1,0 +1,64 @@
+"""Every architecture on the Triton kernels: gradients and a fused step against autograd of its formula in fp64."""
+
+import os
+
+import pytest
+import torch
+
+ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
+if not ON_GPU:
+    os.environ["TRITON_INTERPRET"] = "1"  # read where @triton.jit decorates, so before the imports below
+
+from tests.helpers.architecture_cases import CASES, gradients, leaves_of, objective, oracle, set_up
+
+DEVICE = "cuda" if ON_GPU else "cpu"
+TOKENS = 12
+QUICK = (
+    "relu-april",
+    "matryoshka-weights",
+    "jumprelu-anthropic",
+    "gated-dense",
+    "transcoder-jumprelu",
+    "multi-topk",
+)
+SLOW = ("relu-l1", "relu-lp-norms", "crosscoder", "topk-untied", "topk-by-norm", "batch-topk-by-norm", "group-max",
+        "jumprelu", "jumprelu-dead", "jumprelu-log", "gated-norms", "skip-transcoder", "transcoder-matryoshka",
+        "topk-auxk", "jumprelu-auxk", "transcoder-auxk", "relu-april-dense", "jumprelu-anthropic-dense")  # fmt: skip
+# the interpreter takes its time: a few for `make test`, what runs other kernels in CI, all of them on a GPU
+NAMES = [
+    pytest.param(name, marks=[] if name in QUICK or ON_GPU else pytest.mark.slow)
+    for name in CASES
+    if ON_GPU or name in QUICK + SLOW
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_and_a_fused_step(name):
+    setup = set_up(CASES[name], torch.float32, "triton", TOKENS, DEVICE)
+    loss, penalty, want = oracle(setup)
+    metrics, got = gradients(setup)
+    assert float(metrics.loss) == pytest.approx(float(loss), rel=1e-5)
+    assert float(metrics.penalty) == pytest.approx(float(penalty), rel=1e-5, abs=1e-9)
+    assert got.keys() == want.keys()
+    for key, grad in want.items():
+        assert (got[key].cpu() - grad.cpu()).norm() <= 2e-5 * grad.norm(), key
+
+    if CASES[name].dense:
+        _, in_pieces = gradients(
+            set_up(CASES[name], torch.float32, "triton", TOKENS, DEVICE, micro_batch_size=5)
+        )
+        for key, grad in want.items():
+            assert (in_pieces[key].cpu() - grad.cpu()).norm() <= 2e-5 * grad.norm(), key
+
+    # from the same state again: the step above has counted which latents fired
+    setup = set_up(CASES[name], torch.float32, "triton", TOKENS, DEVICE)
+    trainer = setup.trainer
+    squares = sum(
+        g.square().sum() * (1 / 0.7**2 if key in setup.in_data_units else 1) for key, g in want.items()
+    )
+    before = leaves_of(setup)
+    metrics = trainer.step_on(setup.rows)
+    assert float(metrics.grad_norm) == pytest.approx(float(squares.sqrt()), rel=1e-4)
+    after = leaves_of(setup)
+    assert all(not torch.equal(after[key], before[key]) for key in want)
+    assert float(objective(setup, after)[0]) < float(loss), "the step went down"

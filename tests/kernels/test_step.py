@@ -1,0 +1,92 @@
+"""The whole step with the Triton kernels against the reference, for every plan and format, in the interpreter."""
+
+import os
+
+import pytest
+import torch
+
+import saefast
+from saefast import reference, triton_kernels
+from saefast.backend import OPS
+from saefast.engine.state import State
+from saefast.engine.step import Hyper, Plan, train_step
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available(),
+    reason="needs the interpreter",
+)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+D, F, K, B = 40, 70, 5, 12
+
+PLANS = {
+    "topk": {},
+    "rescore": {"rescore": 4},
+    "clip": {"grad_clip": 1e-2},
+    "auxk": {"auxk_alpha": 0.5, "k_aux": 6, "dead_feature_threshold": B, "dead_capacity": F},
+    "batch-topk": {"activation": "batch_topk"},
+    "relu": {"activation": "relu", "code_capacity": B * F},
+    "relu-dense": {"activation": "relu", "dense": True},
+}
+
+
+def batches(n):
+    generator = torch.Generator().manual_seed(1)
+    mixing = torch.randn(D, D, generator=generator)
+    return [(torch.randn(B, D, generator=generator) @ mixing + 3).to(DEVICE) for _ in range(n)]
+
+
+def run(ops, data, formats=("fp32", "fp32"), dtype=torch.float32, **options):
+    sae = saefast.SAE(saefast.SAEConfig(d_in=D, d_sae=F, k=K), seed=3).to(DEVICE)
+    sae.b_enc.data[7], sae.b_enc.data[:3] = 50.0, -50.0  # one in every token, three never
+    state = State.fresh(sae.params, *formats, dtype)
+    plan, metrics = Plan(K, dtype, **options), []
+    for x in data:
+        state.step += 1
+        hyper = Hyper(1e-3, (0.9, 0.999), 1e-8, sparsity=1e-3 if plan.activation == "relu" else 0.0)
+        numbers = torch.tensor(hyper.numbers(state.step, B), dtype=torch.float32, device=DEVICE)
+        metrics.append(train_step(ops, state, x, plan, numbers))
+    return state, metrics
+
+
+def test_every_op_is_there():
+    assert [op for op in OPS if not hasattr(triton_kernels, op)] == []
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_steps_follow_the_reference(plan):
+    want_state, want = run(reference, batches(2), **PLANS[plan])
+    state, got = run(triton_kernels, batches(2), **PLANS[plan])
+    for step, (a, b) in enumerate(zip(got, want)):
+        for name, one, other in zip(a._fields, a, b):
+            torch.testing.assert_close(one.float(), other.float(), rtol=2e-5, atol=1e-6, msg=f"{step} {name}")
+    for name, tensor in want_state.tensors().items():
+        torch.testing.assert_close(state.tensors()[name], tensor, rtol=2e-4, atol=2e-6, msg=name)
+    if plan == "auxk":
+        assert got[-1].auxk_loss > 0
+
+
+@pytest.mark.parametrize("formats", [("split", "int8"), ("bf16", "bf16"), ("fp32", "int8")], ids="-".join)
+def test_formats_follow_the_reference(formats):
+    want_state, want = run(reference, batches(2), formats, torch.bfloat16)
+    state, got = run(triton_kernels, batches(2), formats, torch.bfloat16)
+    torch.testing.assert_close(got[-1].fvu, want[-1].fvu, rtol=2e-3, atol=0)
+    for name in ("params.W_enc", "params.W_dec"):
+        a, b = state.tensors()[name].float(), want_state.tensors()[name].float()
+        assert (a - b).norm() / b.norm() < 2e-3, name
+
+
+def test_the_same_bits_twice():
+    (one, _), (other, _) = (run(triton_kernels, batches(2), **PLANS["auxk"]) for _ in range(2))
+    assert all(torch.equal(tensor, other.tensors()[name]) for name, tensor in one.tensors().items())
+
+
+@pytest.mark.parametrize("plan", ["topk", "clip", "relu-dense"])
+def test_nan_in_the_batch_changes_no_weight(plan):
+    good, bad = batches(2)
+    before, _ = run(triton_kernels, [good], **PLANS[plan])
+    bad[3, 5] = torch.nan
+    after, metrics = run(triton_kernels, [good, bad], **PLANS[plan])
+    assert not metrics[-1].loss.isfinite()
+    for name, tensor in before.tensors().items():
+        if name not in ("fired", "num_tokens_since_fired"):
+            assert torch.equal(after.tensors()[name], tensor), name

@@ -1,0 +1,182 @@
+"""What the C++ ops are given is checked where it enters: sizes, dtypes, layouts, the range of every index."""
+
+import numpy as np
+import pytest
+import torch
+
+from saefast import native
+from tests.helpers.native_isa import _C
+from tests.helpers.sparse_codes import fixed_code
+from tests.native.test_given import FORMS, case_of
+from tests.native.test_step import step_case
+
+f4, i4 = np.float32, np.int32
+
+
+def decode_args(**change: object) -> list[object]:
+    args = {
+        "acts": np.zeros((3, 2), f4), "indices": np.zeros((3, 2), i4), "row_offsets": None, "W_dec": np.zeros((5, 4), f4),
+        "b_dec": np.zeros(4, f4), "x": np.zeros((3, 4), f4), "error": np.zeros((3, 4), f4), "squares": np.zeros(3, f4),
+        "threads": 1,
+    }  # fmt: skip
+    return list((args | change).values())
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize(
+    "message,change",
+    [
+        ("indices: expected 0 to 4, got 5 at 3", {"indices": np.array([[0, 1], [2, 5], [0, 0]], i4)}),
+        ("indices: expected 0 to 4, got -1 at 0", {"indices": np.array([[-1, 1], [2, 4], [0, 0]], i4)}),
+        ("acts: expected shape .3, 2., got .2, 2.", {"acts": np.zeros((2, 2), f4)}),
+        ("acts: expected dtype float32, got float64", {"acts": np.zeros((3, 2))}),
+        ("indices: expected dtype int32, got int64", {"indices": np.zeros((3, 2), np.int64)}),
+        ("W_dec: expected shape .5, 4., got .5, 3.", {"W_dec": np.zeros((5, 3), f4)}),
+        ("W_dec: expected a C-contiguous array", {"W_dec": np.zeros((4, 5), f4).T}),
+        ("error: expected shape", {"error": np.zeros((3, 3), f4)}),
+        ("not writeable", {"error": read_only(np.zeros((3, 4), f4))}),
+        ("threads: expected at least 1, got 0", {"threads": 0}),
+        ("row_offsets: expected numbers that rise from 0 to at most 6, got 7 at 3",
+         {"acts": np.zeros(6, f4), "indices": np.zeros(6, i4), "row_offsets": np.array([0, 2, 4, 7], i4)}),
+        ("row_offsets: expected .* got 1 at 2",
+         {"acts": np.zeros(6, f4), "indices": np.zeros(6, i4), "row_offsets": np.array([0, 2, 1, 6], i4)}),
+    ],
+)  # fmt: skip
+def test_boundary_of_decode(message: str, change: dict) -> None:
+    _C.decode_error(*decode_args())
+    with pytest.raises((ValueError, TypeError), match=message):
+        _C.decode_error(*decode_args(**change))
+
+
+def test_boundary_of_update() -> None:
+    weights, args, numbers = step_case("fixed", 16, True)
+    params, batch = native._params(weights), native._numpy(*args[:2], args[2].flatten(), *args[5])
+    aux, numbers_list = native._numpy(*args[7]), native._numbers(numbers)
+
+    def call(params=params, batch=batch, aux=aux):
+        return _C.update(params, batch, 0.5, aux, None, numbers_list, 2)
+
+    assert np.isfinite(call())
+    for message, options in (
+        ("weights: expected four", {"params": params[:3]}),
+        (
+            r"W_dec: expected 2 dimensions, got shape \(16,\)",
+            {"params": changed(params, 2, params[3][:1] + params[2][1:])},
+        ),
+        (r"batch: expected six", {"batch": batch[:5]}),
+        ("error: expected shape", {"batch": changed(batch, 1, batch[1][:-1])}),
+        ("offsets: expected shape", {"batch": changed(batch, 3, batch[3][:-1])}),
+        ("offsets: expected numbers that rise", {"batch": changed(batch, 3, batch[3][::-1].copy())}),
+        ("pairs: expected 0 to", {"batch": changed(batch, 4, batch[4] + 1000)}),
+        ("tokens: expected 0 to 12, got", {"batch": changed(batch, 5, batch[5] - 1)}),
+        ("aux.slots: expected -1 to 2, got 3", {"aux": changed(aux, 0, np.full(40, 3, i4))}),
+        ("aux: expected five", {"aux": aux[:4]}),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            call(**options)
+
+
+def changed(arrays: tuple, i: int, value: object) -> tuple:
+    return (*arrays[:i], value, *arrays[i + 1 :])
+
+
+def test_boundary_of_what_is_given() -> None:
+    """40 latents, 13 tokens in 3 parts, rows of W_enc of 7 and of W_dec of 66 columns."""
+    weights, args, numbers, made = case_of(fixed_code(13, 40, 5), FORMS["in parts, wider"], 40, with_aux=True)
+    params, batch = native._params(weights), native._numpy(*args[:2], args[2].flatten(), *args[5])
+    inputs = {"batch": batch, "aux": native._numpy(*args[7]), "given": native._given(made)}
+    plain, grads = native._numbers(numbers), native._numpy(*(torch.empty(part[0].shape) for part in params))
+
+    def calls(numbers=plain, grads=grads, **options):
+        batch, aux, given = (inputs | options).values()
+        _C.row_grads(params, batch, 0.5, aux, given, numbers, grads, 2)
+        _C.update(params, batch, 0.5, aux, given, numbers, 2)
+
+    calls()
+    given, aux, tokens = inputs["given"], inputs["aux"], batch[5]
+    for message, options in (
+        ("given: expected five", {"given": given[:4]}),
+        ("given.grad_pre: expected shape .65,., got .64,.", {"given": changed(given, 0, given[0][:-1])}),
+        ("given.grad_pre: expected dtype float32", {"given": changed(given, 0, given[0].astype(np.float64))}),
+        ("given.bias: expected shape .40,.", {"given": changed(given, 1, given[1][:-1])}),
+        ("given.push: expected 1 dimensions", {"given": changed(given, 2, given[2][:, None])}),
+        ("given.push_row: expected shape .7,., got .66,.", {"given": changed(given, 3, np.zeros(66, f4))}),
+        ("given.pull: expected a number of columns that divides 66, got 4", {"given": changed(given, 4, np.zeros((40, 4), f4))}),
+        ("given.pull: expected a number of columns that divides 66, got 0", {"given": changed(given, 4, np.zeros((40, 0), f4))}),
+        ("given.pull: expected shape .40, 3., got .41, 3.", {"given": changed(given, 4, np.zeros((41, 3), f4))}),
+        ("given.pull: expected a C-contiguous", {"given": changed(given, 4, np.zeros((3, 40), f4).T)}),
+        ("error: expected a multiple of 13 rows, got 38", {"batch": changed(batch, 1, batch[1][:-1])}),
+        ("error: expected a multiple of 13 rows, got 0", {"batch": changed(batch, 1, batch[1][:0])}),
+        ("error: expected shape .39, 66.", {"batch": changed(batch, 1, np.zeros((39, 7), f4))}),
+        ("error: expected shape .13, 66., got .39, 66.", {"given": None}),
+        ("tokens: expected 0 to 38, got", {"batch": changed(batch, 5, tokens + 39)}),
+        ("tokens: expected 0 to 25, got", {"batch": changed(batch, 1, batch[1][:26])}),
+        ("aux.W_dec: expected shape .2, 66.", {"aux": changed(aux, 3, aux[1])}),
+        ("numbers.tied: expected 0, for rows of W_enc have 7 columns and those of W_dec 66", {"numbers": [*plain[:15], 1.0]}),
+        ("incompatible function arguments", {"numbers": plain[:12]}),
+        ("grads.W_dec: expected shape .40, 66.", {"grads": changed(grads, 2, grads[0])}),
+        ("not writeable", {"grads": changed(grads, 3, read_only(grads[3].copy()))}),
+    ):  # fmt: skip
+        with pytest.raises((ValueError, TypeError), match=message):
+            calls(**options)
+
+
+def test_boundary_of_grad_top_acts() -> None:
+    args = {
+        "error": np.zeros((3, 4), f4), "W_dec": np.zeros((5, 4), f4), "acts": np.ones((3, 2), f4),
+        "indices": np.zeros((3, 2), i4), "row_offsets": None, "grads": np.zeros((3, 2), f4), "threads": 2,
+    }  # fmt: skip
+    flat = {"acts": np.ones(6, f4), "indices": np.zeros(6, i4), "grads": np.zeros(6, f4)}
+    _C.grad_top_acts(*args.values())
+    for message, change in (
+        ("indices: expected 0 to 4, got 5 at 3", {"indices": np.array([[0, 1], [2, 5], [0, 0]], i4)}),
+        ("W_dec: expected shape .5, 4., got .5, 3.", {"W_dec": np.zeros((5, 3), f4)}),
+        ("acts: expected shape .2, 2., got .3, 2.", {"error": np.zeros((2, 4), f4)}),
+        ("grads: expected shape .3, 2., got .2, 3.", {"grads": np.zeros((2, 3), f4)}),
+        ("not writeable", {"grads": read_only(np.zeros((3, 2), f4))}),
+        ("row_offsets: expected .* got 7 at 3", flat | {"row_offsets": np.array([0, 2, 4, 7], i4)}),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            _C.grad_top_acts(*(args | change).values())
+
+
+def test_boundary_of_sum_entries() -> None:
+    args = {
+        "offsets": np.array([0, 2, 3], i4), "pairs": np.array([0, 2, 1], i4), "per_pair": np.ones(3, f4),
+        "sums": np.zeros(2, f4), "threads": 2,
+    }  # fmt: skip
+    _C.sum_entries(*args.values())
+    for message, change in (
+        ("offsets: expected shape .3,., got .2,.", {"offsets": np.array([0, 2], i4)}),
+        ("offsets: expected numbers that rise", {"offsets": np.array([0, 4, 4], i4)}),
+        ("pairs: expected 0 to 2, got 3 at 1", {"pairs": np.array([0, 3, 1], i4)}),
+        ("pairs: expected shape .3,., got .4,.", {"pairs": np.zeros(4, i4)}),
+        ("per_pair: expected dtype float32, got float64", {"per_pair": np.ones(3)}),
+        ("not writeable", {"sums": read_only(np.zeros(2, f4))}),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            _C.sum_entries(*(args | change).values())
+
+
+def test_boundary_of_the_blocks() -> None:
+    block = _C.TopkBlock(3, 4)
+    with pytest.raises(ValueError, match="the number of rows: expected 3 to 3, got 2"):
+        block.feed(np.zeros((2, 5), f4))
+    block.feed(np.zeros((3, 2), f4))
+    with pytest.raises(ValueError, match=r"k: expected 1 to 2 \(the columns fed\), got 4"):
+        block.finish(np.zeros((3, 4), f4), np.zeros((3, 4), i4))
+    batch = _C.BatchTopk(6, 10)
+    with pytest.raises(ValueError, match="column: expected 0 to 5, got 6"):
+        batch.feed(np.zeros((3, 5), f4), 0, 6)
+    batch.feed(np.zeros((3, 5), f4), 0, 5)
+    with pytest.raises(ValueError, match="row_offsets: expected at least 4 numbers, got 3"):
+        batch.finish(np.zeros(6, f4), np.zeros(6, i4), np.zeros(3, i4))
+    with pytest.raises(ValueError, match="thresholds: expected shape"):
+        _C.AboveBlock(3).feed(np.zeros((3, 5), f4), np.zeros(4, f4))
+    for make in (lambda: _C.TopkBlock(-1, 4), lambda: _C.TopkBlock(3, 0), lambda: _C.BatchTopk(0, 4)):
+        with pytest.raises(ValueError, match="expected"):
+            make()

@@ -1,0 +1,239 @@
+"""A run that is killed, stopped or fails goes on to the same bits as one that was not."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+
+import saefast
+from saefast.activations.sources import IterableSource, TensorSource
+from saefast.files import load_tensors
+
+# A fork server that has torch loaded: each of the many short-lived runs starts in milliseconds.
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["torch", "saefast"])
+
+STEPS = 60
+
+
+def make_source(kind):
+    generator = torch.Generator().manual_seed(5)
+    rows = torch.randn(900, 16, generator=generator) @ torch.randn(16, 16, generator=generator) + 2
+    return TensorSource(rows) if kind == "random access" else IterableSource(list(rows.split(37)), 16)
+
+
+def train(out, kind, resume=True, pause=0.0):
+    torch.set_num_threads(1)
+    config = saefast.TrainConfig(
+        total_tokens=STEPS * 64, batch_size=64, buffer_tokens=256, lr=3e-3, log_every=3, checkpoint_every=2,
+        dead_feature_threshold=200, k_aux=4,
+    )  # fmt: skip
+    trainer = saefast.Trainer(saefast.SAE(saefast.SAEConfig(d_in=16, d_sae=96, k=4)), config)
+    if pause:
+        step = trainer.step_on
+        trainer.step_on = lambda x: (time.sleep(pause), step(x))[1]
+    return trainer.fit(make_source(kind), out, resume)
+
+
+def result(out):
+    """Every bit a run leaves behind, except the times."""
+    tensors, meta, _ = load_tensors(out / "checkpoint.safetensors")
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["tokens_per_second"]
+    return tensors, meta, lines, (out / "sae.safetensors").read_bytes()
+
+
+def assert_same(got, want):
+    assert got[1:] == want[1:]
+    assert got[0].keys() == want[0].keys()
+    for name, tensor in want[0].items():
+        assert torch.equal(got[0][name], tensor), name
+
+
+def inode(path):
+    """Changes when a run begins: it writes its metrics anew."""
+    return path.stat().st_ino if path.exists() else None
+
+
+def kill_repeatedly(out, kind, n_kills, seed):
+    """Start, SIGKILL at a random moment, resume, ... then let it finish; returns the step on disk after each kill."""
+    rng, steps = random.Random(seed), []
+    while len(steps) < n_kills:
+        child = context.Process(target=train, args=(out, kind, True, 0.004))
+        before = inode(out / "metrics.jsonl")
+        child.start()
+        if rng.random() < 0.8:  # the others may hit it while it starts; on a busy machine that can take long
+            while child.is_alive() and inode(out / "metrics.jsonl") == before:
+                time.sleep(0.001)
+        time.sleep(rng.uniform(0.0, 0.35))
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        if child.exitcode == 0:  # finished before the kill: begin another run
+            break
+        started = (out / "checkpoint.safetensors").exists()
+        steps.append(load_tensors(out / "checkpoint.safetensors")[1]["step"] if started else 0)
+    train(out, kind)
+    return steps
+
+
+@pytest.mark.parametrize("kind", ["random access", "iterable"])
+def test_killed_runs_resume_to_the_same_bits(tmp_path, kind):
+    _kill_test(tmp_path, kind, n_points=5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["random access", "iterable"])
+def test_fifty_random_kill_points(tmp_path, kind):
+    _kill_test(tmp_path, kind, n_points=50)
+
+
+def _kill_test(tmp_path, kind, n_points):
+    train(tmp_path / "whole", kind)
+    want = result(tmp_path / "whole")
+    steps, run = [], 0
+    while len(steps) < n_points:
+        out = tmp_path / f"killed-{run}"
+        steps += kill_repeatedly(out, kind, min(3, n_points - len(steps)), seed=run)
+        assert_same(result(out), want)
+        run += 1
+    print(f"{kind}: {len(steps)} kill points in {run} runs, all bit-identical; last saved steps: {steps}")
+    assert sum(0 < step < STEPS for step in steps) >= len(steps) / 3  # most kills are to hit a run under way
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stop_signals_save_and_exit_cleanly(tmp_path, number):
+    train(tmp_path / "whole", "random access")
+    child = context.Process(target=train, args=(tmp_path / "stopped", "random access", True, 0.02))
+    child.start()
+    while not (tmp_path / "stopped" / "metrics.jsonl").exists():
+        assert child.is_alive()
+        time.sleep(0.01)
+    time.sleep(0.2)
+    os.kill(child.pid, number)
+    child.join()
+    assert child.exitcode == 0
+    _, meta, _ = load_tensors(tmp_path / "stopped" / "checkpoint.safetensors")
+    assert 0 < meta["step"] < STEPS
+    assert not (tmp_path / "stopped" / "sae.safetensors").exists()
+    assert train(tmp_path / "stopped", "random access")
+    assert_same(result(tmp_path / "stopped"), result(tmp_path / "whole"))
+
+
+def test_resume_of_a_finished_run_changes_nothing(tmp_path):
+    train(tmp_path / "run", "random access")
+    want = result(tmp_path / "run")
+    assert train(tmp_path / "run", "random access")
+    assert_same(result(tmp_path / "run"), want)
+
+
+def test_an_existing_run_is_not_overwritten(tmp_path):
+    train(tmp_path / "run", "random access")
+    before = {file: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    with pytest.raises(saefast.InputError, match="out: expected a new folder"):
+        train(tmp_path / "run", "random access", resume=False)
+    assert {file: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_corrupt_checkpoint_is_named(tmp_path):
+    train(tmp_path / "run", "random access")
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(saefast.InputError, match="checkpoint.safetensors: corrupt"):
+        train(tmp_path / "run", "random access")
+
+
+def test_a_failed_save_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
+    def full_disk(tensors, path, metadata):
+        path.write_bytes(b"half a file")
+        raise OSError(28, "No space left on device")
+
+    saves = iter(range(100))
+    from saefast import files
+
+    save_file = files.save_file
+    monkeypatch.setattr(
+        files, "save_file", lambda *args, **kw: (full_disk if next(saves) == 5 else save_file)(*args, **kw)
+    )
+    with pytest.raises(OSError, match="No space left on device.*previous one is intact"):
+        train(tmp_path / "run", "random access")
+    monkeypatch.undo()
+    train(tmp_path / "whole", "random access")
+    train(tmp_path / "run", "random access")
+    assert_same(result(tmp_path / "run"), result(tmp_path / "whole"))
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_again_with_resume(tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".run.json.tmp").write_text('{"half')  # killed while writing run.json
+    train(out, "random access")
+    assert (out / "sae.safetensors").exists()
+
+
+@pytest.mark.parametrize("change", ["k", "lr", "source"])
+def test_resume_with_something_else_names_what_differs(tmp_path, change):
+    train(tmp_path / "run", "random access")
+    k, lr, rows = 4, 3e-3, 900
+    if change == "k":
+        k = 5
+    elif change == "lr":
+        lr = 1e-3
+    else:
+        rows = 800
+    config = saefast.TrainConfig(
+        total_tokens=STEPS * 64, batch_size=64, buffer_tokens=256, lr=lr, log_every=3, checkpoint_every=2,
+        dead_feature_threshold=200, k_aux=4,
+    )  # fmt: skip
+    trainer = saefast.Trainer(saefast.SAE(saefast.SAEConfig(d_in=16, d_sae=96, k=k)), config)
+    with pytest.raises(saefast.InputError, match=f"{change}: the run in .* was started with"):
+        trainer.fit(TensorSource(torch.randn(rows, 16)), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("damage", ["nan", "shard"])
+def test_bad_data_in_the_middle_of_a_run_loses_nothing(tmp_path, damage):
+    """What was learnt before the bad row is saved; with it skipped, or repaired, the run goes on."""
+    from saefast.activations.shards import ShardWriter
+
+    rows = make_source("random access").tensor.repeat(4, 1)
+    broken = rows.clone()
+    broken[2500] = float("nan")
+    for name, data in (("good", rows), ("bad", broken if damage == "nan" else rows)):
+        writer = ShardWriter(tmp_path / name, 16, torch.float32, shard_tokens=500)
+        for chunk in data.split(500):
+            writer.append(chunk)
+        writer.close()
+    if damage == "shard":
+        shard = tmp_path / "bad" / "shard-00005.safetensors"
+        whole = shard.read_bytes()
+        shard.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+
+    def run(source, out, resume=False, **options):
+        config = saefast.TrainConfig(
+            total_tokens=STEPS * 64, batch_size=64, buffer_tokens=256, lr=3e-3, log_every=3, **options
+        )
+        trainer = saefast.Trainer(saefast.SAE(saefast.SAEConfig(d_in=16, d_sae=96, k=4)), config)
+        return trainer.fit(saefast.open_source(source), out, resume)
+
+    with pytest.raises(
+        saefast.InputError, match="row 2500 holds NaN" if damage == "nan" else "shard-00005.*corrupt"
+    ):
+        run(tmp_path / "bad", tmp_path / "run")
+    _, meta, _ = load_tensors(tmp_path / "run" / "checkpoint.safetensors")
+    assert meta["step"] > 30
+    if damage == "nan":
+        run(tmp_path / "bad", tmp_path / "run", resume=True, nonfinite="skip")
+        run(tmp_path / "bad", tmp_path / "whole", nonfinite="skip")
+    else:
+        shard.write_bytes(whole)
+        run(tmp_path / "bad", tmp_path / "run", resume=True)
+        run(tmp_path / "good", tmp_path / "whole")
+    assert_same(result(tmp_path / "run"), result(tmp_path / "whole"))
