@@ -16,7 +16,7 @@ In place of this, with the same numbers up to rounding:
 
 (The part of a gradient along its row only changes the norm; left in, it would distort Adam's moments.) A
 matrix of `unit_norm` takes one pass over its weight, gradient and moments, without a temporary matrix: the
-engine's `update_` (see `saefast.reference_update`) with the gradient as its AuxK part and no code. Clipping
+engine's `update_` (see `saefast.reference`) with the gradient as its AuxK part and no code. Clipping
 needs the norm of all projected gradients first, a pass before it. The others go to torch's fused Adam.
 """
 
@@ -31,7 +31,7 @@ from torch.optim.adam import adam
 
 from saefast.backend import launched, load_backend
 from saefast.errors import check
-from saefast.reference_update import Aux, Groups, Numbers, project_rows_
+from saefast.reference import Aux, Groups, Numbers, project_rows_
 from saefast.storage import Matrix, Vector, Weights
 
 __all__ = ["Adam"]

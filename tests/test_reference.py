@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from saefast import reference
 from saefast.engine import auxk
 from saefast.engine.step import Hyper, Plan
-from saefast.reference import Params
-from saefast.reference_update import Numbers, adam_
+from saefast.reference import Numbers, Params, adam_
 from saefast.storage import Vector, Weights, allocate
 from tests.helpers import dense
 

@@ -5,7 +5,7 @@ import torch
 
 from saefast import reference
 from saefast.engine.step import Hyper
-from saefast.reference_update import Numbers, adam_, fused_adam_
+from saefast.reference import Numbers, adam_, fused_adam_
 
 
 @pytest.mark.parametrize("betas,eps", [((0.9, 0.999), 6.25e-10), ((0.8, 0.95), 1e-2), ((0.0, 0.0), 1e-8)])

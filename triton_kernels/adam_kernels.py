@@ -9,7 +9,7 @@ from saefast.triton_kernels.storage import load_moments, load_weight, row_seed, 
 
 @triton.jit
 def load_numbers(numbers_ptr, LR: tl.constexpr, EPS: tl.constexpr):
-    """What `adam` needs of `saefast.reference_update.Numbers`: lr, eps, 1 - beta1, beta2, 1 - beta2, corrections.
+    """What `adam` needs of `saefast.reference.Numbers`: lr, eps, 1 - beta1, beta2, 1 - beta2, corrections.
 
     LR and EPS: where the parameter's own are.
     """

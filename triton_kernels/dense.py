@@ -6,7 +6,7 @@
     outer_sum        left.T @ right
 
 Each is one product of 2 B F D FLOPs, which bound it (`gemm_flops`); the rest happens on its accumulator. Sums over tiles
-are partial sums, added by torch in a fixed order. Specs: the functions of these names in `saefast.reference_dense`.
+are partial sums, added by torch in a fixed order. Specs: the functions of these names in `saefast.reference`.
 """
 
 import torch

@@ -5,7 +5,7 @@
 The entries of neighbouring latents are one stretch of `pairs`. A program takes BLOCK_F latents, reads their stretch
 BLOCK_N entries at a time, and compares places with the ends of its latents: the work of a program depends on how many
 entries there are and not on whose they are, so a latent active in every token costs no more than many active in a few.
-Latency bounds it: `sum_entries_bytes` is little. Spec: `saefast.reference_update.sum_entries`.
+Latency bounds it: `sum_entries_bytes` is little. Spec: `saefast.reference.sum_entries`.
 """
 
 import torch

@@ -4,7 +4,7 @@
 
 Two FLOPs per element of `rows` gathered, so memory bandwidth bounds it; `sum_rows_bytes` counts that traffic. This is
 for gradients that have to exist (`saefast.autograd`); the engine's update sums them in registers and stores none.
-Spec: `saefast.reference_update.sum_rows`.
+Spec: `saefast.reference.sum_rows`.
 """
 
 from dataclasses import dataclass

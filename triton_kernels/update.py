@@ -8,7 +8,7 @@ For latent f with the active entries p of token t[p] and activation a[p], with e
     db_dec   = grad_scale * sum_b error[b] - sum_f db_enc[f] * W_enc[f]
 
 then Adam on all of it, and W_dec[f] scaled to unit norm. What an architecture with a penalty computes beforehand comes
-as `saefast.reference_update.Given`; then no product with W_dec is taken, and
+as `saefast.reference.Given`; then no product with W_dec is taken, and
 
     dz[p]    = given, once per entry                centred of token t[p] modulo B
     dW_dec   + pull[f] * W_dec[f]                   pull may differ between equal parts of the row
@@ -168,10 +168,10 @@ def update_(
         weights: `saefast.storage.Weights`.
         centred, error: [B, D], [B, D_out] of one dtype; with `given` error may have a multiple of B rows.
         acts, indices, row_offsets: a code; what is active in it is taken from `groups`, of `group_by_latent`.
-        aux: `saefast.reference_update.Aux` or None.
-        numbers: [16] fp32 or longer, `saefast.reference_update.Numbers`; where D_out is not D, `tied` counts as 0.
+        aux: `saefast.reference.Aux` or None.
+        numbers: [16] fp32 or longer, `saefast.reference.Numbers`; where D_out is not D, `tied` counts as 0.
         step: [] int64.
-        given: `saefast.reference_update.Given` in fp32, or None.
+        given: `saefast.reference.Given` in fp32, or None.
     """
     return launch_update(
         weights, centred, error, acts, indices, row_offsets, groups, grad_scale, aux, numbers, step, given, None, config,

@@ -33,7 +33,7 @@ from saefast import reference
 from saefast import triton_kernels as ops
 from saefast.engine.state import State
 from saefast.engine.step import Hyper
-from saefast.reference_update import Groups
+from saefast.reference import Groups
 from saefast.triton_kernels.pre_acts import encode_route, pre_acts_and_maxima
 from saefast.triton_kernels.topk import select_topk
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.ops.contest import SHAPES, Case, backends, close_to, exactly, random_code
 from benchmarks.roofline import Stage
 from saefast import reference
-from saefast.reference_update import Groups
+from saefast.reference import Groups
 
 
 def plain(groups: Groups, acts: Tensor, indices: Tensor) -> Tensor:

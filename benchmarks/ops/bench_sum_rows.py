@@ -25,7 +25,7 @@ from benchmarks.ops.contest import (
 )
 from benchmarks.roofline import Stage, gathered_bytes
 from saefast import reference
-from saefast.reference_update import Groups, sum_rows
+from saefast.reference import Groups, sum_rows
 
 
 def plain(groups: Groups, acts: Tensor, rows: Tensor, indices: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from benchmarks.ops.contest import (
 )
 from benchmarks.roofline import Stage, update_bytes
 from saefast import reference, storage
-from saefast.reference_update import Grads, Numbers
+from saefast.reference import Grads, Numbers
 from saefast.storage import Vector, Weights
 
 # the first step; a long one, so that an error of the update is one of the weights

@@ -18,12 +18,12 @@ struct Weights {
     std::size_t F, D_in, D_out;
 };
 
-struct Numbers {  // of one step, see `saefast.reference_update.Numbers`
+struct Numbers {  // of one step, see `saefast.reference.Numbers`
     float lr, lr_bias, eps, eps_bias, beta1, beta1_rest, beta2, beta2_rest, correction1, correction2, l1, bias_norm,
         lr_dec, lr_b_dec, unit, tied;
 };
 
-struct Given {  // see `saefast.reference_update.Given`; grad_pre is null without it
+struct Given {  // see `saefast.reference.Given`; grad_pre is null without it
     const float *grad_pre, *bias, *push, *push_row, *pull;  // [N], [F], [F], [D_in], [F, L]
     std::size_t L;                                          // divides D_out
 };

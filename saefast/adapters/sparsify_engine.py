@@ -11,8 +11,8 @@ from torch import Tensor
 from saefast.adapters.driven import Driven
 from saefast.config.sae import SAEConfig
 from saefast.config.train import TrainConfig
+from saefast.reference import Grads, Params
 from saefast.reference import total_variance as variance_of
-from saefast.reference_update import Grads, Params
 from saefast.sae import SAE
 
 ACTIVATIONS = {"topk": "topk", "groupmax": "group_max"}

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saefast import reference, reference_update
+from saefast import reference
 from saefast.backend import launched
 from saefast.errors import check
 
@@ -33,7 +33,7 @@ REFERENCE = Ops(
     reference.decode,
     reference.grad_top_acts,
     reference.group_by_latent,
-    reference_update.sum_rows,
+    reference.sum_rows,
 )
 
 
@@ -58,9 +58,7 @@ def native_or_reference() -> Ops:
         target = b_dec.new_zeros(len(acts), W_dec.shape[1])
         return native.decode_error(acts, indices, W_dec, b_dec, target, torch.float32)[0]
 
-    return Ops(
-        native.encode_topk, decode, native.grad_top_acts, native.group_by_latent, reference_update.sum_rows
-    )
+    return Ops(native.encode_topk, decode, native.grad_top_acts, native.group_by_latent, reference.sum_rows)
 
 
 @functools.cache

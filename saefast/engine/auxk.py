@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from saefast.engine.plan import Plan
-from saefast.reference_update import Aux
+from saefast.reference import Aux
 from saefast.storage import Weights
 
 

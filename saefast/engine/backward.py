@@ -17,7 +17,7 @@ from saefast.engine.architectures.code import Backward, Code, Extra, where
 from saefast.engine.forward import Forward, reconstruct
 from saefast.engine.plan import Coefficients, Plan
 from saefast.engine.state import State
-from saefast.reference_update import Given, Groups
+from saefast.reference import Given, Groups
 from saefast.storage import row_norms
 
 

@@ -16,7 +16,7 @@ from saefast.engine.backward import entry_grads
 from saefast.engine.forward import Forward, reconstruct
 from saefast.engine.plan import Coefficients, Plan
 from saefast.engine.state import State
-from saefast.reference_update import Aux, Given, Grads, project_rows_, squared_norm
+from saefast.reference import Aux, Given, Grads, project_rows_, squared_norm
 from saefast.storage import Weights, load_weight, row_norms
 
 

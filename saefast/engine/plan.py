@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from saefast.reference_update import Numbers
+from saefast.reference import Numbers
 
 # Shares of the latents active between which a code may be sparse or dense, see `Plan.follow_density`.
 GPU_DENSITY = 0.004, 0.008

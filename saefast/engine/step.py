@@ -19,7 +19,7 @@ from saefast.engine.dense import dense_pass, with_auxk
 from saefast.engine.forward import reconstruct
 from saefast.engine.plan import Hyper, Plan, coefficients
 from saefast.engine.state import State
-from saefast.reference_update import Grads
+from saefast.reference import Grads
 
 __all__ = ["Hyper", "Metrics", "Plan", "train_step"]
 

@@ -12,6 +12,11 @@ from torch import Tensor
 from saefast import reference
 from saefast.errors import InputError
 from saefast.reference import (
+    Aux,
+    Given,
+    Grads,
+    Groups,
+    Numbers,
     decode,
     dense_error,
     encode_dense,
@@ -19,7 +24,6 @@ from saefast.reference import (
     outer_sum,
     relu_encode,
 )
-from saefast.reference_update import Aux, Given, Grads, Groups, Numbers
 from saefast.storage import Matrix, Weights
 
 try:

@@ -17,8 +17,7 @@ from torch import Tensor
 from saefast.backend import launched
 from saefast.config.sae import SAEConfig
 from saefast.engine.architectures.group_max import group_max
-from saefast.reference_select import topk
-from saefast.reference_update import Params
+from saefast.reference import Params, topk
 
 
 class Normed(NamedTuple):

@@ -10,7 +10,7 @@ from saefast.config.train import TrainConfig
 from saefast.engine.backward import in_data_units
 from saefast.engine.plan import Plan
 from saefast.engine.state import State
-from saefast.reference_update import Grads, Params, normalize_rows_
+from saefast.reference import Grads, Params, normalize_rows_
 from saefast.storage import Matrix
 from saefast.train.optimizers import Optimizer
 

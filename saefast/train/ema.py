@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from saefast.errors import InputError, check
-from saefast.reference_update import normalize_rows_
+from saefast.reference import normalize_rows_
 from saefast.storage import Matrix, load_weight
 
 ROWS_AT_ONCE = 2**12

@@ -20,7 +20,7 @@ from saefast.engine.plan import CPU_DENSITY, GPU_DENSITY, Hyper, Plan
 from saefast.engine.state import State
 from saefast.engine.step import Metrics, train_step
 from saefast.errors import InputError, check
-from saefast.reference_update import Grads
+from saefast.reference import Grads
 from saefast.sae import SAE, geometric_median
 from saefast.storage import Matrix, scale_rows_
 from saefast.train import schedules

@@ -41,8 +41,7 @@ from saefast.engine.architectures import extra_parameters
 from saefast.engine.plan import N_NUMBERS
 from saefast.engine.state import State
 from saefast.engine.step import Plan, train_step
-from saefast.reference import Params
-from saefast.reference_update import Given, Numbers
+from saefast.reference import Given, Numbers, Params
 from tests.gates.compile_one import Launch, compile_launch, launches, signature_of
 
 TABLE = Path(__file__).resolve().parent / "triton_compile_table.json"

@@ -11,7 +11,7 @@ if not ON_GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read where @triton.jit decorates, so before the import below
 
 from saefast import reference, storage
-from saefast.reference_update import Aux, Given, Numbers
+from saefast.reference import Aux, Given, Numbers
 from saefast.storage import Matrix, Vector, Weights
 from saefast.triton_kernels.update import (
     UpdateConfig,

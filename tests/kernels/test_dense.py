@@ -1,4 +1,4 @@
-"""The dense Triton ops against `saefast.reference_dense`, and the choice between dense and sparse steps.
+"""The dense Triton ops against `saefast.reference`, and the choice between dense and sparse steps.
 
 Each epilogue with small tiles and exact operands: test_triton_gemm.py.
 """

@@ -15,7 +15,7 @@ if not ON_GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read where @triton.jit decorates, so before the imports below
 
 from saefast import reference
-from saefast.reference_select import rounded_pre_acts
+from saefast.reference import rounded_pre_acts
 from saefast.triton_kernels import encode, pre_acts
 from saefast.triton_kernels.encode import (
     encode_batch_topk,

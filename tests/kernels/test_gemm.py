@@ -17,7 +17,7 @@ if not ON_GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read where @triton.jit decorates, so before the imports below
 
 from saefast import reference
-from saefast.reference_select import rounded_pre_acts
+from saefast.reference import rounded_pre_acts
 from saefast.triton_kernels import gemm
 from saefast.triton_kernels.dense import dense_error, dense_grad_acts, relu_encode
 from saefast.triton_kernels.gemm import GemmConfig, gemm_config, wide_product

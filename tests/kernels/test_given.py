@@ -1,4 +1,4 @@
-"""The Triton update with what an architecture hands to it (`saefast.reference_update.Given`), with free, untied and
+"""The Triton update with what an architecture hands to it (`saefast.reference.Given`), with free, untied and
 wider decoders, against `saefast.reference`. Tolerances are those of test_triton_update.py."""
 
 import math
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from saefast import reference, storage
-from saefast.reference_update import Aux
+from saefast.reference import Aux
 from saefast.storage import Vector, Weights
 from saefast.triton_kernels.update import adam_rows_, row_grads, update_, update_bytes, update_config
 from tests.helpers.update_cases import (

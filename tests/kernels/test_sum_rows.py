@@ -1,4 +1,4 @@
-"""The Triton row sums against `saefast.reference_update.sum_rows`: on a GPU where there is one, else interpreted.
+"""The Triton row sums against `saefast.reference.sum_rows`: on a GPU where there is one, else interpreted.
 
 Fresh memory is NaN (conftest.py), so what a kernel leaves unwritten cannot look like a result.
 """
@@ -14,7 +14,7 @@ if not ON_GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read where @triton.jit decorates, so before the import below
 
 from saefast import reference
-from saefast.reference_update import sum_rows as spec
+from saefast.reference import sum_rows as spec
 from saefast.triton_kernels.sum_rows import sum_rows, sum_rows_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # in Triton

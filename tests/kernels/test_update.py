@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from saefast import reference, storage
-from saefast.reference_update import Aux
+from saefast.reference import Aux
 from saefast.storage import Vector, Weights
 from saefast.triton_kernels.hot import chunk_offsets, most_chunks
 from saefast.triton_kernels.update import (

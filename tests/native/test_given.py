@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from saefast import native, reference
-from saefast.reference_update import Aux, Given, Numbers
+from saefast.reference import Aux, Given, Numbers
 from saefast.storage import Vector, Weights, allocate
 from tests.helpers.native_isa import isa  # noqa: F401 (a fixture)
 from tests.helpers.sparse_codes import fixed_code, ragged_code

@@ -10,7 +10,7 @@ import saefast
 from saefast import native, reference
 from saefast.engine.state import State
 from saefast.engine.step import Hyper, Plan, train_step
-from saefast.reference_update import Aux, Numbers
+from saefast.reference import Aux, Numbers
 from tests.engine.test_step_plans import K, oracle, run, start
 from tests.helpers import dense
 from tests.helpers.native_isa import isa  # noqa: F401 (a fixture)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saefast.reference_update import row_starts
+from saefast.reference import row_starts
 from saefast.storage import Vector, Weights
 
 Extra = dict[str, Vector]  # the parameters that an architecture has besides the four of every SAE
