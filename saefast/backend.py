@@ -1,4 +1,4 @@
-"""A backend is a module with the functions of `saefast.reference`; choosing one returns that module."""
+"""A backend is a module with the functions and constants of `Backend`; choosing one returns that module."""
 
 import functools
 import importlib
@@ -6,27 +6,154 @@ import logging
 import os
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
+from torch import Tensor
 
 from saefast.errors import InputError
+from saefast.reference import Aux, Given, Grads, Groups
+from saefast.storage import Weights
 
 MODULES = {
     "reference": "saefast.reference",
     "native": "saefast.native",
     "triton": "saefast.triton_kernels",
 }
-OPS = (
-    "centre", "encode_topk", "encode_batch_topk", "encode_threshold", "encode_dense", "decode", "decode_error",
-    "group_by_latent", "grad_top_acts", "sum_entries", "row_grads", "adam_rows_", "update_", "keep_topk",
-    "relu_encode", "dense_error", "dense_grad_acts", "outer_sum",
-)  # fmt: skip
 OLDEST_GPU = (8, 0)  # Ampere: bf16 matrix products and asynchronous copies
 OLDEST_TRITON = (3, 3)
 OLDEST_TORCH = (2, 8)  # for the kernels: torch.mm with 16-bit operands and an fp32 result
 log = logging.getLogger("saefast")
+
+
+class Backend(Protocol):
+    """The ops of a training step: what each computes, and the shapes, is said at the function of the same name in
+    `saefast.reference`. Letters: B tokens, D = d_in, F = d_sae, K = k, N entries, C dead latents; acts, indices and
+    row_offsets are a sparse code."""
+
+    NAME: str  # for messages: what differs between backends is said by the constants below
+    NUMBERS_DTYPE: torch.dtype  # in which the numbers of a step travel, see `saefast.engine.numbers`
+    GPU_DTYPE: (
+        torch.dtype | None
+    )  # of the products on a GPU where the config leaves it open; None: that of the SAE
+    MAX_SELECTED: int | None  # the largest k + rescore; None: any
+    RECORDABLE: bool  # whether a step on a GPU can be recorded as a CUDA graph
+    ADDS_PER_LATENT: bool  # whether the addend of `dense_grad_acts` may be [F]
+
+    def centre(self, x: Tensor, b_dec: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """[B, D], [D] -> centred [B, D], total variance []."""
+
+    def encode_topk(
+        self,
+        centred: Tensor,
+        W_enc: Tensor,
+        b_enc: Tensor,
+        k: int,
+        scale: Tensor | None = None,
+        rescore: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        """[B, D], [F, D], [F], scale [F] -> top_acts [B, K], top_indices [B, K] int32."""
+
+    def encode_batch_topk(
+        self, centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, scale: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, D], [F, D], [F], scale [F] -> acts [B * K], indices [B * K] int32, row_offsets [B + 1] int32."""
+
+    def encode_threshold(
+        self, centred: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: Tensor, capacity: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, D], [F, D], [F], threshold [] or [F] -> pre_acts [N], indices [N] int32, row_offsets [B + 1] int32."""
+
+    def encode_dense(self, centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Tensor:
+        """[B, D], [F, D], [F] -> pre_acts [B, F]."""
+
+    def decode(
+        self, acts: Tensor, indices: Tensor, W_dec: Tensor, b_dec: Tensor, row_offsets: Tensor | None = None
+    ) -> Tensor:
+        """A code, [F, D], [D] -> x_hat [B, D]."""
+
+    def decode_error(
+        self,
+        acts: Tensor,
+        indices: Tensor,
+        W_dec: Tensor,
+        b_dec: Tensor,
+        x: Tensor,
+        dtype: torch.dtype,
+        row_offsets: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """A code, [F, D], [D], x [B, D] -> error [B, D], its squared norm by row [B]."""
+
+    def group_by_latent(
+        self, acts: Tensor, indices: Tensor, d_sae: int, row_offsets: Tensor | None = None
+    ) -> Groups:
+        """A code -> offsets [F + 1], pairs [N], tokens [N], int32."""
+
+    def grad_top_acts(
+        self, error: Tensor, W_dec: Tensor, acts: Tensor, indices: Tensor, row_offsets: Tensor | None = None
+    ) -> Tensor:
+        """[B, D], [F, D], a code -> gradients in the shape of acts."""
+
+    def sum_entries(self, groups: Groups, per_pair: Tensor) -> Tensor:
+        """One number for each entry -> [F]."""
+
+    def row_grads(
+        self,
+        weights: Weights,
+        centred: Tensor,
+        error: Tensor,
+        acts: Tensor,
+        indices: Tensor,
+        row_offsets: Tensor | None,
+        groups: Groups,
+        grad_scale: Tensor,
+        aux: Aux | None,
+        numbers: Tensor,
+        given: Given | None = None,
+    ) -> tuple[Grads, Tensor]:
+        """-> gradients of W_enc [F, D], b_enc [F], W_dec [F, D], b_dec [D], and the square of their norm []."""
+
+    def adam_rows_(
+        self, weights: Weights, grads: Grads, factor: Tensor, numbers: Tensor, step: Tensor
+    ) -> None:
+        """Adam on everything with `factor` [] times the gradients, in place."""
+
+    def update_(
+        self,
+        weights: Weights,
+        centred: Tensor,
+        error: Tensor,
+        acts: Tensor,
+        indices: Tensor,
+        row_offsets: Tensor | None,
+        groups: Groups,
+        grad_scale: Tensor,
+        aux: Aux | None,
+        numbers: Tensor,
+        step: Tensor,
+        given: Given | None = None,
+    ) -> Tensor:
+        """`row_grads` and `adam_rows_` in one -> the square of the norm []."""
+
+    def keep_topk(self, pre_acts: Tensor, k: int, count: Tensor) -> Tensor:
+        """[B, C], count [] -> [B, C]."""
+
+    def relu_encode(self, centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, D], [F, D], [F] -> acts [B, F], their sum [], active tokens of each latent [F] int32."""
+
+    def dense_error(
+        self, acts: Tensor, W_dec: Tensor, target: Tensor, sign: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """[B, F], [F, D], [B, D] -> error [B, D], its squared norm by row [B]."""
+
+    def dense_grad_acts(self, error: Tensor, W_dec: Tensor, acts: Tensor, addend: Tensor) -> Tensor:
+        """[B, D], [F, D], [B, F], addend [] (or [F], see ADDS_PER_LATENT) -> [B, F]."""
+
+    def outer_sum(self, left: Tensor, right: Tensor) -> Tensor:
+        """[B, F], [B, D] -> [F, D]."""
+
+
+OPS = tuple(name for name in vars(Backend) if callable(vars(Backend)[name]) and not name.startswith("_"))
 
 
 def unavailable(name: str) -> str | None:
@@ -69,7 +196,7 @@ def choose(device: str) -> tuple[str, str]:
     return "reference", f"{preferred}: {reason}"
 
 
-def load_backend(name: str = "auto", device: str = "cpu") -> ModuleType:
+def load_backend(name: str = "auto", device: str = "cpu") -> Backend:
     """Return the module of ops: `saefast.reference`, `saefast.native` or `saefast.triton_kernels`.
 
     Args:
@@ -92,7 +219,7 @@ def load_backend(name: str = "auto", device: str = "cpu") -> ModuleType:
         raise InputError(f"backend: 'triton' needs an SAE on a CUDA device, got one on {device!r}")
     elif name == "native" and device != "cpu":
         raise InputError(f"backend: 'native' needs an SAE on the CPU, got one on {device!r}")
-    return importlib.import_module(MODULES[name])
+    return cast(Backend, importlib.import_module(MODULES[name]))
 
 
 def launched(function: Callable[..., Any]) -> Callable[..., Any]:

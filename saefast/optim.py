@@ -22,14 +22,13 @@ needs the norm of all projected gradients first, a pass before it. The others go
 
 import math
 from collections.abc import Callable, Iterable
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from saefast.backend import launched, load_backend
+from saefast.backend import Backend, launched, load_backend
 from saefast.errors import check
 from saefast.reference import Aux, Groups, Numbers, project_rows_
 from saefast.storage import Matrix, Vector, Weights
@@ -151,7 +150,7 @@ class Adam(torch.optim.Optimizer):
             self._frames[param] = _frame_of(param, self.backend)
         frame, weight = self._frames[param], param.detach()
         dec = Matrix(weight, None, weight, state["exp_avg"], state["exp_avg_sq"], None)
-        numbers = _numbers(group, int(state["step"]), param.device, frame.ops.NAME == "triton")
+        numbers = _numbers(group, int(state["step"]), param.device, frame.ops.NUMBERS_DTYPE)
         launched(frame.ops.update_)(
             frame.weights._replace(dec=dec), frame.centred, frame.error, frame.acts, frame.indices, None,
             frame.groups, frame.grad_scale, frame.aux._replace(W_dec=grad), numbers, frame.step,
@@ -161,7 +160,7 @@ class Adam(torch.optim.Optimizer):
 class _Frame(NamedTuple):
     """What `update_` takes besides a decoder, all zero: an encoder of one column, biases, a token's code."""
 
-    ops: ModuleType
+    ops: Backend
     weights: Weights  # dec is replaced
     centred: Tensor  # [1, 1]
     error: Tensor  # [1, D]
@@ -196,14 +195,28 @@ def _frame_of(param: Tensor, backend: str) -> _Frame:
     )
 
 
-def _numbers(group: dict[str, Any], step: int, device: torch.device, kernels: bool) -> Tensor:
-    """`Numbers` for a decoder alone; kernels read fp32."""
+def _numbers(group: dict[str, Any], step: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`Numbers` for a decoder alone."""
     (beta1, beta2), lr, eps = group["betas"], float(group["lr"]), group["eps"]
     numbers = Numbers(
-        0.0, 0.0, eps, 1.0, beta1, 1 - beta1, beta2, 1 - beta2, 1 / (1 - beta1**step), 1 / (1 - beta2**step),
-        l1=0.0, bias_norm=0.0, lr_dec=lr, lr_b_dec=0.0, unit=1.0, tied=0.0,
-    )  # fmt: skip
-    found = torch.tensor(numbers, dtype=torch.float32 if kernels else torch.float64)
+        lr=0.0,
+        lr_bias=0.0,
+        eps=eps,
+        eps_bias=1.0,
+        beta1=beta1,
+        beta1_rest=1 - beta1,
+        beta2=beta2,
+        beta2_rest=1 - beta2,
+        correction1=1 / (1 - beta1**step),
+        correction2=1 / (1 - beta2**step),
+        l1=0.0,
+        bias_norm=0.0,
+        lr_dec=lr,
+        lr_b_dec=0.0,
+        unit=1.0,
+        tied=0.0,
+    )
+    found = torch.tensor(numbers, dtype=dtype)
     return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found
 
 

@@ -49,6 +49,8 @@ from saefast.storage import (
 )
 
 NAME = "reference"
+NUMBERS_DTYPE, GPU_DTYPE, MAX_SELECTED = torch.float64, None, None
+RECORDABLE, ADDS_PER_LATENT = False, True
 LEAST_ROWS, PRE_ACTS = 256, 2**26  # of a product
 _arena = threading.local()
 
@@ -105,6 +107,11 @@ class Numbers(NamedTuple):
     lr_b_dec: float
     unit: float  # 1: rows of W_dec keep unit norm; 0: they are free, which the Triton update only knows with Given
     tied: float  # 1: b_dec is subtracted from the input; 0: it is not
+
+
+def read_numbers(numbers: Tensor) -> Numbers:
+    """The first of `numbers`, on the host."""
+    return Numbers(*numbers[: len(Numbers._fields)].tolist())
 
 
 def row_starts(indices: Tensor, row_offsets: Tensor | None) -> Tensor:
@@ -436,7 +443,7 @@ def row_grads(
             (see `saefast.nested`). Only with `given`. b_dec's gradient is summed over the first B rows.
         given: what takes the place of the gradient of a plain reconstruction.
     """
-    n, B = Numbers(*numbers[: len(Numbers._fields)].tolist()), len(centred)
+    n, B = read_numbers(numbers), len(centred)
     W_enc, W_dec = load_weight(weights.enc), load_weight(weights.dec)
     if given is None:
         products = grad_top_acts(error, W_dec, acts, indices, row_offsets)
@@ -527,7 +534,7 @@ def adam_rows_(weights: Weights, grads: Grads, factor: Tensor, numbers: Tensor, 
         return
     if scale != 1:
         grads = tuple(grad * scale for grad in grads)  # type: ignore[assignment]
-    n = Numbers(*numbers[: len(Numbers._fields)].tolist())
+    n = read_numbers(numbers)
     rows = torch.arange(len(weights.b_enc.value), device=grads[0].device)
     matrices = (weights.enc, grads[0], n.lr), (weights.dec, grads[2], n.lr_dec)
     for salt, (matrix, grad, lr) in enumerate(matrices):

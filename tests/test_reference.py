@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from saefast import reference
 from saefast.engine import auxk
-from saefast.engine.step import Hyper, Plan
-from saefast.reference import Numbers, Params, adam_
+from saefast.reference import Numbers, Params, adam_, read_numbers
 from saefast.storage import Vector, Weights, allocate
 from tests.helpers import dense
+from tests.helpers.steps import numbers_at, plan_of
 
 CASES = [(1, 8, 1, 1), (7, 5, 13, 3), (33, 24, 40, 40), (64, 16, 128, 8), (5, 3, 300, 64), (50, 24, 2, 1)]
 
@@ -28,7 +28,7 @@ def as_weights(params):
 
 
 NUMBERS = torch.tensor(
-    Numbers(1e-3, 1e-3, 1e-8, 1e-8, 0.9, 0.1, 0.999, 0.001, 10.0, 1000.0, 0.0, 1.0, 1e-3, 1e-3, 1.0, 1.0),
+    numbers_at(plan_of(1, torch.float64), 1, 1)[: len(Numbers._fields)].tolist(),
     dtype=torch.float64,
 )
 
@@ -91,7 +91,7 @@ def test_auxk_gradients_equal_autograd(k_aux, room):
     dead = auxk.find_dead(since, 100, room)
     if room < 16:
         is_dead[45] = False
-    plan = Plan(1, torch.float64, auxk_alpha=0.25, k_aux=k_aux)
+    plan = plan_of(1, torch.float64, auxk_alpha=0.25, k_aux=k_aux)
     loss, got = auxk.auxk(
         reference, as_weights(params), x - params.b_dec, x_hat - x, dead, plan, torch.tensor(1.0)
     )
@@ -111,7 +111,7 @@ def test_auxk_gradients_equal_autograd(k_aux, room):
 def test_auxk_adds_nothing_when_nothing_is_dead():
     x, params = random_x(8, 12), random_params(12, 60)
     dead = auxk.find_dead(torch.zeros(60, dtype=torch.int64), 100, 7)
-    plan = Plan(1, torch.float64, auxk_alpha=1.0, k_aux=3)
+    plan = plan_of(1, torch.float64, auxk_alpha=1.0, k_aux=3)
     loss, aux = auxk.auxk(reference, as_weights(params), x - params.b_dec, x, dead, plan, torch.tensor(1.0))
     assert loss == 0 and not any(grad.any() for grad in aux[1:]) and (aux.slots == -1).all()
 
@@ -235,7 +235,9 @@ def test_adam_equals_torch(eps):
     for step in range(1, 21):
         leaf.grad = torch.randn(40, 7, generator=generator, dtype=torch.float64) * 10.0 ** (step % 3)
         optimizer.step()
-        numbers = Numbers(*Hyper(3e-3, (0.8, 0.95), eps).numbers(step, 1)[:16])
+        numbers = read_numbers(
+            numbers_at(plan_of(1, torch.float64, betas=(0.8, 0.95), eps=eps), step, 1, lr=3e-3)
+        )
         adam_(param, leaf.grad, m, v, numbers, numbers.lr, numbers.eps)
     torch.testing.assert_close(param, leaf.detach(), rtol=1e-11, atol=1e-12)
 

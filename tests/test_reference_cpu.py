@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from saefast import reference
-from saefast.engine.step import Hyper
-from saefast.reference import Numbers, adam_, fused_adam_
+from saefast.reference import adam_, fused_adam_, read_numbers
+from tests.helpers.steps import numbers_at, plan_of
 
 
 @pytest.mark.parametrize("betas,eps", [((0.9, 0.999), 6.25e-10), ((0.8, 0.95), 1e-2), ((0.0, 0.0), 1e-8)])
@@ -18,7 +18,7 @@ def test_the_fused_adam_is_as_near_to_fp64_as_the_formula(betas, eps):
     }
     for step in range(1, 13):
         grad = torch.randn(300, 33, generator=generator) * 10.0 ** (step % 3 - 6)
-        numbers = Numbers(*Hyper(3e-3, betas, eps).numbers(step, 1)[:16])
+        numbers = read_numbers(numbers_at(plan_of(1, torch.float64, betas=betas, eps=eps), step, 1, lr=3e-3))
         for adam, (param, m, v) in runs.items():
             (adam or adam_)(param, grad.to(param.dtype), m, v, numbers, numbers.lr, numbers.eps)
     for got, formula, exact in zip(*runs.values()):

@@ -3,6 +3,8 @@
 Imported as `saefast.triton_kernels`. Depends on torch and triton only: tensors and numbers in, tensors out.
 """
 
+import torch
+
 from saefast.triton_kernels.backward import grad_top_acts
 from saefast.triton_kernels.batch_topk import batch_topk
 from saefast.triton_kernels.centre import centre
@@ -17,9 +19,33 @@ from saefast.triton_kernels.threshold import above_threshold
 from saefast.triton_kernels.topk import topk
 from saefast.triton_kernels.update import adam_rows_, row_grads, update_
 
+# What differs from the other backends, see `saefast.backend.Backend`.
 NAME = "triton"
+NUMBERS_DTYPE, GPU_DTYPE = torch.float32, torch.bfloat16
+MAX_SELECTED = 256  # what `rescore` sorts in one tile
+RECORDABLE, ADDS_PER_LATENT = True, False
+
 __all__ = [
-    "NAME", "above_threshold", "adam_rows_", "batch_topk", "centre", "decode", "decode_error", "dense_error",
-    "dense_grad_acts", "encode_batch_topk", "encode_dense", "encode_threshold", "encode_topk", "grad_top_acts",
-    "group_by_latent", "keep_topk", "outer_sum", "relu_encode", "row_grads", "sum_entries", "sum_rows", "topk", "update_",
-]  # fmt: skip
+    "above_threshold",
+    "adam_rows_",
+    "batch_topk",
+    "centre",
+    "decode",
+    "decode_error",
+    "dense_error",
+    "dense_grad_acts",
+    "encode_batch_topk",
+    "encode_dense",
+    "encode_threshold",
+    "encode_topk",
+    "grad_top_acts",
+    "group_by_latent",
+    "keep_topk",
+    "outer_sum",
+    "relu_encode",
+    "row_grads",
+    "sum_entries",
+    "sum_rows",
+    "topk",
+    "update_",
+]

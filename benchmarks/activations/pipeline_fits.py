@@ -73,7 +73,7 @@ def new_trainer(shape: Shape, sample: Tensor, total_tokens: int = 10**9) -> Trai
 
 def ours(shape: Shape, sample: Tensor) -> Step:
     trainer = new_trainer(shape, sample)
-    return lambda x: trainer.step_on(x.to(trainer.sae.b_dec)).fvu
+    return lambda x: trainer.step(x.to(trainer.sae.b_dec), checked=True).fvu
 
 
 def plain(shape: Shape, sample: Tensor) -> Step:
@@ -89,7 +89,7 @@ def check_is_fit(source: Source, shape: Shape) -> None:
     sample = buffer.sample(capacity)
     loop, fit = (new_trainer(shape, sample, steps * shape.B) for _ in range(2))
     for x in islice(buffer, steps):
-        loop.step_on(x.to(loop.sae.b_dec))
+        loop.step(x.to(loop.sae.b_dec), checked=True)
     buffer.close()
     fit.fit(source)
     assert all(torch.equal(a, b) for a, b in zip(loop.sae.params, fit.sae.params, strict=True))

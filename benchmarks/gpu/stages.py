@@ -29,10 +29,11 @@ from benchmarks.gpu.common import (
     relative_error,
 )
 from benchmarks.shapes import Shape
-from saefast import reference
+from saefast import SAEConfig, TrainConfig, reference
 from saefast import triton_kernels as ops
+from saefast.engine import numbers as engine_numbers
+from saefast.engine.plan import Plan
 from saefast.engine.state import State
-from saefast.engine.step import Hyper
 from saefast.reference import Groups
 from saefast.triton_kernels.pre_acts import encode_route, pre_acts_and_maxima
 from saefast.triton_kernels.topk import select_topk
@@ -42,8 +43,10 @@ GRADIENT = 1e-4  # relative; both sides have the same bf16 inputs, and sum in fp
 
 
 def numbers_of(shape: Shape, lr: float, step: int = 1) -> Tensor:
-    hyper = Hyper(lr, BETAS, 1e-8)
-    return torch.tensor(hyper.numbers(step, shape.B), dtype=torch.float32, device=DEVICE)
+    train = TrainConfig(total_tokens=1, betas=BETAS, eps=1e-8)
+    plan = Plan(SAEConfig(d_in=shape.D, d_sae=shape.F, k=shape.K), train, k=shape.K, compute_dtype=DTYPE)
+    listed = engine_numbers.numbers_of(plan, engine_numbers.Scheduled(lr), step, shape.B)
+    return torch.tensor(listed, dtype=torch.float32, device=DEVICE)
 
 
 class Chain:

@@ -106,7 +106,7 @@ def parts(source: str, held_out: str, tokens: int, batch: int, out: Path) -> dic
     trainer.initialize(sample.float(), lambda goal: goal.mean(dim=0))
     x = sample[:batch].float()
     steps = 20
-    seconds, _ = timed(lambda: [trainer.step_on(x) for _ in range(steps)])
+    seconds, _ = timed(lambda: [trainer.step(x, checked=True) for _ in range(steps)])
     found["steps"] = {key: round(value / steps * config.total_steps, 2) for key, value in seconds.items()}
     found["evaluation"], _ = timed(evaluate, trainer.sae, open_source(held_out))
     line = dict.fromkeys(("step", "tokens", "fvu", "l0", "dead_frac", "lr", "tokens_per_second"), 1)

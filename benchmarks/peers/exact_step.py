@@ -9,6 +9,7 @@ have to be those of fp64 within rounding (`errors`).
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 from typing import NamedTuple
 
@@ -124,7 +125,7 @@ def exact_step(
         return EPS * centred.norm(dim=1, keepdim=True) * W_enc.norm(dim=1)
 
     def encode_topk(
-        centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, rescore: int = 0
+        centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, scale: None = None, rescore: int = 0
     ) -> tuple[Tensor, Tensor]:
         pre_acts = torch.addmm(b_enc, centred, W_enc.T)
         active = torch.zeros_like(pre_acts, dtype=torch.bool).scatter_(1, selected.indices, selected.active)
@@ -133,7 +134,7 @@ def exact_step(
 
     def keep(pre_acts: Tensor, k: int, count: Tensor) -> Tensor:
         assert selected.aux is not None and selected.aux.shape == pre_acts.shape, "others are dead"
-        dead = state.num_tokens_since_fired >= plan.dead_feature_threshold
+        dead = state.num_tokens_since_fired >= plan.train.dead_feature_threshold
         centred, W_enc = x.double() - weights.b_dec.value, weights.enc.weight[dead]
         judge(pre_acts, selected.aux, k, unit(centred, W_enc))
         return forced(pre_acts, selected.aux)
@@ -143,7 +144,7 @@ def exact_step(
     after = copied(state, torch.float64)
     weights = copied(state, torch.float64).weights
     with torch.no_grad():
-        metrics = train_step(ops, after, x.double(), plan._replace(compute_dtype=torch.float64), numbers)  # type: ignore[arg-type]
+        metrics = train_step(ops, after, x.double(), replace(plan, compute_dtype=torch.float64), numbers)  # type: ignore[arg-type]
     return metrics, after, selected._replace(doubt=doubt)
 
 

@@ -11,8 +11,8 @@ from saefast.adapters.driven import Driven
 from saefast.config.train import SAEConfig, TrainConfig
 from saefast.engine import auxk
 from saefast.engine.architectures import MODULES
-from saefast.engine.architectures.code import Code, where
 from saefast.engine.architectures.penalties import penalty
+from saefast.engine.code import Code, where
 from saefast.engine.forward import reconstruct
 from saefast.engine.plan import Plan, coefficients
 from saefast.engine.step import Metrics

@@ -15,15 +15,29 @@ a while: a latent can be dead within the next n tokens only if it is silent for 
 counted and room is made for all of them. It is never too small, and nothing waits in between.
 """
 
-from types import ModuleType
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from saefast.backend import Backend
+from saefast.engine.architecture import Step
 from saefast.engine.plan import Plan
+from saefast.engine.stages import Batch
 from saefast.reference import Aux
 from saefast.storage import Weights
+
+
+class Revival(NamedTuple):
+    """AuxK of a batch."""
+
+    loss: Tensor  # [] unweighted; 0 if nothing is dead
+    weighted: Tensor  # [] what it adds to the loss
+    grads: Aux | None  # alpha times its gradients; None where AuxK is left out
+    error: Tensor | None = (
+        None  # [B, D_out]: what it adds to the error of x_hat, where that is no constant to it
+    )
 
 
 class Dead(NamedTuple):
@@ -66,8 +80,27 @@ def largest(scores: Tensor, k: int, count: Tensor) -> Tensor:
     return torch.zeros_like(scores).scatter_(1, chosen, 1.0) * counted
 
 
+def revive(step: Step, batch: Batch, error: Tensor, active: Callable[[], Tensor]) -> Revival:
+    """error [B, D_out]: of the reconstruction. active: gives the latents that are active in this batch, [F] bool."""
+    plan, train, silent_for = step.plan, step.plan.train, step.silent_for
+    if not plan.dead_capacity:
+        none = torch.zeros_like(batch.variance)
+        return Revival(none, none, None)
+    if train.count_before_auxk:
+        silent_for = (silent_for + len(error)).masked_fill(active(), 0)
+    dead = find_dead(silent_for, train.dead_feature_threshold, plan.dead_capacity)
+    left: list[Tensor] | None = None if train.auxk_detached else []
+    loss, grads = auxk(step.ops, step.weights, batch.centred, error, dead, plan, batch.loss_scale, left)
+    if left is None:
+        return Revival(loss, train.auxk_alpha * loss, grads)
+    share = (train.auxk_alpha * (dead.number > 0)).to(
+        error.dtype
+    )  # the gradient of x_hat is that of both errors
+    return Revival(loss, train.auxk_alpha * loss, grads, share * torch.cat(left))
+
+
 def auxk(
-    ops: ModuleType,
+    ops: Backend,
     weights: Weights,
     centred: Tensor,
     error: Tensor,
@@ -83,13 +116,13 @@ def auxk(
     """
     W_enc, W_dec = weights.enc.shadow[dead.latents], weights.dec.shadow[dead.latents]
     b_enc, no_bias = weights.b_enc.value[dead.latents], torch.zeros_like(weights.b_dec.value)
-    rows = plan.micro_batch_size or max(len(centred), 1)
-    norms = W_dec.norm(dim=1, dtype=b_enc.dtype).to(W_dec.dtype) if plan.scale_by_norm else None
+    rows = plan.rows_at_once(len(centred))
+    norms = W_dec.norm(dim=1, dtype=b_enc.dtype).to(W_dec.dtype) if plan.sae.scale_by_norm else None
 
     def piece(x: Tensor, off: Tensor) -> tuple[Tensor, ...]:
         """-> squared error, and the gradients in units of the error, of some rows."""
         pre_acts = torch.addmm(b_enc.to(x.dtype), x, W_enc.T)
-        if plan.auxk_relu:
+        if plan.train.auxk_relu:
             listed = ops.keep_topk(pre_acts if norms is None else pre_acts * norms, plan.k_aux, dead.number)
             acts = listed if norms is None else listed / norms
         else:
@@ -99,10 +132,8 @@ def auxk(
         if left is not None:
             left.append(aux_error)
         grad_acts = ops.dense_grad_acts(aux_error, W_dec, listed, squares.new_zeros(()))
-        return (
-            squares.sum(), ops.outer_sum(grad_acts, x), grad_acts.sum(dim=0, dtype=b_enc.dtype),
-            ops.outer_sum(acts, aux_error),
-        )  # fmt: skip
+        grad_W_enc, grad_W_dec = ops.outer_sum(grad_acts, x), ops.outer_sum(acts, aux_error)
+        return squares.sum(), grad_W_enc, grad_acts.sum(dim=0, dtype=b_enc.dtype), grad_W_dec
 
     first, *others = zip(centred.split(rows), error.split(rows), strict=True)
     sums = piece(*first)
@@ -111,21 +142,21 @@ def auxk(
             whole += added
     squares, grad_W_enc, grad_b_enc, grad_W_dec = sums
 
-    if plan.auxk_scale == "residual":
+    if plan.train.auxk_scale == "residual":
         _, variance = ops.centre(error, no_bias, error.dtype)
         scale = 1 / variance
     else:
         scale = loss_scale
-    if plan.auxk_ramp:
+    if plan.train.auxk_ramp:
         scale = scale * (dead.number.to(scale.dtype) / plan.k_aux).clamp_max(1)
     loss = (squares * scale).masked_fill(dead.number == 0, 0.0)
-    scale = 2 * plan.auxk_alpha * scale
+    scale = 2 * plan.train.auxk_alpha * scale
     grad_b_enc = grad_b_enc * scale
     aux = Aux(
         slots=dead.slots,
         W_enc=grad_W_enc.mul_(scale),
         b_enc=grad_b_enc,
         W_dec=grad_W_dec.mul_(scale),
-        b_dec=-(grad_b_enc @ W_enc.to(b_enc.dtype)) if plan.pre_bias else no_bias,
+        b_dec=-(grad_b_enc @ W_enc.to(b_enc.dtype)) if plan.sae.pre_bias else no_bias,
     )
     return loss, aux

@@ -1,73 +1,81 @@
-"""Forward and backward of a code kept as a matrix [B, F], `Plan.micro_batch_size` rows at a time.
+"""A step whose code is kept as a matrix [B, F], `TrainConfig.micro_batch_size` rows at a time.
 
 Every part of the loss and of its gradients is a sum over tokens once three numbers of the whole batch are known: its
 variance, its number of rows, and (for the penalty "target_l0") its mean L0. So the pieces give what the whole batch
 gives, up to the rounding of sums, and only one piece of what is as wide as the dictionary is in memory.
 """
 
-from types import ModuleType
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from saefast.engine.architectures import jumprelu
+from saefast.engine.architecture import Architecture, Step, Whole
+from saefast.engine.auxk import revive
 from saefast.engine.backward import entry_grads
 from saefast.engine.forward import Forward, reconstruct
-from saefast.engine.plan import Coefficients, Plan
+from saefast.engine.numbers import number
+from saefast.engine.stages import (
+    Batch,
+    Metrics,
+    OptimizerStep,
+    apply_grads_,
+    count_,
+    grad_of_skip,
+    squared_norm_of,
+)
 from saefast.engine.state import State
 from saefast.reference import Aux, Given, Grads, project_rows_, squared_norm
-from saefast.storage import Weights, load_weight, row_norms
+from saefast.storage import load_weight
 
 
-class DensePass(NamedTuple):
-    """Of a whole batch."""
+def dense_step(
+    step: Step, state: State, arch: Architecture, batch: Batch, optimizer: OptimizerStep | None
+) -> Metrics:
+    """The rest of `saefast.engine.step.train_step` after the centring: the gradients come before AuxK here, and exist."""
+    whole = whole_pass(step, arch, batch)
+    aux = revive(step, batch, whole.error, lambda: whole.fired > 0)
+    loss = whole.squares * batch.loss_scale
+    if aux.grads is not None:
+        loss = loss + aux.weighted
+    grad_scale = 2 * batch.loss_scale + 0 * loss  # 0 times NaN or Inf is NaN
+    extra_grads = whole.extra | grad_of_skip(step, batch, whole.error, grad_scale)
+    loss, grad_scale = loss + whole.penalty, grad_scale + 0 * whole.penalty
 
-    error: Tensor  # x_hat - target [B, D_out]
-    squares: Tensor  # [] its squared norm
-    penalty: Tensor  # []
-    fired: Tensor  # [F]: tokens in which the latent is active
-    seen: Tensor | None  # what the architecture observes, see `train_step`
-    extra: dict[str, Tensor]  # gradients of the extra parameters
-    grads: Grads  # of the four, without AuxK, before the projection
+    grads, squared = with_auxk(step, whole.grads, aux.grads)
+    squared = squared_norm_of(step, arch, extra_grads, squared)
+    apply_grads_(step, arch, grads, extra_grads, squared, grad_scale, optimizer)
+    arch.observe_(step, whole.seen, ~grad_scale.isnan())
+
+    n_tokens = len(batch.x)
+    n_active, dead_frac = count_(state, step.plan.train.dead_feature_threshold, n_tokens, whole.fired)
+    return Metrics(
+        loss=loss,
+        fvu=whole.squares / batch.variance,
+        l0=n_active / max(n_tokens, 1),
+        dead_frac=dead_frac,
+        auxk_loss=aux.loss,
+        penalty=whole.penalty,
+        grad_norm=squared.sqrt(),
+        code_size=n_active,
+    )
 
 
-def dense_pass(
-    ops: ModuleType, arch: ModuleType, state: State, centred: Tensor, goal: Tensor, plan: Plan, c: Coefficients,
-    grad_scale: Tensor,
-) -> DensePass:  # fmt: skip
-    """centred [B, D_in], goal [B, D_out]; grad_scale []: of the error."""
-    weights, extra, rows = state.weights, state.extra, plan.micro_batch_size or max(len(centred), 1)
-    pieces = list(zip(centred.split(rows), goal.split(rows), strict=True))
-    mean_l0 = None
-    if plan.penalty == "target_l0" and len(pieces) > 1:
-        codes = ((arch.select(ops, weights, extra, x, plan, c), len(x)) for x, _ in pieces)
-        active = [jumprelu.number_open(code, extra, plan, n_tokens) for code, n_tokens in codes]
-        mean_l0 = torch.stack(active).sum().to(c.sparsity.dtype) / len(centred)
+def whole_pass(step: Step, arch: Architecture, batch: Batch) -> Whole:
+    """Forward and backward of all rows, some at a time."""
+    rows, grad_scale = step.plan.rows_at_once(len(batch.centred)), 2 * batch.loss_scale
+    mean_l0 = arch.mean_l0(step, batch.centred, rows)
+    first, *others = zip(batch.centred.split(rows), batch.target.split(rows), strict=True)
 
-    def one(x: Tensor, target: Tensor) -> DensePass:
-        code = arch.select(ops, weights, extra, x, plan, c)._replace(mean_l0=mean_l0)
-        run = reconstruct(ops, code, plan, weights.dec.shadow, weights.b_dec.value, target)
-        found = entry_grads(ops, arch, state, run, plan, c, grad_scale, target, x)
-        grads = products(ops, weights, x, run, found.given, grad_scale, plan)
-        seen = arch.seen(code, plan, c) if hasattr(arch, "seen") else None
-        return DensePass(run.error, run.squares, found.penalty, found.fired, seen, found.extra, grads)
+    def one(centred: Tensor, target: Tensor) -> Whole:
+        found = arch.whole_pass(step, centred, target, grad_scale)
+        return found or general_pass(step, arch, centred, target, grad_scale, mean_l0)
 
-    simple = plan.activation == "relu" and plan.penalty in ("none", "l1")
-    # the Triton kernel adds one number, not one of each latent
-    constant = simple and (not plan.norm_weighted or (ops.NAME != "triton" and plan.layers == 1))
-
-    def of(x: Tensor, target: Tensor) -> DensePass:
-        return plain_relu(ops, weights, x, target, plan, c, grad_scale) if constant else one(x, target)
-
-    first, *others = pieces
-    total = of(*first)
+    total = one(*first)
     errors = [total.error]
     for piece in others:
-        part = of(*piece)
+        part = one(*piece)
         errors.append(part.error)
-        for whole, grad in zip(total.grads, part.grads, strict=True):
-            whole += grad
+        for grad, added in zip(total.grads, part.grads, strict=True):
+            grad += added
         total = total._replace(
             squares=total.squares + part.squares,
             penalty=total.penalty + part.penalty,
@@ -78,36 +86,26 @@ def dense_pass(
     return total._replace(error=torch.cat(errors) if others else errors[0])
 
 
-def plain_relu(
-    ops: ModuleType, weights: Weights, centred: Tensor, target: Tensor, plan: Plan, c: Coefficients, grad_scale: Tensor
-) -> DensePass:  # fmt: skip
-    """ReLU without a penalty or with one that is linear in the activations, which the ops add in passing: at first half of
-    all latents are active, and each pass over [B, F] less counts."""
-    b_enc, W_dec = weights.b_enc.value, weights.dec.shadow
-    acts, total, fired = ops.relu_encode(centred, weights.enc.shadow, b_enc)
-    error, squares = ops.dense_error(acts, W_dec, (target - weights.b_dec.value).to(plan.compute_dtype))
-    grad_W_dec = ops.outer_sum(acts, error).mul_(grad_scale)
-    slope = c.sparsity * c.scale if plan.penalty == "l1" else torch.zeros_like(c.sparsity)
-    weight, penalty = slope, slope * total
-    if plan.norm_weighted:
-        norms, sums = row_norms(weights.dec).to(b_enc.dtype), acts.sum(dim=0, dtype=b_enc.dtype)
-        weight, penalty = slope * norms, slope * (norms * sums).sum()
-        pull = slope * sums / norms.clamp_min(torch.finfo(norms.dtype).tiny)
-        grad_W_dec += pull[:, None] * load_weight(weights.dec)
-    in_units = ops.dense_grad_acts(error, W_dec, acts, (weight / grad_scale).to(b_enc.dtype))
-    grad_W_enc = ops.outer_sum(in_units, centred).mul_(grad_scale)
-    grad_b_enc = in_units.sum(dim=0, dtype=b_enc.dtype) * grad_scale
-    grad_b_dec = error.sum(dim=0, dtype=b_enc.dtype) * grad_scale
-    if plan.pre_bias:
-        grad_b_dec -= grad_b_enc @ load_weight(weights.enc)
-    grads = grad_W_enc, grad_b_enc, grad_W_dec, grad_b_dec
-    return DensePass(error, squares.sum(), penalty, fired, None, {}, grads)
+def general_pass(
+    step: Step,
+    arch: Architecture,
+    centred: Tensor,
+    target: Tensor,
+    grad_scale: Tensor,
+    mean_l0: Tensor | None,
+) -> Whole:
+    code = arch.select(step, centred)._replace(mean_l0=mean_l0)
+    run = reconstruct(step, code, target)
+    found = entry_grads(step, arch, run, centred, target, grad_scale)
+    assert found.given is not None and found.penalty is not None
+    grads = products(step, centred, run, found.given, grad_scale)
+    seen = arch.seen(step, code)
+    return Whole(run.error, run.squares, found.penalty, found.fired, seen, found.extra, grads)
 
 
-def products(
-    ops: ModuleType, weights: Weights, centred: Tensor, run: Forward, given: Given, grad_scale: Tensor, plan: Plan
-) -> Grads:  # fmt: skip
+def products(step: Step, centred: Tensor, run: Forward, given: Given, grad_scale: Tensor) -> Grads:
     """The gradients of the four parameters. In units of the error until the end: 16-bit formats."""
+    ops, weights = step.ops, step.weights
     n_tokens, dtype = len(centred), weights.b_enc.value.dtype
     in_units = (given.grad_pre / grad_scale).to(centred.dtype)
     grad_W_enc = ops.outer_sum(in_units, centred).mul_(grad_scale).addr_(given.push, given.push_row)
@@ -116,20 +114,18 @@ def products(
     grad_W_dec += (given.pull[:, :, None] * blocks).flatten(1)
     grad_b_enc = given.grad_pre.sum(dim=0, dtype=dtype) + given.push * n_tokens
     grad_b_dec = run.error.sum(dim=0, dtype=dtype) * grad_scale
-    if plan.pre_bias:
+    if step.plan.sae.pre_bias:
         grad_b_dec -= grad_b_enc @ load_weight(weights.enc)
     return grad_W_enc, grad_b_enc + given.bias, grad_W_dec, grad_b_dec
 
 
-def with_auxk(
-    grads: Grads, aux: Aux | None, weights: Weights, plan: Plan, bias_norm: Tensor
-) -> tuple[Grads, Tensor]:
+def with_auxk(step: Step, grads: Grads, aux: Aux | None) -> tuple[Grads, Tensor]:
     """As `row_grads` leaves them: what AuxK adds, W_dec's part along its rows taken out; and the squared norm."""
     grad_W_enc, grad_b_enc, grad_W_dec, grad_b_dec = grads
     if aux is not None:  # the slot -1 takes a row of zeros
         for whole, part in ((grad_W_enc, aux.W_enc), (grad_b_enc, aux.b_enc), (grad_W_dec, aux.W_dec)):
             whole += torch.cat([part, torch.zeros_like(part[:1])])[aux.slots.long()]
         grad_b_dec += aux.b_dec
-    if plan.unit_norm:
-        project_rows_(grad_W_dec, load_weight(weights.dec))
-    return grads, squared_norm(grads, bias_norm)
+    if step.plan.train.unit_norm:
+        project_rows_(grad_W_dec, load_weight(step.weights.dec))
+    return grads, squared_norm(grads, number(step.numbers, "bias_norm"))

@@ -1,34 +1,32 @@
 """The forward pass of a step after the selection: what a code reconstructs, and by how much it is off."""
 
-from types import ModuleType
 from typing import NamedTuple
 
 from torch import Tensor
 
-from saefast.engine.architectures.code import Code
-from saefast.engine.architectures.nested import nested
-from saefast.engine.plan import Plan
+from saefast.engine.architecture import Step
+from saefast.engine.code import Code
+from saefast.engine.nested import nested
 
 
 class Forward(NamedTuple):
     code: Code  # as the errors know it
-    error: Tensor  # x_hat - target [B, d_out], or by part (see `saefast.engine.architectures.nested`)
+    error: Tensor  # x_hat - target [B, d_out], or by part (see `saefast.engine.nested`)
     whole: Tensor  # of the reconstruction that counts, [B, d_out]
     squares: Tensor  # [] its squared norm
     weighted: Tensor  # [] the squared norms of all reconstructions, weighted
     fires: Tensor  # in the shape of the code: where a latent counts as active
 
 
-def reconstruct(
-    ops: ModuleType, code: Code, plan: Plan, W_dec: Tensor, b_dec: Tensor, target: Tensor
-) -> Forward:
-    """Of a code, target [B, d_out]."""
+def reconstruct(step: Step, code: Code, target: Tensor) -> Forward:
+    """target: [B, d_out]."""
+    plan, W_dec, b_dec = step.plan, step.weights.dec.shadow, step.weights.b_dec.value
     if plan.nested:
-        return Forward(*nested(ops, code, plan, W_dec, b_dec, target))
-    if plan.dense:
-        error, squares = ops.dense_error(code.acts, W_dec, (target - b_dec).to(plan.compute_dtype))
+        return Forward(*nested(step, code, target))
+    if code.indices is None:
+        error, squares = step.ops.dense_error(code.acts, W_dec, (target - b_dec).to(plan.compute_dtype))
     else:
-        error, squares = ops.decode_error(
+        error, squares = step.ops.decode_error(
             code.acts, code.indices, W_dec, b_dec, target, plan.compute_dtype, code.row_offsets
         )
     total = squares.sum()

@@ -18,11 +18,9 @@ class State:
     fired_tokens: int = 0
     step: int = 0
     dead_capacity: int = 0  # rows reserved for dead latents until the next count, see `saefast.engine.auxk`
-    dense: bool = False  # whether the next code is, see `saefast.engine.plan.Plan.follow_density`
-    extra: dict[str, Vector] = field(
-        default_factory=dict
-    )  # of the architecture, see `saefast.engine.architectures`
-    smallest: Tensor | None = None  # [], if asked for: what `seen` of a top k finds in the last batch
+    dense: bool = False  # whether the next code is, see `saefast.engine.plan.stays_dense`
+    extra: dict[str, Vector] = field(default_factory=dict)  # what the architecture trains besides
+    smallest: Tensor | None = None  # [], if asked for: `Architecture.smallest` of the last batch
 
     @classmethod
     def fresh(

@@ -4,158 +4,98 @@ architecture.
 Nothing here waits for the device, and every shape is known beforehand: on a GPU the whole step is one CUDA graph.
 """
 
-from collections.abc import Callable
-from types import ModuleType
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from saefast.engine.architectures import DENSE, MODULES
-from saefast.engine.architectures.code import active_latents
-from saefast.engine.auxk import auxk, find_dead
-from saefast.engine.backward import entry_grads, in_data_units, update_extra_
-from saefast.engine.dense import dense_pass, with_auxk
-from saefast.engine.forward import reconstruct
-from saefast.engine.plan import Hyper, Plan, coefficients
+from saefast.backend import Backend
+from saefast.engine.architecture import Step
+from saefast.engine.architectures import architecture_of
+from saefast.engine.auxk import revive
+from saefast.engine.backward import EntryGrads, entry_grads
+from saefast.engine.code import active_latents
+from saefast.engine.dense import dense_step
+from saefast.engine.forward import Forward, reconstruct
+from saefast.engine.numbers import coefficients, number
+from saefast.engine.plan import Plan
+from saefast.engine.stages import (
+    Metrics,
+    OptimizerStep,
+    apply_grads_,
+    centre,
+    count_,
+    grad_of_skip,
+    squared_norm_of,
+)
 from saefast.engine.state import State
-from saefast.reference import Grads
 
-__all__ = ["Hyper", "Metrics", "Plan", "train_step"]
-
-
-class Metrics(NamedTuple):
-    """Of one step, before its update: 0-dimensional tensors on the device, so that nothing waits for them."""
-
-    loss: Tensor  # reconstruction + auxk_alpha * auxk_loss + penalty; not finite: the step changed no weight
-    fvu: Tensor
-    l0: Tensor  # mean number of active latents per token
-    dead_frac: Tensor  # share of latents not active for dead_feature_threshold tokens
-    auxk_loss: Tensor  # unweighted; 0 when nothing is dead
-    penalty: Tensor  # what the sparsity penalties add to the loss
-    grad_norm: Tensor  # global, before clipping
-    code_size: Tensor  # entries of the sparse code; more than code_capacity: some were left out
+__all__ = ["Metrics", "train_step"]
 
 
 def train_step(
-    ops: ModuleType,
-    state: State,
-    x: Tensor,
-    plan: Plan,
-    numbers: Tensor,
-    optimizer: Callable[[Grads, dict[str, Tensor], Tensor], None] | None = None,
+    ops: Backend, state: State, x: Tensor, plan: Plan, numbers: Tensor, optimizer: OptimizerStep | None = None
 ) -> Metrics:
     """Train on x [B, d_in], in place; of a transcoder x is [B, d_in + d_out], with the target behind the input.
 
     Args:
         ops: a backend, see `saefast.load_backend`.
-        numbers: `Hyper.numbers` as a tensor on the device of the state.
-        optimizer: in place of the fused Adam: gets the gradients, those of the extra parameters, and a factor for both
-            (of clipping; NaN: change nothing).
+        numbers: of this step, see `saefast.engine.numbers`, on the device of the state.
+        optimizer: in place of the fused Adam, see `saefast.engine.stages.OptimizerStep`.
     """
-    weights, extra, c = state.weights, state.extra, coefficients(numbers)
-    arch, b_dec, n_latents = MODULES[plan.activation], weights.b_dec.value, len(weights.b_enc.value)
+    arch, weights, train = architecture_of(plan.sae), state.weights, plan.train
     state.counter += 1
-    n_dead = (state.num_tokens_since_fired >= plan.dead_feature_threshold).sum()
-    d_in = weights.enc.weight.shape[1]
-    x, target = x[:, :d_in].contiguous(), x[:, d_in:].contiguous() if x.shape[1] > d_in else None
-    subtracted = b_dec if plan.pre_bias else x.new_zeros(d_in)
-    centred, variance = ops.centre(x, subtracted, plan.compute_dtype)
-    goal = x
-    if target is not None:
-        _, variance = ops.centre(target, torch.zeros_like(b_dec), plan.compute_dtype)
-        goal = target - x @ extra["W_skip"].value.to(x.dtype).T if plan.skip else target
-
-    loss_scale = 1 / variance if plan.loss == "fvu" else c.loss.to(variance.dtype)
+    silent_for = state.num_tokens_since_fired
+    step = Step(ops, weights, state.extra, plan, numbers, coefficients(numbers), silent_for, state.counter)
+    batch = centre(step, x)
     if plan.dense:
-        whole = dense_pass(ops, arch, state, centred, goal, plan, c, 2 * loss_scale)
-        error, squares, weighted = whole.error, whole.squares, whole.squares
-    else:
-        code = arch.select(ops, weights, extra, centred, plan, c)
-        if state.smallest is not None:
-            state.smallest.copy_(arch.seen(code, plan, c))
-        run = reconstruct(ops, code, plan, weights.dec.shadow, b_dec, goal)
-        error, squares, weighted = run.whole, run.squares, run.weighted
-    fvu, loss = squares / variance, weighted * loss_scale
-    auxk_loss, aux = torch.zeros_like(fvu), None
-    if plan.dead_capacity:
-        silent_for = state.num_tokens_since_fired
-        if plan.count_before_auxk:
-            active = whole.fired > 0 if plan.dense else active_latents(run.code, run.fires, n_latents)
-            silent_for = (silent_for + len(x)).masked_fill(active, 0)
-        dead = find_dead(silent_for, plan.dead_feature_threshold, plan.dead_capacity)
-        left: list[Tensor] | None = None if plan.auxk_detached else []
-        auxk_loss, aux = auxk(ops, weights, centred, error, dead, plan, loss_scale, left)
-        if left is not None:  # the gradient of x_hat is that of both errors
-            share = (plan.auxk_alpha * (dead.number > 0)).to(error.dtype)
-            run = run._replace(error=run.error + share * torch.cat(left))
-        loss = loss + plan.auxk_alpha * auxk_loss
-    grad_scale = 2 * loss_scale + 0 * loss  # 0 times NaN or Inf is NaN
+        return dense_step(step, state, arch, batch, optimizer)
 
-    if plan.plain and not plan.dense:
-        penalty, extra_grads, options = torch.zeros_like(loss), {}, {}
-        if plan.activation == "relu":
-            penalty = numbers[10] * code.acts.sum()  # numbers.l1
-        groups = ops.group_by_latent(code.acts, code.indices, n_latents, code.row_offsets)
-        fired = groups[0].diff()
-    elif plan.dense:
-        penalty, extra_grads, fired = whole.penalty, whole.extra, whole.fired
+    code = arch.select(step, batch.centred)
+    if state.smallest is not None:
+        state.smallest.copy_(arch.smallest(code))
+    run = reconstruct(step, code, batch.target)
+    aux = revive(step, batch, run.whole, lambda: active_latents(run.code, run.fires, len(silent_for)))
+    if aux.error is not None:
+        run = run._replace(error=run.error + aux.error)
+    loss = run.weighted * batch.loss_scale
+    if aux.grads is not None:
+        loss = loss + aux.weighted
+    grad_scale = 2 * batch.loss_scale + 0 * loss  # 0 times NaN or Inf is NaN
+    if arch.update_finds_gradient(plan):
+        entries = without_penalty(step, run)
     else:
-        found = entry_grads(ops, arch, state, run, plan, c, grad_scale, goal, centred)
-        penalty, extra_grads, fired = found.penalty, found.extra, found.fired
-        groups, options = found.groups, {"given": found.given}
-    if plan.skip:
-        wide = torch.promote_types(error.dtype, torch.float32)
-        extra_grads["W_skip"] = grad_scale * (error.to(wide).T @ x.to(wide))
-    if extra_grads or plan.penalty != "none" or plan.activation in DENSE:
-        loss, grad_scale = loss + penalty, grad_scale + 0 * penalty
+        entries = entry_grads(step, arch, run, batch.centred, batch.target, grad_scale)
+    if entries.penalty is not None:
+        loss, grad_scale = loss + entries.penalty, grad_scale + 0 * entries.penalty
+    extra_grads = entries.extra | grad_of_skip(step, batch, run.error, grad_scale)
 
-    grads = None
-    if plan.dense:
-        grads, squared = with_auxk(whole.grads, aux, weights, plan, numbers[11])
+    grads, groups = None, entries.groups
+    assert groups is not None
+    code_of_error = run.code.acts, *run.code.layout
+    inputs = weights, batch.centred, run.error, *code_of_error, groups, grad_scale, aux.grads, numbers
+    if train.grad_clip is None and optimizer is None:
+        squared = ops.update_(*inputs, state.counter, entries.given)
     else:
-        rest = (
-            centred, run.error, run.code.acts, run.code.indices, run.code.row_offsets, groups, grad_scale, aux,
-            numbers,
-        )  # fmt: skip
-        if plan.grad_clip is None and optimizer is None:
-            squared = ops.update_(weights, *rest, state.counter, **options)
-        else:
-            grads, squared = ops.row_grads(weights, *rest, **options)
-    for name, grad in extra_grads.items():
-        squared = squared + ((numbers[11] if in_data_units(name, plan) else 1) * grad).square().sum()
-    if grads is not None or extra_grads:  # else all is done
-        factor = (
-            torch.ones_like(grad_scale) if plan.grad_clip is None else clip_factor(squared, plan.grad_clip)
-        )
-        factor = torch.where(grad_scale.isnan(), grad_scale, factor)
-        if optimizer is not None:
-            assert grads is not None
-            optimizer(grads, extra_grads, factor)
-        else:
-            if grads is not None:
-                ops.adam_rows_(weights, grads, factor, numbers, state.counter)
-            update_extra_(extra, extra_grads, factor, numbers, c, plan)
-    if hasattr(arch, "observe_"):
-        seen = whole.seen if plan.dense else arch.seen(code, plan, c)
-        arch.observe_(seen, extra, plan, state.counter, ~grad_scale.isnan())
+        grads, squared = ops.row_grads(*inputs, entries.given)
+    squared = squared_norm_of(step, arch, extra_grads, squared)
+    apply_grads_(step, arch, grads, extra_grads, squared, grad_scale, optimizer)
+    arch.observe_(step, arch.seen(step, code), ~grad_scale.isnan())
 
-    n_active = fired.sum()
-    state.fired += fired
-    state.num_tokens_since_fired += len(x)
-    state.num_tokens_since_fired.masked_fill_(fired > 0, 0)
+    n_active, dead_frac = count_(state, train.dead_feature_threshold, len(x), entries.fired)
     return Metrics(
         loss=loss,
-        fvu=fvu,
+        fvu=run.squares / batch.variance,
         l0=n_active / max(len(x), 1),
-        dead_frac=n_dead / n_latents,
-        auxk_loss=auxk_loss,
-        penalty=penalty,
+        dead_frac=dead_frac,
+        auxk_loss=aux.loss,
+        penalty=torch.zeros_like(loss) if entries.penalty is None else entries.penalty,
         grad_norm=squared.sqrt(),
-        code_size=n_active if plan.dense or code.size is None else code.size,
+        code_size=n_active if code.size is None else code.size,
     )
 
 
-def clip_factor(squared_norm: Tensor, largest: float) -> Tensor:
-    """As torch.nn.utils.clip_grad_norm_."""
-    return (largest / (squared_norm.sqrt() + 1e-6)).clamp(max=1)
+def without_penalty(step: Step, run: Forward) -> EntryGrads:
+    """Where the update finds the gradients of the entries by itself, with at most a constant of an L1 penalty."""
+    code, (indices, row_offsets) = run.code, run.code.layout
+    groups = step.ops.group_by_latent(code.acts, indices, len(step.silent_for), row_offsets)
+    penalty = number(step.numbers, "l1") * code.acts.sum() if step.plan.train.penalty == "l1" else None
+    return EntryGrads(None, groups, groups[0].diff(), {}, penalty)

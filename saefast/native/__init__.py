@@ -40,6 +40,8 @@ __all__ = [
 ]  # fmt: skip
 
 NAME = "native"
+NUMBERS_DTYPE, GPU_DTYPE, MAX_SELECTED = torch.float64, None, None
+RECORDABLE, ADDS_PER_LATENT = False, True
 
 
 def handles(*tensors: Tensor | None) -> bool:

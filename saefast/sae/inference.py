@@ -8,16 +8,15 @@ llamascopium "token-wise"); "scale" by a constant (llamascopium "dataset-wise").
 """
 
 import math
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from saefast.backend import launched
+from saefast.backend import Backend, launched
 from saefast.config.sae import SAEConfig
-from saefast.engine.architectures.group_max import group_max
-from saefast.reference import Params, topk
+from saefast.engine.architectures import architecture_of
+from saefast.reference import Params
 
 
 class Normed(NamedTuple):
@@ -48,7 +47,7 @@ def normed(config: SAEConfig, x: Tensor) -> Normed | None:
 
 @launched
 def decode(
-    ops: ModuleType, params: Params, extra: dict[str, Tensor], config: SAEConfig, acts: Tensor, indices: Tensor, x: Tensor
+    ops: Backend, params: Params, extra: dict[str, Tensor], config: SAEConfig, acts: Tensor, indices: Tensor, x: Tensor
 ) -> Tensor:  # fmt: skip
     """acts, indices [B, L] of `encode` and its x [B, d_in] -> x_hat [B, d_out]."""
     x_hat = ops.decode(acts, indices, params.W_dec, params.b_dec)
@@ -65,7 +64,7 @@ def finish(config: SAEConfig, x_hat: Tensor, x: Tensor, extra: dict[str, Tensor]
 
 @launched
 def encode(
-    ops: ModuleType, params: Params, extra: dict[str, Tensor], config: SAEConfig, x: Tensor
+    ops: Backend, params: Params, extra: dict[str, Tensor], config: SAEConfig, x: Tensor
 ) -> tuple[Tensor, Tensor]:
     """x [B, d_in] -> acts, indices [B, L], by the ops of a backend, with products in the format of W_enc."""
     W_enc, b_enc = params.W_enc, params.b_enc
@@ -73,56 +72,13 @@ def encode(
     subtracted = params.b_dec if config.pre_bias else params.b_dec.new_zeros(config.d_in)
     centred, _ = ops.centre(x, subtracted, W_enc.dtype)
     norms = params.W_dec.norm(dim=1, dtype=b_enc.dtype) if config.scale_by_norm else None
-    if config.activation == "topk":
-        acts, indices = ops.encode_topk(centred, W_enc, b_enc, config.top_k, norms)
-        return (acts if norms is None else acts / norms[indices.long()]), indices
-    if config.activation == "group_max":
-        code = group_max(ops, W_enc, b_enc, centred, config.top_k)
-        assert code.indices is not None
-        return code.acts, code.indices
-    pre_acts, indices, row_offsets = ops.encode_threshold(
-        centred, W_enc, b_enc, threshold(config, extra, norms, b_enc)
-    )
-    if config.activation == "gated":
-        latents = indices.long()
-        pre_acts = extra["r_mag"][latents].exp() * (pre_acts - b_enc[latents]) + extra["b_mag"][latents]
-    return padded(pre_acts.relu(), indices, row_offsets)
-
-
-def threshold(config: SAEConfig, extra: dict[str, Tensor], norms: Tensor | None, b_enc: Tensor) -> Tensor:
-    """What a pre-activation must pass, [] or [F]."""
-    if config.activation in ("relu", "gated"):
-        return torch.zeros_like(b_enc[0])
-    bound = extra["threshold"].clamp_min(0)
-    return bound if norms is None else bound / norms
-
-
-def padded(acts: Tensor, indices: Tensor, row_offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """The ragged layout -> [B, L] both, L the longest row; the rest is activation 0 of latent 0."""
-    counts = row_offsets.diff().long()
-    longest = int(counts.max()) if len(counts) else 0
-    inside = torch.arange(longest, device=acts.device) < counts[:, None]
-    out_acts, out_indices = acts.new_zeros(inside.shape), indices.new_zeros(inside.shape)
-    out_acts[inside], out_indices[inside] = acts[: int(row_offsets[-1])], indices[: int(row_offsets[-1])]
-    return out_acts, out_indices
+    return architecture_of(config).encode(ops, centred, params, extra, config, norms)
 
 
 def dense_acts(pre_acts: Tensor, params: Params, extra: dict[str, Tensor], config: SAEConfig) -> Tensor:
     """pre_acts [B, F] -> acts [B, F], in plain torch: differentiable where the function is."""
     norms = params.W_dec.norm(dim=1) if config.scale_by_norm else None
-    if config.activation in ("topk", "group_max"):
-        if config.activation == "topk":
-            scaled = pre_acts if norms is None else pre_acts * norms
-            chosen = topk(scaled.detach(), config.top_k)[1].long()
-        else:
-            groups = pre_acts.detach().unflatten(1, (config.top_k, -1))
-            size = groups.shape[2]
-            chosen = groups.argmax(dim=2) + size * torch.arange(config.top_k, device=pre_acts.device)
-        return pre_acts.relu() * torch.zeros_like(pre_acts).scatter_(1, chosen, 1.0)
-    active = pre_acts > threshold(config, extra, norms, params.b_enc)
-    if config.activation == "gated":
-        pre_acts = extra["r_mag"].exp() * (pre_acts - params.b_enc) + extra["b_mag"]
-    return torch.where(active, pre_acts.relu(), 0)
+    return architecture_of(config).dense_acts(pre_acts, params, extra, config, norms)
 
 
 def listed(acts: Tensor, k: int | None) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from saefast.config.train import TrainConfig
+from saefast.engine.architecture import Architecture
+from saefast.engine.state import State
 from saefast.errors import InputError, check
+from saefast.reference import Grads, Params, normalize_rows_
+from saefast.storage import Matrix
 
 Name = Literal["adamw", "muon", "signum"]
 MOMENTUM = 0.95  # of muon and signum
@@ -40,7 +45,7 @@ class Optimizer:
     Args:
         params: fp32, contiguous, on one device: matrices and vectors by name. The order is part of nothing.
         lr_of: m trains the parameter p as if it were p / m: its learning rate is m times that of the step, and epsilon
-            is divided by m. With 1 / s for a bias it is the s of `saefast.engine.step.Hyper`. Default 1.
+            is divided by m. With 1 / s for a bias it is the s of `saefast.engine.numbers`. Default 1.
         betas, eps: of AdamW.
         weight_decay: of the matrices, decoupled: W -= lr * weight_decay * W. A bias is never decayed.
 
@@ -180,3 +185,51 @@ def _schedule_free(groups: list[dict[str, Any]]) -> Any:
     wrapper = ScheduleFreeWrapper(torch.optim.SGD(groups, lr=1.0), momentum=MOMENTUM)
     wrapper.train()
     return wrapper
+
+
+def make_optimizer(
+    config: TrainConfig,
+    trained: Mapping[str, Tensor | Matrix],
+    arch: Architecture,
+    input_scale: float,
+    output_scale: float,
+) -> Optimizer:
+    """trained: every parameter by name. Those in the units of the data get their learning rate over the scale."""
+    params = {name: p.weight if isinstance(p, Matrix) else p for name, p in trained.items()}
+    lr_of = {}
+    for name in params:
+        lr_of[name] = getattr(config, f"lr_{name}", config.lr_extra)
+        if name in ("b_enc", "b_dec") or arch.in_data_units(name, config):
+            lr_of[name] /= output_scale if name == "b_dec" else input_scale
+    assert config.optimizer != "adam"
+    return Optimizer(config.optimizer, params, lr_of, config.betas, config.eps, config.weight_decay)
+
+
+def step_with(
+    optimizer: Optimizer,
+    state: State,
+    config: TrainConfig,
+    arch: Architecture,
+    grads: Grads,
+    extra_grads: dict[str, Tensor],
+    factor: Tensor,
+    lr: float,
+) -> None:
+    """One step with `factor` times the gradients, then unit norm, and thresholds that are not below 0. A factor of NaN
+    changes nothing.
+
+    Waits for the device, and overwrites the gradients.
+    """
+    if not math.isfinite(factor):
+        return
+    found = dict(zip(Params._fields, grads, strict=True)) | extra_grads
+    clipped = {name: grad.to(torch.float32).mul_(factor) for name, grad in found.items()}
+    optimizer.step(clipped, lr)
+    if config.unit_norm:
+        normalize_rows_(state.weights.dec.weight)
+    for name in extra_grads:
+        if (least := arch.smallest_value(name, config)) is not None:
+            state.extra[name].value.clamp_min_(least)
+    step, state.step = state.step, int(state.counter)  # `refresh` sets the counter from the step
+    state.refresh()
+    state.step = step

@@ -9,8 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict
-from functools import cache
-from operator import methodcaller
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from saefast.train.memory import free_for_steps
 from saefast.train.parallel import Map, side_by_side
 from saefast.train.resample import resample
 from saefast.train.signals import stop_signals
-from saefast.train.trainer import Trainer
+from saefast.train.stepper import Stepper
 
 INIT_ROWS = 32_768  # sample for b_dec and the input scale; what OpenAI uses for the geometric median
 DENSITY_TOKENS = 100_000  # that share is counted over at least as many
@@ -46,7 +45,7 @@ class Run:
     """One trainer with its run folder (None writes nothing)."""
 
     def __init__(
-        self, trainer: Trainer, folder: Path | None, buffer: ShuffleBuffer, columns: Columns
+        self, trainer: Stepper, folder: Path | None, buffer: ShuffleBuffer, columns: Columns
     ) -> None:
         self.trainer, self.folder, self.buffer, self.columns = trainer, folder, buffer, columns
         self.metrics: Metrics | None = None
@@ -80,7 +79,9 @@ class Run:
     def step(self, rows: Tensor) -> None:
         """One step, which may run beside those of other runs."""
         try:
-            self.metrics = self.trainer.step_on(take(rows, self.columns).to(self.trainer.sae.b_dec))
+            self.metrics = self.trainer.step(
+                take(rows, self.columns).to(self.trainer.sae.b_dec), checked=True
+            )
         except InputError as error:
             self.error = error
 
@@ -161,7 +162,7 @@ class Run:
 
 
 @torch.no_grad()
-def token_losses(trainer: Trainer, x: Tensor) -> Tensor:
+def token_losses(trainer: Stepper, x: Tensor) -> Tensor:
     """x [n, d_in] -> the loss of each row [n]: squared error and L1 penalty, in the units of `loss` "mse"."""
     sae, config, scale = trainer.sae, trainer.config, trainer.scale
     sparsity = config.sparsity_coefficient if config.penalty == "l1" else 0.0
@@ -193,7 +194,7 @@ def once(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 
 def fit(
-    trainers: Sequence[Trainer],
+    trainers: Sequence[Stepper],
     source: Iterable[Tensor] | Tensor,
     folders: Sequence[str | Path | None],
     resume: bool = False,
@@ -253,7 +254,7 @@ def _fit(runs: list[Run], buffer: ShuffleBuffer, resume: bool, together: Map) ->
                 break
             behind = [run for run in alive if run.trainer.state.step == done]
             done += 1
-            together(methodcaller("step", x), behind)
+            together(partial(Run.step, rows=x), behind)
             lines = [run.after_step() for run in behind if run.error is None]
             alive = _without_failed(alive, len(started))
             bar.update()

@@ -2,13 +2,9 @@
 
 import math
 
-import torch
-
 from saefast.config.sae import SAEConfig
 from saefast.config.train import TrainConfig
-from saefast.engine.architectures import DENSE
-from saefast.engine.plan import GPU_DENSITY, Hyper, Plan
-from saefast.engine.state import State
+from saefast.engine.numbers import Scheduled
 
 K_STEPS = 32  # on a GPU each k is a graph of its own
 
@@ -50,61 +46,14 @@ def k_at(config: TrainConfig, sae: SAEConfig, step: int) -> int:
     return round(config.k_start + (sae.top_k - config.k_start) * share)
 
 
-def hyper_at(
+def scheduled_at(
     config: TrainConfig, sae: SAEConfig, step: int, input_scale: float, output_scale: float
-) -> Hyper:
-    return Hyper(
-        lr_at(config, step, sae.d_sae), config.betas, config.eps, input_scale, sparsity_at(config, step),
-        output_scale if sae.d_out else None,
-        config.lr_W_enc, config.lr_b_enc, config.lr_W_dec, config.lr_b_dec, config.lr_extra,
-        exponent_at(config, step), exponent_at(config, step + 1), config.bandwidth, config.preact_coefficient,
-    )  # fmt: skip
-
-
-def plan_at(
-    config: TrainConfig,
-    sae: SAEConfig,
-    state: State,
-    compute_dtype: torch.dtype,
-    batch_size: int,
-    on_gpu: bool,
-) -> Plan:
-    """Of the step after `state.step`."""
-    room = math.ceil(2 * GPU_DENSITY[1] * sae.d_sae) * batch_size  # above that density no list is made
-    return Plan(
-        k=k_at(config, sae, state.step + 1),
-        compute_dtype=compute_dtype,
-        activation=sae.activation,
-        dense=state.dense,
-        micro_batch_size=config.micro_batch_size or 0,
-        rescore=config.rescore,
-        grad_clip=config.grad_clip,
-        auxk_alpha=config.auxk_alpha,
-        k_aux=config.k_aux or max(1, sae.d_in // 2),
-        auxk_scale=config.auxk_scale,
-        auxk_ramp=config.auxk_ramp,
-        auxk_relu=config.auxk_relu,
-        auxk_detached=config.auxk_detached,
-        count_before_auxk=config.count_before_auxk,
-        dead_feature_threshold=config.dead_feature_threshold,
-        dead_capacity=state.dead_capacity,
-        code_capacity=room if on_gpu and sae.activation in DENSE else None,
-        loss=config.loss,
-        pre_bias=sae.pre_bias,
-        unit_norm=config.unit_norm,
-        skip=sae.skip,
-        layers=sae.layers,
-        penalty=config.penalty,
-        norm_weighted=config.norm_weighted,
-        tanh_scale=config.tanh_scale,
-        target_l0=config.target_l0 or 1.0,
-        straight_through=config.straight_through,
-        log_threshold=config.log_threshold,
-        preact=config.preact,
-        scale_by_norm=sae.scale_by_norm,
-        threshold_rate=config.threshold_rate,
-        group_sizes=sae.group_sizes,
-        group_weights=config.group_weights,
-        multi_topk=config.multi_topk,
-        multi_topk_weight=config.multi_topk_weight,
+) -> Scheduled:
+    return Scheduled(
+        lr=lr_at(config, step, sae.d_sae),
+        sparsity=sparsity_at(config, step),
+        exponent=exponent_at(config, step),
+        next_exponent=exponent_at(config, step + 1),
+        input_scale=input_scale,
+        output_scale=output_scale if sae.d_out else None,
     )

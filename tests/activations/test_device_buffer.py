@@ -281,10 +281,10 @@ def test_a_training_run_takes_the_same_steps_and_resumes(a_gpu, monkeypatch, tmp
 
         monkeypatch.setattr("saefast.train.run.open_buffer", opened)
         trainer = Trainer(SAE(SAEConfig(d_in=16, d_sae=64, k=4), seed=0), config)
-        step = trainer.step_on
+        step = trainer.step
         if stop_after:
-            trainer.step_on = lambda x: (
-                step(x) if trainer.state.step < stop_after else pytest.fail("stop here")
+            trainer.step = lambda x, **_: (
+                step(x, checked=True) if trainer.state.step < stop_after else pytest.fail("stop here")
             )
         trainer.fit(source, tmp_path / out, resume)
         return trainer.state.tensors()

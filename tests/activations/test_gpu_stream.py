@@ -153,10 +153,10 @@ def test_training_from_shards_takes_it_and_resumes_to_the_same_bits(tmp_path):
 
     def fit(out, stop_after=None, resume=False):
         trainer = Trainer(SAE(SAEConfig(d_in=64, d_sae=512, k=8)).cuda(), config)
-        step = trainer.step_on
+        step = trainer.step
         if stop_after:
-            trainer.step_on = lambda x: (
-                step(x) if trainer.state.step < stop_after else pytest.fail("stop here")
+            trainer.step = lambda x, **_: (
+                step(x, checked=True) if trainer.state.step < stop_after else pytest.fail("stop here")
             )
         trainer.fit(source, tmp_path / out, resume)
         return trainer.state.tensors()

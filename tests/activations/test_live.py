@@ -110,8 +110,8 @@ def train(source, out=None, resume=False, pause=0.0, total=64 * 60):
         total_tokens=total, batch_size=64, buffer_tokens=128, lr=1e-3, checkpoint_every=7, log_every=100
     )
     trainer = saefast.Trainer(saefast.SAE(saefast.SAEConfig(d_in=source.d_in, d_sae=96, k=4)), config)
-    step = trainer.step_on
-    trainer.step_on = lambda x: (time.sleep(pause), step(x))[1]
+    step = trainer.step
+    trainer.step = lambda x, **_: (time.sleep(pause), step(x, checked=True))[1]
     begin = time.perf_counter()
     trainer.fit(source, out, resume)
     return trainer.sae.W_dec.detach().clone(), time.perf_counter() - begin
@@ -140,17 +140,17 @@ def test_a_language_model_in_the_background_and_resume(tmp_path):
     background = Background(source())
     calls = []
 
-    def fail(x):
+    def fail(x, **options):
         calls.append(1)
         if len(calls) == 20:
             raise InputError("x: interrupted")
-        return real(x)
+        return real(x, **options)
 
     config = saefast.TrainConfig(
         total_tokens=64 * 30, batch_size=64, buffer_tokens=128, lr=1e-3, checkpoint_every=7, log_every=100
     )
     trainer = saefast.Trainer(saefast.SAE(saefast.SAEConfig(d_in=32, d_sae=96, k=4)), config)
-    real, trainer.step_on = trainer.step_on, fail
+    real, trainer.step = trainer.step, fail
     with pytest.raises(InputError, match="interrupted"):
         trainer.fit(background, tmp_path / "cut")
     resumed, _ = train(background, tmp_path / "cut", resume=True, total=64 * 30)

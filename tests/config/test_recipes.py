@@ -74,8 +74,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(name, tmp_path):
     rows, whole = data(), trainer()
     assert whole.fit(rows, tmp_path / "whole")
     stopped = trainer()
-    step = stopped.step_on
-    stopped.step_on = lambda x: pytest.fail("stop") if stopped.state.step == 25 else step(x)
+    step = stopped.step
+    stopped.step = lambda x, **_: pytest.fail("stop") if stopped.state.step == 25 else step(x, checked=True)
     with pytest.raises(pytest.fail.Exception):
         stopped.fit(rows, tmp_path / "run")
     resumed = trainer()

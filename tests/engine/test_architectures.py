@@ -63,7 +63,7 @@ def test_ten_steps_equal_autograd_and_adam(name, backend):
             if trainer.config.unit_norm:
                 W_dec /= W_dec.norm(dim=1, keepdim=True)
         trainer.state.dense = CASES[name].dense
-        metrics = trainer.step_on(batch.rows)
+        metrics = trainer.step(batch.rows, checked=True)
         assert float(metrics.loss) == pytest.approx(float(loss.detach()), rel=1e-7 if exact else 3e-4), i
     values = trainer.state.params._asdict() | {n: v.value for n, v in trainer.state.extra.items()}
     for key, value in values.items():
@@ -111,7 +111,7 @@ def test_micro_batches_train_alike(name):
         setup = set_up(CASES[name], micro_batch_size=micro_batch_size)
         for i in range(10):
             setup.trainer.state.dense = CASES[name].dense
-            setup.trainer.step_on(setup.rows.roll(i, 0) * (1 + 0.02 * i))
+            setup.trainer.step(setup.rows.roll(i, 0) * (1 + 0.02 * i), checked=True)
         ends.append(setup.trainer.state.tensors())
     for key, tensor in ends[0].items():
         torch.testing.assert_close(ends[1][key], tensor, rtol=1e-9, atol=1e-11, msg=key)
@@ -126,7 +126,7 @@ def test_a_batch_that_is_not_finite_changes_nothing(name, bad, micro_batch_size)
     setup = set_up(CASES[name], micro_batch_size=micro_batch_size)
     before = {key: tensor.clone() for key, tensor in setup.trainer.state.tensors().items()}
     setup.rows[5, 3] = bad
-    assert not setup.trainer.step_on(setup.rows).loss.isfinite()
+    assert not setup.trainer.step(setup.rows, checked=True).loss.isfinite()
     for key, tensor in setup.trainer.state.tensors().items():
         if key not in ("fired", "num_tokens_since_fired"):
             assert torch.equal(tensor, before[key]), key

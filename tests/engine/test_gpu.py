@@ -11,10 +11,11 @@ import saefast
 from saefast import reference
 from saefast.activations.sources import TensorSource
 from saefast.engine.state import State
-from saefast.engine.step import Hyper, Plan, train_step
+from saefast.engine.step import train_step
 from saefast.reference import Params
 from saefast.sweep import Member, sweep
 from tests.helpers.sparse_codes import fixed_code
+from tests.helpers.steps import numbers_at, plan_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -112,7 +113,7 @@ def test_gradients_in_bf16():
         rows = (t.to(device, product_dtype) for t in (centred, error))
         code = acts.to(device, dtype), indices.to(device)
         groups = backend.group_by_latent(*code, F)
-        numbers = torch.tensor(Hyper(1e-3, (0.9, 0.999), 1e-8).numbers(1, 300), dtype=dtype, device=device)
+        numbers = numbers_at(plan_of(1, dtype), 1, 300, dtype, device)
         scale = torch.tensor(0.01, dtype=dtype, device=device)
         grads[device] = backend.row_grads(weights, *rows, *code, None, groups, scale, None, numbers)
     for got, want in zip(grads[DEVICE][0], grads["cpu"][0]):
@@ -201,8 +202,9 @@ def test_no_op_waits_for_the_device(plan):
     from saefast import triton_kernels as ops
 
     trainer, x = make(), batches(1)[0]
-    numbers = torch.tensor(Hyper(1e-3, (0.9, 0.999), 1e-8).numbers(1, 256), dtype=torch.float32).to(DEVICE)
-    plan = Plan(8, BF16, **PLANS[plan])
+    sae = trainer.sae.config
+    plan = plan_of(8, BF16, sae.d_in, sae.d_sae, **PLANS[plan])
+    numbers = numbers_at(plan, 1, 256, torch.float32, DEVICE)
     with torch.no_grad():
         train_step(ops, trainer.state, x, plan, numbers)  # compiles
         torch.cuda.set_sync_debug_mode("error")
@@ -216,10 +218,10 @@ def test_no_op_waits_for_the_device(plan):
 def test_resume_on_the_gpu_gives_the_same_bits(tmp_path):
     def fit(out, stop_after=None, resume=False):
         trainer = make()
-        step = trainer.step_on
+        step = trainer.step
         if stop_after:
-            trainer.step_on = lambda x: (
-                step(x) if trainer.state.step < stop_after else pytest.fail("stop here")
+            trainer.step = lambda x, **_: (
+                step(x, checked=True) if trainer.state.step < stop_after else pytest.fail("stop here")
             )
         trainer.fit(TensorSource(data()), out, resume)
         return trainer.state.tensors()

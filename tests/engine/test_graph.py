@@ -1,4 +1,4 @@
-"""`GraphedStep`: when it runs, records and replays. The graph itself needs a GPU: tests/engine/test_gpu.py."""
+"""`GraphedSteps`: when it runs, records and replays. The graph itself needs a GPU: tests/engine/test_gpu.py."""
 
 import contextlib
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from saefast.engine import graph
-from saefast.engine.step import Metrics, Plan
+from saefast.engine.stages import Metrics
+from tests.helpers.steps import plan_of
 
 
 class FakeGraph:
@@ -19,7 +20,7 @@ class FakeGraph:
 
 @pytest.fixture
 def steps(monkeypatch):
-    """What train_step was called with: (the stream that it is recorded on or None, x)."""
+    """What the step was called with: (the stream that it is recorded on or None, x), and the stream now."""
     calls, recording = [], []
 
     @contextlib.contextmanager
@@ -29,47 +30,55 @@ def steps(monkeypatch):
         yield
         recording.pop()
 
-    def train_step(ops, state, x, plan, numbers):
-        calls.append((recording[-1] if recording else None, x))
-        return Metrics(*(torch.tensor(float(i)) for i in range(8)))
-
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph", record)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
-    monkeypatch.setattr(graph, "train_step", train_step)
-    return calls
+    return calls, recording
+
+
+def run(graphs, called, plan, x, numbers=None):
+    """As `Stepper.step` does it."""
+    calls, recording = called
+    numbers = torch.zeros(12) if numbers is None else numbers
+    if (recorded := graphs.find(plan, x)) is not None:
+        return recorded.replay(x, numbers)
+    with graphs.first(plan, x, numbers) as now:
+        calls.append((recording[-1] if recording else None, now.x))
+        now.metrics = Metrics(*(torch.tensor(float(i)) for i in range(8)))
+    return now.result()
 
 
 def test_first_eager_then_recorded_once_then_replayed(steps):
-    step, plan = graph.GraphedStep(None, None), Plan(4, torch.float32)
+    step, plan = graph.GraphedSteps(), plan_of(4, torch.float32)
     for i in range(4):
         x, numbers = torch.full((3, 2), float(i)), torch.full((12,), float(i))
-        metrics = step(x, plan, numbers)
-    assert [bool(stream) for stream, _ in steps] == [False, True]
-    ((fake, x_buffer, numbers_buffer, _),) = step.recorded.values()
-    assert fake.replays == 3  # recording runs nothing, so it is followed by a replay
-    assert steps[1][1] is x_buffer and (x_buffer == 3).all() and (numbers_buffer == 3).all()
+        metrics = run(step, steps, plan, x, numbers)
+    assert [bool(stream) for stream, _ in steps[0]] == [False, True]
+    (recorded,) = step.recorded.values()
+    x_buffer, numbers_buffer = recorded.x, recorded.numbers
+    assert recorded.graph.replays == 3  # recording runs nothing, so it is followed by a replay
+    assert steps[0][1][1] is x_buffer and (x_buffer == 3).all() and (numbers_buffer == 3).all()
     assert [float(value) for value in metrics] == list(range(8))
 
 
 def test_a_new_plan_or_shape_has_its_own_graph(steps):
-    step = graph.GraphedStep(None, None)
-    for plan in (Plan(4, torch.float32), Plan(4, torch.float32, dead_capacity=128)):
+    step = graph.GraphedSteps()
+    for plan in (plan_of(4, torch.float32), plan_of(4, torch.float32, dead_capacity=128)):
         for n in (3, 5):
             for _ in range(2):
-                step(torch.zeros(n, 2), plan, torch.zeros(12))
-    assert len(step.recorded) == 4 and [bool(stream) for stream, _ in steps] == [False, True] * 4
+                run(step, steps, plan, torch.zeros(n, 2))
+    assert len(step.recorded) == 4 and [bool(stream) for stream, _ in steps[0]] == [False, True] * 4
 
 
 def test_each_has_a_stream_of_its_own_to_record_on(steps):
     """cuBLAS has a workspace per stream, which the graphs recorded on it share: two SAEs may run at once."""
-    plan = Plan(4, torch.float32)
+    plan = plan_of(4, torch.float32)
     for _ in range(2):
-        step = graph.GraphedStep(None, None)
+        step = graph.GraphedSteps()
         for n in (3, 3, 5, 5):
-            step(torch.zeros(n, 2), plan, torch.zeros(12))
-    one, same, other, again = (stream for stream, _ in steps if stream)
+            run(step, steps, plan, torch.zeros(n, 2))
+    one, same, other, again = (stream for stream, _ in steps[0] if stream)
     assert one is same and other is again and one is not other
 
 
@@ -77,14 +86,14 @@ def test_the_first_step_has_memory_that_begins_as_the_buffers_will(steps):
     """A kernel is compiled anew for an address that 16 does not divide, and not while recording."""
     rows = torch.zeros(5, 3)[1:]
     assert rows.data_ptr() % 16
-    graph.GraphedStep(None, None)(rows, Plan(4, torch.float32), torch.zeros(12))
-    assert steps[0][1].data_ptr() % 16 == 0
+    run(graph.GraphedSteps(), steps, plan_of(4, torch.float32), rows)
+    assert steps[0][0][1].data_ptr() % 16 == 0
 
 
 def test_metrics_outlive_the_next_replay(steps):
-    step, plan = graph.GraphedStep(None, None), Plan(4, torch.float32)
+    step, plan = graph.GraphedSteps(), plan_of(4, torch.float32)
     for _ in range(3):
-        metrics = step(torch.zeros(3, 2), plan, torch.zeros(12))
-    inside = next(iter(step.recorded.values()))[3]
+        metrics = run(step, steps, plan, torch.zeros(3, 2))
+    inside = next(iter(step.recorded.values())).metrics
     inside.loss.fill_(99.0)  # what the next replay would do
     assert metrics.loss == 0

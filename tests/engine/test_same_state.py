@@ -10,7 +10,6 @@ from benchmarks.peers.exact_step import SameState, exact_step, plain_at, step_of
 from benchmarks.peers.plain import PlainStep
 from saefast import reference
 from saefast.backend import OPS, load_backend, unavailable
-from saefast.engine.step import Hyper
 from saefast.train import schedules
 
 B, D, F, K, LR, STEPS = 128, 48, 320, 8, 4e-3, 40
@@ -32,14 +31,14 @@ def compare(ops, steps: int = STEPS) -> tuple[SameState, SameState, int]:
     ours, theirs, n_aux = SameState(), SameState(), 0
     for step in range(1, steps + 1):
         x = torch.randn(B, D, generator=generator) @ mixing + 1
-        state, plan, lr = trainer.state, trainer._plan(B), schedules.lr_at(config, step, F)
-        numbers = torch.tensor(Hyper(lr, config.betas, config.eps, 0.3).numbers(step, B), dtype=torch.float64)
+        state, plan, lr = trainer.state, trainer.plan(B), schedules.lr_at(config, step, F)
+        numbers = trainer.numbers(plan, step, B)
         n_aux += plan.dead_capacity > 12
         metrics, after, selected = step_of(ops, state, x, plan, numbers)
         ours.add(float(metrics.fvu), after, *exact_step(state, x, plan, numbers, selected))
         fvu, after, selected = step_of_plain(plain_at(plain, state, lr), x)
         theirs.add(float(fvu), after, *exact_step(state, x, plan, numbers, selected))
-        trainer.step_on(x)
+        trainer.step(x, checked=True)
     return ours, theirs, n_aux
 
 
@@ -62,8 +61,8 @@ def wrong_loss(*args, **options):
     return error, squares * (1 + 1e-5)
 
 
-def next_best(centred, W_enc, b_enc, k, **options):
-    acts, indices = reference.encode_topk(centred, W_enc, b_enc, k + 1, **options)
+def next_best(centred, W_enc, b_enc, k, *options):
+    acts, indices = reference.encode_topk(centred, W_enc, b_enc, k + 1, *options)
     kept = [*range(k - 1), k]
     return acts[:, kept], indices[:, kept]
 

@@ -1,13 +1,17 @@
 """`train_step` for every plan it knows, against dense autograd + torch.optim.Adam in fp64; and what a step may not do."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import saefast
 from saefast import reference
+from saefast.engine.plan import GPU_DENSITY, stays_dense
 from saefast.engine.state import State
-from saefast.engine.step import Hyper, Plan, train_step
+from saefast.engine.step import train_step
 from tests.helpers import dense
+from tests.helpers.steps import numbers_at, plan_of
 
 D, F, K, B = 24, 80, 6, 96
 
@@ -21,15 +25,12 @@ def start(seed=3):
 def run(params, batches, ops=reference, **options):
     """States and metrics after training a copy of `params` on the batches."""
     l1 = options.pop("l1", 0.0)
-    plan = Plan(K, params.W_enc.dtype, penalty="l1" if l1 else "none", **options)
+    plan = plan_of(K, params.W_enc.dtype, D, F, penalty="l1" if l1 else "none", **options)
     state = State.fresh(reference.Params(*(p.clone() for p in params)))
     metrics = []
     for x in batches:
         state.step += 1
-        numbers = torch.tensor(
-            Hyper(3e-3, (0.9, 0.999), 1e-8, sparsity=l1).numbers(state.step, len(x), plan),
-            dtype=torch.float64,
-        )
+        numbers = numbers_at(plan, state.step, len(x), lr=3e-3, sparsity=l1)
         metrics.append(train_step(ops, state, x, plan, numbers))
     return state, metrics
 
@@ -98,26 +99,22 @@ def test_sparse_and_dense_relu_are_the_same_step(batches):
 
 
 def test_the_way_through_a_relu_code_follows_its_density():
-    plan = Plan(K, torch.float32, "relu", dense=True, grad_clip=1.0)
-    seen = []
+    now, seen = True, []
     for l0 in (50, 7, 5, 3, 5, 7, 9, 7, 5, 3):  # of 1000
-        plan = plan.follow_density(l0, 1000)
-        seen.append(plan.dense)
+        now = stays_dense(now, l0 / 1000, GPU_DENSITY)
+        seen.append(now)
     dense_, sparse = [True], [False]
-    assert seen == dense_ * 3 + sparse * 3 + dense_ * 3 + sparse and plan.grad_clip == 1.0
-    assert Plan(K, torch.float32).follow_density(900, 1000).dense is False
+    assert seen == dense_ * 3 + sparse * 3 + dense_ * 3 + sparse
 
 
 def test_training_may_switch_between_sparse_and_dense_at_any_step(batches):
-    plan = Plan(K, torch.float64, "relu", dense=True, penalty="l1")
+    plan = plan_of(K, torch.float64, D, F, activation="relu", dense=True, penalty="l1")
     state, other = (State.fresh(reference.Params(*(p.clone() for p in start()))) for _ in range(2))
     for i, x in enumerate(batches):
-        numbers = torch.tensor(
-            Hyper(3e-3, (0.9, 0.999), 1e-8, sparsity=1e-3).numbers(i + 1, len(x)), dtype=torch.float64
-        )
+        numbers = numbers_at(plan, i + 1, len(x), lr=3e-3, sparsity=1e-3)
         metrics = train_step(reference, state, x, plan, numbers)
-        train_step(reference, other, x, plan._replace(dense=True), numbers)
-        plan = plan.follow_density(F * (0.001 if i % 3 else 0.1), F)
+        train_step(reference, other, x, replace(plan, dense=True), numbers)
+        plan = replace(plan, dense=stays_dense(plan.dense, 0.001 if i % 3 else 0.1, GPU_DENSITY))
         assert metrics.loss.isfinite()
     for got, want in zip(state.params, other.params):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
@@ -181,8 +178,10 @@ def test_a_run_in_small_formats_resumes_to_the_same_bits(tmp_path, x64, param_dt
             param_dtype=param_dtype, state_dtype=state_dtype, dead_feature_threshold=128,
         )  # fmt: skip
         trainer = saefast.Trainer(sae, config)
-        step = trainer.step_on
-        trainer.step_on = lambda x: pytest.fail("stop here") if trainer.state.step == stop_after else step(x)
+        step = trainer.step
+        trainer.step = lambda x, **_: (
+            pytest.fail("stop here") if trainer.state.step == stop_after else step(x, checked=True)
+        )
         trainer.fit(x64.float(), out, resume=True)
         return trainer
 

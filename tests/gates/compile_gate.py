@@ -38,11 +38,12 @@ from benchmarks import checkout  # noqa: F401
 from benchmarks.shapes import SHAPES, Shape
 from saefast.config.sae import SAEConfig
 from saefast.engine.architectures import extra_parameters
-from saefast.engine.plan import N_NUMBERS
+from saefast.engine.numbers import N_NUMBERS
 from saefast.engine.state import State
-from saefast.engine.step import Plan, train_step
+from saefast.engine.step import train_step
 from saefast.reference import Given, Numbers, Params
 from tests.gates.compile_one import Launch, compile_launch, launches, signature_of
+from tests.helpers.steps import plan_of
 
 TABLE = Path(__file__).resolve().parent / "triton_compile_table.json"
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes of a thread block, by sm version
@@ -99,7 +100,7 @@ CASES = {
         sae={"activation": "gated"},
     ),
     "matryoshka": Case(
-        {"activation": "matryoshka", "group_sizes": (64, 128)},
+        {"activation": "matryoshka", "group_sizes": (64, 4608)},
         shapes=("small",),
         sae={"activation": "matryoshka"},
     ),
@@ -128,7 +129,8 @@ def step_call(shape: Shape, dtype: torch.dtype, case: Case) -> Callable[[], obje
     B, D, F, K = shape
     state = state_of(F, D, D, dtype, case)
     x, numbers = torch.empty(B, D, device="meta"), torch.empty(N_NUMBERS, device="meta")
-    return lambda: train_step(ops, state, x, Plan(K, dtype, **case.plan), numbers)
+    plan = plan_of(K, dtype, D, F, **(case.plan | case.sae))
+    return lambda: train_step(ops, state, x, plan, numbers)
 
 
 def update_call(shape: Shape, dtype: torch.dtype, case: UpdateCase) -> Callable[[], object]:

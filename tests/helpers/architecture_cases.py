@@ -5,9 +5,10 @@ from typing import NamedTuple
 import torch
 
 import saefast
-from saefast.engine.architectures import DENSE
-from saefast.engine.backward import in_data_units
+from saefast.engine.architectures import ARCHITECTURES
 from saefast.engine.step import train_step
+
+DENSE = [name for name, arch in ARCHITECTURES.items() if arch.unbounded]
 from tests.helpers import formulas
 
 D, F, K, B = 24, 80, 6, 96
@@ -105,8 +106,12 @@ class Setup(NamedTuple):
 
     @property
     def in_data_units(self):
-        plan = self.trainer._plan(1)
-        return ["b_enc", "b_dec", *(name for name in self.trainer.state.extra if in_data_units(name, plan))]
+        arch, train = self.trainer.arch, self.trainer.config
+        return [
+            "b_enc",
+            "b_dec",
+            *(name for name in self.trainer.state.extra if arch.in_data_units(name, train)),
+        ]
 
 
 def set_up(case, dtype=torch.float64, backend="reference", n_tokens=B, device="cpu", **train):
@@ -138,9 +143,8 @@ def set_up(case, dtype=torch.float64, backend="reference", n_tokens=B, device="c
     trainer.input_scale, trainer.output_scale = 0.7, (1.3 if case.transcoder else 0.7)
     trainer.state.dense = case.dense
     trainer.state.num_tokens_since_fired[::3] = 60
-    numbers = trainer._hyper(1).numbers(1, n_tokens, trainer._plan(n_tokens), sae.config.width_out)
-    wide = torch.float32 if backend == "triton" else torch.float64
-    return Setup(trainer, rows.to(device, dtype), torch.tensor(numbers, dtype=wide, device=device))
+    numbers = trainer.numbers(trainer.plan(n_tokens), 1, n_tokens)
+    return Setup(trainer, rows.to(device, dtype), numbers)
 
 
 def gradients(setup):
@@ -151,7 +155,7 @@ def gradients(setup):
         found.update(zip(("W_enc", "b_enc", "W_dec", "b_dec"), grads), **extra_grads)
         assert float(factor) == 1
 
-    plan = trainer._plan(len(setup.rows))
+    plan = trainer.plan(len(setup.rows))
     metrics = train_step(trainer.ops, trainer.state, setup.rows, plan, setup.numbers, optimizer=keep)
     return metrics, found
 
@@ -169,11 +173,11 @@ def objective(setup, leaves):
     c = {"sparsity": config.sparsity_coefficient, "scale": trainer.input_scale, "exponent": 1.0,
          "output_scale": trainer.output_scale,
          "bandwidth": config.bandwidth / trainer.input_scale, "inactive": config.preact_coefficient}  # fmt: skip
-    c["exponent"] = float(trainer._hyper(trainer.state.step + 1).exponent)
+    c["exponent"] = float(trainer.scheduled(trainer.state.step + 1).exponent)
     counted = len(rows) * config.count_before_auxk
     dead = trainer.state.num_tokens_since_fired + counted >= config.dead_feature_threshold
     target = rows[:, sae.d_in :] if sae.d_out else None
-    return formulas.loss(leaves, sae, trainer._plan(len(rows)), c, rows[:, : sae.d_in], target, dead)
+    return formulas.loss(leaves, sae, trainer.plan(len(rows)), c, rows[:, : sae.d_in], target, dead)
 
 
 def oracle(setup):
@@ -191,11 +195,11 @@ def oracle(setup):
 def adam_like(setup, leaves):
     """torch.optim.Adam with the learning rates that the units of the data ask for."""
     trainer = setup.trainer
-    config, s, plan = trainer.config, trainer.scale, trainer._plan(B)
+    config, s = trainer.config, trainer.scale
     groups = []
     for name, leaf in leaves.items():
         if leaf.requires_grad:
-            biased = name in ("b_enc", "b_dec") or in_data_units(name, plan)
+            biased = name in ("b_enc", "b_dec") or trainer.arch.in_data_units(name, config)
             by = trainer.output_scale if name == "b_dec" and trainer.sae.config.d_out else s
             groups.append({"params": [leaf], "lr": config.lr / (by if biased else 1),
                            "eps": config.eps * (s if biased else 1)})  # fmt: skip

@@ -57,7 +57,7 @@ def test_gradients_and_a_fused_step(name):
         g.square().sum() * (1 / 0.7**2 if key in setup.in_data_units else 1) for key, g in want.items()
     )
     before = leaves_of(setup)
-    metrics = trainer.step_on(setup.rows)
+    metrics = trainer.step(setup.rows, checked=True)
     assert float(metrics.grad_norm) == pytest.approx(float(squares.sqrt()), rel=1e-4)
     after = leaves_of(setup)
     assert all(not torch.equal(after[key], before[key]) for key in want)

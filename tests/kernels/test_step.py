@@ -9,7 +9,8 @@ import saefast
 from saefast import reference, triton_kernels
 from saefast.backend import OPS
 from saefast.engine.state import State
-from saefast.engine.step import Hyper, Plan, train_step
+from saefast.engine.step import train_step
+from tests.helpers.steps import numbers_at, plan_of
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available(),
@@ -24,8 +25,8 @@ PLANS = {
     "clip": {"grad_clip": 1e-2},
     "auxk": {"auxk_alpha": 0.5, "k_aux": 6, "dead_feature_threshold": B, "dead_capacity": F},
     "batch-topk": {"activation": "batch_topk"},
-    "relu": {"activation": "relu", "code_capacity": B * F},
-    "relu-dense": {"activation": "relu", "dense": True},
+    "relu": {"activation": "relu", "penalty": "l1", "code_capacity": B * F},
+    "relu-dense": {"activation": "relu", "penalty": "l1", "dense": True},
 }
 
 
@@ -39,11 +40,10 @@ def run(ops, data, formats=("fp32", "fp32"), dtype=torch.float32, **options):
     sae = saefast.SAE(saefast.SAEConfig(d_in=D, d_sae=F, k=K), seed=3).to(DEVICE)
     sae.b_enc.data[7], sae.b_enc.data[:3] = 50.0, -50.0  # one in every token, three never
     state = State.fresh(sae.params, *formats, dtype)
-    plan, metrics = Plan(K, dtype, **options), []
+    plan, metrics = plan_of(K, dtype, D, F, **options), []
     for x in data:
         state.step += 1
-        hyper = Hyper(1e-3, (0.9, 0.999), 1e-8, sparsity=1e-3 if plan.activation == "relu" else 0.0)
-        numbers = torch.tensor(hyper.numbers(state.step, B), dtype=torch.float32, device=DEVICE)
+        numbers = numbers_at(plan, state.step, B, torch.float32, DEVICE, sparsity=1e-3)
         metrics.append(train_step(ops, state, x, plan, numbers))
     return state, metrics
 

@@ -9,12 +9,13 @@ from torch import Tensor
 import saefast
 from saefast import native, reference
 from saefast.engine.state import State
-from saefast.engine.step import Hyper, Plan, train_step
-from saefast.reference import Aux, Numbers
+from saefast.engine.step import train_step
+from saefast.reference import Aux
 from tests.engine.test_step_plans import K, oracle, run, start
 from tests.helpers import dense
 from tests.helpers.native_isa import isa  # noqa: F401 (a fixture)
 from tests.helpers.sparse_codes import fixed_code, ragged_code
+from tests.helpers.steps import numbers_at, plan_of
 
 CODES = {
     "fixed": lambda n: fixed_code(13, n, min(5, n)),
@@ -98,9 +99,10 @@ def step_case(kind: str, D: int, with_aux: bool, l1: float = 0.0, n: int = 40):
         slots = torch.full((n,), -1, dtype=torch.int32)
         slots[[2, 5, 30]] = torch.tensor([1, 0, 2], dtype=torch.int32)
         aux = Aux(slots, torch.randn(3, D), torch.randn(3), torch.randn(3, D), torch.randn(D))
-    numbers = Hyper(1e-2, (0.9, 0.99), 1e-8, input_scale=3.0, sparsity=l1 / 3).numbers(3, max(B, 1))
+    plan = plan_of(1, torch.float32, activation="relu", penalty="l1", betas=(0.9, 0.99))
+    numbers = numbers_at(plan, 3, max(B, 1), lr=1e-2, input_scale=3.0, sparsity=l1 / 3)
     args = torch.randn(B, D), torch.randn(B, D), acts, indices, row_offsets, groups, torch.tensor(0.3), aux
-    return state.weights, args, torch.tensor(numbers, dtype=torch.float64)
+    return state.weights, args, numbers
 
 
 def copies(weights):
@@ -222,6 +224,8 @@ def test_the_number_of_threads_does_not_change_a_bit(activation: str) -> None:
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(B, D, generator=generator) for _ in range(4)]
     sae = saefast.SAE(saefast.SAEConfig(d_in=D, d_sae=n, k=9), seed=1)
+    penalty = "l1" if activation == "relu" else "none"
+    plan = plan_of(9, torch.float32, D, n, activation=activation, penalty=penalty)
     results, before = [], torch.get_num_threads()
     try:
         for threads in (1, 2, 3, 7):  # more than there are cores
@@ -229,9 +233,8 @@ def test_the_number_of_threads_does_not_change_a_bit(activation: str) -> None:
             state = State.fresh(reference.Params(*(p.clone() for p in sae.params)))
             for x in batches:
                 state.step += 1
-                numbers = Hyper(3e-3, (0.9, 0.999), 1e-8, sparsity=1e-4).numbers(state.step, B)
-                plan = Plan(9, torch.float32, activation)
-                train_step(native, state, x, plan, torch.tensor(numbers, dtype=torch.float64))
+                numbers = numbers_at(plan, state.step, B, lr=3e-3, sparsity=1e-4)
+                train_step(native, state, x, plan, numbers)
             results.append([tensor.clone() for tensor in state.tensors().values()])
     finally:
         torch.set_num_threads(before)
@@ -252,11 +255,3 @@ def test_fuzz_the_update(data: st.DataObject) -> None:
     args = torch.randn(B, D), torch.randn(B, D), acts, indices, row_offsets, groups, torch.tensor(0.5), None
     native.update_(weights, *args, numbers, torch.tensor(3))
     assert_follows(weights, before, args, numbers)
-
-
-def test_numbers_come_in_the_order_of_the_header() -> None:
-    """csrc/cpu/update.h names them in this order."""
-    assert Numbers._fields == (
-        "lr", "lr_bias", "eps", "eps_bias", "beta1", "beta1_rest", "beta2", "beta2_rest", "correction1",
-        "correction2", "l1", "bias_norm", "lr_dec", "lr_b_dec", "unit", "tied",
-    )  # fmt: skip

@@ -16,7 +16,7 @@ NAMES = ["relu", "topk", "topk-by-norm", "multi-topk", "batch-topk", "batch-topk
 def trained(name, dtype=torch.float64):
     setup = set_up(CASES[name], dtype)
     for _ in range(3):
-        setup.trainer.step_on(setup.rows)
+        setup.trainer.step(setup.rows, checked=True)
     return setup.trainer.sae, setup.rows
 
 

@@ -35,8 +35,8 @@ def train(out, kind, resume=True, pause=0.0):
     )  # fmt: skip
     trainer = saefast.Trainer(saefast.SAE(saefast.SAEConfig(d_in=16, d_sae=96, k=4)), config)
     if pause:
-        step = trainer.step_on
-        trainer.step_on = lambda x: (time.sleep(pause), step(x))[1]
+        step = trainer.step
+        trainer.step = lambda x, **_: (time.sleep(pause), step(x, checked=True))[1]
     return trainer.fit(make_source(kind), out, resume)
 
 

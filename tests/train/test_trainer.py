@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -129,10 +130,10 @@ def test_entries_that_find_no_room_are_reported(monkeypatch, caplog):
     """As on a GPU, where the room of a list without bound is reserved beforehand."""
     config = saefast.TrainConfig(total_tokens=1000, batch_size=100, lr=1e-3, backend="reference")
     trainer = saefast.Trainer(saefast.SAE(saefast.SAEConfig(d_in=8, d_sae=64, activation="relu")), config)
-    plan = trainer._plan(100)._replace(dense=False)
+    plan = replace(trainer.plan(100), dense=False)
     for room, said in ((10_000, False), (50, True)):
         caplog.clear()
-        monkeypatch.setattr(trainer, "_plan", lambda n, room=room: plan._replace(code_capacity=room))
+        monkeypatch.setattr(trainer, "plan", lambda n, room=room: replace(plan, code_capacity=room))
         found = int(trainer.step(torch.randn(100, 8, generator=torch.Generator().manual_seed(0))).code_size)
         assert 50 < found < 10_000
         assert (f"{found} active entries, room for 50" in caplog.text) == said
@@ -194,8 +195,10 @@ def test_training_on_a_live_model_and_resuming_it(tmp_path):
             total_tokens=32 * 30, batch_size=32, buffer_tokens=128, lr=3e-3, log_every=5, checkpoint_every=4
         )
         trainer = saefast.Trainer(sae, config)
-        step = trainer.step_on
-        trainer.step_on = lambda x: pytest.fail("stop here") if trainer.state.step == stop_after else step(x)
+        step = trainer.step
+        trainer.step = lambda x, **_: (
+            pytest.fail("stop here") if trainer.state.step == stop_after else step(x, checked=True)
+        )
         trainer.fit(source, out, resume=True)
         return sae.params
 

@@ -1,42 +1,35 @@
-"""What makes one kind of SAE different from another: which pre-activations become active, what is added to the loss,
-and the parameters for it. All else (decoding, the gradients of rows, Adam) is shared.
-
-A file here has `select` (pre-activations to the code of a batch, in training) and, where the gradient of an entry is not
-just that of the reconstruction, `backward`. What follows the batches without a gradient (BatchTopK's threshold) is in
-`seen`, numbers of a code that add up over the parts of a batch where it can be cut, and `observe_`. `inference.py` has
-the code of a trained SAE, in one place for all.
-"""
-
-from types import ModuleType
+"""The kinds of SAE by name, each in a file of its own. What a file may say is in `saefast.engine.architecture`."""
 
 import torch
 from torch import Tensor
 
-from saefast.config.train import SAEConfig
-from saefast.engine.architectures import batch_topk, gated, group_max, jumprelu, relu, topk
+from saefast.config.sae import SAEConfig
+from saefast.engine.architecture import Architecture
+from saefast.engine.architectures.batch_topk import BatchTopK
+from saefast.engine.architectures.gated import Gated
+from saefast.engine.architectures.group_max import GroupMax
+from saefast.engine.architectures.jumprelu import JumpReLU
+from saefast.engine.architectures.relu import ReLU
+from saefast.engine.architectures.topk import TopK
 
-MODULES: dict[str, ModuleType] = {
-    "topk": topk,
-    "batch_topk": batch_topk,
-    "matryoshka": batch_topk,
-    "group_max": group_max,
-    "relu": relu,
-    "jumprelu": jumprelu,
-    "gated": gated,
+ARCHITECTURES: dict[str, Architecture] = {
+    "topk": TopK(),
+    "batch_topk": BatchTopK(),
+    "matryoshka": BatchTopK(),
+    "group_max": GroupMax(),
+    "relu": ReLU(),
+    "jumprelu": JumpReLU(),
+    "gated": Gated(),
 }
-DENSE = ("relu", "jumprelu", "gated")  # how many are active is not bounded: their codes may be dense
-IN_DATA_UNITS = ("threshold", "b_mag")  # extra parameters that grow with the activations
 
 
-def extra_parameters(config: SAEConfig, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+def architecture_of(sae: SAEConfig) -> Architecture:
+    return ARCHITECTURES[sae.activation]
+
+
+def extra_parameters(sae: SAEConfig, device: str | torch.device = "cpu") -> dict[str, Tensor]:
     """The parameters besides W_enc, b_enc, W_dec, b_dec, fp32, at the values of a fresh SAE."""
-    found: dict[str, Tensor] = {}
-    if config.activation == "jumprelu":
-        found["threshold"] = torch.full((config.d_sae,), config.init_threshold, device=device)
-    elif config.activation in ("batch_topk", "matryoshka"):
-        found["threshold"] = torch.zeros((), device=device)
-    elif config.activation == "gated":
-        found["r_mag"], found["b_mag"] = (torch.zeros(config.d_sae, device=device) for _ in range(2))
-    if config.skip:
-        found["W_skip"] = torch.zeros(config.width_out, config.d_in, device=device)
+    found = architecture_of(sae).extra_parameters(sae, device)
+    if sae.skip:
+        found["W_skip"] = torch.zeros(sae.width_out, sae.d_in, device=device)
     return found

@@ -7,60 +7,67 @@
 with the decoder held constant in the last term, so that it only teaches the gate.
 """
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
-from saefast.engine.architectures.code import Backward, Code, Extra, threshold_code, where
+from saefast.config.sae import SAEConfig
+from saefast.config.train import TrainConfig
+from saefast.engine.architecture import Architecture, Entries, Step, threshold_code
 from saefast.engine.architectures.penalties import penalty
-from saefast.engine.plan import Coefficients, Plan
-from saefast.storage import Weights
+from saefast.engine.backward import slopes
+from saefast.engine.code import Backward, Code, where
+from saefast.engine.forward import reconstruct
+from saefast.engine.plan import Plan
 
 
-def magnitudes(pre_acts: Tensor, code: Code, b_enc: Tensor, extra: Extra) -> Tensor:
-    """exp(r_mag) * dot + b_mag of each entry."""
-    gain, b_mag = code.of(extra["r_mag"].value).exp(), code.of(extra["b_mag"].value)
-    return gain * (pre_acts - code.of(b_enc)) + b_mag
+class Gated(Architecture):
+    unbounded = True
 
+    def extra_parameters(self, sae: SAEConfig, device: str | torch.device) -> dict[str, Tensor]:
+        return {name: torch.zeros(sae.d_sae, device=device) for name in ("r_mag", "b_mag")}
 
-def select(
-    ops: ModuleType, weights: Weights, extra: Extra, centred: Tensor, plan: Plan, c: Coefficients
-) -> Code:
-    b_enc = weights.b_enc.value
-    if plan.dense:
-        pre_acts, indices, row_offsets, size = (
-            ops.encode_dense(centred, weights.enc.shadow, b_enc), None, None, None,
-        )  # fmt: skip
-    else:
-        pre_acts, indices, row_offsets, size = threshold_code(
-            ops, weights, centred, torch.zeros_like(b_enc[0]), plan.code_capacity
+    def in_data_units(self, name: str, train: TrainConfig) -> bool:
+        return name == "b_mag"
+
+    def select(self, step: Step, centred: Tensor) -> Code:
+        W_enc, b_enc = step.weights.enc.shadow, step.weights.b_enc.value
+        indices = row_offsets = size = None
+        if step.plan.dense:
+            pre_acts = step.ops.encode_dense(centred, W_enc, b_enc)
+        else:
+            pre_acts, indices, row_offsets, size = threshold_code(step, centred, torch.zeros_like(b_enc[0]))
+        listed = (pre_acts > 0).to(pre_acts.dtype)
+        values = {name: vector.value for name, vector in step.extra.items()}
+        acts = self.acts_of(pre_acts, values, b_enc, None if indices is None else indices.long())
+        acts = where(pre_acts > 0, acts).to(pre_acts.dtype)
+        return Code(acts, indices, row_offsets, pre_acts, listed, size)
+
+    def update_finds_gradient(self, plan: Plan) -> bool:
+        return False
+
+    def backward(self, step: Step, entries: Entries) -> Backward:
+        code, extra, b_enc, plan = entries.code, step.extra, step.weights.b_enc.value, step.plan
+        gate_code = code._replace(acts=code.pre_acts.relu())
+        gate = reconstruct(step, gate_code, entries.target)
+        gate_slope = entries.grad_scale * slopes(step, code, gate.error)
+        added = penalty(step, code, code.pre_acts.relu(), entries.penalty_norms(plan))
+        if added.acts is not None:
+            gate_slope = gate_slope + added.acts
+        gain, of_mag = code.of(extra["r_mag"].value).exp(), where(code.acts > 0, entries.slope)
+        grad_gate, through_mag = where(code.pre_acts > 0, gate_slope), of_mag * gain
+        dot = where(code.pre_acts > 0, code.pre_acts - code.of(b_enc))
+        return Backward(
+            grad_gate + through_mag,
+            added.value + gate.squares * entries.grad_scale / 2,
+            None if added.norms is None else entries.sums(added.norms),
+            {"r_mag": entries.sums(through_mag * dot), "b_mag": entries.sums(of_mag)},
+            bias=entries.sums(-through_mag),  # pre_acts holds b_enc, which the magnitudes do not see
         )
-    listed = (pre_acts > 0).to(pre_acts.dtype)
-    code = Code(pre_acts, indices, row_offsets, pre_acts, listed, size)
-    acts = where(pre_acts > 0, magnitudes(pre_acts, code, b_enc, extra).relu())
-    return code._replace(acts=acts.to(pre_acts.dtype))
 
-
-def backward(
-    code: Code,
-    slope: Tensor,
-    extra: Extra,
-    norms: Tensor | None,
-    plan: Plan,
-    c: Coefficients,
-    n_tokens: int,
-    b_enc: Tensor,
-    gate_slope: Tensor,
-) -> Backward:
-    """gate_slope: gradient of the last term with respect to relu(pre_acts) of each entry."""
-    gate = code.pre_acts > 0
-    added = penalty(plan.penalty, code, code.pre_acts.relu(), norms, c, plan.tanh_scale)
-    if added.acts is not None:
-        gate_slope = gate_slope + added.acts
-    gain, of_mag = code.of(extra["r_mag"].value).exp(), where(code.acts > 0, slope)
-    grad_gate, through_mag = where(gate, gate_slope), of_mag * gain
-    dot = where(gate, code.pre_acts - code.of(b_enc))
-    extra_grads = {"r_mag": through_mag * dot, "b_mag": of_mag}
-    # pre_acts holds b_enc, which the magnitudes do not see
-    return Backward(grad_gate + through_mag, added.value, added.norms, extra_grads, bias=-through_mag)
+    def acts_of(
+        self, pre_acts: Tensor, extra: dict[str, Tensor], b_enc: Tensor, latents: Tensor | None
+    ) -> Tensor:
+        gain, b_mag = extra["r_mag"], extra["b_mag"]
+        if latents is not None:
+            gain, b_mag, b_enc = gain[latents], b_mag[latents], b_enc[latents]
+        return (gain.exp() * (pre_acts - b_enc) + b_mag).relu()

@@ -3,25 +3,45 @@
 The products are taken of as many tokens at a time as keep their pre-activations below 256 MiB.
 """
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
-from saefast.engine.architectures.code import Code, Extra
-from saefast.engine.plan import Coefficients, Plan
-from saefast.storage import Weights
+from saefast.backend import Backend
+from saefast.config.sae import SAEConfig
+from saefast.engine.architecture import Architecture, Step
+from saefast.engine.code import Code
+from saefast.reference import Params
 
 MAX_BYTES = 2**28
 
 
-def select(
-    ops: ModuleType, weights: Weights, extra: Extra, centred: Tensor, plan: Plan, c: Coefficients
-) -> Code:
-    return group_max(ops, weights.enc.shadow, weights.b_enc.value, centred, plan.k)
+class GroupMax(Architecture):
+    def select(self, step: Step, centred: Tensor) -> Code:
+        weights = step.weights
+        acts, indices = group_max(step.ops, weights.enc.shadow, weights.b_enc.value, centred, step.plan.k)
+        return Code(acts, indices, None, acts, acts)
+
+    def encode(
+        self,
+        ops: Backend,
+        centred: Tensor,
+        params: Params,
+        extra: dict[str, Tensor],
+        sae: SAEConfig,
+        norms: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        return group_max(ops, params.W_enc, params.b_enc, centred, sae.top_k)
+
+    def dense_acts(
+        self, pre_acts: Tensor, params: Params, extra: dict[str, Tensor], sae: SAEConfig, norms: Tensor | None
+    ) -> Tensor:
+        groups = pre_acts.detach().unflatten(1, (sae.top_k, -1))
+        first = groups.shape[2] * torch.arange(sae.top_k, device=pre_acts.device)
+        return pre_acts.relu() * torch.zeros_like(pre_acts).scatter_(1, groups.argmax(dim=2) + first, 1.0)
 
 
-def group_max(ops: ModuleType, W_enc: Tensor, b_enc: Tensor, centred: Tensor, k: int) -> Code:
+def group_max(ops: Backend, W_enc: Tensor, b_enc: Tensor, centred: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """centred [B, D], W_enc [F, D], b_enc [F] -> acts [B, K] after ReLU, indices [B, K] int32, one of each group."""
     rows = max(1, MAX_BYTES // (len(W_enc) * centred.element_size()))
     first = torch.arange(0, len(W_enc), len(W_enc) // k, device=W_enc.device)
     acts, indices = [], []
@@ -29,5 +49,4 @@ def group_max(ops: ModuleType, W_enc: Tensor, b_enc: Tensor, centred: Tensor, k:
         values, places = ops.encode_dense(part, W_enc, b_enc).unflatten(1, (k, -1)).max(dim=2)
         acts.append(values.relu().to(b_enc.dtype))
         indices.append((places + first).to(torch.int32))
-    found = torch.cat(acts)
-    return Code(found, torch.cat(indices), None, found, found)
+    return torch.cat(acts), torch.cat(indices)

@@ -22,125 +22,169 @@ SAELens: of dead latents only) is preact_coefficient * sum over latents of relu(
 tokens. It reaches every latent in every token; all tokens minus those where it is active gives it without a dense code.
 """
 
-from collections.abc import Callable
-from types import ModuleType
-from typing import NamedTuple
+import math
 
 import torch
 from torch import Tensor
 
-from saefast.engine.architectures.code import Backward, Code, Extra, threshold_code, where
+from saefast.config.sae import SAEConfig
+from saefast.config.train import TrainConfig
+from saefast.engine.architecture import Architecture, Entries, Step, threshold_code
 from saefast.engine.architectures.penalties import penalty
-from saefast.engine.plan import Coefficients, Plan
-from saefast.storage import Weights, row_norms
+from saefast.engine.code import Backward, Code, Extra, where
+from saefast.engine.plan import Plan
+from saefast.storage import row_norms
 
 
-def theta(extra: Extra, plan: Plan) -> Tensor:
-    value = extra["threshold"].value
-    return value.exp() if plan.log_threshold else value
+class JumpReLU(Architecture):
+    unbounded = True
+
+    def extra_parameters(self, sae: SAEConfig, device: str | torch.device) -> dict[str, Tensor]:
+        return {"threshold": torch.full((sae.d_sae,), sae.init_threshold, device=device)}
+
+    def trained(self, extra: dict[str, Tensor], train: TrainConfig, b_enc: Tensor) -> dict[str, Tensor]:
+        return extra | ({"threshold": extra["threshold"].log()} if train.log_threshold else {})
+
+    def restored(self, trained: dict[str, Tensor], train: TrainConfig) -> dict[str, Tensor]:
+        return trained | ({"threshold": trained["threshold"].exp()} if train.log_threshold else {})
+
+    def set_input_scale(self, extra: Extra, train: TrainConfig, scale: float) -> None:
+        if train.log_threshold:
+            extra["threshold"].value.sub_(math.log(scale))
+        else:
+            extra["threshold"].value.div_(scale)
+
+    def in_data_units(self, name: str, train: TrainConfig) -> bool:
+        return name == "threshold" and not train.log_threshold
+
+    def smallest_value(self, name: str, train: TrainConfig) -> float | None:
+        kept = name == "threshold" and not train.log_threshold and train.straight_through != "acts"
+        return 0.0 if kept else None
+
+    def select(self, step: Step, centred: Tensor) -> Code:
+        weights, plan = step.weights, step.plan
+        norms, threshold = None, theta(step)
+        lowest = threshold - step.c.bandwidth / 2
+        if plan.sae.scale_by_norm:
+            norms = row_norms(weights.dec).to(threshold.dtype).clamp_min(torch.finfo(threshold.dtype).tiny)
+            lowest = lowest / norms
+            if plan.train.preact != "none":  # whose entries are those above theta itself
+                lowest = torch.minimum(lowest, threshold)
+            threshold = threshold / norms
+        if plan.train.straight_through == "positive":
+            lowest = lowest.clamp_min(0)
+        if plan.dense:
+            pre_acts = step.ops.encode_dense(centred, weights.enc.shadow, weights.b_enc.value)
+            acts, listed = where(pre_acts > threshold, pre_acts), (pre_acts > lowest).to(pre_acts.dtype)
+            return Code(acts, None, None, pre_acts, listed, norms=norms)
+        pre_acts, indices, row_offsets, size = threshold_code(step, centred, lowest.contiguous())
+        acts = where(pre_acts > threshold[indices.long()], pre_acts)
+        listed = (pre_acts > -torch.inf).to(acts.dtype)
+        return Code(acts, indices, row_offsets, pre_acts, listed, size, norms=norms)
+
+    def update_finds_gradient(self, plan: Plan) -> bool:
+        return False
+
+    def backward(self, step: Step, entries: Entries) -> Backward:
+        back = through_step(step, entries)
+        if step.plan.train.preact != "none":
+            back = with_preact_loss(step, entries, back)
+        if step.plan.train.log_threshold:
+            assert back.extra is not None
+            return back._replace(extra={"threshold": back.extra["threshold"] * theta(step)})
+        return back
+
+    def mean_l0(self, step: Step, centred: Tensor, rows: int) -> Tensor | None:
+        if step.plan.train.penalty != "target_l0" or rows >= len(centred):
+            return None
+        active = [number_open(step, self.select(step, part), len(part)) for part in centred.split(rows)]
+        return torch.stack(active).sum().to(step.c.sparsity.dtype) / len(centred)
+
+    def bound(self, extra: dict[str, Tensor], norms: Tensor | None, b_enc: Tensor) -> Tensor:
+        bound = extra["threshold"].clamp_min(0)
+        return bound if norms is None else bound / norms
 
 
-def select(
-    ops: ModuleType, weights: Weights, extra: Extra, centred: Tensor, plan: Plan, c: Coefficients
-) -> Code:
-    norms = None
-    threshold = theta(extra, plan)
-    lowest = threshold - c.bandwidth / 2
-    if plan.scale_by_norm:
-        norms = row_norms(weights.dec).to(threshold.dtype).clamp_min(torch.finfo(threshold.dtype).tiny)
-        lowest = lowest / norms
-        if plan.preact != "none":  # whose entries are those above theta itself
-            lowest = torch.minimum(lowest, threshold)
-        threshold = threshold / norms
-    if plan.straight_through == "positive":
-        lowest = lowest.clamp_min(0)
-    if plan.dense:
-        pre_acts = ops.encode_dense(centred, weights.enc.shadow, weights.b_enc.value)
-        acts = where(pre_acts > threshold, pre_acts)
-        return Code(acts, None, None, pre_acts, (pre_acts > lowest).to(pre_acts.dtype), norms=norms)
-    pre_acts, indices, row_offsets, size = threshold_code(
-        ops, weights, centred, lowest.contiguous(), plan.code_capacity
-    )
-    acts = where(pre_acts > threshold[indices.long()], pre_acts)
-    return Code(
-        acts, indices, row_offsets, pre_acts, (pre_acts > -torch.inf).to(acts.dtype), size, norms=norms
-    )
+def theta(step: Step) -> Tensor:
+    """[F]."""
+    value = step.extra["threshold"].value
+    return value.exp() if step.plan.train.log_threshold else value
 
 
-def number_open(code: Code, extra: Extra, plan: Plan, n_tokens: int) -> Tensor:
+def number_open(step: Step, code: Code, n_tokens: int) -> Tensor:
     """[]: how often H is 1, an integer."""
-    threshold = theta(extra, plan)
+    threshold = theta(step)
     if code.norms is not None:
         threshold = threshold / code.norms
     open_ = code.pre_acts > code.of(threshold)
-    if plan.straight_through != "acts":
+    if step.plan.train.straight_through != "acts":
         return open_.sum()
     below = threshold < 0
     return (open_ & ~code.of(below)).sum() + n_tokens * below.sum()
 
 
-def backward(
-    code: Code, slope: Tensor, extra: Extra, norms: Tensor | None, plan: Plan, c: Coefficients, n_tokens: int
-) -> Backward:
-    threshold, half = theta(extra, plan), c.bandwidth / 2
+def through_step(step: Step, entries: Entries) -> Backward:
+    """The gradients of the reconstruction and of the penalty, through H with its straight-through estimate."""
+    code, slope, c, train, n_tokens = entries.code, entries.slope, step.c, step.plan.train, entries.n_tokens
+    threshold, half = theta(step), c.bandwidth / 2
     if code.norms is not None:
         threshold, half = threshold / code.norms, code.of(half / code.norms)
     threshold = code.of(threshold)
     open_, inside = code.pre_acts > threshold, (code.pre_acts - threshold).abs() < half
-    if plan.straight_through == "positive":
+    if train.straight_through == "positive":
         inside = inside & (code.pre_acts > 0)
     band = inside.to(slope.dtype) / c.bandwidth
-    added = penalty(plan.penalty, code, code.acts, norms, c, plan.tanh_scale)
-    value = added.value
+    added = penalty(step, code, code.acts, entries.penalty_norms(step.plan))
+    value, of_norms = added.value, None if added.norms is None else entries.sums(added.norms)
     if added.acts is not None:
         slope = slope + added.acts
-    through_step = threshold * slope
-    if plan.penalty in ("l0", "target_l0"):
-        l0 = number_open(code, extra, plan, n_tokens).to(c.sparsity.dtype) / n_tokens  # of integers: fp32
-        if plan.penalty == "l0":
+    to_theta = threshold * slope
+    if train.penalty in ("l0", "target_l0"):
+        l0 = number_open(step, code, n_tokens).to(c.sparsity.dtype) / n_tokens  # of integers: fp32
+        if train.penalty == "l0":
             value, of_step = c.sparsity * n_tokens * l0, c.sparsity
         else:
+            assert train.target_l0 is not None
             l0 = l0 if code.mean_l0 is None else code.mean_l0
-            excess = l0 / plan.target_l0 - 1
+            excess = l0 / train.target_l0 - 1
             value = c.sparsity * n_tokens * excess.square()
-            of_step = c.sparsity * 2 * excess / plan.target_l0
-        if plan.straight_through == "acts":  # where a latent is not active, its activation is 0
-            at_zero = (theta(extra, plan).abs() < c.bandwidth / 2).to(band.dtype) / c.bandwidth
-            through_step = through_step * band + of_step * where(open_, band - code.of(at_zero))
-            every_token = {"threshold": -n_tokens * of_step * at_zero}
-            grad_pre, of_entries = where(open_, slope), {"threshold": -through_step}
-            return Backward(grad_pre, value, added.norms, of_entries, more_extra=every_token)
-        through_step = through_step + of_step
-    through_step = through_step * band
+            of_step = c.sparsity * 2 * excess / train.target_l0
+        if train.straight_through == "acts":  # where a latent is not active, its activation is 0
+            at_zero = (theta(step).abs() < c.bandwidth / 2).to(band.dtype) / c.bandwidth
+            to_theta = to_theta * band + of_step * where(open_, band - code.of(at_zero))
+            of_theta = entries.sums(-to_theta) + -n_tokens * of_step * at_zero
+            return Backward(where(open_, slope), value, of_norms, extra={"threshold": of_theta})
+        to_theta = to_theta + of_step
+    to_theta = to_theta * band
     grad_pre = where(open_, slope)
-    if plan.straight_through == "all":
-        grad_pre = grad_pre + through_step
-    return Backward(grad_pre, value, added.norms, {"threshold": -through_step})
+    if train.straight_through == "all":
+        grad_pre = grad_pre + to_theta
+    return Backward(grad_pre, value, of_norms, extra={"threshold": entries.sums(-to_theta)})
 
 
-class Inactive(NamedTuple):
-    """The pre-activation loss, with its gradients per latent, [F]."""
-
-    value: Tensor  # []
-    per_entry: Tensor  # what every inactive token adds to -grad_pre
-    threshold: Tensor
-    norms: Tensor
-
-
-def preact_loss(
-    sums: Callable[[Tensor], Tensor], code: Code, weights: Weights, extra: Extra, push_row: Tensor, weight: Tensor,
-    norms: Tensor, plan: Plan, n_tokens: int,
-) -> Inactive:  # fmt: skip
-    """All tokens minus those where the latent is active.
-
-    sums: per entry -> per latent [F]. push_row [D]: sum of the rows of centred. weight [F]: preact_coefficient / B, 0
-    for latents that are left out; norms [F]: of the decoder rows.
-    """
-    threshold, wide = theta(extra, plan), push_row.dtype
-    pre_acts = [rows.to(wide) @ push_row for rows in weights.enc.shadow.split(2**14)]
+def with_preact_loss(step: Step, entries: Entries, back: Backward) -> Backward:
+    """The pre-activation loss with its gradients: all tokens, minus those where the latent is active."""
+    code, n_tokens, b_enc, rows = (
+        entries.code,
+        entries.n_tokens,
+        step.weights.b_enc.value,
+        entries.sum_of_rows,
+    )
+    assert entries.row_norms is not None and back.extra is not None
+    threshold, wide = theta(step), rows.dtype
+    weight = step.c.inactive.to(b_enc.dtype).expand_as(b_enc)
+    if step.plan.train.preact == "dead":
+        weight = weight * (step.silent_for >= step.plan.train.dead_feature_threshold)
+    pre_acts = [part.to(wide) @ rows for part in step.weights.enc.shadow.split(2**14)]
     open_ = code.pre_acts > code.of(threshold)
     short = where(open_, code.of(threshold) - code.pre_acts)
-    missing = n_tokens * (threshold - weights.b_enc.value) - torch.cat(pre_acts) - sums(short)
-    n_inactive = n_tokens - sums(open_.to(wide))
-    per_entry = weight * norms
-    return Inactive((per_entry * missing).sum(), per_entry, per_entry * n_inactive, weight * missing)
+    missing = n_tokens * (threshold - b_enc) - torch.cat(pre_acts) - entries.sums(short)
+    n_inactive = n_tokens - entries.sums(open_.to(wide))
+    per_entry, of_norms = weight * entries.row_norms, weight * missing
+    return Backward(
+        back.grad_pre + where(open_, code.of(per_entry)),
+        back.penalty + (per_entry * missing).sum(),
+        of_norms if back.norms is None else back.norms + of_norms,
+        {"threshold": back.extra["threshold"] + per_entry * n_inactive},
+        push=-per_entry,
+    )

@@ -4,7 +4,7 @@ l1      sparsity * sum of u           ("Towards Monosemanticity"; times the deco
 lp      sparsity * sum of u^p         p falls from 1 during training: p-annealing (Karvonen et al. 2024, arXiv 2408.00113)
 tanh    sparsity * sum of tanh(c u)   (Anthropic, January 2025; c = 4)
 
-Sums over the latents, means over the tokens. s is the scale of the input (see `saefast.engine.step.Hyper`).
+Sums over the latents, means over the tokens. s is the scale of the input (see `saefast.engine.numbers`).
 """
 
 from typing import NamedTuple
@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saefast.engine.architectures.code import Code, where
-from saefast.engine.plan import Coefficients
+from saefast.engine.architecture import Step
+from saefast.engine.code import Code, where
 
 
 class Penalty(NamedTuple):
@@ -22,11 +22,10 @@ class Penalty(NamedTuple):
     norms: Tensor | None  # and with respect to the norm of its decoder row
 
 
-def penalty(
-    kind: str, code: Code, acts: Tensor, norms: Tensor | None, c: Coefficients, tanh_scale: float
-) -> Penalty:
+def penalty(step: Step, code: Code, acts: Tensor, norms: Tensor | None) -> Penalty:
     """Of `acts` >= 0, in the shape of the code; the slope at 0 is that from above (which a threshold learns from), for
     "lp" 0. norms: [F], or None where they do not weigh."""
+    kind, c = step.plan.train.penalty, step.c
     wide = torch.promote_types(acts.dtype, torch.float32)
     if kind not in ("l1", "lp", "tanh"):
         return Penalty(torch.zeros((), dtype=wide, device=acts.device), None, None)
@@ -38,9 +37,9 @@ def penalty(
         value = where(u > 0, u**c.exponent)
         slope = where(u > 0, c.exponent * value / u.clamp_min(torch.finfo(wide).tiny))
     else:
+        tanh_scale = step.plan.train.tanh_scale
         value = torch.tanh(tanh_scale * u)
         slope = tanh_scale * (1 - value.square())
     slope = c.sparsity * slope
-    return Penalty(
-        c.sparsity * value.sum(), slope * weight, None if norms is None else slope * acts * c.scale
-    )
+    of_norms = None if norms is None else slope * acts * c.scale
+    return Penalty(c.sparsity * value.sum(), slope * weight, of_norms)

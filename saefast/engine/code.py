@@ -1,13 +1,12 @@
-"""What every architecture speaks of: the code of a batch, and what comes back for its entries."""
+"""The code of a batch, and what comes back for its entries."""
 
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from saefast.reference import row_starts
-from saefast.storage import Vector, Weights
+from saefast.storage import Vector
 
 Extra = dict[str, Vector]  # the parameters that an architecture has besides the four of every SAE
 
@@ -20,11 +19,15 @@ class Code(NamedTuple):
     row_offsets: Tensor | None
     pre_acts: Tensor  # what acts were made of; what lies past the end of a ragged code is -inf
     listed: Tensor  # > 0 where an entry takes part in the gradient, though its activation may be 0
-    size: Tensor | None = (
-        None  # [] entries found, more than fit if some were left out; None: as many as listed
-    )
+    size: Tensor | None = None  # [] entries found, more than listed if some did not fit; None: as many
     mean_l0: Tensor | None = None  # [] of the whole batch, where this is the code of a part of it
     norms: Tensor | None = None  # [F] of the decoder rows, where a threshold is for pre_acts times them
+
+    @property
+    def layout(self) -> tuple[Tensor, Tensor | None]:
+        """indices and row_offsets of a sparse code."""
+        assert self.indices is not None
+        return self.indices, self.row_offsets
 
     def of(self, per_latent: Tensor) -> Tensor:
         """[F] -> the number of each entry's latent; [F] itself for a dense code, which broadcasts."""
@@ -42,14 +45,14 @@ class Code(NamedTuple):
 
 
 class Backward(NamedTuple):
-    """Gradients of the loss with respect to the entries of a code, in its shape, and of the penalty's value."""
+    """What an architecture makes of the entries of a code on the way back."""
 
-    grad_pre: Tensor  # with respect to the pre-activation
+    grad_pre: Tensor  # in the shape of the code: gradient with respect to each pre-activation
     penalty: Tensor  # [] added to the loss
-    norms: Tensor | None = None  # with respect to the norm of the decoder row
-    extra: dict[str, Tensor] | None = None  # with respect to the extra parameters, which are [F]
-    bias: Tensor | None = None  # with respect to b_enc alone
-    more_extra: dict[str, Tensor] | None = None  # added to that of `extra`: sums over the tokens, [F]
+    norms: Tensor | None = None  # [F]: gradient with respect to the norm of each decoder row
+    extra: dict[str, Tensor] | None = None  # and to the extra parameters, [F]
+    bias: Tensor | None = None  # [F]: and to b_enc alone
+    push: Tensor | None = None  # [F]: as if every token had one more entry of each latent with this grad_pre
 
 
 def active_latents(code: Code, fires: Tensor, n_latents: int) -> Tensor:
@@ -63,17 +66,3 @@ def active_latents(code: Code, fires: Tensor, n_latents: int) -> Tensor:
 def where(mask: Tensor, values: Tensor) -> Tensor:
     """`values` where `mask`, else 0. (torch.where would first copy its 0 to the device.)"""
     return values.masked_fill(~mask, 0)
-
-
-def threshold_code(
-    ops: ModuleType, weights: Weights, centred: Tensor, threshold: Tensor, capacity: int | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The entries with pre_acts > threshold ([] or [F]): pre_acts (-inf past the end), indices, row_offsets, size."""
-    pre_acts, indices, row_offsets = ops.encode_threshold(
-        centred, weights.enc.shadow, weights.b_enc.value, threshold, capacity
-    )
-    size, row_offsets = row_offsets[-1], row_offsets.clamp(max=len(pre_acts))
-    if capacity is not None:
-        past = torch.arange(len(pre_acts), device=pre_acts.device) >= size
-        pre_acts = pre_acts.masked_fill(past, -torch.inf)
-    return pre_acts, indices, row_offsets, size

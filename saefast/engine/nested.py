@@ -12,26 +12,26 @@ the same way, therefore goes through the ops of any code; only the encoder's gra
 token t.
 """
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
-from saefast.engine.architectures.code import Code
+from saefast.engine.architecture import Step
+from saefast.engine.code import Code
 from saefast.engine.plan import Plan
 
 
 def part_of_entry(code: Code, plan: Plan) -> tuple[Tensor, tuple[float, ...], int]:
     """The part of each entry, flat; the weights w_g; which reconstruction counts."""
     assert code.indices is not None
-    if plan.group_sizes:
-        weights, part = plan.group_weights or (1.0,) * len(plan.group_sizes), torch.zeros_like(code.indices)
-        for size in plan.group_sizes[:-1]:  # a tensor of the sizes would have to be copied to the device
+    sizes, train = plan.sae.group_sizes, plan.train
+    if sizes:
+        weights, part = train.group_weights or (1.0,) * len(sizes), torch.zeros_like(code.indices)
+        for size in sizes[:-1]:  # a tensor of the sizes would have to be copied to the device
             part = part + (code.indices >= size)
         return part.flatten().long(), weights, -1
     smaller = torch.ones_like(code.indices, dtype=torch.int64)
     smaller.scatter_(1, code.acts.topk(min(plan.k, code.acts.shape[1]), dim=1).indices, 0)
-    return smaller.flatten(), (1.0, plan.multi_topk_weight), 0
+    return smaller.flatten(), (1.0, train.multi_topk_weight), 0
 
 
 def by_part(code: Code, part: Tensor, n_parts: int, n_tokens: int) -> Code:
@@ -45,16 +45,15 @@ def by_part(code: Code, part: Tensor, n_parts: int, n_tokens: int) -> Code:
     return Code(acts, indices, counts.cumsum(0).to(torch.int32), pre_acts, acts)
 
 
-def nested(
-    ops: ModuleType, code: Code, plan: Plan, W_dec: Tensor, b_dec: Tensor, target: Tensor
-) -> tuple[Code, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def nested(step: Step, code: Code, target: Tensor) -> tuple[Code, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """target [B, D] -> the fields of `saefast.engine.forward.Forward`: the code of G * B rows; E [G * B, D]; e of the
     reconstruction that counts and its squared norm; the loss; whether an entry counts as active."""
+    plan, W_dec, b_dec = step.plan, step.weights.dec.shadow, step.weights.b_dec.value
     part, weights, counts = part_of_entry(code, plan)
     n_parts, n_tokens = len(weights), len(target)
     parted = by_part(code, part, n_parts, n_tokens)
-    assert parted.row_offsets is not None
-    sums = ops.decode(parted.acts, parted.indices, W_dec, torch.zeros_like(b_dec), parted.row_offsets)
+    assert parted.indices is not None and parted.row_offsets is not None
+    sums = step.ops.decode(parted.acts, parted.indices, W_dec, torch.zeros_like(b_dec), parted.row_offsets)
     errors = sums.view(n_parts, n_tokens, -1)
     errors[0] += b_dec - target
     suffixes = torch.empty_like(errors)
@@ -66,10 +65,9 @@ def nested(
     suffixes = suffixes.flatten(0, 1)
     squares = errors.square().sum(dim=(1, 2))
     fires = parted.acts > 0
-    if not plan.group_sizes:
+    if not plan.sae.group_sizes:
         fires = fires & (torch.arange(len(fires), device=fires.device) < parted.row_offsets[n_tokens])
     to = plan.compute_dtype
-    return (
-        parted, suffixes.to(to).contiguous(), errors[counts].to(to).contiguous(), squares[counts],
-        sum(weight * of_part for weight, of_part in zip(weights, squares, strict=True)), fires,
-    )  # fmt: skip
+    loss = sum(weight * of_part for weight, of_part in zip(weights, squares, strict=True))
+    whole = errors[counts].to(to).contiguous()
+    return parted, suffixes.to(to).contiguous(), whole, squares[counts], torch.as_tensor(loss), fires
