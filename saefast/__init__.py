@@ -1,7 +1,7 @@
 """saefast: fast training of sparse autoencoders on language-model activations."""
 
 from saefast import formats
-from saefast.activations.sources import open_source
+from saefast.activations.open import open_source
 from saefast.backend import load_backend
 from saefast.config.recipes import recipe
 from saefast.config.train import SAEConfig, TrainConfig

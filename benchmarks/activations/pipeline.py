@@ -38,10 +38,11 @@ from benchmarks.shapes import Shape
 from saefast import open_source
 from saefast.activations import lm
 from saefast.activations.buffer import ShuffleBuffer
-from saefast.activations.live import Background
+from saefast.activations.live_source import Background
+from saefast.activations.native_buffer import NativeBuffer
+from saefast.activations.open import open_buffer
 from saefast.activations.shards import ShardWriter
 from saefast.activations.sources import Source
-from saefast.activations.stream import NativeBuffer, open_buffer
 
 SHAPES = {"demo": Shape(512, 576, 4608, 32), "residual": Shape(4096, 576, 9216, 32)}
 HOOK = "model.layers.12"

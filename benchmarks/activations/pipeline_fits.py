@@ -12,8 +12,8 @@ from benchmarks.measuring import DEVICE, ratio, seconds_of, spread
 from benchmarks.peers.plain import PlainStep
 from benchmarks.shapes import Shape
 from saefast import SAE, SAEConfig, TrainConfig, Trainer
+from saefast.activations.open import open_buffer
 from saefast.activations.sources import Source
-from saefast.activations.stream import open_buffer
 
 Step = Callable[[Tensor], Tensor]
 Rates = dict[str, list[float]]  # tokens/s of each stage in each round

@@ -29,9 +29,9 @@ from torch import Tensor
 
 from benchmarks.activations import stream_peers
 from saefast.activations.buffer import ShuffleBuffer, draw
+from saefast.activations.native_buffer import NativeBuffer
 from saefast.activations.shards import ShardSource, ShardWriter
 from saefast.activations.sources import TensorSource
-from saefast.activations.stream import NativeBuffer
 
 D_IN, B = 576, 4096
 ROW = 2 * D_IN

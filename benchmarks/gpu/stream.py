@@ -32,9 +32,9 @@ from benchmarks.gpu.common import (
 )
 from saefast import Trainer
 from saefast.activations.buffer import ShuffleBuffer
+from saefast.activations.native_buffer import NativeBuffer
 from saefast.activations.shards import ShardSource, ShardWriter
 from saefast.activations.sources import TensorSource
-from saefast.activations.stream import NativeBuffer
 
 D_IN = 24 if REHEARSAL else 768
 N_ROWS, BATCH, CAPACITY = (400, 8, 64) if REHEARSAL else (524_288, 4096, 131_072)

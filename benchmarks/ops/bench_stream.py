@@ -13,8 +13,8 @@ from benchmarks.activations import stream_speed
 from benchmarks.ops.contest import Case, equal_to
 from benchmarks.roofline import Stage
 from saefast.activations.buffer import ShuffleBuffer
+from saefast.activations.native_buffer import NativeBuffer
 from saefast.activations.sources import TensorSource
-from saefast.activations.stream import NativeBuffer
 
 pytest.importorskip("saefast._C", reason="the C++ extension saefast._C is not built")
 BUFFERS = {"plain": ShuffleBuffer, "native": NativeBuffer}

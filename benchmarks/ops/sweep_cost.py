@@ -25,7 +25,7 @@ import torch
 from benchmarks.measuring import cpu_name
 from saefast import SAE, SAEConfig, TrainConfig, Trainer, evaluate, open_source
 from saefast.activations import lm
-from saefast.activations.stream import open_buffer
+from saefast.activations.open import open_buffer
 from saefast.sae import geometric_median
 from saefast.sweep import Member, sweep
 from saefast.train import plots

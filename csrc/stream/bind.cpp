@@ -97,9 +97,9 @@ std::unique_ptr<PyShuffleBuffer> make(const py::list& segments, uint64_t d_in, c
 }  // namespace
 
 void bind_stream(py::module_& m) {
-    py::module_ s = m.def_submodule("stream", "The streaming activation buffer (saefast.activations.stream wraps it).");
+    py::module_ s = m.def_submodule("stream", "The streaming activation buffer (saefast.activations.native_buffer wraps it).");
     using Buffer = PyShuffleBuffer;
-    py::class_<Buffer>(s, "ShuffleBuffer", "See saefast.activations.stream.NativeBuffer.")
+    py::class_<Buffer>(s, "ShuffleBuffer", "See saefast.activations.native_buffer.NativeBuffer.")
         .def(py::init(&make), py::arg("segments"), py::kw_only(), py::arg("d_in"), py::arg("dtype"),
              py::arg("batch"), py::arg("capacity"), py::arg("seed"), py::arg("widen"), py::arg("skip"),
              py::arg("readers"), py::arg("mixers"), py::arg("ahead"), py::arg("ring_bytes"),

@@ -1,4 +1,4 @@
-"""The shuffle buffer between a source and the trainer, in plain PyTorch: the specification of `saefast.activations.stream`."""
+"""The shuffle buffer between a source and the trainer, in plain PyTorch: the specification of `saefast.activations.native_buffer`."""
 
 import math
 from collections.abc import Iterator
@@ -193,7 +193,7 @@ class ShuffleBuffer:
         return tensors, {name: getattr(self, name) for name in COUNTERS}
 
     def close(self) -> None:
-        """Nothing to end here; `saefast.activations.stream.NativeBuffer` has threads."""
+        """Nothing to end here; `saefast.activations.native_buffer.NativeBuffer` has threads."""
 
     def load_state_dict(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         check_state(numbers)

@@ -1,11 +1,10 @@
-"""The shuffle buffer in GPU memory: `saefast.activations.stream.open_buffer` takes it for a CUDA device where it can.
+"""The shuffle buffer in GPU memory (`csrc/cuda/`), which `saefast.activations.open.open_buffer` uses where it can.
 
-Reading, verification and drawing are those of `NativeBuffer`, so batches and states are the same, bit for bit. A batch
-comes to the GPU as the rows that enter the buffer, from pinned memory, on a stream of its own; one kernel swaps them
-with the rows that leave, which it converts to the dtype wanted (`csrc/cuda/`).
+`NativeBuffer` reads, verifies and draws, so batches and states are the same, bit for bit. For each batch, only the rows
+that enter the buffer are copied to the GPU, from pinned memory and on a separate stream. One kernel then swaps them with
+the rows that leave, which it converts to the dtype of the batches.
 """
 
-import importlib
 from collections.abc import Iterator
 from functools import partial
 from types import ModuleType
@@ -15,8 +14,8 @@ import torch
 from torch import Tensor
 
 from saefast.activations.buffer import COUNTERS, check_state
+from saefast.activations.native_buffer import NativeBuffer
 from saefast.activations.sources import Source
-from saefast.activations.stream import NativeBuffer
 from saefast.errors import InputError, check
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # of rows and of batches
@@ -29,8 +28,8 @@ class DeviceBuffer(NativeBuffer):
     Args:
         dtype: of the batches: fp16, bf16 or fp32. None: the source's.
         device: CUDA device of rows and batches.
-        b_dec: [d_in] fp32 on `device`, subtracted from every row in fp32, as it is when the batch is taken.
-        ahead: batches on their way to the GPU, 1 or more.
+        b_dec: [d_in] fp32 on `device`, subtracted from every row in fp32, with the values it has when the batch is taken.
+        ahead: batches that may be on their way to the GPU, 1 or more.
 
     Raises:
         InputError: rows or batches of another dtype; the device cannot be used.
@@ -59,32 +58,24 @@ class DeviceBuffer(NativeBuffer):
         for name, kind in (("source", self.source_dtype), ("dtype", self.dtype)):
             check(kind in DTYPES, f"{name}: expected fp16, bf16 or fp32 on a GPU, got {kind}")
         if self.b_dec is not None:
-            b_dec = self.b_dec
-            fits = (
-                b_dec.shape == (self.source.d_in,) and b_dec.dtype == torch.float32 and b_dec.is_contiguous()
-            )
-            check(
-                fits,
-                f"b_dec: expected [{self.source.d_in}] in fp32, got {list(b_dec.shape)} in {b_dec.dtype}",
-            )
-        rows, staged = device_bytes(
-            self.source, self.source_dtype, self.batch_size, self.capacity, settings["ahead"]
-        )
-        self._places, staging = (
-            torch.empty(size, dtype=torch.uint8, device=self.device) for size in (rows, staged)
-        )
+            b_dec, shape = self.b_dec, (self.source.d_in,)
+            fits = b_dec.shape == shape and b_dec.dtype == torch.float32 and b_dec.is_contiguous()
+            check(fits, f"b_dec: expected {list(shape)} in fp32, got {list(b_dec.shape)} in {b_dec.dtype}")
+        sizes = self.batch_size, self.capacity, settings["ahead"]
+        sizes_in_bytes = device_bytes(self.source, self.source_dtype, *sizes)
+        memory = [torch.empty(n, dtype=torch.uint8, device=self.device) for n in sizes_in_bytes]
+        self._places = memory[0]
+        places, staging = ((tensor.data_ptr(), len(tensor)) for tensor in memory)
         del settings["widen"]
         index = self.device.index if self.device.index is not None else self._current_device()
-        return self._module.DeviceBuffer(
-            parts, device=index, places=(self._places.data_ptr(), rows), staging=(staging.data_ptr(), staged),
-            memory=(self._places, staging), **settings,
-        )  # fmt: skip
+        settings |= {"device": index, "places": places, "staging": staging, "memory": tuple(memory)}
+        return self._module.DeviceBuffer(parts, **settings)
 
     def _current_device(self) -> int:
         return torch.cuda.current_device()
 
     def _handle(self) -> int:
-        """Handle of the stream in which the caller works."""
+        """Handle of the CUDA stream on which the caller works."""
         return torch.cuda.current_stream(self.device).cuda_stream
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -92,14 +83,15 @@ class DeviceBuffer(NativeBuffer):
         while True:
             batch = torch.empty(shape, dtype=self.dtype, device=self.device)
             b_dec = 0 if self.b_dec is None else self.b_dec.data_ptr()
-            to = batch.data_ptr(), list(shape), str(self.dtype).removeprefix("torch."), b_dec, self._handle()
-            if not self._wait(partial(self._native.next, *to)):
+            dtype = str(self.dtype).removeprefix("torch.")
+            into = batch.data_ptr(), list(shape), dtype, b_dec, self._handle()
+            if not self._wait(partial(self._native.next, *into)):
                 return
             self._check_unchanged()
             yield batch
 
     def _rows(self, begin: int, end: int) -> Tensor:
-        """The rows in these places, [end - begin, d_in]: a view."""
+        """A view of the rows in places `begin` to `end`, [end - begin, d_in]."""
         size = self.source.d_in * self.source_dtype.itemsize
         return self._places[begin * size : end * size].view(self.source_dtype).view(-1, self.source.d_in)
 
@@ -124,23 +116,25 @@ class DeviceBuffer(NativeBuffer):
             counters = {name: numbers[name] for name in COUNTERS}
             self._wait(lambda _: self._native.load(row_of.numpy(), self._handle(), **counters))
         except BaseException:
-            self.close()  # the rows are no longer those of its state
+            self.close()  # the rows no longer fit the state
             raise
 
 
 def load_module() -> ModuleType:
-    """saefast._cuda.
+    """saefast._cuda, imported on first use.
 
     Raises:
-        ImportError: it is not built: there was no nvcc.
+        ImportError: it is not built, because there was no nvcc.
     """
-    return importlib.import_module("saefast._cuda")
+    import saefast._cuda
+
+    return saefast._cuda
 
 
 def device_bytes(
     source: Source, dtype: torch.dtype, batch_size: int, capacity: int, ahead: int = 4
 ) -> tuple[int, int]:
-    """Bytes on the GPU for the rows held, and for those on their way."""
+    """Bytes on the GPU for the rows that the buffer holds, and for those on their way to it."""
     row = source.d_in * dtype.itemsize
     stage = load_module().stage_bytes(batch_size, row)
     return min(capacity, len(source) + batch_size) * row, (ahead + 1) * stage  # type: ignore[arg-type]
@@ -158,7 +152,10 @@ def open_on(
     segments: tuple[list[Any], torch.dtype],
     **options: Any,
 ) -> DeviceBuffer | str:
-    """The buffer on `device`, or why it cannot be there. `reserve`: bytes that must stay free."""
+    """The buffer on `device`, or the reason why it cannot be there.
+
+    reserve: bytes of its memory that must stay free. segments: of `segments_of(source)`.
+    """
     try:
         module = load_module()
     except ImportError as error:
@@ -175,11 +172,10 @@ def open_on(
         f"its {capacity} rows need {needed / 1e9:.2f} GB of GPU memory beside {reserve / 1e9:.2f} GB for training, "
         f"{free / 1e9:.2f} GB are free; fewer rows: buffer_tokens (--buffer-tokens)"
     )
+    sizes = source, batch_size, capacity, seed, nonfinite
     if needed + reserve > free:
         return too_little
     try:
-        return DeviceBuffer(
-            source, batch_size, capacity, seed, nonfinite, dtype, device=device, segments=segments, **options
-        )
+        return DeviceBuffer(*sizes, dtype, device=device, segments=segments, **options)
     except torch.OutOfMemoryError:
         return too_little

@@ -8,9 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from saefast.errors import InputError, check
@@ -150,38 +148,3 @@ def as_source(source: Iterable[Tensor] | Tensor, d_in: int) -> Source:
         source = IterableSource(source, d_in)
     check(source.d_in == d_in, f"source: expected activations of width d_in = {d_in}, got {source.d_in}")
     return source
-
-
-def open_source(path: str | Path) -> Source:
-    """The source in `path`: a shard folder, a `.npy` file, or a `.safetensors` file with one matrix.
-
-    Raises:
-        InputError: nothing there, an unknown kind of file, not a float matrix [n, d_in], or a damaged file.
-    """
-    from saefast.activations.shards import ShardSource  # shards.py imports this module
-
-    path = Path(path)
-    check(
-        path.exists(), f"source: expected a shard folder, .npy or .safetensors file, found nothing at {path}"
-    )
-    if path.is_dir():
-        return ShardSource(path)
-    if path.suffix == ".npy":
-        try:
-            array = np.lib.format.open_memmap(path, mode="c")  # copy on write: never writes to the file
-        except (ValueError, OSError) as error:
-            raise InputError(f"source: {path} is not a readable .npy file ({error})") from None
-        native = array.dtype in (np.float16, np.float32, np.float64)  # not of the other byte order, or longer
-        check(native, f"source: {path}: expected a floating-point dtype of torch, got {array.dtype.str}")
-        return TensorSource(torch.from_numpy(array), f"source: {path}", path)
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                matrices = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"source: {path} is not a readable safetensors file ({error})") from None
-        if len(matrices) > 1:  # one of our shards, or somebody's file with the usual name
-            matrices = {name: tensor for name, tensor in matrices.items() if name == "activations"}
-        check(len(matrices) == 1, f"source: {path}: expected one tensor, or one named 'activations'")
-        return TensorSource(next(iter(matrices.values())), f"source: {path}", path)
-    raise InputError(f"source: expected a shard folder, .npy or .safetensors file, got {path}")

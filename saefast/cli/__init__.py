@@ -17,7 +17,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 import saefast
 from saefast import backend, formats
 from saefast.activations import lm, shards
-from saefast.activations.sources import open_source
+from saefast.activations.open import open_source
 from saefast.cli.sweep import Sweep
 from saefast.cli.train import Train, check_device, with_recipe
 from saefast.config.train import TrainConfig

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 import torch
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from saefast.activations.open import open_source
 from saefast.activations.shards import ShardSource
-from saefast.activations.sources import Source, open_source
+from saefast.activations.sources import Source
 from saefast.cli.train import SAEFlags, TrainFlags, check_device
 from saefast.config.recipes import recipe
 from saefast.config.sae import WITH_K

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import torch
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from saefast.activations.sources import open_source
+from saefast.activations.open import open_source
 from saefast.config.recipes import recipe
 from saefast.config.train import SAEConfig, TrainConfig
 from saefast.errors import InputError

@@ -18,8 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from saefast.activations.buffer import ShuffleBuffer
+from saefast.activations.open import open_buffer
 from saefast.activations.sources import Source, as_source
-from saefast.activations.stream import open_buffer
 from saefast.engine.step import Metrics
 from saefast.errors import InputError, check
 from saefast.interp.evaluate import MAX_PRE_ACTS

@@ -15,11 +15,12 @@ import torch
 
 from saefast import SAE, SAEConfig, TrainConfig, Trainer
 from saefast.activations import device_buffer
-from saefast.activations import stream as saefast_stream
+from saefast.activations import open as opening
 from saefast.activations.buffer import ShuffleBuffer
+from saefast.activations.native_buffer import NativeBuffer
+from saefast.activations.open import open_buffer, open_source
 from saefast.activations.shards import ShardSource, ShardWriter
-from saefast.activations.sources import IterableSource, TensorSource, open_source
-from saefast.activations.stream import NativeBuffer, open_buffer
+from saefast.activations.sources import IterableSource, TensorSource
 from saefast.errors import InputError
 from tests.helpers import fake_device
 
@@ -240,7 +241,7 @@ def a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     made = lambda *args, **options: Buffer(*args, **(options | {"device": "cpu"}))
     monkeypatch.setattr(device_buffer, "DeviceBuffer", made)
-    monkeypatch.setattr(saefast_stream, "_said", set())
+    monkeypatch.setattr(opening, "_said", set())
 
 
 def test_open_buffer_takes_it_or_says_once_why_not(a_gpu, monkeypatch, caplog):
@@ -255,7 +256,7 @@ def test_open_buffer_takes_it_or_says_once_why_not(a_gpu, monkeypatch, caplog):
     assert len(caplog.records) == 1 and "beside 1.00 GB for training, 1.00 GB are free" in caplog.text
     for reason in ("takes fp16, bf16 and fp32", "is not built"):
         caplog.clear()
-        saefast_stream._said.clear()
+        opening._said.clear()
         if reason == "is not built":
             monkeypatch.undo()
             monkeypatch.setitem(sys.modules, "saefast._cuda", None)

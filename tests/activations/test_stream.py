@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from saefast.activations.buffer import ShuffleBuffer
+from saefast.activations.native_buffer import NativeBuffer
+from saefast.activations.open import open_buffer, open_source
 from saefast.activations.shards import ShardSource, ShardWriter
-from saefast.activations.sources import IterableSource, TensorSource, open_source
-from saefast.activations.stream import NativeBuffer, open_buffer
+from saefast.activations.sources import IterableSource, TensorSource
 from saefast.errors import InputError
 
 pytest.importorskip("saefast._C", reason="the C++ extension saefast._C is not built")

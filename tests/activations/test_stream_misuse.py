@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from saefast.activations.buffer import ShuffleBuffer
+from saefast.activations.native_buffer import NativeBuffer
+from saefast.activations.open import open_buffer
 from saefast.activations.sources import TensorSource
-from saefast.activations.stream import NativeBuffer, open_buffer
 from saefast.errors import InputError
 from tests.activations.test_stream import numbered, same, take, write
 

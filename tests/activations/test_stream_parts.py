@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from saefast.activations import stream as saefast_stream
+from saefast.activations import open as opening
 from saefast.activations.buffer import ShuffleBuffer, draw
 from saefast.activations.shards import ShardSource, ShardWriter
 from saefast.activations.sources import TensorSource
@@ -65,10 +65,10 @@ def test_draw_is_a_permutation(held):
 
 def test_without_the_extension_the_buffer_in_pytorch_does_it_and_says_so_once(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "saefast._C", None)
-    monkeypatch.setattr(saefast_stream, "_said", set())
+    monkeypatch.setattr(opening, "_said", set())
     with caplog.at_level(logging.WARNING, "saefast"):
         for _ in range(3):
-            buffer = saefast_stream.open_buffer(TensorSource(torch.randn(50, 4)), 8, 16)
+            buffer = opening.open_buffer(TensorSource(torch.randn(50, 4)), 8, 16)
             assert type(buffer) is ShuffleBuffer
     assert len(caplog.records) == 1 and "buffer in PyTorch" in caplog.text
 
@@ -108,13 +108,13 @@ def test_reading_alone_reads_and_verifies_a_pass(tmp_path):
     writer = ShardWriter(tmp_path / "acts", 8, torch.float32, shard_tokens=50)
     writer.append(torch.randn(320, 8))
     writer.close()
-    buffer = saefast_stream.NativeBuffer(ShardSource(tmp_path / "acts"), 8, 32)
+    buffer = opening.NativeBuffer(ShardSource(tmp_path / "acts"), 8, 32)
     assert buffer._native.read_through() == 320 == buffer._native.read_through()
     path = tmp_path / "acts" / "shard-00000.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    buffer = saefast_stream.NativeBuffer(ShardSource(tmp_path / "acts"), 8, 32)
+    buffer = opening.NativeBuffer(ShardSource(tmp_path / "acts"), 8, 32)
     with pytest.raises(ValueError, match="shard-00000.*corrupt: expected SHA-256"):
         buffer._native.read_through()
 

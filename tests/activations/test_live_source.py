@@ -8,7 +8,7 @@ import torch
 
 import saefast
 from saefast.activations.buffer import ShuffleBuffer
-from saefast.activations.live import Background, Closed, LiveSource
+from saefast.activations.live_source import Background, Closed, LiveSource
 from saefast.activations.lm import ModelSource
 from saefast.activations.sources import IterableSource, Source
 from saefast.errors import InputError

@@ -1,11 +1,10 @@
-"""The streaming buffer: `open_buffer` gives the shuffle buffer in C++ where it can, else the one in PyTorch.
+"""The shuffle buffer in C++ (`csrc/stream/`).
 
-Both give the same batches, bit for bit, and restore each other's state. The C++ one (`csrc/stream/`) reads ahead in
-threads without the GIL, verifies checksums there, and mixes the next batches while the trainer works.
+It gives the same batches as `saefast.activations.buffer.ShuffleBuffer`, bit for bit, and each can restore the state of
+the other. This one reads ahead in threads without the GIL, verifies checksums there, and mixes the next batches while
+the trainer works.
 """
 
-import importlib
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,80 +13,36 @@ import torch
 from torch import Tensor
 
 from saefast.activations.buffer import COUNTERS, ShuffleBuffer, check_state
-from saefast.activations.segments import as_bytes, segments_of
+from saefast.activations.file_segments import as_bytes, segments_of
 from saefast.activations.sources import Source, TensorSource
 from saefast.errors import InputError, check
 
-log = logging.getLogger("saefast")
-_said: set[str] = set()
-
-
-def open_buffer(
-    source: Source,
-    batch_size: int,
-    capacity: int,
-    seed: int = 0,
-    nonfinite: str = "stop",
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-    reserve: int = 0,
-    **options: Any,
-) -> ShuffleBuffer:
-    """The fastest shuffle buffer for `source`: `NativeBuffer` for shard folders, `.npy` and `.safetensors` files and
-    tensors in memory; `ShuffleBuffer` for other sources and where the extension is not built (said once). With a CUDA
-    `device`, `saefast.activations.device_buffer.DeviceBuffer` in place of `NativeBuffer`, or said once why not.
-
-    Args:
-        dtype: of the batches of the one in C++, default that of the source, which the one in PyTorch always keeps.
-        device: where the batches are wanted. Only those of the buffer on a GPU come there by themselves.
-        reserve: bytes of GPU memory that it must leave free.
-        options: of `NativeBuffer`.
-
-    Raises:
-        InputError: sizes that do not fit, a damaged source.
-    """
-    device = torch.device(device)
-    try:
-        importlib.import_module("saefast._C")
-    except ImportError as error:
-        if "native" not in _said:
-            _said.add("native")
-            log.warning(f"streaming: the buffer in PyTorch reads the activations; {error}")
-        return ShuffleBuffer(source, batch_size, capacity, seed, nonfinite)
-    found = segments_of(source)
-    if found is None:
-        return ShuffleBuffer(source, batch_size, capacity, seed, nonfinite)
-    if device.type == "cuda":
-        on_gpu = importlib.import_module("saefast.activations.device_buffer").open_on(
-            device, reserve, source, batch_size, capacity, seed, nonfinite, dtype, found, **options
-        )
-        if not isinstance(on_gpu, str):
-            return on_gpu
-        if "cuda" not in _said:
-            _said.add("cuda")
-            log.warning(f"streaming: the shuffle buffer is in main memory, not on the GPU: {on_gpu}")
-    return NativeBuffer(source, batch_size, capacity, seed, nonfinite, dtype, segments=found, **options)
-
 
 class NativeBuffer(ShuffleBuffer):
-    """`ShuffleBuffer` in C++: the same batches, with reading, verification and mixing in threads of its own.
+    """`ShuffleBuffer` in C++: the same batches, with reading, verification and mixing in its own threads.
 
-    A batch is memory of the extension that is used again once nothing refers to it or to a view of it. The threads
-    begin with the first batch and end with `close`, or with the last reference. A tensor is not copied: its rows go
-    from it into the batches, so it must not change until then.
+    A batch is memory of the extension, which is used again once nothing refers to the batch or to a view of it. The
+    threads start with the first batch and end with `close`, or with the last reference. A tensor is not copied: its
+    rows go straight into the batches, so it must not change until then.
 
     Args:
-        dtype: of the batches. fp32 is written while gathering; others are cast after it. None: the source's.
-        readers: threads that read, 1 to 64. mixers: threads that draw batches and copy rows into them, 1 to 64. The
-            batches depend on neither. ahead: batches mixed before they are asked for, 1 or more.
-        ring_bytes: that reading ahead may take up. A shard is held whole while it is verified, so one larger than
-            this takes its size.
+        dtype: of the batches. Rows are written as fp32 while they are gathered; other dtypes are cast afterwards. None
+            keeps the dtype of the source.
+        readers: threads that read, 1 to 64.
+        mixers: threads that draw batches and copy rows into them, 1 to 64. The batches depend neither on them nor on
+            the readers.
+        ahead: batches that are mixed before they are asked for, 1 or more.
+        ring_bytes: memory for reading ahead. A shard is held whole while it is verified, so a shard larger than this
+            takes as much as its size.
         direct: read around the page cache (O_DIRECT), where the file system can.
-        timeout: seconds without a batch after which `next` raises.
+        timeout: seconds without a batch after which the iterator raises.
+        segments: what `segments_of(source)` returned, if the caller has it already.
 
-    Raises (from the iterator): InputError for NaN or Inf, a shard truncated, altered, deleted or rewritten (named),
-        a tensor that was modified in place, no batch in `timeout` seconds. The buffer can be saved then, and the next
-        iterator tries again.
+    Raises:
+        InputError: sizes that do not fit, a source that the extension cannot read. The iterator raises it for NaN or
+            Inf, for a shard that was truncated, altered, deleted or rewritten (the message names it), for a tensor that
+            was modified in place, and when there is no batch for `timeout` seconds. The buffer can be saved then, and
+            the next iterator tries again.
     """
 
     def __init__(
@@ -129,12 +84,12 @@ class NativeBuffer(ShuffleBuffer):
         if isinstance(source, TensorSource) and isinstance(parts[0], np.ndarray):
             self._tensor = source.tensor
         self._version = _version(self._tensor)
+        rows = {"d_in": source.d_in, "dtype": str(self.source_dtype).removeprefix("torch.")}
+        sizes = {"batch": batch_size, "capacity": capacity, "seed": seed, "widen": self.widen}
+        threads = {"readers": readers, "mixers": mixers, "ahead": ahead, "skip": nonfinite == "skip"}
+        reading = {"ring_bytes": ring_bytes, "chunk_bytes": chunk_bytes, "direct": direct}
         try:
-            self._native = self._open(
-                parts, d_in=source.d_in, dtype=_name(self.source_dtype), batch=batch_size, capacity=capacity,
-                seed=seed, widen=self.widen, skip=nonfinite == "skip", readers=readers, mixers=mixers,
-                ahead=ahead, ring_bytes=ring_bytes, chunk_bytes=chunk_bytes, direct=direct,
-            )  # fmt: skip
+            self._native = self._open(parts, **rows, **sizes, **threads, **reading)
         except MemoryError:
             size = capacity * source.d_in * self.source_dtype.itemsize
             raise InputError(
@@ -142,7 +97,9 @@ class NativeBuffer(ShuffleBuffer):
             ) from None
 
     def _open(self, parts: list[Any], **settings: Any) -> Any:
-        return importlib.import_module("saefast._C").stream.ShuffleBuffer(parts, **settings)
+        import saefast._C  # here, because the package works without it
+
+        return saefast._C.stream.ShuffleBuffer(parts, **settings)
 
     def __iter__(self) -> Iterator[Tensor]:
         while (rows := self._wait(self._native.next)) is not None:
@@ -157,7 +114,9 @@ class NativeBuffer(ShuffleBuffer):
         )
 
     def sample(self, n: int) -> Tensor:
-        if self._native.numbers()["batches"]:  # batches may be mixed ahead: go back to the one delivered last
+        if self._native.numbers()[
+            "batches"
+        ]:  # more batches may be mixed already: go back to the last one delivered
             self.load_state_dict(*self.state_dict())
         rows = self._wait(lambda timeout: self._native.sample(n, timeout))
         if rows is None:
@@ -188,7 +147,7 @@ class NativeBuffer(ShuffleBuffer):
         self._wait(lambda _: self._native.load(row_of.numpy(), as_bytes(rows).reshape(shape), **counters))
 
     def close(self) -> None:
-        """End the threads, at any moment and from any thread; the state can still be read."""
+        """End the threads, at any time and from any thread. The state can still be read."""
         self._native.close()
 
     def __getattr__(self, name: str) -> Any:
@@ -198,9 +157,5 @@ class NativeBuffer(ShuffleBuffer):
 
 
 def _version(tensor: Tensor | None) -> int:
-    """How often torch wrote to it in place."""
+    """How often torch has written to the tensor in place."""
     return 0 if tensor is None or tensor.is_inference() else tensor._version
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

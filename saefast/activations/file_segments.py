@@ -1,7 +1,6 @@
-"""What the extension reads of a source: ranges of files with what their checksums cover, or memory."""
+"""What the C++ buffer reads of a source: segments, each the rows of one file with what its checksum covers, or memory."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +13,22 @@ from saefast.activations.sources import Source, TensorSource
 from saefast.errors import InputError, check
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-SAFETENSORS_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+INTEGERS = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
+SAFETENSORS_DTYPES = FLOATS | INTEGERS | {"BOOL": torch.bool}
 
 
 def segments_of(source: Source) -> tuple[list[Any], torch.dtype] | None:
-    """What the extension reads, and its dtype; None for a source that it cannot read.
+    """The segments of `source`, one after another, and the dtype of its rows; None for a source that C++ cannot read.
 
     Raises:
-        InputError: a shard whose header does not fit the index (named).
+        InputError: a shard whose header does not fit the index (the message names it).
     """
     if type(source) is ShardSource:
         dtype = getattr(torch, source.index["dtype"])
-        return (
-            ([_shard(source, i) for i in range(len(source.index["shards"]))], dtype)
-            if dtype in DTYPES
-            else None
-        )
+        if dtype not in DTYPES:
+            return None
+        return [_shard(source, i) for i in range(len(source.index["shards"]))], dtype
     if type(source) is not TensorSource:
         return None
     tensor = source.tensor
@@ -46,30 +42,28 @@ def segments_of(source: Source) -> tuple[list[Any], torch.dtype] | None:
 
 
 def _file(path: Path, tensor: Tensor) -> dict[str, Any] | None:
-    """A file with one matrix, which is where its rows end in a .npy, or what the header of a .safetensors says."""
+    """The segment of a file with one matrix; None if it is not clear which tensor of a .safetensors file it is."""
     size = path.stat().st_size
     if path.suffix == ".npy":
         with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            read(file)
-            offset = file.tell()
+            if np.lib.format.read_magic(file) == (1, 0):
+                np.lib.format.read_array_header_1_0(file)
+            else:
+                np.lib.format.read_array_header_2_0(file)
+            offset = file.tell()  # the rows are what follows
     else:
         header, start = _header(path)
         names = [name for name, value in header.items() if value.get("shape") == list(tensor.shape)]
-        name = "activations" if "activations" in names else names[0] if len(names) == 1 else None
-        if name is None:
+        if "activations" in names:
+            names = ["activations"]
+        if len(names) != 1:
             return None
-        offset = start + header[name]["data_offsets"][0]
+        offset = start + header[names[0]]["data_offsets"][0]
     return {"path": str(path), "file_bytes": size, "offset": offset, "rows": len(tensor)}
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file and where its tensors begin."""
+    """The header of a safetensors file, and the offset at which its tensors begin."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -84,7 +78,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _shard(source: ShardSource, i: int) -> dict[str, Any]:
-    """Shard i, with what `saefast.files.digest` covers."""
+    """The segment of shard i, with the parts of the file that `saefast.files.digest` covers."""
     entry = source.index["shards"][i]
     path = source.folder / entry["file"]
     header, start = _header(path)
@@ -103,14 +97,12 @@ def _shard(source: ShardSource, i: int) -> dict[str, Any]:
     check(checksum == entry["sha256"], f"{path}: not the shard that {INDEX} lists (its SHA-256 differs)")
     want = ([entry["n_tokens"], source.d_in], f"torch.{source.index['dtype']}")
     fits = (found, str(dtype)) == want
-    check(
-        fits, f"{path}: expected activations {want[0]} in {want[1]}, as {INDEX} says, got {found} in {dtype}"
-    )
-    return {
-        "path": os.fspath(path), "file_bytes": entry["bytes"], "offset": offset, "rows": entry["n_tokens"],
-        "meta": meta, "parts": parts, "sha256": checksum,
-    }  # fmt: skip
+    wanted = f"activations {want[0]} in {want[1]}, as {INDEX} says"
+    check(fits, f"{path}: expected {wanted}, got {found} in {dtype}")
+    place = {"path": str(path), "file_bytes": entry["bytes"], "offset": offset, "rows": entry["n_tokens"]}
+    return place | {"meta": meta, "parts": parts, "sha256": checksum}
 
 
 def as_bytes(tensor: Tensor) -> np.ndarray:
+    """The bytes of a contiguous tensor, uint8; not a copy."""
     return tensor.flatten().view(torch.uint8).numpy()
