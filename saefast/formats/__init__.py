@@ -1,9 +1,10 @@
-"""SAEs of other projects: read into an `SAE`, written back in their own files.
+"""SAEs of other projects: their files are read, and written back.
 
-A module here reads and writes one format. `find` tells by its files whether it is one, `read` gives the SAE, `write`
-writes it into a folder that does not exist yet, and says what it had to fold. What an SAE computes is the same before
-and after; what a format cannot express is refused with the reason. Nothing is executed: pickles are opened with
-`weights_only=True`, sizes that a file declares are compared with what it holds before anything is allocated.
+A module here reads and writes one format. `find` tells from the files whether a path holds that format, `read` returns
+the `Contents`, and `write` writes an SAE into a folder that does not exist yet and returns what it had to fold. An SAE
+computes the same before and after. What a format cannot express is refused, with the reason. Nothing in a file is
+executed: pickles are opened with `weights_only=True`, and the sizes that a file declares are compared with what it holds
+before anything is allocated.
 """
 
 import os
@@ -21,11 +22,11 @@ from saefast.formats import (
     saefast,
     sparsify,
 )
+from saefast.formats.contents import Contents, Origin, SAELike
 from saefast.formats.folding import folded
 from saefast.formats.hub import download
-from saefast.sae import SAE
 
-__all__ = ["FORMATS", "detect", "folded", "load", "save"]
+__all__ = ["FORMATS", "Contents", "Origin", "detect", "folded", "load", "save"]
 FORMATS: dict[str, ModuleType] = {
     "saefast": saefast,
     "sae_lens": sae_lens,
@@ -37,27 +38,30 @@ FORMATS: dict[str, ModuleType] = {
 }
 
 
-def load(path: str | Path, format: str | None = None) -> SAE:
-    """The SAE at `path`, on the CPU; see `SAE.from_pretrained`."""
+def load(path: str | Path, format: str | None = None) -> Contents:
+    """What the file or folder at `path` holds, on the CPU: config, tensors by name, metadata and origin.
+
+    `SAE.from_pretrained` makes an SAE of it; its documentation says what `path` and `format` may be, and what is raised.
+    """
     place = Path(path)
     if not place.exists():
         place = download(str(path))
-    module = _module(detect(place) if format is None else format)
-    sae: SAE = module.read(place)
-    return sae
+    contents: Contents = _module(detect(place) if format is None else format).read(place)
+    return contents
 
 
-def save(sae: SAE, path: str | Path, format: str) -> list[str]:
-    """Write `sae` in another project's files, all of them or none.
+def save(sae: SAELike, path: str | Path, format: str) -> list[str]:
+    """Write `sae`, a `saefast.SAE` or `Contents`, in the files of another project: all of them or none.
 
     Args:
         path: a folder that does not exist yet or is empty.
+        format: one of `FORMATS`.
 
     Returns:
-        What had to be folded, a line each: the SAE computes the same, with other numbers in the file.
+        A line for each thing that had to be folded: the SAE computes the same with other numbers in the file.
 
     Raises:
-        InputError: the format cannot express this SAE; something is at `path`.
+        InputError: an unknown format, one that cannot express this SAE, or something is at `path` already.
         OSError: it cannot be written.
     """
     module, folder = _module(format), Path(path)
@@ -80,11 +84,11 @@ def detect(path: Path) -> str:
     """The name of the format of a folder or file.
 
     Raises:
-        InputError: none, or it is not clear which.
+        InputError: there is no SAE, or it is not clear in which format.
     """
     found = [name for name, module in FORMATS.items() if module.find(path)]
     if not found and ((path / saefast.CONFIG).exists() or (path / saefast.WEIGHTS).exists()):
-        return "saefast"  # half of it: its reader says what is missing
+        return "saefast"  # one file of the two: the reader says which one is missing
     check(bool(found), f"path: expected an SAE, one of {list(FORMATS)}, found none of their files in {path}")
     check(len(found) == 1, f"path: {path} may be any of {found}: name the format")
     return found[0]

@@ -15,7 +15,7 @@ from torch import Tensor
 from saefast.config.sae import SAEConfig
 from saefast.errors import InputError, check
 from saefast.files import read_json, write_atomic
-from saefast.sae import SAE, Origin
+from saefast.formats.contents import Contents, Origin, SAELike
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def read_pickle(path: Path) -> Any:
 
 
 def read_npz(path: Path) -> "Tensors":
-    """An archive of numpy arrays, numbers only."""
+    """The tensors of a .npz archive. Arrays of anything but numbers are refused."""
     try:
         with zipfile.ZipFile(path) as archive:
             declared, held = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
@@ -75,20 +75,18 @@ class Tensors:
         return name in self.left
 
     def take(self, name: str, shape: tuple[int | None, ...]) -> Tensor:
-        """In fp32 (fp64 stays), contiguous. None in shape stands for any size above 0."""
+        """The tensor of this name, contiguous, in fp32 (fp64 stays). None in `shape` stands for any size above 0."""
         tensor = self.left.pop(name, None)
         found = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
         wanted = "[" + ", ".join("any" if size is None else f"{size}" for size in shape) + "]"
         check(tensor is not None, f"{self.path}: {name}: expected shape {wanted}, found no such tensor")
-        ok = isinstance(tensor, Tensor) and tensor.ndim == len(shape)
-        ok = ok and all(
-            n > 0 if want is None else n == want for n, want in zip(tensor.shape, shape, strict=True)
-        )
-        check(ok, f"{self.path}: {name}: expected shape {wanted}, got {found}")
+        fits = isinstance(tensor, Tensor) and tensor.ndim == len(shape)
+        pairs = zip(tensor.shape, shape, strict=True) if fits else ()
+        fits = fits and all(n > 0 if want is None else n == want for n, want in pairs)
+        check(fits, f"{self.path}: {name}: expected shape {wanted}, got {found}")
         real = tensor.is_floating_point() and tensor.layout == torch.strided
-        check(
-            real, f"{self.path}: {name}: expected floating-point numbers, got {tensor.dtype}, {tensor.layout}"
-        )
+        kind = f"{tensor.dtype}, {tensor.layout}"
+        check(real, f"{self.path}: {name}: expected floating-point numbers, got {kind}")
         held = tensor.untyped_storage().nbytes() // tensor.element_size()
         check(tensor.numel() <= held, f"{self.path}: {name}: refused, {held} numbers that declare {found}")
         if tensor.ndim == 2 and self.dtype == "float32":
@@ -96,16 +94,11 @@ class Tensors:
         return tensor.to(torch.promote_types(tensor.dtype, torch.float32)).contiguous()
 
     def rest(self, *known: str) -> dict[str, Tensor]:
-        """Those that are left, which must have one of these names (a name that ends in a dot is a beginning)."""
-        others = [
-            n
-            for n in self.left
-            if n not in known and not n.startswith(tuple(k for k in known if k[-1] == "."))
-        ]
-        check(
-            not others,
-            f"{self.path}: expected the tensors of an SAE only, got also {', '.join(sorted(others))}",
-        )
+        """The tensors that are left. Each must have one of the `known` names, or begin with one that ends in a dot."""
+        beginnings = tuple(name for name in known if name[-1] == ".")
+        others = [name for name in self.left if name not in known and not name.startswith(beginnings)]
+        listed = ", ".join(sorted(others))
+        check(not others, f"{self.path}: expected the tensors of an SAE only, got also {listed}")
         return {name: tensor for name, tensor in self.left.items() if isinstance(tensor, Tensor)}
 
 
@@ -115,10 +108,11 @@ def build(
     origin: Origin,
     path: Path,
     metadata: dict[str, Any],
-) -> SAE:
-    """The SAE of these tensors, in the layout of `SAE`; d_in, d_sae and d_out are those of the tensors.
+) -> Contents:
+    """What the file at `path` holds, checked.
 
-    config: of `SAEConfig`, without the sizes.
+    config: fields of `SAEConfig` without d_in and d_sae, which are those of the tensors.
+    tensors: the parameters by our names, in our layout.
     """
     d_sae, d_in = tensors["W_enc"].shape
     try:
@@ -128,16 +122,15 @@ def build(
     dtype = tensors["W_enc"].dtype
     if tensors["W_dec"].data_ptr() == tensors["W_enc"].data_ptr():  # a tied model
         tensors["W_dec"] = tensors["W_dec"].clone()
-    sae = SAE.of(made, {name: tensor.to(dtype) for name, tensor in tensors.items()})
-    for name, param in sae.named_parameters():
-        finite = bool(param.isfinite().all())
+    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        finite = bool(tensor.isfinite().all())
         check(finite, f"{path}: {name}: expected finite numbers, got NaN or Inf")
-    sae.metadata = {key: value for key, value in metadata.items() if value is not None}
-    sae.origin = origin
-    return sae
+    return Contents(made, tensors, {key: v for key, v in metadata.items() if v is not None}, origin)
 
 
 def integer(config: dict[str, Any], name: str, path: Path) -> int:
+    """The positive integer that a config has under `name`; a whole number in floating point counts too."""
     value = config.get(name)
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     ok = value is not None and number and value == int(value) and value > 0
@@ -146,25 +139,32 @@ def integer(config: dict[str, Any], name: str, path: Path) -> int:
     return int(value)
 
 
-def declared(config: dict[str, Any], path: Path, **sizes: int) -> None:
-    """Check the sizes that a config declares, where it does, against those of the tensors."""
+def check_declared(config: dict[str, Any], path: Path, **sizes: int) -> None:
+    """Compare the sizes that a config declares, if it does, with those of the tensors."""
     for name, size in sizes.items():
         value = config.get(name, size)
         check(value == size, f"{path}: {name}: expected {size}, the size of the tensors, got {value!r}")
 
 
-def before(sae: SAE, format: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and tensors that the file of this format had which the SAE comes from; empty for another."""
-    origin = sae.origin
-    return (dict(origin.config), origin.tensors) if origin and origin.format == format else ({}, {})
+def config_beside(weights: Path) -> Path:
+    """Where dictionary_learning has the config of a .pt file: in its folder, or in the one above `checkpoints`."""
+    folder = weights.parent
+    return (folder.parent if folder.name == "checkpoints" else folder) / "config.json"
 
 
-def as_kept(sae: SAE, format: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous, on the CPU, in the precision of the file that the SAE comes from."""
+def origin_in(sae: SAELike, format: str) -> Origin:
+    """The origin of `sae` if it comes from a file of this format; else an empty one, with weights in fp32."""
     origin = sae.origin
-    same = origin is not None and origin.format == format
-    dtype = getattr(torch, origin.dtype) if same and origin else torch.float32
-    return {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in tensors.items()}
+    if origin is None or origin.format != format:
+        return Origin(format, {}, "float32", {})
+    return origin._replace(config=dict(origin.config))
+
+
+def to_dtype(tensors: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    """The tensors as files hold them: in the dtype of this name, contiguous, on the CPU."""
+    return {
+        name: tensor.detach().cpu().to(getattr(torch, dtype)).contiguous() for name, tensor in tensors.items()
+    }
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

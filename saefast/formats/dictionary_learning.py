@@ -6,8 +6,8 @@
     BatchTopKSAE, MatryoshkaBatchTopKSAE   relu(encoder(x - b_dec)) above `threshold`
     JumpReluAutoEncoder     relu(pre) where pre > threshold, pre = x @ W_enc + b_enc
 
-A threshold of -1 was never set: every positive activation passes. `AutoEncoder.from_pretrained` of theirs gives the
-decoder unit rows when it has not; we keep what the file says. Also read: the file of `backup_steps`.
+A threshold of -1 was never set: every positive activation passes. Their `AutoEncoder.from_pretrained` gives the decoder
+unit rows where it has none; we keep what the file says. The file of `backup_steps` is read too.
 """
 
 from pathlib import Path
@@ -18,50 +18,49 @@ from torch import Tensor
 
 from saefast.errors import check
 from saefast.files import write_atomic, write_json
-from saefast.formats.common import Tensors, before, build, declared, integer, read_config, read_pickle
+from saefast.formats.common import (
+    Tensors,
+    build,
+    check_declared,
+    config_beside,
+    integer,
+    origin_in,
+    read_config,
+    read_pickle,
+    to_dtype,
+)
+from saefast.formats.contents import Contents, Origin, SAELike
 from saefast.formats.folding import Folding
-from saefast.sae import SAE, Origin
 
 NAME, WEIGHTS, CONFIG = "dictionary_learning", "ae.pt", "config.json"
-# dict_class: our activation, their names of our tensors, which of them are transposed
+# their names of our tensors
 LINEAR = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "decoder.weight"}
 PLAIN = {"W_enc": "W_enc", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
-GATED = {
-    "W_enc": "encoder.weight", "b_enc": "gate_bias", "W_dec": "decoder.weight", "b_dec": "decoder_bias",
-    "r_mag": "r_mag", "b_mag": "mag_bias",
-}  # fmt: skip
-CLASSES: dict[str, tuple[str, dict[str, str], str]] = {
-    "AutoEncoder": ("relu", LINEAR | {"b_dec": "bias"}, "W_dec"),
-    "AutoEncoderNew": ("relu", LINEAR | {"b_dec": "decoder.bias"}, "W_dec"),
-    "GatedAutoEncoder": ("gated", GATED, "W_dec"),
-    "AutoEncoderTopK": ("topk", LINEAR | {"b_dec": "b_dec"}, "W_dec"),
-    "BatchTopKSAE": ("batch_topk", LINEAR | {"b_dec": "b_dec", "threshold": "threshold"}, "W_dec"),
-    "MatryoshkaBatchTopKSAE": ("matryoshka", PLAIN | {"threshold": "threshold"}, "W_enc"),
-    "JumpReluAutoEncoder": ("jumprelu", PLAIN | {"threshold": "threshold"}, "W_enc"),
+GATE = {"b_enc": "gate_bias", "b_dec": "decoder_bias", "r_mag": "r_mag", "b_mag": "mag_bias"}
+THRESHOLD = {"threshold": "threshold"}
+# dict_class: its trainer, our activation, their names of our tensors, which of the tensors is transposed
+CLASSES: dict[str, tuple[str, str, dict[str, str], str]] = {
+    "AutoEncoder": ("StandardTrainer", "relu", LINEAR | {"b_dec": "bias"}, "W_dec"),
+    "AutoEncoderNew": ("StandardTrainerAprilUpdate", "relu", LINEAR | {"b_dec": "decoder.bias"}, "W_dec"),
+    "GatedAutoEncoder": ("GatedSAETrainer", "gated", LINEAR | GATE, "W_dec"),
+    "AutoEncoderTopK": ("TopKTrainer", "topk", LINEAR | {"b_dec": "b_dec"}, "W_dec"),
+    "BatchTopKSAE": ("BatchTopKTrainer", "batch_topk", LINEAR | {"b_dec": "b_dec"} | THRESHOLD, "W_dec"),
+    "MatryoshkaBatchTopKSAE": ("MatryoshkaBatchTopKTrainer", "matryoshka", PLAIN | THRESHOLD, "W_enc"),
+    "JumpReluAutoEncoder": ("JumpReluTrainer", "jumprelu", PLAIN | THRESHOLD, "W_enc"),
 }
-UNCENTRED = ("AutoEncoderNew", "JumpReluAutoEncoder")
-TRAINERS = {
-    "AutoEncoder": "StandardTrainer", "AutoEncoderNew": "StandardTrainerAprilUpdate", "GatedAutoEncoder": "GatedSAETrainer",
-    "AutoEncoderTopK": "TopKTrainer", "BatchTopKSAE": "BatchTopKTrainer",
-    "MatryoshkaBatchTopKSAE": "MatryoshkaBatchTopKTrainer", "JumpReluAutoEncoder": "JumpReluTrainer",
-}  # fmt: skip
+UNCENTRED = ("AutoEncoderNew", "JumpReluAutoEncoder")  # they do not subtract b_dec from the input
 
 
 def find(path: Path) -> bool:
     """A trainer's folder, or a file in it or in its `checkpoints`."""
     if path.suffix == ".pt":
-        return config_of(path).exists()
+        return config_beside(path).exists()
     return (path / WEIGHTS).exists()
 
 
-def config_of(weights: Path) -> Path:
-    folder = weights.parent
-    return (folder.parent if folder.name == "checkpoints" else folder) / CONFIG
-
-
-def read(path: Path) -> SAE:
+def read(path: Path) -> Contents:
     weights = path if path.suffix == ".pt" else path / WEIGHTS
-    place = config_of(weights)
+    place = config_beside(weights)
     config = read_config(place)
     trainer = config.get("trainer")
     check(isinstance(trainer, dict), f"{place}: trainer: expected an object, got {type(trainer).__name__}")
@@ -69,7 +68,7 @@ def read(path: Path) -> SAE:
     kind = trainer.get("dict_class")
     check(kind in CLASSES, f"{place}: dict_class: expected one of {list(CLASSES)}, got {kind!r}")
     assert isinstance(kind, str)
-    activation, names, transposed = CLASSES[kind]
+    _, activation, names, transposed = CLASSES[kind]
     loaded = read_pickle(weights)
     if isinstance(loaded, dict) and "ae" in loaded:  # of backup_steps
         loaded = loaded["ae"]
@@ -77,7 +76,7 @@ def read(path: Path) -> SAE:
     W_enc = found.take(names["W_enc"], (None, None))
     W_enc = W_enc.T.contiguous() if transposed == "W_enc" else W_enc
     d_sae, d_in = W_enc.shape
-    declared(trainer, place, activation_dim=d_in, dict_size=d_sae)
+    check_declared(trainer, place, activation_dim=d_in, dict_size=d_sae)
     W_dec = found.take(names["W_dec"], (d_in, d_sae) if transposed == "W_dec" else (d_sae, d_in))
     tensors: dict[str, Tensor] = {
         "W_enc": W_enc,
@@ -99,40 +98,35 @@ def read(path: Path) -> SAE:
     return build(options, tensors, Origin(NAME, config, found.dtype, kept), place, described)
 
 
-def write(sae: SAE, path: Path) -> list[str]:
-    fold, (config, kept) = Folding(sae, NAME), before(sae, NAME)
+def write(sae: SAELike, path: Path) -> list[str]:
+    fold, origin = Folding(sae, NAME), origin_in(sae, NAME)
     fold.need(sae.config.activation != "group_max", "activation 'group_max'")
     fold.need(sae.config.input_norm in ("none", "scale"), "normalisation of rows")
     fold.need(not sae.config.skip, "skip connection")
     fold.need(sae.config.width_out == sae.config.d_in, "output of another width than the input")
     fold.unscaled()
     fold.unit_rows()
-    kinds = [kind for kind, (activation, _, _) in CLASSES.items() if activation == fold.config.activation]
-    kind = kinds[0]
+    kind = next(name for name, (_, found, _, _) in CLASSES.items() if found == fold.config.activation)
     if fold.config.activation == "relu" and not fold.config.pre_bias:
         kind = "AutoEncoderNew"
     fold.centred(kind not in UNCENTRED)
-    _, names, transposed = CLASSES[kind]
+    trainer_class, _, names, transposed = CLASSES[kind]
     ours = fold.config
-    dtype = getattr(torch, sae.origin.dtype) if kept or config else torch.float32  # type: ignore[union-attr]
-    out = {
-        theirs: (fold.tensors[name].T if name == transposed else fold.tensors[name]).to(dtype).contiguous()
-        for name, theirs in names.items()
-    }
+    tensors = fold.tensors | {transposed: fold.tensors[transposed].T}
+    out = to_dtype({theirs: tensors[name] for name, theirs in names.items()}, origin.dtype)
     if ours.k is not None:
         out["k"] = torch.tensor(ours.k, dtype=torch.int32)
     if ours.activation == "topk":
-        out["threshold"] = kept.get("threshold", torch.tensor(-1.0))
+        out["threshold"] = origin.tensors.get("threshold", torch.tensor(-1.0))
     if ours.activation == "matryoshka":
         out["group_sizes"] = torch.tensor(ours.group_sizes).diff(prepend=torch.zeros(1, dtype=torch.int64))
-    fresh = {
-        "trainer_class": TRAINERS[kind], "lm_name": sae.metadata.get("model_name", ""), "layer": sae.metadata.get("layer"),
-        "submodule_name": sae.metadata.get("hook_name"), "wandb_name": TRAINERS[kind], "device": "cpu",
-    }  # fmt: skip
-    trainer = dict(config.get("trainer", fresh))
+    fresh = {"trainer_class": trainer_class, "lm_name": sae.metadata.get("model_name", "")}
+    fresh |= {"layer": sae.metadata.get("layer"), "submodule_name": sae.metadata.get("hook_name")}
+    fresh |= {"wandb_name": trainer_class, "device": "cpu"}
+    trainer = dict(origin.config.get("trainer", fresh))
     trainer |= {"dict_class": kind, "activation_dim": ours.d_in, "dict_size": ours.d_sae}
     if ours.k is not None:
         trainer["k"] = ours.k
     write_atomic(path / WEIGHTS, lambda temporary: torch.save(out, temporary))
-    write_json(path / CONFIG, {"buffer": {}} | config | {"trainer": trainer})
+    write_json(path / CONFIG, {"buffer": {}} | origin.config | {"trainer": trainer})
     return fold.notes

@@ -6,31 +6,31 @@ import torch
 from torch import Tensor
 
 from saefast.errors import check
-from saefast.sae import SAE
+from saefast.formats.contents import S, SAELike
 
 
 class Folding:
     """A copy of an SAE that is brought, step by step, into a form that a format can express.
 
-    Sums and products are in fp64, so that what comes out differs from what went in by one rounding.
+    Sums and products are computed in fp64, so that the result differs from the original by one rounding.
 
     Attributes:
-        config, tensors: of the SAE as it is now; the tensors of the SAE itself are never changed.
-        notes: what was done, a line each.
+        config, tensors: of the SAE as it is now. The tensors of the original are never changed.
+        notes: a line for each thing that was done.
     """
 
-    def __init__(self, sae: SAE, target: str) -> None:
+    def __init__(self, sae: SAELike, target: str) -> None:
         self.config, self.target = sae.config, target
-        self.tensors: dict[str, Tensor] = {name: p.detach().cpu() for name, p in sae.named_parameters()}
+        self.tensors: dict[str, Tensor] = {name: t.detach().cpu() for name, t in sae.tensors.items()}
         self.notes: list[str] = []
         self.need(sae.config.layers == 1, "crosscoders")
 
     def need(self, ok: bool, what: str) -> None:
-        """Refuse an SAE that the format has no `what` for."""
+        """Unless `ok`, raise InputError: the format has no `what`."""
         check(ok, f"sae: the format {self.target} has no {what}: got {self.config}")
 
     def set(self, **tensors: Tensor) -> None:
-        """In the precision of the parameters."""
+        """Replace these tensors, in the dtype of the parameters."""
         dtype = self.tensors["W_enc"].dtype
         self.tensors |= {name: tensor.to(dtype) for name, tensor in tensors.items()}
 
@@ -38,8 +38,8 @@ class Folding:
         return self.tensors[name].double()
 
     def unit_rows(self) -> None:
-        """scale_by_norm: W_dec gets unit rows, W_enc and b_enc are multiplied by their norms. What is selected, and
-        thresholds, stay; activations are multiplied by the norms."""
+        """Remove `scale_by_norm`: W_dec gets unit rows, W_enc and b_enc are multiplied by the norms that its rows had.
+        Which latents are selected and the thresholds stay the same; activations are multiplied by the norms."""
         if not self.config.scale_by_norm:
             return
         norms = self.wide("W_dec").norm(dim=1).clamp_min(1e-8)
@@ -52,7 +52,7 @@ class Folding:
         self.notes.append("norms of the decoder rows into W_enc and b_enc: activations are that much larger")
 
     def unscaled(self) -> None:
-        """input_norm "scale": into W_enc, W_dec, b_dec (and W_skip). Activations stay."""
+        """Remove `input_norm` "scale": its factors go into W_enc, W_dec, b_dec and W_skip. Activations stay the same."""
         if self.config.scales is None:
             return
         self.unit_rows()
@@ -66,7 +66,8 @@ class Folding:
         self.notes.append("the scale of the input into W_enc, W_dec and b_dec")
 
     def centred(self, pre_bias: bool) -> None:
-        """Whether b_dec is subtracted from the input: W_enc b_dec moves from or into b_enc. Activations stay."""
+        """Set `pre_bias`, whether b_dec is subtracted from the input: b_enc takes W_enc b_dec up, or gives it back.
+        Activations stay the same."""
         if self.config.pre_bias == pre_bias:
             return
         same = self.config.width_out == self.config.d_in
@@ -81,7 +82,7 @@ class Folding:
         self.notes.append("W_enc b_dec into b_enc")
 
     def jumprelu(self) -> None:
-        """ReLU, and BatchTopK with the threshold that it has outside training, as JumpReLU. Activations stay."""
+        """Express ReLU, or BatchTopK and Matryoshka with their threshold, as JumpReLU. Activations stay the same."""
         kind = self.config.activation
         if kind == "jumprelu":
             return
@@ -91,13 +92,10 @@ class Folding:
         self.config = replace(self.config, activation="jumprelu", k=None, group_sizes=())
         self.notes.append(f"{kind} as JumpReLU with one threshold for all latents")
 
-    def done(self) -> SAE:
-        return SAE.of(self.config, self.tensors)
 
-
-def folded(sae: SAE) -> SAE:
-    """A copy that computes the same and can be trained: scales of the input, and the norms that JumpReLU's thresholds
-    are compared with, are in the weights.
+def folded(sae: S) -> S:
+    """A copy, of the type of `sae`, that computes the same and can be trained: the scales of the input are part of its
+    weights, and so are the norms of decoder rows with which JumpReLU's thresholds are compared.
 
     Raises:
         InputError: rows that are normalised one by one ("layer_norm", "constant_norm") cannot be folded.
@@ -108,6 +106,6 @@ def folded(sae: SAE) -> SAE:
     fold.unscaled()
     if fold.config.activation == "jumprelu":
         fold.unit_rows()
-    made = fold.done()
+    made = type(sae).of(fold.config, fold.tensors)
     made.metadata = dict(sae.metadata)
     return made

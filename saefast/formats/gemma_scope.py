@@ -17,16 +17,16 @@ from torch import Tensor
 from saefast.errors import check
 from saefast.files import write_atomic, write_json
 from saefast.formats.common import (
-    as_kept,
-    before,
     build,
+    origin_in,
     read_config,
     read_npz,
     read_safetensors,
+    to_dtype,
     write_tensors,
 )
+from saefast.formats.contents import Contents, Origin, SAELike
 from saefast.formats.folding import Folding
-from saefast.sae import SAE, Origin
 
 NAME, FIRST, SECOND, CONFIG = "gemma_scope", "params.npz", "params.safetensors", "config.json"
 EMBEDDING = "embedding"
@@ -37,7 +37,7 @@ def find(path: Path) -> bool:
     return path.name in (FIRST, SECOND) or (path / FIRST).exists() or (path / SECOND).exists()
 
 
-def read(path: Path) -> SAE:
+def read(path: Path) -> Contents:
     if path.is_dir():
         path = path / (FIRST if (path / FIRST).exists() else SECOND)
     second = path.name == SECOND
@@ -75,9 +75,9 @@ def read(path: Path) -> SAE:
     return build(options, tensors, Origin(NAME, kept, found.dtype, {}), path, described)
 
 
-def write(sae: SAE, path: Path) -> list[str]:
-    """As version 1 where that can hold it and the SAE does not come from version 2."""
-    fold, (kept, _) = Folding(sae, NAME), before(sae, NAME)
+def write(sae: SAELike, path: Path) -> list[str]:
+    """Version 1 is written if it can hold the SAE and the SAE does not come from a file of version 2."""
+    fold, origin = Folding(sae, NAME), origin_in(sae, NAME)
     ok = EMBEDDING not in path.parts
     check(ok, f"path: expected no folder {EMBEDDING!r} (what is in one is read with a scale), got {path}")
     fold.need(sae.config.input_norm in ("none", "scale"), "normalisation of rows")
@@ -90,7 +90,7 @@ def write(sae: SAE, path: Path) -> list[str]:
     out["W_enc"] = out["W_enc"].T
     if "W_skip" in fold.tensors:
         out["affine_skip_connection"] = fold.tensors["W_skip"].T
-    out = as_kept(sae, NAME, out)
+    out, kept = to_dtype(out, origin.dtype), origin.config
     if kept.get("version", 1) == 1 and ours.d_out is None:
         names = {name: name.lower() if kept.get("lower") else name for name in out}
         arrays: dict[str, Any] = {names[name]: tensor.numpy() for name, tensor in out.items()}
@@ -102,12 +102,9 @@ def write(sae: SAE, path: Path) -> list[str]:
         write_atomic(path / FIRST, save)
         return fold.notes
     hook = sae.metadata.get("hook_name")
-    config = {
-        "model_name": sae.metadata.get("model_name"), "hf_hook_point_in": hook,
-        "hf_hook_point_out": hook if ours.d_out is None else None, "width": ours.d_sae,
-    }  # fmt: skip
-    config |= kept.get("config", {})
-    config |= {"architecture": "jump_relu", "affine_connection": ours.skip}
+    config = {"model_name": sae.metadata.get("model_name"), "hf_hook_point_in": hook}
+    config |= {"hf_hook_point_out": hook if ours.d_out is None else None, "width": ours.d_sae}
+    config |= kept.get("config", {}) | {"architecture": "jump_relu", "affine_connection": ours.skip}
     write_tensors(path / SECOND, {name.lower(): tensor for name, tensor in out.items()})
     write_json(path / CONFIG, config)
     return fold.notes

@@ -19,24 +19,24 @@ from saefast.errors import InputError, check
 from saefast.files import write_json
 from saefast.formats.common import (
     Tensors,
-    as_kept,
-    before,
     build,
-    declared,
+    check_declared,
     integer,
+    origin_in,
     read_config,
     read_pickle,
     read_safetensors,
+    to_dtype,
     write_tensors,
 )
+from saefast.formats.contents import Contents, Origin, SAELike
 from saefast.formats.folding import Folding
-from saefast.sae import SAE, Origin
 
 NAME, CONFIG, WEIGHTS = "llamascopium", "config.json", "sae_weights.safetensors"
-PLACES = (
-    WEIGHTS, "sae_weights.pt", "checkpoints/pruned.safetensors", "checkpoints/pruned.pt",
-    "checkpoints/final.safetensors", "checkpoints/final.pt",
-)  # fmt: skip
+STEMS = ("sae_weights", "checkpoints/pruned", "checkpoints/final")
+PLACES = tuple(
+    f"{stem}.{suffix}" for stem in STEMS for suffix in ("safetensors", "pt")
+)  # the first that exists
 THRESHOLD, NORM = "activation_function.log_jumprelu_threshold", "dataset_average_activation_norm."
 KINDS = ("relu", "topk", "jumprelu")
 
@@ -45,7 +45,7 @@ def find(path: Path) -> bool:
     return (path / CONFIG).exists() and any((path / place).exists() for place in PLACES)
 
 
-def read(path: Path) -> SAE:
+def read(path: Path) -> Contents:
     place = path / CONFIG
     config = read_config(place)
     weights = next((path / p for p in PLACES if (path / p).exists()), path / WEIGHTS)
@@ -54,17 +54,14 @@ def read(path: Path) -> SAE:
         found = Tensors(weights, loaded.get("sae", loaded) if isinstance(loaded, dict) else loaded)
     else:
         found = read_safetensors(weights)
-    kind, norm = config.get("act_fn", "relu"), config.get("norm_activation", "dataset-wise")
-    sort = config.get("sae_type", "sae")
-    check(sort == "sae", f"{place}: sae_type: expected 'sae', got {sort!r}")
-    check(
-        kind in KINDS,
-        f"{place}: act_fn: expected one of {list(KINDS)} (batchtopk has no threshold), got {kind!r}",
-    )
+    sae_type, kind = config.get("sae_type", "sae"), config.get("act_fn", "relu")
+    check(sae_type == "sae", f"{place}: sae_type: expected 'sae', got {sae_type!r}")
+    known = f"one of {list(KINDS)} (batchtopk has no threshold)"
+    check(kind in KINDS, f"{place}: act_fn: expected {known}, got {kind!r}")
     check(not config.get("use_glu_encoder"), f"{place}: use_glu_encoder: expected false, got true")
     W_enc = found.take("W_E", (None, None)).T.contiguous()
     d_sae, d_in = W_enc.shape
-    declared(config, place, d_model=d_in)
+    check_declared(config, place, d_model=d_in)
     tensors: dict[str, Tensor] = {
         "W_enc": W_enc,
         "b_enc": found.take("b_E", (d_sae,)),
@@ -74,7 +71,7 @@ def read(path: Path) -> SAE:
     tensors["b_dec"] = found.take("b_D", (d_in,)) if biased else torch.zeros(d_in)
     options: dict[str, Any] = {"activation": kind, "pre_bias": False}
     kept: dict[str, Tensor] = {}
-    if kind != "relu":  # which does not see the norms
+    if kind != "relu":  # ReLU selects the same latents with and without the norms
         options["scale_by_norm"] = bool(config.get("sparsity_include_decoder_norm", True))
     if kind == "topk":
         options["k"] = integer({"top_k": 50} | config, "top_k", place)
@@ -85,28 +82,29 @@ def read(path: Path) -> SAE:
     into, out = config.get("hook_point_in"), config.get("hook_point_out")
     if into != out:
         options["d_out"] = d_in
+    norm = config.get("norm_activation", "dataset-wise")
+    norms = ["inference", "token-wise", "dataset-wise"]
+    check(norm in norms, f"{place}: norm_activation: expected one of {norms}, got {norm!r}")
     if norm == "token-wise":
         options["input_norm"] = "constant_norm"
     elif norm == "dataset-wise":
         scales = (_factor(kept, into, d_in, weights), _factor(kept, out, d_in, weights))
         options |= {"input_norm": "scale", "scales": scales}
-    known = ("inference", "token-wise", "dataset-wise")
-    check(norm in known, f"{place}: norm_activation: expected one of {list(known)}, got {norm!r}")
     return build(options, tensors, Origin(NAME, config, found.dtype, kept), place, {"hook_name": into})
 
 
 def _factor(tensors: dict[str, Tensor], hook: Any, d_in: int, path: Path) -> float:
+    """sqrt(d_in) over the mean norm of the data at this hook point."""
     norm = tensors.get(f"{NORM}{hook}")
     if norm is None or norm.numel() != 1 or not 0 < float(norm) < math.inf:
         raise InputError(f"{path}: {NORM}{hook}: expected a positive number (dataset-wise), got {norm}")
     return math.sqrt(d_in) / float(norm)
 
 
-def write(sae: SAE, path: Path) -> list[str]:
-    fold, (config, kept) = Folding(sae, NAME), before(sae, NAME)
-    fold.need(
-        sae.config.activation in (*KINDS, "batch_topk", "matryoshka"), f"activation {sae.config.activation!r}"
-    )
+def write(sae: SAELike, path: Path) -> list[str]:
+    fold, origin = Folding(sae, NAME), origin_in(sae, NAME)
+    config, kind = origin.config, sae.config.activation
+    fold.need(kind in (*KINDS, "batch_topk", "matryoshka"), f"activation {kind!r}")
     fold.need(sae.config.input_norm != "layer_norm", "layer norm")
     fold.need(sae.config.width_out == sae.config.d_in and not sae.config.skip, "such transcoder")
     as_it_was = sae.config.input_norm == "scale" and config.get("norm_activation") == "dataset-wise"
@@ -116,15 +114,14 @@ def write(sae: SAE, path: Path) -> list[str]:
     if fold.config.activation not in KINDS:
         fold.jumprelu()
     ours = fold.config
-    tensors = {
-        "W_E": fold.tensors["W_enc"].T, "b_E": fold.tensors["b_enc"], "W_D": fold.tensors["W_dec"], "b_D": fold.tensors["b_dec"],
-    }  # fmt: skip
+    tensors = {"W_E": fold.tensors["W_enc"].T, "b_E": fold.tensors["b_enc"]}
+    tensors |= {"W_D": fold.tensors["W_dec"], "b_D": fold.tensors["b_dec"]}
     if not config.get("use_decoder_bias", True) and not tensors["b_D"].any():
         del tensors["b_D"]
-    out = as_kept(sae, NAME, tensors)
+    out = to_dtype(tensors, origin.dtype)
     if ours.activation == "jumprelu":
         threshold = fold.tensors["threshold"]
-        was = kept.get(THRESHOLD)
+        was = origin.tensors.get(THRESHOLD)
         same = was is not None and torch.equal(was.to(threshold.dtype).exp(), threshold)
         log = was if same and was is not None else threshold.log()
         out[THRESHOLD] = log.to(out["W_E"].dtype)
@@ -133,21 +130,17 @@ def write(sae: SAE, path: Path) -> list[str]:
             out[THRESHOLD] = out[THRESHOLD].clamp_min(math.log(1e-38))
     hook = sae.metadata.get("hook_name") or "unknown"
     config = {"hook_point_in": hook, "hook_point_out": hook if ours.d_out is None else f"{hook}.out"} | config
-    norms = {n: t for n, t in kept.items() if n.startswith(NORM)}
+    norms = {n: t for n, t in origin.tensors.items() if n.startswith(NORM)}
     hooks = dict.fromkeys((config["hook_point_in"], config["hook_point_out"]))
     out |= {f"{NORM}{hook}": norms.get(f"{NORM}{hook}", torch.ones(())) for hook in hooks}
-    norm = (
-        "dataset-wise" if as_it_was else "token-wise" if ours.input_norm == "constant_norm" else "inference"
-    )
-    config |= {
-        "sae_type": "sae", "d_model": ours.d_in, "act_fn": ours.activation, "norm_activation": norm,
-        "use_decoder_bias": "b_D" in out, "use_glu_encoder": False,
-    }  # fmt: skip
+    scaled = {"constant_norm": "token-wise", "scale": "dataset-wise"}
+    config |= {"sae_type": "sae", "d_model": ours.d_in, "act_fn": ours.activation}
+    config |= {"norm_activation": scaled.get(ours.input_norm, "inference")}
+    config |= {"use_decoder_bias": "b_D" in out, "use_glu_encoder": False}
     if int(ours.d_in * config.get("expansion_factor", 0)) != ours.d_sae:
         ratio = ours.d_sae / ours.d_in
-        config["expansion_factor"] = (
-            ratio if int(ours.d_in * ratio) == ours.d_sae else math.nextafter(ratio, math.inf)
-        )
+        exact = int(ours.d_in * ratio) == ours.d_sae
+        config["expansion_factor"] = ratio if exact else math.nextafter(ratio, math.inf)
     if ours.activation != "relu":
         config["sparsity_include_decoder_norm"] = ours.scale_by_norm
     if ours.k is not None:

@@ -14,24 +14,31 @@ from torch import Tensor
 
 from saefast.errors import check
 from saefast.files import write_atomic
-from saefast.formats.common import Tensors, as_kept, before, build, integer, read_pickle
-from saefast.formats.dictionary_learning import config_of
+from saefast.formats.common import (
+    Tensors,
+    build,
+    config_beside,
+    integer,
+    origin_in,
+    read_pickle,
+    to_dtype,
+)
+from saefast.formats.contents import Contents, Origin, SAELike
 from saefast.formats.folding import Folding
-from saefast.sae import SAE, Origin
 
 NAME, WEIGHTS = "openai", "autoencoder.pt"
-MORE = ("activation.k", "activation.postact_fn")  # their state has it twice
+MORE = ("activation.k", "activation.postact_fn")  # their state has these twice
 STATS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
 
 
 def find(path: Path) -> bool:
     """A .pt file that has no config beside it, or a folder that `write` made."""
     if path.suffix == ".pt":
-        return path.is_file() and not config_of(path).exists()
+        return path.is_file() and not config_beside(path).exists()
     return (path / WEIGHTS).exists()
 
 
-def read(path: Path) -> SAE:
+def read(path: Path) -> Contents:
     path = path if path.suffix == ".pt" else path / WEIGHTS
     found = Tensors(path, read_pickle(path))
     kind = found.left.pop("activation", "ReLU")
@@ -40,11 +47,10 @@ def read(path: Path) -> SAE:
     W_enc = found.take("encoder.weight", (None, None))
     d_sae, d_in = W_enc.shape
     tied = "decoder.linear.weight" in found
-    W_dec = (
-        found.take("decoder.linear.weight", (d_sae, d_in))
-        if tied
-        else found.take("decoder.weight", (d_in, d_sae)).T
-    )
+    if tied:
+        W_dec = found.take("decoder.linear.weight", (d_sae, d_in))
+    else:
+        W_dec = found.take("decoder.weight", (d_in, d_sae)).T
     tensors: dict[str, Tensor] = {
         "W_enc": W_enc,
         "b_enc": found.take("latent_bias", (d_sae,)),
@@ -61,8 +67,8 @@ def read(path: Path) -> SAE:
     return build(options, tensors, origin, path, {})
 
 
-def write(sae: SAE, path: Path) -> list[str]:
-    fold, (config, stats) = Folding(sae, NAME), before(sae, NAME)
+def write(sae: SAELike, path: Path) -> list[str]:
+    fold, origin = Folding(sae, NAME), origin_in(sae, NAME)
     kind = sae.config.activation
     fold.need(kind in ("topk", "relu"), f"activation {kind!r}")
     fold.need(sae.config.d_out is None, "transcoders")
@@ -72,25 +78,22 @@ def write(sae: SAE, path: Path) -> list[str]:
     fold.need(fold.config.input_norm == wanted, f"{kind!r} with other rows than {wanted!r}")
     fold.centred(True)
     ours = fold.config
-    tied = config.get("tied", False) and torch.equal(fold.tensors["W_enc"], fold.tensors["W_dec"])
-    decoder = (
-        {"decoder.linear.weight": fold.tensors["W_dec"]}
-        if tied
-        else {"decoder.weight": fold.tensors["W_dec"].T}
-    )
+    W_enc, W_dec = fold.tensors["W_enc"], fold.tensors["W_dec"]
     tensors = {
         "pre_bias": fold.tensors["b_dec"],
-        "encoder.weight": fold.tensors["W_enc"],
+        "encoder.weight": W_enc,
         "latent_bias": fold.tensors["b_enc"],
     }
+    tied = origin.config.get("tied", False) and torch.equal(W_enc, W_dec)
+    tensors |= {"decoder.linear.weight": W_dec} if tied else {"decoder.weight": W_dec.T}
     fresh = {
         "stats_last_nonzero": torch.zeros(ours.d_sae, dtype=torch.int64),
         "latents_activation_frequency": torch.ones(ours.d_sae),
         "latents_mean_square": torch.zeros(ours.d_sae),
     }
-    out: dict[str, Any] = as_kept(sae, NAME, tensors | decoder) | fresh | stats
+    out: dict[str, Any] = to_dtype(tensors, origin.dtype) | fresh | origin.tensors
     out["activation"] = "TopK" if kind == "topk" else "ReLU"
     out["activation_state_dict"] = {"k": ours.k, "postact_fn": "ReLU"} if kind == "topk" else {}
-    out |= config.get("more", {})
+    out |= origin.config.get("more", {})
     write_atomic(path / WEIGHTS, lambda temporary: torch.save(out, temporary))
     return fold.notes

@@ -19,26 +19,27 @@ import saefast
 from saefast.errors import check
 from saefast.files import write_json
 from saefast.formats.common import (
-    as_kept,
-    before,
     build,
-    declared,
+    check_declared,
     integer,
+    origin_in,
     read_config,
     read_safetensors,
+    to_dtype,
     write_tensors,
 )
+from saefast.formats.contents import Contents, Origin, SAELike
 from saefast.formats.folding import Folding
-from saefast.sae import SAE, Origin
 
 NAME, CONFIG, WEIGHTS = "sae_lens", "cfg.json", "sae_weights.safetensors"
 VERSION = "6.54.12"  # of the files that `write` makes; from 6.0 on they are read as they are
 NORMS = {"none": "none", "layer_norm": "layer_norm", "constant_norm_rescale": "constant_norm"}
-OURS = {
-    "standard": "relu", "topk": "topk", "batchtopk": "batch_topk", "matryoshka_batchtopk": "matryoshka",
-    "jumprelu": "jumprelu", "gated": "gated", "transcoder": "relu", "skip_transcoder": "relu",
-    "jumprelu_transcoder": "jumprelu", "jumprelu_skip_transcoder": "jumprelu",
-}  # fmt: skip
+# their architecture: our activation
+SAES = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}
+SAES |= {"batchtopk": "batch_topk", "matryoshka_batchtopk": "matryoshka"}
+TRANSCODERS = {"transcoder": "relu", "skip_transcoder": "relu"}
+TRANSCODERS |= {"jumprelu_transcoder": "jumprelu", "jumprelu_skip_transcoder": "jumprelu"}
+OURS = SAES | TRANSCODERS
 TRAINING = ("batchtopk", "matryoshka_batchtopk")  # no inference class has these names
 
 
@@ -46,7 +47,7 @@ def find(path: Path) -> bool:
     return (path / CONFIG).exists() and not (path / "sae.safetensors").exists()
 
 
-def read(path: Path) -> SAE:
+def read(path: Path) -> Contents:
     place = path / CONFIG
     config = modern(read_config(place), place)
     kind = config.get("architecture", "standard")
@@ -58,14 +59,13 @@ def read(path: Path) -> SAE:
     found = read_safetensors(path / WEIGHTS)
     tensors: dict[str, Tensor] = {"W_enc": found.take("W_enc", (None, None)).T.contiguous()}
     d_sae, d_in = tensors["W_enc"].shape
-    options: dict[str, Any] = {
-        "activation": OURS[kind], "input_norm": NORMS[norm], "pre_bias": bool(config.get("apply_b_dec_to_input", True)),
-    }  # fmt: skip
+    options: dict[str, Any] = {"activation": OURS[kind], "input_norm": NORMS[norm]}
+    options["pre_bias"] = bool(config.get("apply_b_dec_to_input", True))
     width = d_in
     if kind.endswith("transcoder"):
         width = integer(config, "d_out", place)
         options |= {"d_out": width, "skip": "skip" in kind, "pre_bias": False}
-    declared(config, place, d_in=d_in, d_sae=d_sae)
+    check_declared(config, place, d_in=d_in, d_sae=d_sae)
     tensors["W_dec"], tensors["b_dec"] = found.take("W_dec", (d_sae, width)), found.take("b_dec", (width,))
     tensors["b_enc"] = found.take("b_gate" if kind == "gated" else "b_enc", (d_sae,))
     if options["activation"] == "jumprelu":
@@ -115,8 +115,9 @@ def modern(config: dict[str, Any], path: Path) -> dict[str, Any]:
     return config | {"metadata": described | {"sae_lens_version": VERSION}}
 
 
-def write(sae: SAE, path: Path) -> list[str]:
-    fold, (config, kept) = Folding(sae, NAME), before(sae, NAME)
+def write(sae: SAELike, path: Path) -> list[str]:
+    fold, origin = Folding(sae, NAME), origin_in(sae, NAME)
+    config = origin.config
     fold.need(sae.config.activation != "group_max", "activation 'group_max'")
     fold.unscaled()
     training = config.get("architecture") in TRAINING
@@ -126,34 +127,27 @@ def write(sae: SAE, path: Path) -> list[str]:
     elif sae.config.activation == "jumprelu":
         fold.unit_rows()
     ours, tensors = fold.config, fold.tensors
-    kind = (
-        config["architecture"]
-        if training
-        else {v: k for k, v in OURS.items() if "transcoder" not in k}[ours.activation]
-    )
     if ours.d_out is not None:
         fold.need(ours.activation in ("relu", "jumprelu"), f"transcoder with activation {ours.activation!r}")
-        kind = (
-            ("jumprelu_" if ours.activation == "jumprelu" else "")
-            + ("skip_" if ours.skip else "")
-            + "transcoder"
-        )
-    out = as_kept(sae, NAME, tensors | {"W_enc": tensors["W_enc"].T})
+        kind = "skip_transcoder" if ours.skip else "transcoder"
+        kind = f"jumprelu_{kind}" if ours.activation == "jumprelu" else kind
+    else:
+        ours_to_theirs = {ours: theirs for theirs, ours in SAES.items()}
+        kind = config["architecture"] if training else ours_to_theirs[ours.activation]
+    out = to_dtype(tensors | {"W_enc": tensors["W_enc"].T}, origin.dtype)
     if kind == "gated":
         out["b_gate"] = out.pop("b_enc")
     if training:
-        threshold = kept.get("topk_threshold", torch.zeros((), dtype=torch.float64))
+        threshold = origin.tensors.get("topk_threshold", torch.zeros((), dtype=torch.float64))
         same = threshold.to(tensors["threshold"].dtype) == tensors["threshold"]
         out["topk_threshold"] = threshold if same else out["threshold"].to(threshold.dtype)
         del out["threshold"]
     norm = {ours: theirs for theirs, ours in NORMS.items()}[ours.input_norm]
     if config.get("normalize_activations") == "expected_average_only_in":
         norm = "expected_average_only_in"
-    config |= {
-        "d_in": ours.d_in, "d_sae": ours.d_sae, "apply_b_dec_to_input": ours.pre_bias, "normalize_activations": norm,
-        "architecture": kind, "dtype": str(out["W_enc"].dtype).removeprefix("torch."),
-        "device": config.get("device", "cpu"), "reshape_activations": config.get("reshape_activations", "none"),
-    }  # fmt: skip
+    config = {"device": "cpu", "reshape_activations": "none"} | config
+    config |= {"d_in": ours.d_in, "d_sae": ours.d_sae, "architecture": kind, "dtype": origin.dtype}
+    config |= {"apply_b_dec_to_input": ours.pre_bias, "normalize_activations": norm}
     if kind in ("topk", *TRAINING):
         k = config.get("k", ours.k)  # SAELens' may be 32.0
         config |= {"k": k if k == ours.k else ours.k, "rescale_acts_by_decoder_norm": ours.scale_by_norm}

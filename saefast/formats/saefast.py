@@ -10,7 +10,7 @@ from torch import Tensor
 from saefast.config.sae import SAEConfig
 from saefast.errors import InputError, check
 from saefast.files import load_tensors, read_json, save_tensors, write_json
-from saefast.sae import SAE, Origin
+from saefast.formats.contents import Contents, Origin, SAELike, shapes_of
 
 WEIGHTS, CONFIG, ORIGIN = "sae.safetensors", "config.json", "origin.safetensors"
 
@@ -20,7 +20,7 @@ def find(path: Path) -> bool:
     return (path / "run.json").exists() or ((path / CONFIG).exists() and (path / WEIGHTS).exists())
 
 
-def read(path: Path) -> SAE:
+def read(path: Path) -> Contents:
     try:
         fields: Any = read_json(path / CONFIG)
         if not isinstance(fields, dict):
@@ -30,39 +30,31 @@ def read(path: Path) -> SAE:
         config = SAEConfig(**options)
     except TypeError as error:
         raise InputError(f"{path / CONFIG}: expected the fields of SAEConfig, got {error}") from None
-    if not (path / WEIGHTS).exists():
-        raise InputError(
-            f"{path / WEIGHTS}: expected a file, found none (a run that is not finished has none)"
-        )
-    tensors, _, _ = load_tensors(path / WEIGHTS)
-    # on "meta": a size that only the config declares is never allocated
-    empty = SAE(config, device="meta")
-    expected = empty.params._asdict() | empty.extra
-    for name, param in expected.items():
+    weights = path / WEIGHTS
+    if not weights.exists():
+        raise InputError(f"{weights}: expected a file, found none (a run that is not finished has none)")
+    tensors, _, _ = load_tensors(weights)
+    expected = shapes_of(config)
+    for name, shape in expected.items():
         found = list(tensors[name].shape) if name in tensors else None
-        if found != list(param.shape):
-            raise InputError(f"{path / WEIGHTS}: {name}: expected shape {list(param.shape)}, got {found}")
+        check(found == shape, f"{weights}: {name}: expected shape {shape}, got {found}")
     others = ", ".join(sorted(tensors.keys() - expected.keys()))
-    check(not others, f"{path / WEIGHTS}: expected the tensors of an SAE only, got also {others}")
-    sae = SAE.of(config, {name: tensor.to(torch.float32) for name, tensor in tensors.items()})
-    sae.metadata = dict(metadata)
+    check(not others, f"{weights}: expected the tensors of an SAE only, got also {others}")
+    tensors = {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
+    origin = None
     if (path / ORIGIN).exists():
         kept, meta, _ = load_tensors(path / ORIGIN)
-        sae.origin = Origin(meta["format"], meta["config"], meta["dtype"], kept)
-    return sae
+        origin = Origin(meta["format"], meta["config"], meta["dtype"], kept)
+    return Contents(config, tensors, dict(metadata), origin)
 
 
-def save(sae: SAE, path: Path, tensors: dict[str, Tensor] | None = None) -> None:
-    """tensors: see `SAE.save_pretrained`."""
+def write(sae: SAELike, path: Path, tensors: dict[str, Tensor] | None = None) -> list[str]:
+    """tensors: written in place of those of `sae`, see `SAE.save_pretrained`."""
     path.mkdir(parents=True, exist_ok=True)
     config = asdict(sae.config)
     write_json(path / CONFIG, config | ({"metadata": sae.metadata} if sae.metadata else {}))
-    save_tensors(path / WEIGHTS, tensors or sae.params._asdict() | sae.extra, config)
+    save_tensors(path / WEIGHTS, tensors or sae.tensors, config)
     if sae.origin is not None:
         meta = {"format": sae.origin.format, "config": sae.origin.config, "dtype": sae.origin.dtype}
         save_tensors(path / ORIGIN, sae.origin.tensors, meta)
-
-
-def write(sae: SAE, path: Path) -> list[str]:
-    save(sae, path)
     return []

@@ -12,16 +12,16 @@ from torch import Tensor
 from saefast.errors import check
 from saefast.files import write_json
 from saefast.formats.common import (
-    as_kept,
-    before,
     build,
     integer,
+    origin_in,
     read_config,
     read_safetensors,
+    to_dtype,
     write_tensors,
 )
+from saefast.formats.contents import Contents, Origin, SAELike
 from saefast.formats.folding import Folding
-from saefast.sae import SAE, Origin
 
 NAME, CONFIG, WEIGHTS = "sparsify", "cfg.json", "sae.safetensors"
 OURS = {"topk": "topk", "groupmax": "group_max"}
@@ -31,14 +31,12 @@ def find(path: Path) -> bool:
     return (path / CONFIG).exists() and (path / WEIGHTS).exists()
 
 
-def read(path: Path) -> SAE:
+def read(path: Path) -> Contents:
     place = path / CONFIG
     config, found = read_config(place), read_safetensors(path / WEIGHTS)
     kind = config.get("activation", "topk")
     check(kind in OURS, f"{place}: activation: expected one of {list(OURS)}, got {kind!r}")
-    W_enc = found.take(
-        "encoder.weight", (None, None)
-    )  # num_latents may be 0 in the config: the tensor says it
+    W_enc = found.take("encoder.weight", (None, None))  # its shape counts: num_latents may be 0 in the config
     d_sae, d_in = W_enc.shape
     same = config.get("d_in", d_in) == d_in
     check(same, f"{place}: d_in: expected {d_in}, the size of the tensors, got {config.get('d_in')!r}")
@@ -55,14 +53,15 @@ def read(path: Path) -> SAE:
     if skip:
         tensors["W_skip"] = found.take("W_skip", (d_in, d_in))
     found.rest()
-    options: dict[str, Any] = {"activation": OURS[kind], "k": integer({"k": 32} | config, "k", place)}
+    k = integer({"k": 32} | config, "k", place)
+    options: dict[str, Any] = {"activation": OURS[kind], "k": k}
     if transcode:
         options |= {"pre_bias": False, "d_out": d_in, "skip": skip}
     return build(options, tensors, Origin(NAME, config, found.dtype, {}), place, {"hook_name": path.name})
 
 
-def write(sae: SAE, path: Path) -> list[str]:
-    fold, (config, _) = Folding(sae, NAME), before(sae, NAME)
+def write(sae: SAELike, path: Path) -> list[str]:
+    fold, origin = Folding(sae, NAME), origin_in(sae, NAME)
     kind = sae.config.activation
     fold.need(kind in OURS.values(), f"activation {kind!r}")
     fold.need(sae.config.input_norm in ("none", "scale"), "normalisation of rows")
@@ -73,20 +72,13 @@ def write(sae: SAE, path: Path) -> list[str]:
         fold.centred(True)
     ours, tensors = fold.config, fold.tensors
     names = {"W_enc": "encoder.weight", "b_enc": "encoder.bias"}
-    out = as_kept(sae, NAME, {names.get(name, name): tensor for name, tensor in tensors.items()})
-    defaults = {
-        "expansion_factor": 32,
-        "normalize_decoder": True,
-        "num_latents": ours.d_sae,
-        "multi_topk": False,
-    }
-    config = defaults | config
-    config |= {
-        "activation": {v: k for k, v in OURS.items()}[kind], "k": ours.k, "d_in": ours.d_in,
-        "transcode": ours.d_out is not None, "skip_connection": ours.skip,
-    }  # fmt: skip
+    out = to_dtype({names.get(name, name): tensor for name, tensor in tensors.items()}, origin.dtype)
+    defaults = {"expansion_factor": 32, "normalize_decoder": True, "multi_topk": False}
+    config = defaults | {"num_latents": ours.d_sae} | origin.config
+    config |= {"activation": {v: k for k, v in OURS.items()}[kind], "k": ours.k, "d_in": ours.d_in}
+    config |= {"transcode": ours.d_out is not None, "skip_connection": ours.skip}
     implied = config["num_latents"] or config["d_in"] * config["expansion_factor"]
-    if implied != ours.d_sae:  # what the library would allocate
+    if implied != ours.d_sae:  # the library would allocate another size
         config["num_latents"] = ours.d_sae
     write_tensors(path / WEIGHTS, out)
     write_json(path / CONFIG, config)

@@ -1,18 +1,22 @@
 """The SAE as an ordinary `nn.Module`: parameters, encode, decode, forward, save and load."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
-from saefast import reference
-from saefast.config.train import SAEConfig
+from saefast import formats, reference
+from saefast.config.sae import SAEConfig
 from saefast.engine.architectures import extra_parameters
 from saefast.errors import check
+from saefast.formats import saefast as own_format
+from saefast.formats.contents import Origin
 from saefast.sae.inference import dense_acts, finish, listed, normed
 
 ROWS_AT_ONCE = 2**14
+S = TypeVar("S", bound="SAE")
 
 
 class SAEOutput(NamedTuple):
@@ -22,15 +26,6 @@ class SAEOutput(NamedTuple):
     fvu: Tensor  # [] fraction of variance unexplained, over this batch; NaN for a transcoder without a target
     top_acts: Tensor  # [B, L]
     top_indices: Tensor  # [B, L] int32
-
-
-class Origin(NamedTuple):
-    """What the file of another project held besides the SAE: it is written back into a file of the same project."""
-
-    format: str
-    config: dict[str, Any]  # its own configuration, JSON
-    dtype: str  # of its weights, "float32"
-    tensors: dict[str, Tensor]  # those that an SAE has no place for
 
 
 class SAE(nn.Module):
@@ -54,7 +49,7 @@ class SAE(nn.Module):
 
     Attributes:
         metadata: plain values that are saved with it: "model_name", "hook_name" where they are known.
-        origin: see `Origin`; None for an SAE made here.
+        origin: what is known of the file of another project that it comes from, see `saefast.formats.Origin`; else None.
     """
 
     def __init__(
@@ -85,8 +80,8 @@ class SAE(nn.Module):
             self.register_parameter(name, nn.Parameter(value, requires_grad=value.ndim > 0))
 
     @classmethod
-    def of(cls, config: SAEConfig, tensors: dict[str, Tensor]) -> "SAE":
-        """An SAE around these tensors, by name, of the right shapes; they are not copied."""
+    def of(cls, config: SAEConfig, tensors: dict[str, Tensor]) -> Self:
+        """An SAE whose parameters are these tensors, by name and of the right shapes. They are not copied."""
         sae = cls(config, device="meta")
         sae.load_state_dict(tensors, assign=True)
         return sae
@@ -98,10 +93,14 @@ class SAE(nn.Module):
 
     @property
     def extra(self) -> dict[str, Tensor]:
-        """The parameters that the architecture has besides, without autograd, sharing memory."""
-        return {
-            name: param.data for name, param in self.named_parameters() if name not in self.params._fields
-        }
+        """The parameters that the architecture has besides these, without autograd, sharing memory."""
+        own = reference.Params._fields
+        return {name: param.data for name, param in self.named_parameters() if name not in own}
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All parameters by name, without autograd, sharing memory."""
+        return self.params._asdict() | self.extra
 
     def check_input(self, x: Tensor, name: str = "x", width: int | None = None) -> None:
         """Raise InputError unless x is [B, width] (default d_in) with the dtype and device of the parameters."""
@@ -174,16 +173,14 @@ class SAE(nn.Module):
     def save_pretrained(self, path: str | Path, tensors: dict[str, Tensor] | None = None) -> None:
         """Write `sae.safetensors` and `config.json` into the folder `path`, each atomically, with a checksum.
 
-        tensors: by name, written in place of the module's own, for a trainer that keeps them more precisely.
+        tensors: all parameters by name, written in place of the module's own: a trainer may hold more precise ones.
         """
-        from saefast.formats import saefast  # which needs the SAE
-
-        saefast.save(self, Path(path), tensors)
+        own_format.write(self, Path(path), tensors)
 
     @classmethod
     def from_pretrained(
         cls, path: str | Path, device: str | torch.device = "cpu", format: str | None = None
-    ) -> "SAE":
+    ) -> Self:
         """Load a folder of `save_pretrained` or of a finished run, or an SAE of another project.
 
         Args:
@@ -194,9 +191,10 @@ class SAE(nn.Module):
             InputError: a file is missing, corrupt or would run code, the weights do not fit the config, or the SAE
                 computes what saefast does not.
         """
-        from saefast import formats
-
-        return formats.load(path, format).to(device)
+        found = formats.load(path, format)
+        sae = cls.of(found.config, found.tensors)
+        sae.metadata, sae.origin = found.metadata, found.origin
+        return sae.to(device)
 
 
 def geometric_median(x: Tensor, max_iterations: int = 100, tolerance: float = 1e-6) -> Tensor:

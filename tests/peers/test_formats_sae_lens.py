@@ -175,7 +175,7 @@ def test_gemma_scope_1(folder, from_folder, x, tmp_path, monkeypatch):
 def test_gemma_scope_2(options, from_folder, x, tmp_path):
     sae = jumprelu(**options)
     sae.metadata = {"model_name": "gemma-v3-1b", "hook_name": "model.layers.12.mlp"}
-    from saefast.sae import Origin
+    from saefast.formats import Origin
 
     sae.origin = Origin("gemma_scope", {"version": 2}, "float32", {})
     folder = f"{'transcoder' if options else 'resid_post'}/layer_12_width_16k"
