@@ -19,16 +19,16 @@ from saefast.formats import (
     llamascopium,
     openai,
     sae_lens,
-    saefast,
     sparsify,
 )
+from saefast.formats import saefast as own_format
 from saefast.formats.contents import Contents, Origin, SAELike
 from saefast.formats.folding import folded
 from saefast.formats.hub import download
 
 __all__ = ["FORMATS", "Contents", "Origin", "detect", "folded", "load", "save"]
 FORMATS: dict[str, ModuleType] = {
-    "saefast": saefast,
+    "saefast": own_format,
     "sae_lens": sae_lens,
     "sparsify": sparsify,
     "dictionary_learning": dictionary_learning,
@@ -87,7 +87,7 @@ def detect(path: Path) -> str:
         InputError: there is no SAE, or it is not clear in which format.
     """
     found = [name for name, module in FORMATS.items() if module.find(path)]
-    if not found and ((path / saefast.CONFIG).exists() or (path / saefast.WEIGHTS).exists()):
+    if not found and ((path / own_format.CONFIG).exists() or (path / own_format.WEIGHTS).exists()):
         return "saefast"  # one file of the two: the reader says which one is missing
     check(bool(found), f"path: expected an SAE, one of {list(FORMATS)}, found none of their files in {path}")
     check(len(found) == 1, f"path: {path} may be any of {found}: name the format")

@@ -1,4 +1,4 @@
-"""Who may import whom, and that importing does nothing."""
+"""Which module may import which, and that importing the package does nothing."""
 
 import ast
 import subprocess
@@ -7,7 +7,26 @@ from pathlib import Path
 
 import pytest
 
+from tests.gates import house
+
 ROOT = Path(__file__).parents[2]
+ARROWS = house.graph(ROOT)
+# The rooms of saefast/ from the bottom to the top. A room imports rooms of the lines above its own here, and no others.
+FLOORS = """
+    errors  storage
+    files  config  reference_select  reference_update
+    reference_dense
+    reference
+    native
+    backend
+    engine  activations  autograd  optim
+    formats
+    sae
+    interp
+    train
+    sweep  adapters
+    cli
+"""
 
 
 def imports(path):
@@ -22,6 +41,33 @@ def imports(path):
 def test_kernels_import_torch_and_triton_only(path):
     allowed = ("torch", "triton", "dataclasses", "typing", "collections", "math", "saefast.triton_kernels")
     assert [name for name in imports(path) if not name.startswith(allowed)] == []
+
+
+def test_every_room_imports_rooms_below_it_only():
+    """Imports inside of functions and modules named in strings count too."""
+    floor = {room: i for i, line in enumerate(FLOORS.split("\n")) for room in line.split()}
+    rooms = house.rooms(ARROWS)
+    assert floor.keys() == rooms.keys()
+    upward = [(room, other) for room in rooms for other in rooms[room] if floor[other] >= floor[room]]
+    assert upward == []
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert house.circles(ARROWS) == []
+
+
+def test_nobody_inside_uses_what_the_package_exports():
+    """`saefast` imports everything: its modules take its version, nothing else. No import hides from the tests above."""
+    for name, path in house.modules(ROOT).items():
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
+        used = {node.attr for node in attributes if getattr(node.value, "id", None) == "saefast"}
+        assert used <= {"__version__", "_C", "_cuda"}, path
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0 and node.names[0].name != "*", path
+                if node.module == "saefast" and name != "saefast":
+                    assert {f"saefast.{alias.name}" for alias in node.names} <= ARROWS.keys(), path
 
 
 def test_triton_code_lives_in_triton_kernels_only():
