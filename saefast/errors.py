@@ -1,4 +1,7 @@
-"""The one exception for a value the user gave: the message names the argument, what was expected, what came."""
+"""The one exception for a value that the user gave. Its message names the argument, what was expected, and what came."""
+
+from dataclasses import fields
+from typing import Any, Literal, get_args, get_origin
 
 
 class InputError(ValueError):
@@ -23,3 +26,10 @@ def one_of(config: object, name: str, choices: tuple[str, ...]) -> None:
     """Check that this field is one of `choices`."""
     value = getattr(config, name)
     check(value in choices, f"{name}: expected one of {list(choices)}, got {value!r}")
+
+
+def check_choices(config: Any) -> None:
+    """Check that every field of a dataclass whose type is a Literal has one of its values."""
+    for field in fields(config):
+        if get_origin(field.type) is Literal:
+            one_of(config, field.name, get_args(field.type))

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from tyro.conf import OmitArgPrefixes, Positional, arg
@@ -14,12 +14,10 @@ from saefast.activations.shards import ShardSource
 from saefast.activations.sources import Source
 from saefast.cli.train import SAEFlags, TrainFlags, check_device
 from saefast.config.recipes import recipe
-from saefast.config.sae import WITH_K
+from saefast.config.sae import WITH_K, Activation
 from saefast.config.train import SAEConfig, TrainConfig
 from saefast.errors import InputError, check
 from saefast.sweep import Member, pareto, sweep
-
-Activation = Literal["topk", "batch_topk", "matryoshka", "group_max", "relu", "jumprelu", "gated"]
 
 
 @dataclass(frozen=True, kw_only=True)

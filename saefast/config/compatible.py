@@ -1,4 +1,4 @@
-"""Which options go with which architecture: one that would do nothing is refused where it is given."""
+"""Which options go with which architecture. An option that would have no effect is refused."""
 
 from saefast.config.sae import SAEConfig
 from saefast.config.train import TrainConfig
@@ -9,7 +9,7 @@ PENALTIES = {
     "jumprelu": ("none", "l1", "tanh", "l0", "target_l0"),
     "gated": ("none", "l1"),
 }
-ONLY_OF = (  # option, its default, the architecture that it is for
+ONLY_OF = (  # an option, its default, and the only architecture that has it
     ("multi_topk", 0, "topk"),
     ("rescore", 0, "topk"),
     ("preact", "none", "jumprelu"),
@@ -20,8 +20,8 @@ ONLY_OF = (  # option, its default, the architecture that it is for
 
 
 def check_compatible(sae: SAEConfig, config: TrainConfig) -> None:
-    """Raises InputError."""
-    kind = sae.activation
+    """Raise InputError where an option of training does not fit the SAE, or another option."""
+    kind, optimizer = sae.activation, config.optimizer
     ok = sae.input_norm == "none"
     check(ok, f"input_norm: expected 'none' to train (normalise the rows beforehand), got {sae.input_norm!r}")
     way = config.straight_through
@@ -36,23 +36,19 @@ def check_compatible(sae: SAEConfig, config: TrainConfig) -> None:
         check(ok, f"{name}: expected {default!r} with activation {kind!r}, got {value!r}")
     as_loss = config.auxk_scale == "loss" and not (config.auxk_ramp or config.multi_topk)
     ok = config.auxk_detached or (kind in ("topk", "batch_topk") and as_loss)
-    check(
-        ok, f"auxk_detached: expected True except with a top k, auxk_scale 'loss', no auxk_ramp, got {kind!r}"
-    )
+    wanted = "True except with a top k, auxk_scale 'loss', no auxk_ramp"
+    check(ok, f"auxk_detached: expected {wanted}, got {kind!r}")
     n_groups, weights = len(sae.group_sizes), config.group_weights
     ok = not weights or len(weights) == n_groups
     check(ok, f"group_weights: expected {n_groups} numbers, one for each group, got {weights}")
-    ok = config.k_start is None or (
-        kind in ("topk", "batch_topk", "matryoshka") and config.k_start <= sae.d_sae
-    )
+    with_k = kind in ("topk", "batch_topk", "matryoshka")
+    ok = config.k_start is None or (with_k and config.k_start <= sae.d_sae)
     check(ok, f"k_start: expected None, or at most d_sae with a top k, got {config.k_start} with {kind!r}")
     ok = not config.resample_steps or sae.d_out is None
     check(ok, f"resample_steps: expected () for a transcoder, got {config.resample_steps}")
-    if config.optimizer != "adam":
-        for name in ("param_dtype", "state_dtype"):
-            value = getattr(config, name)
-            check(
-                value == "fp32", f"{name}: expected 'fp32' with optimizer {config.optimizer!r}, got {value!r}"
-            )
-    ok = config.optimizer in ("adamw", "muon") or config.weight_decay == 0
-    check(ok, f"weight_decay: expected 0 with optimizer {config.optimizer!r}, got {config.weight_decay}")
+    for name in ("param_dtype", "state_dtype"):
+        value = getattr(config, name)
+        ok = value == "fp32" or optimizer == "adam"
+        check(ok, f"{name}: expected 'fp32' with optimizer {optimizer!r}, got {value!r}")
+    ok = optimizer in ("adamw", "muon") or config.weight_decay == 0
+    check(ok, f"weight_decay: expected 0 with optimizer {optimizer!r}, got {config.weight_decay}")

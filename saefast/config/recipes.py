@@ -1,14 +1,16 @@
-"""Recipes of the literature and of other projects: the architecture and the settings, with the numbers of their source.
+"""Recipes of papers and of other projects: the architecture and the settings, with the numbers of their source.
 
     sae_options, train_options = recipe("anthropic-april-2024")
     sae = SAE(SAEConfig(d_in=d, d_sae=n, **sae_options))
     trainer = Trainer(sae, TrainConfig(total_tokens=tokens, **train_options))
 
-Reductions. `loss` "mse" is the sum over d_in, averaged over tokens; "mse_mean" is averaged over both; "fvu" is the sum
-over the batch over its variance. A penalty is a sum over latents, averaged over tokens. Where a source counts in
-another way, its number is converted and both are given below. Scales: with normalize_input the data are scaled to
-E||x||^2 = d_in, which is what the Anthropic recipes, openai's and SAELens' ask for, up to the difference between the
-root mean square and the mean of the norm; where a source scales to E||x||^2 = 1, weights of penalties are converted.
+Reductions: the `loss` "mse" is the sum over d_in, averaged over tokens; "mse_mean" is averaged over both; "fvu" is the
+squared error of the batch divided by its variance. A penalty is a sum over latents, averaged over tokens. Where a source
+counts in another way, its number is converted, and both numbers are given below.
+
+Scales: with normalize_input the data are scaled to E||x||^2 = d_in. The recipes of Anthropic, openai and SAELens ask for
+that, up to the difference between the root mean square and the mean of the norm. Where a source scales to E||x||^2 = 1,
+the weights of penalties are converted.
 
 Steps become shares of the run: a source that warms up over 1000 of 100,000 steps warms up over 1% here.
 """
@@ -20,9 +22,9 @@ from saefast.errors import check
 
 class Recipe(NamedTuple):
     source: str
-    sae: dict[str, Any]  # of SAEConfig
-    train: dict[str, Any]  # of TrainConfig
-    note: str = ""  # what differs, or is converted
+    sae: dict[str, Any]  # fields of SAEConfig
+    train: dict[str, Any]  # fields of TrainConfig
+    note: str = ""  # what differs from the source, or is converted
 
 
 RECIPES: dict[str, Recipe] = {
@@ -128,10 +130,10 @@ RECIPES: dict[str, Recipe] = {
 
 
 def recipe(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fields of SAEConfig and of TrainConfig that the recipe sets, each a dict to change as you like.
+    """The fields of SAEConfig and of TrainConfig that the recipe sets: two dicts that you may change.
 
     Raises:
-        InputError: no recipe of that name.
+        InputError: there is no recipe of this name.
     """
     check(name in RECIPES, f"recipe: expected one of {list(RECIPES)}, got {name!r}")
     found = RECIPES[name]

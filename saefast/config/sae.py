@@ -1,14 +1,14 @@
-"""What an SAE is. Frozen, validated where it is made; the command line (`cli.py`) is generated from it."""
+"""What an SAE is. The config is frozen and checked when it is made; the command line is generated from it."""
 
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
-from saefast.errors import check, one_of, positive
+from saefast.errors import check, check_choices, positive
 
-ACTIVATIONS = ("topk", "batch_topk", "matryoshka", "group_max", "relu", "jumprelu", "gated")
-WITH_K = ACTIVATIONS[:4]
+Activation = Literal["topk", "batch_topk", "matryoshka", "group_max", "relu", "jumprelu", "gated"]
+WITH_K = get_args(Activation)[:4]
 
 
 @dataclass(frozen=True)
@@ -19,35 +19,37 @@ class SAEConfig:
     """Width of the activations; of all layers together for a crosscoder."""
     d_sae: int
     """Number of latents, the size of the dictionary."""
-    activation: Literal["topk", "batch_topk", "matryoshka", "group_max", "relu", "jumprelu", "gated"] = "topk"
-    """Which pre-activations become active, see `saefast.engine.architectures`: the k largest of each token, B * k of a batch
-    (with one threshold afterwards), the same of nested dictionaries, the largest of each of k groups of latents, the
-    positive ones, those above a threshold of each latent, those that a gate lets through."""
+    activation: Activation = "topk"
+    """Which pre-activations become active, see `saefast.engine.architectures`. topk: the k largest of each token.
+    batch_topk: the B * k largest of a batch in training, those above one threshold afterwards. matryoshka: the same, for
+    nested dictionaries. group_max: the largest of each of k groups of latents. relu: the positive ones. jumprelu: those
+    above the threshold of their latent. gated: those whose gate is open."""
     k: int | None = None
-    """Active latents per token, for the first four. Default: 32."""
+    """Active latents per token, for topk, batch_topk, matryoshka and group_max. Default: 32."""
     d_out: int | None = None
     """Width of the target of a transcoder; None: the SAE reconstructs its input."""
     pre_bias: bool = True
-    """Whether b_dec is subtracted from the input. False for a transcoder."""
+    """Whether b_dec is subtracted from the input. It must be False for a transcoder."""
     skip: bool = False
-    """Transcoder: adds W_skip x to the output (arXiv 2501.18823)."""
+    """Transcoder: add W_skip x to the output (arXiv 2501.18823)."""
     layers: int = 1
-    """Crosscoder: the input is that many layers of d_in / layers, the norm of a decoder row the sum of theirs."""
+    """Crosscoder: the input is this many layers of width d_in / layers, side by side; the norm of a decoder row is the
+    sum of the norms of its parts."""
     group_sizes: tuple[int, ...] = ()
-    """Matryoshka: sizes of the nested dictionaries, the last d_sae. Default: d_sae / 16, / 8, / 4, / 2, / 1."""
+    """Matryoshka: sizes of the nested dictionaries; the last is d_sae. Default: d_sae / 16, / 8, / 4, / 2, / 1."""
     scale_by_norm: bool = False
-    """TopK, BatchTopK, Matryoshka, JumpReLU: select by pre_acts * ||W_dec row||, for decoder rows of any norm."""
+    """TopK, BatchTopK, Matryoshka, JumpReLU: select by pre_acts * ||W_dec row||, for decoder rows that have any norm."""
     input_norm: Literal["none", "layer_norm", "constant_norm", "scale"] = "none"
-    """What is done to a row before it is encoded, and undone to its reconstruction, see
-    `saefast.sae.inference`. For SAEs of other projects: the trainer takes "none" only."""
+    """How a row is normalised before it is encoded, which is undone in its reconstruction; see `saefast.sae.inference`.
+    It is for SAEs of other projects: the trainer takes "none" only."""
     scales: tuple[float, float] | None = None
     """For "scale": what the input is multiplied by, and what the output is divided by."""
     init_threshold: float = 0.001
-    """JumpReLU: the thresholds of a fresh SAE, in the units in which it is trained (see normalize_input)."""
+    """JumpReLU: the thresholds of a fresh SAE, in the units of the scaled input (see normalize_input)."""
 
     def __post_init__(self) -> None:
         positive(self, "d_in", "d_sae", "layers")
-        one_of(self, "activation", ACTIVATIONS)
+        check_choices(self)
         with_k, kind = self.activation in WITH_K, self.activation
         if with_k and self.k is None:
             object.__setattr__(self, "k", 32)
@@ -66,51 +68,39 @@ class SAEConfig:
         check(divides, f"layers: expected a divisor of d_in = {self.d_in} (and d_out), got {self.layers}")
         scalable = not self.scale_by_norm or kind in ("topk", "batch_topk", "matryoshka", "jumprelu")
         check(scalable, f"scale_by_norm: expected False with activation {kind!r}, got True")
-        check(
-            0 < self.init_threshold < math.inf, f"init_threshold: expected > 0, got {self.init_threshold!r}"
-        )
-        self._check_input_norm()
+        above_0 = 0 < self.init_threshold < math.inf
+        check(above_0, f"init_threshold: expected > 0, got {self.init_threshold!r}")
+        self._check_scales()
         self._check_groups()
 
-    def _check_input_norm(self) -> None:
-        one_of(self, "input_norm", ("none", "layer_norm", "constant_norm", "scale"))
-        of_input = self.input_norm in (
-            "layer_norm",
-            "constant_norm",
-        )  # a transcoder's output has another norm
-        kind = self.input_norm
-        check(
-            not of_input or self.d_out is None, f"input_norm: expected 'none' for a transcoder, got {kind!r}"
-        )
-        check(
-            (kind == "scale") == (self.scales is not None),
-            f"scales: expected with 'scale' only, got {kind!r}",
-        )
-        ok = self.scales is None or (
-            len(self.scales) == 2 and all(0 < scale < math.inf for scale in self.scales)
-        )
-        check(ok, f"scales: expected two positive numbers, got {self.scales!r}")
+    def _check_scales(self) -> None:
+        kind, scales = self.input_norm, self.scales
+        per_row = kind in ("layer_norm", "constant_norm")  # the output of a transcoder has another norm
+        ok = not per_row or self.d_out is None
+        check(ok, f"input_norm: expected 'none' for a transcoder, got {kind!r}")
+        ok = (kind == "scale") == (scales is not None)
+        check(ok, f"scales: expected with 'scale' only, got {kind!r}")
+        ok = scales is None or (len(scales) == 2 and all(0 < scale < math.inf for scale in scales))
+        check(ok, f"scales: expected two positive numbers, got {scales!r}")
 
     def _check_groups(self) -> None:
-        if self.activation != "matryoshka":
-            empty = not self.group_sizes
-            check(
-                empty, f"group_sizes: expected () with activation {self.activation!r}, got {self.group_sizes}"
-            )
+        kind, given = self.activation, self.group_sizes
+        if kind != "matryoshka":
+            check(not given, f"group_sizes: expected () with activation {kind!r}, got {given}")
             return
-        sizes = tuple(self.group_sizes) or tuple(self.d_sae // n for n in (16, 8, 4, 2, 1) if self.d_sae >= n)
+        sizes = tuple(given) or tuple(self.d_sae // n for n in (16, 8, 4, 2, 1) if self.d_sae >= n)
         object.__setattr__(self, "group_sizes", sizes)
         rising = sizes[-1] == self.d_sae and sizes[0] > 0 and all(a < b for a, b in pairwise(sizes))
         check(rising, f"group_sizes: expected rising sizes that end with d_sae = {self.d_sae}, got {sizes}")
 
     @property
     def top_k(self) -> int:
-        """k where there is one; 0 where the number of active latents is not bounded."""
+        """k, or 0 if the number of active latents is not bounded."""
         return self.k or 0
 
     @property
     def k_of_token(self) -> int | None:
-        """Active latents of every token; None where tokens differ."""
+        """How many latents are active in every token; None if that differs between tokens."""
         return self.k if self.activation in ("topk", "group_max") else None
 
     @property
@@ -120,5 +110,5 @@ class SAEConfig:
 
     @property
     def row_width(self) -> int:
-        """Width of a row to train on: a transcoder's has the target behind the input."""
+        """Width of a row to train on: for a transcoder the target stands behind the input."""
         return self.d_in + (self.d_out or 0)
