@@ -1,4 +1,4 @@
-"""How good a trained SAE is, on held-out activations. The evaluation inside the language model is in `lm.py`."""
+"""How good a trained SAE is, on held-out activations. The evaluation inside the language model is in `splice.py`."""
 
 from collections.abc import Iterable
 from typing import NamedTuple

@@ -3,7 +3,7 @@
     python -m tests.gates.house            of this checkout
     python -m tests.gates.house ../before  of another one: nothing of it is imported
 
-An import inside of a function counts as one at the top does, and so does one of a name in a string ("saefast.x.y"), so that
+An import inside of a function counts as one at the top does, and so does one of a name in a string ("saefast.files"), so that
 nothing can hide a circle. An import goes back up when it closes a circle. Native code is searched by names of functions.
 """
 

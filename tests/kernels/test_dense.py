@@ -1,6 +1,6 @@
 """The dense Triton ops against `saefast.reference`, and the choice between dense and sparse steps.
 
-Each epilogue with small tiles and exact operands: test_triton_gemm.py.
+Each epilogue with small tiles and exact operands: test_gemm.py.
 """
 
 import os

@@ -46,7 +46,7 @@ def threads():
 
 @pytest.fixture(autouse=True)
 def torch_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No screening (`test_native_screen.py`): what is cut here are products of torch."""
+    """No screening (`test_screen.py`): what is cut here are products of torch."""
     monkeypatch.setattr(native_encode, "SCREENED_ROWS", 10**9)
 
 

@@ -1,8 +1,8 @@
 """A pytest plugin: SAELens's own tests of its trainer and runners with `saefast.adapters.sae_lens` in place.
 
     cp -r SAELENS/tests SUITE/ && cd SUITE      (beside its own package, that one would be imported)
-    PYTHONPATH=HERE/tests/peers:$PYTHONPATH python -m pytest -p own_suite_sae_lens --saefast tests/saes \\
-        tests/training/test_{sae_trainer,optim,activation_scaler}.py tests/test_llm_sae_training_runner.py
+    PYTHONPATH=HERE/tests/peers:$PYTHONPATH python -m pytest -p own_suite_sae_lens --saefast ./tests/saes \\
+        ./tests/training/test_{sae_trainer,optim,activation_scaler}.py ./tests/test_llm_sae_training_runner.py
 
 Without --saefast they run on the stock trainer. What they would download is replaced: their language model by one of its
 sizes with random weights and SmolLM2's tokenizer (data/smollm2-135m), their dataset by the texts of data/corpus.jsonl.

@@ -179,7 +179,7 @@ def test_openai(kind, tied, x, tmp_path):
 
 @pytest.mark.parametrize("kind", ["TopK", "ReLU"])
 def test_openai_formula(kind, x, tmp_path):
-    """As written in its model.py: layer norm with TopK only, the unbiased standard deviation, 1e-5 added to it."""
+    """As its model has it: layer norm with TopK only, the unbiased standard deviation, 1e-5 added to it."""
     generator = torch.Generator().manual_seed(1)
     W_enc, W_dec, pre_bias, latent_bias = (
         scale * torch.randn(shape, generator=generator)
