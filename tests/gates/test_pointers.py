@@ -94,7 +94,7 @@ def modules() -> dict[str, dict[str, ast.AST]]:
 
 @cache
 def classes() -> dict[str, set[str] | None]:
-    """Name -> attributes, with those of the bases; None where a base is not ours, so that it may have any."""
+    """Name -> attributes, with those of the bases; None if a base is not ours, which may have any."""
     nodes = [
         node for names in modules().values() for node in names.values() if isinstance(node, ast.ClassDef)
     ]
@@ -103,9 +103,15 @@ def classes() -> dict[str, set[str] | None]:
     for _ in range(4):  # as deep as classes of ours are derived from each other
         for node in nodes:
             bases = [ast.unparse(base).split("[")[0].split(".")[-1] for base in node.bases]
-            known = [found.get(base, set()) for base in bases] if set(bases) <= ours else [None]
-            old = found.get(node.name, set())
-            found[node.name] = None if None in (old, *known) else old.union(attributes(node), *known)
+            known = (
+                [found.get(base, set()) for base in bases if base != node.name]
+                if set(bases) <= ours
+                else [None]
+            )
+            if None in known:
+                found.setdefault(node.name, None)  # another class of that name may say more
+            else:
+                found[node.name] = (found.get(node.name) or set()).union(attributes(node), *known)
     return found
 
 
