@@ -1,4 +1,4 @@
-# The words: make demo, make test, make bench, make gpu, make peers. Each sets up what it needs, in .venv or .venv-peers.
+# The words: make demo, make test, make test-all, make bench, make gpu, make peers. Each sets up what it needs, in .venv or .venv-peers.
 PYTHON ?= python3
 VENV ?= .venv
 PEERS ?= .venv-peers
@@ -6,12 +6,17 @@ BIN := $(VENV)/bin
 # Without a GPU the tested pins apply; with one, torch's CUDA wheel names the triton it needs.
 PINS := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints.txt)
 TORCH := $(if $(PINS),torch==2.13.0,torch)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -n auto --dist worksteal
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/demo.py $(if $(DEBIAN),--debian)
 
+# At most 5 minutes on 2 cores: every op, architecture, format and command, but not every combination of them.
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -n auto --dist worksteal -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
+
+test-all: $(VENV)/ready
+	$(PYTEST) -m "not gpu"
 
 # Ours beside plain PyTorch and every peer that can be installed: under 15 minutes on 2 cores, into benchmarks/results/.
 # The learning rates (quality.py --tune) and the largest dictionaries (scaling.py --largest) take longer and stay as they are.
@@ -51,4 +56,4 @@ $(VENV)/ready: pyproject.toml constraints.txt $(wildcard csrc/*.* csrc/*/*)
 clean:
 	rm -rf $(VENV) $(PEERS) build runs data .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: demo test bench gpu peers clean
+.PHONY: demo test test-all bench gpu peers clean

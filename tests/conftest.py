@@ -1,16 +1,41 @@
 import importlib.util
-import os
+from collections import defaultdict
 
 import pytest
 import torch
 
 from tests.gates import quick_interpreter, strict_interpreter
+from tests.helpers import kernels  # before anything of saefast.triton_kernels
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before the first import of a kernel
-if importlib.util.find_spec("triton"):
+if importlib.util.find_spec("triton") and not kernels.ON_GPU:
     quick_interpreter.install()
     strict_interpreter.install()
+
+
+def values_of(case):
+    """Which value a case has of each `parametrize` mark, and of each parameter of a fixture."""
+    params = dict(case.callspec.params)
+    for mark in case.iter_markers("parametrize"):
+        names = mark.args[0]
+        names = names.replace(",", " ").split() if isinstance(names, str) else names
+        yield tuple(id(params.pop(name)) for name in names)
+    yield from map(id, params.values())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a test marked `each_value`, the cases of a diagonal have each value of each parameter; the others are slow."""
+    tests = defaultdict(dict)
+    for item in items:
+        if item.get_closest_marker("each_value"):
+            tests[item.function][item] = tuple(values_of(item))
+    for cases in tests.values():
+        orders = [list(dict.fromkeys(column)) for column in zip(*cases.values())]
+        longest = max(map(len, orders))
+        diagonal = {tuple(order[i % len(order)] for order in orders) for i in range(longest)}
+        for case, values in cases.items():
+            if values not in diagonal:
+                case.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)

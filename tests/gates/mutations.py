@@ -1,0 +1,210 @@
+"""Changes the package in one place at a time, and says whether the tests notice: those of `make test`, and all of them.
+
+    nice python -m tests.gates.mutations                              the sample in benchmarks/LOG.md
+    nice python -m tests.gates.mutations --seed 1 --count 10 --only triton_kernels/
+    nice python -m tests.gates.mutations --only saefast/engine/auxk.py --line 57
+
+The files of the checkout stay as they are: a mutant is a file in a temporary folder, and a `sitecustomize.py` beside it imports
+it in place of the original in every process that tests start. A mutant runs the tests that belong to its file until one fails:
+first those of `make test`, then those that only `make test-all` runs.
+"""
+
+import argparse
+import ast
+import importlib
+import multiprocessing
+import os
+import random
+import runpy
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import zip_longest
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.helpers import kernels  # before triton, which is loaded once for all mutants
+
+ROOT = Path(__file__).parents[2]
+# How the files of a part of the package begin, and the tests that belong to them (of a kernel: `tests_of`).
+BELONGS = {
+    "saefast/reference": "tests/test_reference.py tests/test_reference_cpu.py tests/engine tests/autograd",
+    "saefast/engine/": "tests/engine tests/train/test_trainer.py",
+    "saefast/native/": "tests/native/test_step.py tests/native/test_given.py tests/native/test_encode.py tests/native/test_topk.py",
+    "saefast/activations/": "tests/activations",
+    "saefast/formats/": "tests/formats",
+    "triton_kernels/": "tests/kernels/test_update.py tests/kernels/test_given.py",
+}
+SWAPS = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "==", "in": "not in", "is": "is not"}
+SWAPS |= {"+": "-", "-": "+", "*": "+", "/": "*", "//": "*", "@": "+", "&": "|", "and": "or", "or": "and"}
+SAYS_ONLY = ast.Assert | ast.Raise | ast.JoinedStr  # checks of our own calls, and messages
+REDIRECT = """
+import importlib.util, sys
+
+class Redirect:
+    def find_spec(name, path=None, target=None):
+        if name == {module!r}:
+            return importlib.util.spec_from_file_location(name, {file!r}, submodule_search_locations={inside!r})
+
+sys.meta_path.insert(0, Redirect)
+"""
+fork = multiprocessing.get_context("fork")
+
+
+class Mutant(NamedTuple):
+    path: Path  # of the original, from ROOT
+    line: int
+    start: int  # in bytes
+    end: int
+    text: str  # what stands there instead
+
+
+def mutants_of(path: Path) -> Iterator[Mutant]:
+    """Every change that we know how to make to a file. Docstrings, annotations and default values stay."""
+    source = (ROOT / path).read_bytes()
+    begins = [0]
+    for line in source.splitlines(keepends=True):
+        begins.append(begins[-1] + len(line))
+
+    def change(node: ast.expr, start: int, end: int, text: str) -> Iterator[Mutant]:
+        try:  # without the operand, or around it, a bracket may be missing
+            compile(source[:start] + text.encode() + source[end:], path, "exec")
+        except SyntaxError:
+            return
+        yield Mutant(path, node.lineno, start, end, text)
+
+    def span(node: ast.expr) -> tuple[int, int]:
+        return begins[node.lineno - 1] + node.col_offset, begins[node.end_lineno - 1] + node.end_col_offset
+
+    def operator(left: ast.expr, right: ast.expr) -> Iterator[Mutant]:
+        start, end = span(left)[1], span(right)[0]
+        gap = source[start:end].decode()
+        old = gap.strip(" ()\n")
+        if old in SWAPS:
+            yield from change(left, start, end, gap.replace(old, SWAPS[old]))
+
+    def visit(node: ast.AST) -> Iterator[Mutant]:
+        if isinstance(node, SAYS_ONLY):
+            return
+        if isinstance(node, ast.Compare):
+            yield from operator(node.left, node.comparators[0])
+        elif isinstance(node, ast.BinOp):
+            yield from operator(node.left, node.right)
+            if isinstance(node.op, ast.Add | ast.Sub):  # the second term is dropped
+                yield from change(node, span(node.left)[1], span(node)[1], "")
+        elif isinstance(node, ast.BoolOp):
+            yield from operator(*node.values[:2])
+        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub):
+            yield from change(node, span(node)[0], span(node.operand)[0], "")
+        elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+            new = not node.value if isinstance(node.value, bool) else node.value + 1
+            yield from change(node, *span(node), repr(new))
+        elif isinstance(node, ast.If | ast.IfExp):
+            start, end = span(node.test)
+            yield from change(node.test, start, end, f"(not ({source[start:end].decode()}))")
+        for child in node.body if isinstance(node, ast.FunctionDef) else ast.iter_child_nodes(node):
+            yield from visit(child)
+
+    yield from visit(ast.parse(source))
+
+
+def sample(only: str, line: int | None, count: int, seed: int) -> list[Mutant]:
+    """From each part of BELONGS in turn, and there from each file in turn, one of its mutants."""
+    paths = sorted([*ROOT.glob("saefast/**/*.py"), *ROOT.glob("triton_kernels/*.py")])
+    names, parts = [str(path.relative_to(ROOT)) for path in paths], []
+    for begin in BELONGS:
+        draw = random.Random(f"{seed} {begin}")
+        chosen = [Path(name) for name in names if name.startswith(begin) and name.startswith(only)]
+        files = [[m for m in mutants_of(path) if line in (None, m.line)] for path in chosen]
+        for file in files:
+            draw.shuffle(file)
+        draw.shuffle(files)
+        parts.append([mutant for turn in zip_longest(*files) for mutant in turn if mutant])
+    return [mutant for turn in zip_longest(*parts) for mutant in turn if mutant][:count]
+
+
+def tests_of(path: Path) -> list[str]:
+    own = Path("tests/kernels", f"test_{path.stem}.py")
+    if path.parts[0] == "triton_kernels" and (ROOT / own).exists():
+        return [str(own)]
+    return next(tests for begin, tests in BELONGS.items() if path.as_posix().startswith(begin)).split()
+
+
+class Watch:
+    """Runs the tests of `make test` first, and sends the first failure and whether it is of a slow test."""
+
+    def __init__(self, sender: Connection) -> None:
+        self.sender = sender
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.sender.send((report.nodeid, False))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.sender.send((report.nodeid, "slow" in report.keywords))
+
+
+def session(mutant: Mutant, folder: Path, sender: Connection) -> None:
+    """In a process of its own: the tests, with the mutant in place of its original."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.environ["PYTHONPATH"], sys.dont_write_bytecode = str(folder), True  # the first for processes of tests
+    source, package = (ROOT / mutant.path).read_bytes(), mutant.path.name == "__init__.py"
+    file = folder / "mutant.py"
+    file.write_bytes(source[: mutant.start] + mutant.text.encode() + source[mutant.end :])
+    module = ".".join((mutant.path.parent if package else mutant.path.with_suffix("")).parts)
+    module = module if module.startswith("saefast") else f"saefast.{module}"
+    inside = [str(ROOT / mutant.path.parent)] if package else None
+    (folder / "sitecustomize.py").write_text(REDIRECT.format(module=module, file=str(file), inside=inside))
+    runpy.run_path(str(folder / "sitecustomize.py"))
+    options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-m", "not gpu"]
+    status = pytest.main([*options, *tests_of(mutant.path)], plugins=[Watch(sender)])
+    sender.send((f"pytest ends with {status!r}" if status else "", False))
+
+
+def run(mutant: Mutant) -> tuple[str, bool]:
+    """The first test that notices, "" if there is none, and whether it is a slow one."""
+    receiver, sender = fork.Pipe(duplex=False)
+    with tempfile.TemporaryDirectory() as folder:
+        child = fork.Process(target=session, args=(mutant, Path(folder), sender))
+        child.start()
+        sender.close()
+        try:
+            return receiver.recv()
+        except EOFError:
+            return "the process dies", False
+        finally:
+            child.join()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=40, help="how many mutants")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="what the path of the file begins with")
+    parser.add_argument("--line", type=int)
+    options = parser.parse_args()
+    assert not kernels.ON_GPU
+    importlib.import_module("triton.language")
+    counts = dict.fromkeys(("make test", "make test-all alone", "nothing"), 0)
+    for mutant in sample(options.only, options.line, options.count, options.seed):
+        begun = time.perf_counter()
+        test, slow = run(mutant)
+        by = "nothing" if not test else "make test-all alone" if slow else "make test"
+        counts[by] += 1
+        old = (ROOT / mutant.path).read_bytes()[mutant.start : mutant.end].decode()
+        print(f"{mutant.path}:{mutant.line}: {old!r} becomes {mutant.text!r}")
+        print(f"    {by} ({time.perf_counter() - begun:.0f} s) {test}", flush=True)
+    print("noticed by", counts)
+
+
+if __name__ == "__main__":
+    main()
