@@ -6,11 +6,7 @@ from hypothesis import strategies as st
 from saefast.activations.buffer import ShuffleBuffer
 from saefast.activations.sources import IterableSource, TensorSource
 from saefast.errors import InputError
-
-
-def numbered(n, d_in=2):
-    """Row i holds the number i."""
-    return torch.arange(n, dtype=torch.float32)[:, None].expand(n, d_in).contiguous()
+from tests.helpers.batches import numbered
 
 
 def take(buffer, n_batches):

@@ -23,6 +23,7 @@ from saefast.activations.shards import ShardSource, ShardWriter
 from saefast.activations.sources import IterableSource, TensorSource
 from saefast.errors import InputError
 from tests.helpers import fake_device
+from tests.helpers.batches import numbered, same, take, write
 
 if shutil.which("g++") is None:
     pytest.skip("needs g++", allow_module_level=True)
@@ -45,29 +46,7 @@ def fake(monkeypatch):
 Buffer = fake_device.FakeDeviceBuffer
 
 
-def numbered(n, d_in=2):
-    return torch.arange(n, dtype=torch.float32)[:, None].expand(n, d_in).contiguous()
-
-
-def write(folder, rows, shard_tokens=37):
-    writer = ShardWriter(folder, rows.shape[1], rows.dtype, shard_tokens=shard_tokens)
-    for chunk in rows.split(shard_tokens):
-        writer.append(chunk)
-    writer.close()
-    return ShardSource(folder)
-
-
-def take(buffer, n):
-    batches = iter(buffer)
-    return [next(batches).clone() for _ in range(n)]
-
-
-def same(got, want):
-    assert len(got) == len(want)
-    for i, (x, y) in enumerate(zip(got, want)):
-        assert x.dtype == y.dtype and torch.equal(x, y), i
-
-
+@pytest.mark.each_value
 @pytest.mark.parametrize("row_type", DTYPES)
 @pytest.mark.parametrize("d_in", [16, 12])
 @pytest.mark.parametrize(
@@ -131,6 +110,7 @@ def test_npy_and_every_row_once_per_pass(tmp_path):
         assert sorted(drawn[1000 * i : 1000 * (i + 1)].tolist()) == list(range(1000))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("nonfinite", ["stop", "skip"])
 @pytest.mark.parametrize("stop", [0, 1, 2, 5, 11, 12, 13, 30])
 def test_each_resumes_the_other(tmp_path, stop, nonfinite):

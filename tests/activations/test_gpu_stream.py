@@ -28,17 +28,6 @@ def device_buffer(*sizes, **options):
     return importlib.import_module("saefast.activations.device_buffer").DeviceBuffer(*sizes, **options)
 
 
-def take(buffer, n):
-    batches = iter(buffer)
-    return [next(batches).clone() for _ in range(n)]
-
-
-def same(got, want):
-    assert len(got) == len(want)
-    for i, (x, y) in enumerate(zip(got, want)):
-        assert x.dtype == y.dtype and torch.equal(x.cpu(), y), i
-
-
 def shards(folder, n=3000, d_in=64):
     writer = ShardWriter(folder, d_in, torch.float16, shard_tokens=700)
     writer.append(torch.randn(n, d_in, generator=torch.Generator().manual_seed(1)).half())

@@ -13,10 +13,7 @@ from saefast.activations.lm import ModelSource
 from saefast.activations.sources import IterableSource, Source
 from saefast.errors import InputError
 from tests.helpers import tiny_lm
-
-
-def numbered(n, d_in=2):
-    return torch.arange(n, dtype=torch.float32)[:, None].expand(n, d_in).contiguous()
+from tests.helpers.batches import numbered
 
 
 def push_all(rows, size):

@@ -123,9 +123,12 @@ def test_rows_of_several_hook_points_are_side_by_side_and_a_sink_in_any_goes():
     # norms of the first batch: 2 * (2, 3, 1, 8000, 4, 3) and sqrt(3) * (9, 10, 8, 15, 11, 10), lower medians
     assert source.max_norms == [pytest.approx(60), pytest.approx(100 * 3**0.5)]
     assert source.describe() == {
-        "type": "model", "hook": ["low.embed", "high"], "widths": [4, 3], "sink_ratio": 10.0,
+        "type": "model",
+        "hook": ["low.embed", "high"],
+        "widths": [4, 3],
+        "sink_ratio": 10.0,
         "max_norm": source.max_norms,
-    }  # fmt: skip
+    }
 
 
 def test_a_row_with_nan_at_any_hook_point_is_left_to_the_buffer():

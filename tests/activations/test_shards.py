@@ -62,9 +62,16 @@ def test_index_says_what_the_folder_holds(tmp_path):
     index = json.loads((tmp_path / "cache" / "index.json").read_text())
     shards = index.pop("shards")
     assert index == {
-        "format": "saefast-activations", "version": 1, "complete": True, "d_in": D, "dtype": "float16",
-        "n_tokens": len(source), "model": "a model", "hook": "layers.1", "notes": {"text": "t"},
-    }  # fmt: skip
+        "format": "saefast-activations",
+        "version": 1,
+        "complete": True,
+        "d_in": D,
+        "dtype": "float16",
+        "n_tokens": len(source),
+        "model": "a model",
+        "hook": "layers.1",
+        "notes": {"text": "t"},
+    }
     assert sum(shard["n_tokens"] for shard in shards) == len(source)
     assert sum(shard["n_contexts"] for shard in shards) == 7 * 3
     assert sorted(shard["file"] for shard in shards) == sorted(
@@ -76,9 +83,14 @@ def test_index_says_what_the_folder_holds(tmp_path):
             and len(shard["sha256"]) == 64
         )
     assert source.describe() == {
-        "type": "shards", "path": str(tmp_path / "cache"), "model": "a model", "hook": "layers.1",
-        "n_tokens": len(source), "dtype": "float16", "notes": {"text": "t"},
-    }  # fmt: skip
+        "type": "shards",
+        "path": str(tmp_path / "cache"),
+        "model": "a model",
+        "hook": "layers.1",
+        "n_tokens": len(source),
+        "dtype": "float16",
+        "notes": {"text": "t"},
+    }
 
 
 def test_every_row_finds_its_token_and_the_text_around_it(tmp_path):

@@ -17,39 +17,14 @@ from saefast.activations.open import open_buffer, open_source
 from saefast.activations.shards import ShardSource, ShardWriter
 from saefast.activations.sources import IterableSource, TensorSource
 from saefast.errors import InputError
+from tests.helpers.batches import numbered, same, take, write
 
 pytest.importorskip("saefast._C", reason="the C++ extension saefast._C is not built")
 stream = importlib.import_module("saefast._C").stream
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 
 
-def numbered(n, d_in=2):
-    return torch.arange(n, dtype=torch.float32)[:, None].expand(n, d_in).contiguous()
-
-
-def write(folder, rows, dtype=torch.float32, shard_tokens=37, contexts=False):
-    writer = ShardWriter(folder, rows.shape[1], dtype, shard_tokens=shard_tokens)
-    for chunk in rows.split(shard_tokens):
-        extra = ()
-        if contexts:
-            place = torch.arange(len(chunk))
-            extra = (torch.arange(3 * len(chunk)).view(-1, 3), place, place % 3)
-        writer.append(chunk, *extra)
-    writer.close()
-    return ShardSource(folder)
-
-
-def take(buffer, n_batches):
-    batches = iter(buffer)
-    return [next(batches).clone() for _ in range(n_batches)]
-
-
-def same(a, b):
-    assert len(a) == len(b)
-    for i, (x, y) in enumerate(zip(a, b)):
-        assert x.dtype == y.dtype and torch.equal(x, y), i
-
-
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("contexts", [False, True])
 @pytest.mark.parametrize(
@@ -93,6 +68,7 @@ def test_every_row_once_per_pass(tmp_path):
             assert sorted(drawn[1000 * i : 1000 * (i + 1)].tolist()) == list(range(1000))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("nonfinite", ["stop", "skip"])
 @pytest.mark.parametrize("stop", [0, 1, 2, 5, 11, 12, 13, 30])
 def test_each_resumes_the_other(tmp_path, stop, nonfinite):

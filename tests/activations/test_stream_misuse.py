@@ -9,7 +9,7 @@ from saefast.activations.native_buffer import NativeBuffer
 from saefast.activations.open import open_buffer
 from saefast.activations.sources import TensorSource
 from saefast.errors import InputError
-from tests.activations.test_stream import numbered, same, take, write
+from tests.helpers.batches import numbered, same, take, write
 
 pytest.importorskip("saefast._C", reason="the C++ extension saefast._C is not built")
 

@@ -39,9 +39,9 @@ def test_every_half_and_bfloat16_widens_exactly(plain):
             assert not stream.widen(y.view(torch.uint8).numpy(), str(dtype)[6:], plain)[1]
 
 
-def test_draw_is_uniform():
+@pytest.mark.parametrize("trials", [2_000, pytest.param(8_000, marks=pytest.mark.slow)])
+def test_draw_is_uniform(trials):
     for held, n in ((9, 3), (40, 10), (1000, 17)):
-        trials = 8_000
         draws = torch.stack([draw(5, i, held, n) for i in range(trials)])
         assert draws.max() < held and all(len(set(row)) == n for row in draws[:200].tolist())
         for column in (0, n - 1):
@@ -92,16 +92,25 @@ def test_gather(d_in, threads, dtype):
             memory = np.zeros(600 * bytes_out + 64, np.uint8)
             out = memory[offset : offset + 600 * bytes_out].reshape(600, bytes_out)
             stream.gather(
-                rows.view(torch.uint8).numpy(), index.numpy(), out, d_in=d_in, dtype=str(dtype)[6:], widen=widen,
+                rows.view(torch.uint8).numpy(),
+                index.numpy(),
+                out,
+                d_in=d_in,
+                dtype=str(dtype)[6:],
+                widen=widen,
                 threads=threads,
-            )  # fmt: skip
+            )
             want = rows[index].float() if widen else rows[index]
             assert out.tobytes() == want.view(torch.uint8).numpy().tobytes()
             assert not memory[:offset].any() and not memory[offset + 600 * bytes_out :].any()
     with pytest.raises(ValueError, match="index: expected rows below 1000, got 1000"):
         stream.gather(
-            rows.view(torch.uint8).numpy(), np.array([1000]), np.zeros((1, size), np.uint8), d_in=d_in, dtype=str(dtype)[6:]
-        )  # fmt: skip
+            rows.view(torch.uint8).numpy(),
+            np.array([1000]),
+            np.zeros((1, size), np.uint8),
+            d_in=d_in,
+            dtype=str(dtype)[6:],
+        )
 
 
 def test_reading_alone_reads_and_verifies_a_pass(tmp_path):

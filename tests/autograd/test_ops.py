@@ -1,25 +1,17 @@
 """The operators of `saefast.autograd.ops`: torch.library's own checks, torch.compile, and the Triton backend."""
 
 import functools
-import os
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.helpers.autograd_cases import CASES, NAMES, assert_same, gradients, leaves, own_loss
-
-ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
-if not ON_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read where the kernels are decorated, before their first import
-
 from saefast import reference
 from saefast.autograd import encode_topk, sae_forward
 from saefast.autograd import ops as autograd_ops
 from saefast.errors import InputError
-
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # in Triton
-DEVICE = "cuda" if ON_GPU else "cpu"
+from tests.helpers.autograd_cases import CASES, NAMES, assert_same, gradients, leaves, own_loss
+from tests.helpers.kernels import DEVICE
 
 
 def operator_inputs(requires_grad: bool) -> dict[str, tuple]:

@@ -34,16 +34,27 @@ def matrix(folder, array):
     return folder / "x.npy"
 
 
+def empty(path):
+    path.touch()
+    return path
+
+
 BAD_SOURCES = {
-    "dtype": (lambda f: matrix(f, np.ones((50, 32), np.int64)), "expected a floating-point dtype of torch, got <i8"),
+    "dtype": (
+        lambda f: matrix(f, np.ones((50, 32), np.int64)),
+        "expected a floating-point dtype of torch, got <i8",
+    ),
     "dimensions": (lambda f: matrix(f, np.ones(50, np.float32)), r"expected shape \[n, d_in\], got \[50\]"),
     "no rows": (lambda f: matrix(f, np.ones((0, 32), np.float32)), "expected at least one row"),
-    "empty file": (lambda f: (f / "x.npy").write_bytes(b"") or f / "x.npy", "x.npy is not a readable .npy file"),
-    "empty safetensors": (lambda f: (f / "x.safetensors").touch() or f / "x.safetensors", "not a readable safetensors"),
-    "unknown path": (lambda f: f / "none.npy", "expected a shard folder, .npy or .safetensors file, found nothing"),
-    "unknown kind": (lambda f: (f / "x.txt").touch() or f / "x.txt", "expected a shard folder, .npy or .safetensors"),
+    "empty file": (lambda f: empty(f / "x.npy"), "x.npy is not a readable .npy file"),
+    "empty safetensors": (lambda f: empty(f / "x.safetensors"), "not a readable safetensors"),
+    "unknown path": (
+        lambda f: f / "none.npy",
+        "expected a shard folder, .npy or .safetensors file, found nothing",
+    ),
+    "unknown kind": (lambda f: empty(f / "x.txt"), "expected a shard folder, .npy or .safetensors"),
     "no index": (lambda f: f, r"index\.json: expected a JSON file, found none"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("make,message", BAD_SOURCES.values(), ids=BAD_SOURCES)
@@ -107,15 +118,18 @@ def test_nan_rows_stop_or_are_skipped_and_counted(world, tmp_path, fails, capsys
     "flag,value,message",
     [
         ("k", 65, "k: expected at most d_sae = 64, got 65"),
-        *((name, value, f"{name.replace('-', '_')}: expected a positive integer, got {value}")
-          for name in ("k", "d-sae", "batch-size", "buffer-tokens", "log-every") for value in (0, -3)),
+        *(
+            (name, value, f"{name.replace('-', '_')}: expected a positive integer, got {value}")
+            for name in ("k", "d-sae", "batch-size", "buffer-tokens", "log-every")
+            for value in (0, -3)
+        ),
         ("tokens", 0, "total_tokens: expected a positive integer, got 0"),
         ("lr", "nan", "lr: expected a positive number or None, got nan"),
         ("seed", -1, "seed: expected an integer from 0 to 2^63 - 1, got -1"),
         ("device", "cuda:99", "device: expected a device of this machine, got 'cuda:99'"),
         ("device", "toaster", "device: expected a device of this machine, got 'toaster'"),
     ],
-)  # fmt: skip
+)
 def test_bad_values_of_train_make_no_folder(world, tmp_path, fails, flag, value, message):
     assert fails(f"train {world}/x.npy --out {tmp_path}/out {TRAIN} --{flag} {value}") == message
     assert not (tmp_path / "out").exists()
@@ -148,16 +162,28 @@ def test_an_unwritable_out_is_named_before_any_work(world, tmp_path, fails, out)
 
 
 BAD_CACHE = {
-    "unknown hook": ("--hook model.layer.1", "hook: expected a module path or path:in, got 'model.layer.1'; near it: .*model.layers.1"),
-    "hook twice": ("--hook model.layers.1", r"hook: expected one or more different hook points, got \['model.layers.1', 'model.layers.1'\]"),
+    "unknown hook": (
+        "--hook model.layer.1",
+        "hook: expected a module path or path:in, got 'model.layer.1'; near it: .*model.layers.1",
+    ),
+    "hook twice": (
+        "--hook model.layers.1",
+        r"hook: expected one or more different hook points, got \['model.layers.1', 'model.layers.1'\]",
+    ),
     "tokens": ("--tokens 0", "tokens: expected a positive integer, got 0"),
     "context length": ("--context-length -1", "context_length: expected a positive integer, got -1"),
-    "contexts per batch": ("--contexts-per-batch 0", "contexts_per_batch: expected a positive integer, got 0"),
+    "contexts per batch": (
+        "--contexts-per-batch 0",
+        "contexts_per_batch: expected a positive integer, got 0",
+    ),
     "skip": ("--skip-tokens -1", "skip_tokens: expected 0 or more, got -1"),
     "sink ratio": ("--sink-ratio 0", "sink_ratio: expected a positive number or None, got 0"),
-    "too little text": ("--context-length 5000", "text: expected at least 20000 tokens for one batch, got 1204"),
+    "too little text": (
+        "--context-length 5000",
+        "text: expected at least 20000 tokens for one batch, got 1204",
+    ),
     "device": ("--device toaster", "device: expected a device of this machine, got 'toaster'"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("flags,message", BAD_CACHE.values(), ids=BAD_CACHE)

@@ -78,8 +78,10 @@ def test_a_limit_of_the_file_size_is_such_a_disk(world, tmp_path, shard_tokens, 
     command = f"cache {world}/model {world}/text {CACHE} --tokens 1000 --out {tmp_path}/acts".split()
     done = subprocess.run(
         [sys.executable, "-P", "-c", LIMIT, str(shard_tokens), str(limit), *command],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2, done.stderr
     assert f"{tmp_path}/acts" in one_line(done.stderr) and "File too large" in done.stderr
     assert not [path for path in (tmp_path / "acts").iterdir() if path.name.startswith(".")]

@@ -34,11 +34,9 @@ def make(device=DEVICE, d_sae=512, **options):
     """A trainer whose SAE has a latent that is active in every token and eight that never are."""
     sae = saefast.SAE(saefast.SAEConfig(d_in=64, d_sae=d_sae, k=8))
     sae.b_enc.data[3], sae.b_enc.data[8:16] = 60.0, -200.0
-    options = {
-        "total_tokens": 60 * 256, "batch_size": 256, "buffer_tokens": 1024, "lr": 1e-3, "log_every": 5,
-        "checkpoint_every": 10, "dead_feature_threshold": 2000, "k_aux": 16, "auxk_alpha": 1.0,
-    } | options  # fmt: skip
-    return saefast.Trainer(sae.to(device), saefast.TrainConfig(**options))
+    base = {"total_tokens": 60 * 256, "batch_size": 256, "buffer_tokens": 1024, "lr": 1e-3, "log_every": 5}
+    base |= {"checkpoint_every": 10, "dead_feature_threshold": 2000, "k_aux": 16, "auxk_alpha": 1.0}
+    return saefast.Trainer(sae.to(device), saefast.TrainConfig(**(base | options)))
 
 
 def batches(n, device=DEVICE):

@@ -22,9 +22,15 @@ def compare(ops, steps: int = STEPS) -> tuple[SameState, SameState, int]:
     sae = saefast.SAE(saefast.SAEConfig(d_in=D, d_sae=F, k=K))
     sae.W_enc.data[:60] *= 0.1  # to die at once
     config = saefast.TrainConfig(
-        total_tokens=B * 1000, batch_size=B, lr=LR, warmup_fraction=0.01, betas=(0.9, 0.99), backend="reference",
-        dead_feature_threshold=2 * B, k_aux=12,
-    )  # fmt: skip
+        total_tokens=B * 1000,
+        batch_size=B,
+        lr=LR,
+        warmup_fraction=0.01,
+        betas=(0.9, 0.99),
+        backend="reference",
+        dead_feature_threshold=2 * B,
+        k_aux=12,
+    )
     trainer = saefast.Trainer(sae, config)
     trainer.input_scale = 0.3
     plain = PlainStep(sae.params, K, LR, config.betas, config.eps, 0.3, (config.auxk_alpha, 12, 2 * B))
@@ -73,8 +79,13 @@ def one_too_few(pre_acts, k, count):
 
 @pytest.mark.parametrize(
     "op,wrong",
-    [("decode_error", wrong_error), ("decode_error", wrong_loss), ("encode_topk", next_best), ("keep_topk", one_too_few)],
-)  # fmt: skip
+    [
+        ("decode_error", wrong_error),
+        ("decode_error", wrong_loss),
+        ("encode_topk", next_best),
+        ("keep_topk", one_too_few),
+    ],
+)
 def test_what_is_more_than_rounding_is_seen(op: str, wrong) -> None:
     ops = SimpleNamespace(**{name: getattr(reference, name) for name in OPS} | {op: wrong})
     ours, theirs, _ = compare(ops, steps=15)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from saefast import SAE, InputError, formats
 from saefast.formats import hub
-from tests.formats.test_formats import GATED, JUMP, make
+from tests.helpers.format_cases import GATED, JUMP, make
 
 
 def written(tmp_path, format, options=None):
@@ -106,28 +106,35 @@ def test_tensors_that_nobody_knows_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "format,file,change,message",
+    "format,change,message",
     [
-        ("sae_lens", "cfg.json", {"architecture": "temporal"}, "architecture: expected one of .* got 'temporal'"),
-        ("sae_lens", "cfg.json", {"d_sae": 10**15}, "d_sae: expected 20, the size of the tensors, got 1000000000000000"),
-        ("sae_lens", "cfg.json", {"k": 21}, "k: expected at most d_sae = 20, got 21"),
-        ("sae_lens", "cfg.json", {"k": "many"}, "k: expected a positive integer, got 'many'"),
-        ("sae_lens", "cfg.json", {"k": 2.5}, "k: expected a positive integer, got 2.5"),
-        ("sae_lens", "cfg.json", {"normalize_activations": "covariance_whitening"}, "normalize_activations: expected one of"),
-        ("sparsify", "cfg.json", {"activation": "softmax"}, "activation: expected one of .* got 'softmax'"),
-        ("sparsify", "cfg.json", {"num_latents": 10**15}, "num_latents: expected 20 or 0, got 1000000000000000"),
-        ("sparsify", "cfg.json", {"skip_connection": True}, "skip_connection: expected with transcode only"),
-        ("llamascopium", "config.json", {"act_fn": "batchtopk"}, "act_fn: expected one of .*batchtopk has no threshold"),
-        ("llamascopium", "config.json", {"use_glu_encoder": True}, "use_glu_encoder: expected false, got true"),
-        ("llamascopium", "config.json", {"norm_activation": "batch-wise"}, "norm_activation: expected one of"),
-        ("llamascopium", "config.json", {"norm_activation": "dataset-wise", "hook_point_in": "x", "hook_point_out": "x"},
-         "dataset_average_activation_norm.x: expected a positive number"),
-        ("llamascopium", "config.json", {"sae_type": "clt"}, "sae_type: expected 'sae', got 'clt'"),
+        ("sae_lens", {"architecture": "temporal"}, "architecture: expected one of .* got 'temporal'"),
+        ("sae_lens", {"d_sae": 10**15}, "d_sae: expected 20, the size of the tensors, got 1000000000000000"),
+        ("sae_lens", {"k": 21}, "k: expected at most d_sae = 20, got 21"),
+        ("sae_lens", {"k": "many"}, "k: expected a positive integer, got 'many'"),
+        ("sae_lens", {"k": 2.5}, "k: expected a positive integer, got 2.5"),
+        (
+            "sae_lens",
+            {"normalize_activations": "covariance_whitening"},
+            "normalize_activations: expected one of",
+        ),
+        ("sparsify", {"activation": "softmax"}, "activation: expected one of .* got 'softmax'"),
+        ("sparsify", {"num_latents": 10**15}, "num_latents: expected 20 or 0, got 1000000000000000"),
+        ("sparsify", {"skip_connection": True}, "skip_connection: expected with transcode only"),
+        ("llamascopium", {"act_fn": "batchtopk"}, "act_fn: expected one of .*batchtopk has no threshold"),
+        ("llamascopium", {"use_glu_encoder": True}, "use_glu_encoder: expected false, got true"),
+        ("llamascopium", {"norm_activation": "batch-wise"}, "norm_activation: expected one of"),
+        (
+            "llamascopium",
+            {"norm_activation": "dataset-wise", "hook_point_in": "x", "hook_point_out": "x"},
+            "dataset_average_activation_norm.x: expected a positive number",
+        ),
+        ("llamascopium", {"sae_type": "clt"}, "sae_type: expected 'sae', got 'clt'"),
     ],
-)  # fmt: skip
-def test_a_config_that_says_something_else_is_refused(format, file, change, message, tmp_path):
+)
+def test_a_config_that_says_something_else_is_refused(format, change, message, tmp_path):
     folder = written(tmp_path, format, {"k": 3, "pre_bias": format != "llamascopium"})
-    path = folder / file
+    path = folder / ("config.json" if format == "llamascopium" else "cfg.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(InputError, match=message):
         SAE.from_pretrained(folder)

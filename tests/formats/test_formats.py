@@ -6,13 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saefast import SAE, InputError, SAEConfig, TrainConfig, Trainer, evaluate, formats
-from saefast.formats.folding import Folding
+from saefast import SAE, InputError, TrainConfig, Trainer, evaluate, formats
+from tests.helpers.format_cases import D_IN, GATED, JUMP, NESTED, TRANSCODER, label, make, rows
 
-D_IN, D_SAE = 6, 20
-TRANSCODER = {"d_out": D_IN, "pre_bias": False}
-JUMP, GATED = {"activation": "jumprelu"}, {"activation": "gated"}
-NESTED = {"activation": "matryoshka", "k": 3, "group_sizes": (5, 20)}
 # what each format holds as it is: a round trip gives the same bits
 EXACT = [
     ("sae_lens", {"k": 3}),
@@ -47,32 +43,6 @@ EXACT = [
     ("llamascopium", {"k": 3, "pre_bias": False, "input_norm": "constant_norm"}),
     ("llamascopium", {"k": 3} | TRANSCODER),
 ]
-# what has to be folded: the same function
-FOLDED = [
-    ("sae_lens", {"activation": "batch_topk", "k": 3}),
-    ("sae_lens", {"activation": "batch_topk", "k": 3, "scale_by_norm": True}),
-    ("sae_lens", NESTED),
-    ("sae_lens", JUMP | {"scale_by_norm": True}),
-    ("sae_lens", {"k": 3, "input_norm": "scale", "scales": (2.5, 2.5)}),
-    ("sparsify", {"k": 3, "scale_by_norm": True}),
-    ("sparsify", {"k": 3, "pre_bias": False}),
-    ("sparsify", {"k": 3, "scale_by_norm": True, "input_norm": "scale", "scales": (0.3, 0.3)}),
-    ("sparsify", {"k": 3, "input_norm": "scale", "scales": (0.3, 1.7)} | TRANSCODER),
-    ("sparsify", {"k": 3, "skip": True, "input_norm": "scale", "scales": (0.3, 1.7)} | TRANSCODER),
-    ("dictionary_learning", {"k": 3, "scale_by_norm": True}),
-    ("dictionary_learning", {"k": 3} | TRANSCODER),
-    ("dictionary_learning", JUMP | {"scale_by_norm": True}),
-    ("dictionary_learning", GATED | {"pre_bias": False}),
-    ("dictionary_learning", NESTED | {"scale_by_norm": True, "pre_bias": False}),
-    ("openai", {"k": 3, "input_norm": "layer_norm", "scale_by_norm": True, "pre_bias": False}),
-    ("gemma_scope", {"activation": "relu"}),
-    ("gemma_scope", NESTED | {"scale_by_norm": True}),
-    ("gemma_scope", JUMP | {"scale_by_norm": True, "input_norm": "scale", "scales": (2.0, 2.0)}),
-    ("llamascopium", {"k": 3}),
-    ("llamascopium", JUMP | {"scale_by_norm": True}),
-    ("llamascopium", {"activation": "batch_topk", "k": 3, "scale_by_norm": True}),
-    ("llamascopium", {"k": 3, "input_norm": "scale", "scales": (0.7, 0.7), "pre_bias": False}),
-]
 REFUSED = [
     ("sae_lens", {"activation": "group_max", "k": 4}, "no activation 'group_max'"),
     ("sae_lens", {"k": 3} | TRANSCODER, "no transcoder with activation 'topk'"),
@@ -88,32 +58,7 @@ REFUSED = [
     ("llamascopium", GATED, "no activation 'gated'"),
     ("llamascopium", {"k": 3, "input_norm": "layer_norm"}, "no layer norm"),
     ("sae_lens", {"k": 3, "layers": 2}, "no crosscoders"),
-]  # fmt: skip
-
-
-def label(case):
-    format, options = case[:2]
-    return "-".join([format, *(f"{v}" for v in options.values())])
-
-
-def make(options, d_in=D_IN, d_sae=D_SAE):
-    """All parameters random, decoder rows of any norm, thresholds that keep about half."""
-    sae = SAE(SAEConfig(d_in=d_in, d_sae=d_sae, **options), seed=1)
-    generator = torch.Generator().manual_seed(2)
-    for name, param in sae.named_parameters():
-        noise = torch.randn(param.shape, generator=generator)
-        param.data.copy_(0.3 + 0.1 * noise.abs() if name == "threshold" else param + 0.3 * noise)
-    sae.metadata = {"model_name": "some-model", "hook_name": "layers.3"}
-    return sae
-
-
-def rows(n=64, d_in=D_IN):
-    return 2 * torch.randn(n, d_in, generator=torch.Generator().manual_seed(3)) + 1
-
-
-def dense(sae, x):
-    acts, indices = sae.encode(x)
-    return torch.zeros(len(x), sae.config.d_sae).scatter_(1, indices.long(), acts)
+]
 
 
 @pytest.mark.parametrize("case", EXACT, ids=label)
@@ -135,21 +80,6 @@ def test_a_round_trip_gives_the_same_bits(case, tmp_path):
     assert names == {p.name for p in (tmp_path / "again").iterdir()}
     for name in names - {"params.npz", "autoencoder.pt", "ae.pt"}:  # archives with the time in them
         assert (tmp_path / "theirs" / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
-
-
-@pytest.mark.parametrize("case", FOLDED, ids=label)
-def test_what_is_folded_computes_the_same(case, tmp_path):
-    format, options = case
-    sae, x = make(options), rows()
-    notes = formats.save(sae, tmp_path / "theirs", format)
-    assert notes
-    back = SAE.from_pretrained(tmp_path / "theirs")
-    want, got = sae(x, target=None).x_hat, back(x).x_hat
-    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
-    same = (dense(sae, x) > 0) == (dense(back, x) > 0)
-    assert same.all()
-    l0 = (dense(sae, x) > 0).sum(dim=1)
-    assert l0.min() < D_SAE and l0.max() > 0
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=label)
@@ -208,15 +138,6 @@ def test_normalised_rows_are_undone_everywhere():
         make({"k": 3, "input_norm": "layer_norm"}).decode(acts, indices)
 
 
-def test_folded_can_be_trained_and_computes_the_same():
-    sae, x = make(JUMP | {"scale_by_norm": True, "input_norm": "scale", "scales": (2.0, 2.0)}), rows()
-    plain = formats.folded(sae)
-    torch.testing.assert_close(plain(x).x_hat, sae(x).x_hat)
-    Trainer(plain, TrainConfig(total_tokens=64, batch_size=64, unit_norm=False)).step(x)
-    with pytest.raises(InputError, match="no normalisation of each row"):
-        formats.folded(make({"k": 3, "input_norm": "layer_norm"}))
-
-
 def test_training_forgets_what_was_measured_before(tmp_path):
     """A threshold in the file of a TopK SAE is of the weights that were there."""
     formats.save(make({"k": 3}), tmp_path / "a", "dictionary_learning")
@@ -228,15 +149,6 @@ def test_training_forgets_what_was_measured_before(tmp_path):
         kept = torch.load(tmp_path / folder / "ae.pt", weights_only=True)["threshold"]
         assert float(kept) == pytest.approx(want)
         Trainer(sae, TrainConfig(total_tokens=64, batch_size=64)).step(rows())
-
-
-def test_a_fold_does_not_touch_the_sae():
-    sae = make({"k": 3, "scale_by_norm": True, "input_norm": "scale", "scales": (2.0, 2.0)})
-    kept = {name: param.clone() for name, param in sae.named_parameters()}
-    fold = Folding(sae, "test")
-    fold.unscaled()
-    fold.centred(False)
-    assert fold.notes and all(torch.equal(kept[name], param) for name, param in sae.named_parameters())
 
 
 @pytest.mark.parametrize("options", [{"k": 3}, NESTED, JUMP, GATED | {"pre_bias": False}])

@@ -35,8 +35,13 @@ ROUNDING = 1e-5
 def make(d_in: int, backend: str, steps: int, one_ulp: bool = False) -> Trainer:
     sae = SAE(SAEConfig(d_in=d_in, d_sae=F, k=K))
     config = TrainConfig(
-        total_tokens=B * steps, batch_size=B, lr=2e-3, backend=backend, dead_feature_threshold=4 * B, k_aux=6,
-    )  # fmt: skip
+        total_tokens=B * steps,
+        batch_size=B,
+        lr=2e-3,
+        backend=backend,
+        dead_feature_threshold=4 * B,
+        k_aux=6,
+    )
     trainer = Trainer(sae, config)
     if one_ulp:
         weight = sae.W_enc.data

@@ -116,9 +116,14 @@ def test_places_read_and_written_by_different_threads_are_found(gate: ModuleType
 
 def test_limits_and_differences_are_noticed(gate: ModuleType) -> None:
     good = {
-        "registers": 40, "spilled_bytes": 0, "shared_bytes": 200 * 1024, "widest_load": 16, "matrix_products": 0,
-        "narrow_offsets": 0, "moved": 0,
-    }  # fmt: skip
+        "registers": 40,
+        "spilled_bytes": 0,
+        "shared_bytes": 200 * 1024,
+        "widest_load": 16,
+        "matrix_products": 0,
+        "narrow_offsets": 0,
+        "moved": 0,
+    }
     assert gate.over_limits({"kernel A bf16 sm_90": good}) == []
     assert "shared memory" in gate.over_limits({"kernel A bf16 sm_80": good})[0]
     assert "spilled" in gate.over_limits({"kernel A bf16 sm_90": {**good, "spilled_bytes": 8}})[0]

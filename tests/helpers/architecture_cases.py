@@ -28,12 +28,18 @@ AUXK = {"auxk_alpha": 0.5, "k_aux": 5, "dead_feature_threshold": 50}
 COUNTED = AUXK | {"count_before_auxk": True, "dead_feature_threshold": 50 + B}
 KEPT = {"auxk_detached": False, "auxk_scale": "loss", "loss": "mse"}
 FREE = {"unit_norm": False}
+TANH = {"penalty": "tanh", "norm_weighted": True, "preact": "all", "preact_coefficient": 0.3, **FREE}
+POSITIVE = TANH | {"straight_through": "positive", "log_threshold": True, "bandwidth": 1.5, "loss": "mse"}
+JUMP = {"activation": "jumprelu"}
+TRANSCODER = {"d_out": 15, "pre_bias": False}
 LISTS = {
     "relu": ({"activation": "relu"}, {}),
     "relu-l1": ({"activation": "relu"}, {"penalty": "l1"}),
     "relu-l1-mse": ({"activation": "relu"}, {"penalty": "l1", "loss": "mse"}),
-    "relu-april": ({"activation": "relu", "pre_bias": False},
-                   {"penalty": "l1", "norm_weighted": True, "loss": "mse", **FREE}),
+    "relu-april": (
+        {"activation": "relu", "pre_bias": False},
+        {"penalty": "l1", "norm_weighted": True, "loss": "mse", **FREE},
+    ),
     "relu-lp": ({"activation": "relu"}, {"penalty": "lp", "p_end": 0.5, "loss": "mse_mean"}),
     "relu-lp-norms": ({"activation": "relu"}, {"penalty": "lp", "p_end": 0.5, "norm_weighted": True, **FREE}),
     "crosscoder": ({"activation": "relu", "layers": 3}, {"penalty": "l1", "norm_weighted": True, **FREE}),
@@ -45,53 +51,55 @@ LISTS = {
     "batch-topk": ({"activation": "batch_topk"}, {"loss": "mse"}),
     "batch-topk-by-norm": ({"activation": "batch_topk", "scale_by_norm": True}, FREE),
     "matryoshka": ({"activation": "matryoshka"}, {}),
-    "matryoshka-weights": ({"activation": "matryoshka", "group_sizes": (10, 33, F)},
-                           {"group_weights": (0.5, 2.0, 1.0), "loss": "mse"}),
+    "matryoshka-weights": (
+        {"activation": "matryoshka", "group_sizes": (10, 33, F)},
+        {"group_weights": (0.5, 2.0, 1.0), "loss": "mse"},
+    ),
     "matryoshka-one": ({"activation": "matryoshka", "group_sizes": (F,)}, {}),
     "group-max": ({"activation": "group_max", "k": 5}, {}),
-    "jumprelu": ({"activation": "jumprelu"}, {"penalty": "l0"}),
-    "jumprelu-untied-mse": ({"activation": "jumprelu", "pre_bias": False}, {"penalty": "l0", "loss": "mse"}),
-    "jumprelu-target": ({"activation": "jumprelu"}, {"penalty": "target_l0", "target_l0": 9.0, "loss": "mse"}),
-    "jumprelu-anthropic": ({"activation": "jumprelu"},
-                           {"penalty": "tanh", "norm_weighted": True, "straight_through": "all", "preact": "all",
-                            "preact_coefficient": 0.3, **FREE}),
-    "jumprelu-dead": ({"activation": "jumprelu"},
-                      {"penalty": "l0", "preact": "dead", "preact_coefficient": 0.7, "dead_feature_threshold": 50}),
-    "jumprelu-acts": ({"activation": "jumprelu", "pre_bias": False},
-                      {"penalty": "target_l0", "target_l0": 9.0, "loss": "mse", "straight_through": "acts"}),
-    "jumprelu-by-norm": ({"activation": "jumprelu", "scale_by_norm": True}, {"penalty": "l0", **FREE}),
-    "jumprelu-positive": ({"activation": "jumprelu", "pre_bias": False},
-                          {"penalty": "tanh", "norm_weighted": True, "straight_through": "positive", "preact": "all",
-                           "preact_coefficient": 0.3, "log_threshold": True, "bandwidth": 1.5, "loss": "mse", **FREE}),
-    "jumprelu-positive-by-norm": ({"activation": "jumprelu", "pre_bias": False, "scale_by_norm": True},
-                                  {"penalty": "tanh", "norm_weighted": True, "straight_through": "positive",
-                                   "preact": "all", "preact_coefficient": 0.3, "log_threshold": True, "bandwidth": 1.5,
-                                   "loss": "mse", **FREE}),
-    "jumprelu-log": ({"activation": "jumprelu"},
-                     {"penalty": "l0", "log_threshold": True, "straight_through": "all"}),
+    "jumprelu": (JUMP, {"penalty": "l0"}),
+    "jumprelu-untied-mse": (JUMP | {"pre_bias": False}, {"penalty": "l0", "loss": "mse"}),
+    "jumprelu-target": (JUMP, {"penalty": "target_l0", "target_l0": 9.0, "loss": "mse"}),
+    "jumprelu-anthropic": (JUMP, TANH | {"straight_through": "all"}),
+    "jumprelu-dead": (
+        JUMP,
+        {"penalty": "l0", "preact": "dead", "preact_coefficient": 0.7, "dead_feature_threshold": 50},
+    ),
+    "jumprelu-acts": (
+        JUMP | {"pre_bias": False},
+        {"penalty": "target_l0", "target_l0": 9.0, "loss": "mse", "straight_through": "acts"},
+    ),
+    "jumprelu-by-norm": (JUMP | {"scale_by_norm": True}, {"penalty": "l0", **FREE}),
+    "jumprelu-positive": (JUMP | {"pre_bias": False}, POSITIVE),
+    "jumprelu-positive-by-norm": (JUMP | {"pre_bias": False, "scale_by_norm": True}, POSITIVE),
+    "jumprelu-log": (JUMP, {"penalty": "l0", "log_threshold": True, "straight_through": "all"}),
     "gated": ({"activation": "gated"}, {"penalty": "l1", "loss": "mse"}),
     "gated-norms": ({"activation": "gated"}, {"penalty": "l1", "norm_weighted": True, **FREE}),
     "topk-auxk": ({}, AUXK),
     "topk-auxk-as-loss": ({}, AUXK | {"auxk_scale": "loss", "auxk_ramp": True, "k_aux": 40, "loss": "mse"}),
     "topk-auxk-raw": ({}, AUXK | {"auxk_relu": False, "auxk_scale": "loss", "auxk_ramp": True, "k_aux": 40}),
-    "batch-topk-auxk-raw": ({"activation": "batch_topk", "scale_by_norm": True},
-                            AUXK | {"auxk_relu": False, "auxk_scale": "loss", "loss": "mse", **FREE}),
+    "batch-topk-auxk-raw": (
+        {"activation": "batch_topk", "scale_by_norm": True},
+        AUXK | {"auxk_relu": False, "auxk_scale": "loss", "loss": "mse", **FREE},
+    ),
     "topk-auxk-by-norm": ({"scale_by_norm": True}, AUXK | FREE),
     "topk-auxk-kept": ({"scale_by_norm": True, "pre_bias": False}, COUNTED | KEPT | FREE),
     "batch-topk-auxk-kept": ({"activation": "batch_topk"}, AUXK | KEPT),
-    "transcoder-auxk-kept": ({"d_out": 15, "pre_bias": False}, AUXK | KEPT | FREE),
+    "transcoder-auxk-kept": (TRANSCODER, AUXK | KEPT | FREE),
     "relu-auxk": ({"activation": "relu", "pre_bias": False}, AUXK | {"penalty": "l1"}),
-    "jumprelu-auxk": ({"activation": "jumprelu"}, AUXK | {"penalty": "l0"}),
+    "jumprelu-auxk": (JUMP, AUXK | {"penalty": "l0"}),
     "matryoshka-auxk": ({"activation": "matryoshka"}, AUXK),
     "topk-auxk-counted": ({}, COUNTED),
-    "jumprelu-auxk-counted": ({"activation": "jumprelu"}, COUNTED | {"penalty": "l0"}),
-    "transcoder-auxk": ({"d_out": 15, "pre_bias": False}, AUXK),
-    "transcoder": ({"d_out": 15, "pre_bias": False}, {"loss": "mse"}),
-    "skip-transcoder": ({"d_out": 15, "pre_bias": False, "skip": True, "activation": "batch_topk"}, {}),
-    "transcoder-jumprelu": ({"d_out": 32, "pre_bias": False, "skip": True, "activation": "jumprelu"},
-                            {"penalty": "l0"}),
-    "transcoder-matryoshka": ({"d_out": 15, "pre_bias": False, "activation": "matryoshka"}, {}),
-}  # fmt: skip
+    "jumprelu-auxk-counted": (JUMP, COUNTED | {"penalty": "l0"}),
+    "transcoder-auxk": (TRANSCODER, AUXK),
+    "transcoder": (TRANSCODER, {"loss": "mse"}),
+    "skip-transcoder": (TRANSCODER | {"skip": True, "activation": "batch_topk"}, {}),
+    "transcoder-jumprelu": (
+        {"d_out": 32, "pre_bias": False, "skip": True, "activation": "jumprelu"},
+        {"penalty": "l0"},
+    ),
+    "transcoder-matryoshka": (TRANSCODER | {"activation": "matryoshka"}, {}),
+}
 CASES = {name: Case(*case) for name, case in LISTS.items()} | {
     f"{name}-dense": Case(*case, dense=True)
     for name, case in LISTS.items()
@@ -123,9 +131,9 @@ def set_up(case, dtype=torch.float64, backend="reference", n_tokens=B, device="c
 
     sizes = {"d_in": D, "d_sae": F} | ({"k": K} if case.sae.get("activation", "topk") not in DENSE else {})
     sae = saefast.SAE(saefast.SAEConfig(**(sizes | case.sae)), seed=3).double()
-    options = {"total_tokens": 10**6, "batch_size": B, "lr": 3e-3, "betas": (0.9, 0.99), "eps": 1e-8,
-               "sparsity_coefficient": 0.4, "sparsity_warmup_fraction": 0.0, "warmup_fraction": 0.0,
-               "auxk_alpha": 0.0, "bandwidth": 0.5, "backend": backend} | case.train | train  # fmt: skip
+    options = {"total_tokens": 10**6, "batch_size": B, "lr": 3e-3, "betas": (0.9, 0.99), "eps": 1e-8}
+    options |= {"sparsity_coefficient": 0.4, "sparsity_warmup_fraction": 0.0, "warmup_fraction": 0.0}
+    options |= {"auxk_alpha": 0.0, "bandwidth": 0.5, "backend": backend} | case.train | train
     for name, param in sae.named_parameters():
         if name not in ("W_dec", "threshold"):
             param.data += 0.3 * random(*param.shape)
@@ -201,6 +209,11 @@ def adam_like(setup, leaves):
         if leaf.requires_grad:
             biased = name in ("b_enc", "b_dec") or trainer.arch.in_data_units(name, config)
             by = trainer.output_scale if name == "b_dec" and trainer.sae.config.d_out else s
-            groups.append({"params": [leaf], "lr": config.lr / (by if biased else 1),
-                           "eps": config.eps * (s if biased else 1)})  # fmt: skip
+            groups.append(
+                {
+                    "params": [leaf],
+                    "lr": config.lr / (by if biased else 1),
+                    "eps": config.eps * (s if biased else 1),
+                }
+            )
     return torch.optim.Adam(groups, betas=config.betas)

@@ -12,9 +12,17 @@ WORDS = ["<eos>", "<unk>", *(f"w{i}" for i in range(62))]
 def model() -> LlamaForCausalLM:
     """Three blocks of width 32 with random weights, large enough that every block matters."""
     config = LlamaConfig(
-        hidden_size=32, num_hidden_layers=3, vocab_size=64, intermediate_size=48, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.3, bos_token_id=None, eos_token_id=0,
-    )  # fmt: skip
+        hidden_size=32,
+        num_hidden_layers=3,
+        vocab_size=64,
+        intermediate_size=48,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=0,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return LlamaForCausalLM(config).eval()

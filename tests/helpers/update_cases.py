@@ -1,14 +1,9 @@
 """Inputs and comparisons for the tests of the Triton update."""
 
-import os
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
-if not ON_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read where @triton.jit decorates, so before the import below
 
 from saefast import reference, storage
 from saefast.reference import Aux, Given, Numbers
@@ -17,8 +12,8 @@ from saefast.triton_kernels.update import (
     UpdateConfig,
     update_,
 )
+from tests.helpers.kernels import DEVICE
 
-DEVICE = "cuda" if ON_GPU else "cpu"
 FP32 = ("fp32", "fp32", torch.float32)
 SMALL = UpdateConfig(num_warps=1, maxnreg=128, programs=3, R=2, chunk=4)
 

@@ -1,29 +1,18 @@
 """Every architecture on the Triton kernels: gradients and a fused step against autograd of its formula in fp64."""
 
-import os
-
 import pytest
 import torch
 
-ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
-if not ON_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read where @triton.jit decorates, so before the imports below
-
 from tests.helpers.architecture_cases import CASES, gradients, leaves_of, objective, oracle, set_up
+from tests.helpers.kernels import DEVICE, ON_GPU
 
-DEVICE = "cuda" if ON_GPU else "cpu"
 TOKENS = 12
-QUICK = (
-    "relu-april",
-    "matryoshka-weights",
-    "jumprelu-anthropic",
-    "gated-dense",
-    "transcoder-jumprelu",
-    "multi-topk",
-)
-SLOW = ("relu-l1", "relu-lp-norms", "crosscoder", "topk-untied", "topk-by-norm", "batch-topk-by-norm", "group-max",
-        "jumprelu", "jumprelu-dead", "jumprelu-log", "gated-norms", "skip-transcoder", "transcoder-matryoshka",
-        "topk-auxk", "jumprelu-auxk", "transcoder-auxk", "relu-april-dense", "jumprelu-anthropic-dense")  # fmt: skip
+QUICK = ["relu-april", "matryoshka-weights", "jumprelu-anthropic", "gated-dense", "transcoder-jumprelu"]
+QUICK += ["multi-topk"]
+SLOW = ["relu-l1", "relu-lp-norms", "crosscoder", "topk-untied", "topk-by-norm", "batch-topk-by-norm"]
+SLOW += ["group-max", "jumprelu", "jumprelu-dead", "jumprelu-log", "gated-norms", "skip-transcoder"]
+SLOW += ["transcoder-matryoshka", "topk-auxk", "jumprelu-auxk", "transcoder-auxk", "relu-april-dense"]
+SLOW += ["jumprelu-anthropic-dense"]
 # the interpreter takes its time: a few for `make test`, what runs other kernels in CI, all of them on a GPU
 NAMES = [
     pytest.param(name, marks=[] if name in QUICK or ON_GPU else pytest.mark.slow)

@@ -2,31 +2,14 @@
 in Triton's interpreter. Fresh memory is NaN (conftest.py), so what a kernel leaves unwritten cannot look like a result.
 """
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.sparse_codes import Code, code_to, fixed_code, ragged_code
-
-ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
-if not ON_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read where @triton.jit decorates, so before the import below
-
 from saefast import reference
 from saefast.triton_kernels.backward import grad_top_acts, grad_top_acts_config
-
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # in Triton
-DEVICE = "cuda" if ON_GPU else "cpu"
-dtypes = pytest.mark.parametrize(
-    "dtype",
-    [
-        pytest.param(torch.float32, id="fp32"),
-        pytest.param(torch.float16, id="fp16"),
-        pytest.param(torch.bfloat16, id="bf16"),
-    ],
-)
+from tests.helpers.kernels import DEVICE, dtypes
+from tests.helpers.sparse_codes import Code, code_to, fixed_code, ragged_code
 
 
 def rows(B: int, D: int, F: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -65,6 +48,7 @@ SHAPES = {  # B, D, F, K; on the right the tiles of grad_top_acts_config in fp32
 SHAPES |= {f"{D} columns": (2, D, 9, 4) for n in (128, 256) for D in (n - 1, n, n + 1)}
 
 
+@pytest.mark.each_value
 @dtypes
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_matches_reference(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
@@ -110,6 +94,7 @@ COUNTS = {
 }
 
 
+@pytest.mark.each_value
 @dtypes
 @pytest.mark.parametrize("unused", [0, 5], ids=["full", "with room"])
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS.keys())

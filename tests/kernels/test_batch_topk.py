@@ -3,38 +3,18 @@
 On a GPU where there is one, else in Triton's interpreter.
 """
 
-import os
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
-if not ON_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read where @triton.jit decorates, so before the import below
-
-import triton
-import triton.language as tl
-
 from saefast import reference
 from saefast.triton_kernels.batch_topk import BatchTopkConfig, batch_topk, find_candidates
-from saefast.triton_kernels.keys import from_key, to_key
 from saefast.triton_kernels.topk import group_maxima
+from tests.helpers.kernels import DEVICE, INF, NAN, dtypes, needs_gpu
 
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # in Triton
-DEVICE = "cuda" if ON_GPU else "cpu"
-INF, NAN = float("inf"), float("nan")
 SMALL = BatchTopkConfig(BLOCK=512, BLOCK_ROW=128, n_programs=2)  # several rounds of every loop
-needs_gpu = pytest.mark.skipif(not ON_GPU, reason="needs a CUDA GPU")
-dtypes = pytest.mark.parametrize(
-    "dtype",
-    [
-        pytest.param(torch.float32, id="fp32"),
-        pytest.param(torch.float16, id="fp16"),
-        pytest.param(torch.bfloat16, id="bf16"),
-    ],
-)
 SHAPES = {  # B, F, k
     "one token": (1, 300, 4),
     "one value": (1, 1, 1),
@@ -64,6 +44,7 @@ def check(pre_acts: Tensor, k: int, config: BatchTopkConfig | None = None) -> li
     return got[2].diff().tolist()
 
 
+@pytest.mark.each_value
 @dtypes
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_matches_reference(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
@@ -71,6 +52,7 @@ def test_matches_reference(shape: tuple[int, int, int], dtype: torch.dtype) -> N
     check(random_pre_acts(B, F, dtype), k)
 
 
+@pytest.mark.each_value
 @dtypes
 @pytest.mark.parametrize("shape", [(4, 600, 3), (5, 65, 2), (4, 100, 40)], ids=str)
 def test_ties(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
@@ -99,6 +81,7 @@ def test_candidates_are_hardly_more_than_chosen() -> None:
     assert 1 <= n_candidates(random_pre_acts(3, 2049), 5) < 1.3
 
 
+@pytest.mark.each_value
 @dtypes
 @pytest.mark.parametrize("room", [1, 1000], ids=["candidates overflow", "candidates fit"])
 def test_clustered(room: int, dtype: torch.dtype) -> None:
@@ -185,7 +168,6 @@ def test_no_tokens(dtype: torch.dtype) -> None:
     check(random_pre_acts(0, 100, dtype), 2)
 
 
-@pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("k", [1, 1025], ids=["by groups", "all values"])
 def test_addresses_beyond_int32(k: int) -> None:
@@ -206,29 +188,3 @@ def test_rejects_what_the_kernel_cannot_read() -> None:
         batch_topk(pre_acts, 101)
     with pytest.raises(AssertionError, match="maxima: expected"):
         batch_topk(pre_acts, 2, pre_acts)
-
-
-@triton.jit
-def _round_trip_kernel(x_ptr, key_ptr, back_ptr, BLOCK: tl.constexpr):
-    i = tl.arange(0, BLOCK)
-    key = to_key(tl.load(x_ptr + i))
-    tl.store(key_ptr + i, key.to(tl.int64))
-    tl.store(back_ptr + i, from_key(key, x_ptr.dtype.element_ty))
-
-
-@pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"]
-)
-def test_keys_order_every_number(dtype: torch.dtype) -> None:
-    """All patterns of 16 bits; of fp32 those that bf16 leaves zeros behind, and their neighbours."""
-    patterns = torch.arange(-(2**15), 2**15)
-    if dtype == torch.float32:
-        x = torch.cat([patterns * 2**16, patterns * 2**16 + 1]).to(torch.int32).view(dtype)
-    else:
-        x = patterns.to(torch.int16).view(dtype)
-    keys, back = torch.empty(len(x), dtype=torch.int64, device=DEVICE), torch.empty_like(x, device=DEVICE)
-    _round_trip_kernel[(1,)](x.to(DEVICE), keys, back, BLOCK=len(x))
-    number = torch.where(x.isnan(), INF, x.double())
-    assert torch.equal(back.double().cpu(), number)
-    assert torch.equal(keys.cpu().unique(return_inverse=True)[1], number.unique(return_inverse=True)[1])
-    assert keys.min() > 0

@@ -3,22 +3,13 @@
 Fresh memory is NaN (conftest.py), so what a kernel leaves unwritten cannot look like a result.
 """
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
 
-ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
-if not ON_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read where @triton.jit decorates, so before the import below
-
 from saefast import reference
 from saefast.triton_kernels.centre import centre, centre_config
-
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # in Triton
-DEVICE = "cuda" if ON_GPU else "cpu"
-formats = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+from tests.helpers.kernels import DEVICE, DTYPES
 
 
 def random_case(B: int, D: int, mean: float = 3.0, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -57,8 +48,9 @@ def test_matches_reference(shape: tuple[int, int]) -> None:
     check(*random_case(*shape))
 
 
-@pytest.mark.parametrize("out", formats.values(), ids=[f"to {name}" for name in formats])
-@pytest.mark.parametrize("of_x", formats.values(), ids=formats.keys())
+@pytest.mark.each_value
+@pytest.mark.parametrize("out", DTYPES.values(), ids=[f"to {name}" for name in DTYPES])
+@pytest.mark.parametrize("of_x", DTYPES.values(), ids=DTYPES.keys())
 @pytest.mark.parametrize("D", [24, 576])
 def test_formats(D: int, of_x: torch.dtype, out: torch.dtype) -> None:
     x, b_dec = random_case(20, D)

@@ -3,33 +3,16 @@
 Fresh memory is NaN (conftest.py), so what a kernel leaves unwritten cannot look like a result.
 """
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.sparse_codes import Code, code_to, fixed_code, ragged_code
-
-ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
-if not ON_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read where @triton.jit decorates, so before the import below
-
 from saefast import reference
 from saefast.triton_kernels.decode import decode, decode_config, decode_error
+from tests.helpers.kernels import DEVICE, assert_as_exact_as_torch, dtypes, needs_gpu
+from tests.helpers.sparse_codes import Code, code_to, fixed_code, ragged_code
 
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # in Triton
-DEVICE = "cuda" if ON_GPU else "cpu"
 Case = tuple[Tensor, Tensor, Tensor, Tensor]  # and row_offsets in the ragged layout
-needs_gpu = pytest.mark.skipif(not ON_GPU, reason="needs a CUDA GPU")
-dtypes = pytest.mark.parametrize(
-    "dtype",
-    [
-        pytest.param(torch.float32, id="fp32"),
-        pytest.param(torch.float16, id="fp16"),
-        pytest.param(torch.bfloat16, id="bf16"),
-    ],
-)
 
 
 def weights(D: int, F: int, seed: int = 1) -> tuple[Tensor, Tensor]:
@@ -48,13 +31,8 @@ def double(tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
     return [t.double() if t is not None and t.is_floating_point() else t for t in tensors]
 
 
-def check(case: tuple[Tensor, ...], tiny: float = 1e-6) -> None:
-    """The error against fp64 is at most twice that of torch in the same dtype."""
-    got, torch_result, exact = decode(*case), reference.decode(*case), reference.decode(*double(case))
-    assert got.dtype == torch_result.dtype and got.shape == torch_result.shape
-    error, torch_error = ((result.double() - exact).norm() for result in (got, torch_result))
-    bound = 2 * torch_error + tiny * exact.norm()
-    assert error <= bound, f"error {error:.3e} > {bound:.3e}"  # NaN is not <= anything
+def check(case: tuple[Tensor, ...]) -> None:
+    assert_as_exact_as_torch(decode(*case), reference.decode(*case), reference.decode(*double(case)))
 
 
 def check_error(code: Code, D: int, F: int, of_W: torch.dtype, of_x: torch.dtype, out: torch.dtype) -> None:
@@ -89,12 +67,14 @@ SHAPES = {  # B, D, F, K; on the right the tiles of decode_config in fp32
 }
 
 
+@pytest.mark.each_value
 @dtypes
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_matches_reference(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     check(random_case(*shape, dtype))
 
 
+@pytest.mark.each_value
 @dtypes
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_error_matches_reference(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
@@ -107,6 +87,7 @@ def test_columns_around_the_tiles(D: int) -> None:
     check_error(fixed_code(2, 9, 3), D, 9, torch.float32, torch.float32, torch.float32)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("of_W", [torch.float32, torch.float16], ids=["W_dec fp32", "W_dec fp16"])
 @pytest.mark.parametrize(
     "of_x", [torch.float32, torch.float16, torch.bfloat16], ids=["x fp32", "x fp16", "x bf16"]
@@ -141,6 +122,7 @@ COUNTS = {
 }
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("unused", [0, 5], ids=["full", "with room"])
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS.keys())
 def test_ragged(counts: list[int], unused: int) -> None:
@@ -148,6 +130,7 @@ def test_ragged(counts: list[int], unused: int) -> None:
     check((acts, indices, *(t.to(DEVICE) for t in weights(130, 40)), row_offsets))
 
 
+@pytest.mark.each_value
 @dtypes
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS.keys())
 def test_ragged_error(counts: list[int], dtype: torch.dtype) -> None:
@@ -213,7 +196,6 @@ def test_wider_dtype_of_weights_and_bias() -> None:
     torch.testing.assert_close(x_hat, expected)
 
 
-@pytest.mark.gpu
 @needs_gpu
 def test_addresses_beyond_int32() -> None:
     """The last rows of a W_dec (4 GB) of more than 2^31 elements, with the first ones as bait for a wrapped address."""

@@ -3,15 +3,9 @@
 Each epilogue with small tiles and exact operands: test_gemm.py.
 """
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
-
-ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
-if not ON_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read where @triton.jit decorates, so before the imports below
 
 from saefast import reference
 from saefast.triton_kernels.dense import (
@@ -20,17 +14,8 @@ from saefast.triton_kernels.dense import (
     outer_sum,
     relu_encode,
 )
+from tests.helpers.kernels import DEVICE, assert_as_exact_as_torch, dtypes
 
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # in Triton
-DEVICE = "cuda" if ON_GPU else "cpu"
-dtypes = pytest.mark.parametrize(
-    "dtype",
-    [
-        pytest.param(torch.float32, id="fp32"),
-        pytest.param(torch.float16, id="fp16"),
-        pytest.param(torch.bfloat16, id="bf16"),
-    ],
-)
 SHAPES = {  # B, D, F; tiles of 128 x 128
     "one tile": (40, 72, 96),
     "over a tile": (129, 136, 130),
@@ -46,14 +31,7 @@ def normals(*sizes: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> list[
     return [torch.randn(size, generator=rng).to(dtype).to(DEVICE) for size in sizes]
 
 
-def assert_as_exact_as_torch(got: Tensor, torch_result: Tensor, exact: Tensor, tiny: float = 1e-6) -> None:
-    """The error against fp64 is at most twice that of torch in the same dtype."""
-    assert got.dtype == torch_result.dtype and got.shape == torch_result.shape
-    error, torch_error = ((result.double() - exact).norm() for result in (got, torch_result))
-    bound = 2 * torch_error + tiny * exact.norm()
-    assert error <= bound, f"error {error:.3e} > {bound:.3e}"  # NaN is not <= anything
-
-
+@pytest.mark.each_value
 @dtypes
 @shapes
 def test_relu_encode(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
@@ -69,6 +47,7 @@ def test_relu_encode(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     assert torch.equal(counts, (acts > 0).sum(dim=0, dtype=torch.int32))
 
 
+@pytest.mark.each_value
 @dtypes
 @shapes
 @pytest.mark.parametrize("sign", [1.0, -1.0], ids=["minus target", "plus target"])
@@ -93,6 +72,7 @@ def test_squares_are_of_the_error_before_it_is_rounded() -> None:
     assert ((rounded - exact).abs() > 1e-6 * exact).any()  # so the line above can tell
 
 
+@pytest.mark.each_value
 @dtypes
 @shapes
 def test_dense_grad_acts(shape: tuple[int, int, int], dtype: torch.dtype) -> None:

@@ -4,15 +4,9 @@ Most operands are small integers: pre-activations are exact whatever the order o
 the selection must be the same.
 """
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
-
-ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
-if not ON_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read where @triton.jit decorates, so before the imports below
 
 from saefast import reference
 from saefast.reference import rounded_pre_acts
@@ -24,33 +18,11 @@ from saefast.triton_kernels.encode import (
     encode_topk,
     latents_per_chunk,
 )
-from saefast.triton_kernels.pre_acts import columns_per_round, encode_route, pre_acts_and_maxima
+from tests.helpers.encoder_cases import integers, normals
+from tests.helpers.kernels import DEVICE, dtypes
 
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # in Triton
-DEVICE = "cuda" if ON_GPU else "cpu"
-dtypes = pytest.mark.parametrize(
-    "dtype",
-    [
-        pytest.param(torch.float32, id="fp32"),
-        pytest.param(torch.float16, id="fp16"),
-        pytest.param(torch.bfloat16, id="bf16"),
-    ],
-)
 routes = pytest.mark.parametrize("route", ["triton", "cublas"])
 Case = tuple[Tensor, Tensor, Tensor]
-
-
-def integers(B: int, D: int, F: int, dtype: torch.dtype = torch.float16, seed: int = 0) -> Case:
-    """centred, W_enc, b_enc."""
-    rng = torch.Generator().manual_seed(seed)
-    centred, W_enc, b_enc = (torch.randint(-3, 4, size, generator=rng) for size in ((B, D), (F, D), (F,)))
-    return centred.to(dtype).to(DEVICE), W_enc.to(dtype).to(DEVICE), b_enc.float().to(DEVICE)
-
-
-def normals(B: int, D: int, F: int, dtype: torch.dtype = torch.float16, seed: int = 0) -> Case:
-    rng = torch.Generator().manual_seed(seed)
-    centred, W_enc, b_enc = (torch.randn(size, generator=rng).to(DEVICE) for size in ((B, D), (F, D), (F,)))
-    return centred.to(dtype), W_enc.to(dtype), b_enc
 
 
 def by_index(code: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -78,6 +50,7 @@ SHAPES = {  # B, D, F, k
 }
 
 
+@pytest.mark.each_value
 @routes
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_topk(shape: tuple[int, int, int, int], route: str) -> None:
@@ -86,6 +59,7 @@ def test_topk(shape: tuple[int, int, int, int], route: str) -> None:
     assert_same_code(encode_topk(*case, k, route=route), reference.encode_topk(*case, k))
 
 
+@pytest.mark.each_value
 @dtypes
 @routes
 def test_topk_with_scale(route: str, dtype: torch.dtype) -> None:
@@ -93,31 +67,6 @@ def test_topk_with_scale(route: str, dtype: torch.dtype) -> None:
     scale = (torch.arange(200, device=DEVICE) % 7) / 3
     expected = reference.encode_topk(centred, W_enc, b_enc, 6, scale)
     assert_same_code(encode_topk(centred, W_enc, b_enc, 6, scale, route=route), expected)
-
-
-@dtypes
-def test_routes_agree_on_pre_acts(dtype: torch.dtype) -> None:
-    """Both within an ulp of the product in fp64, and equal to the maxima of what they give."""
-    case = normals(33, 100, 300, dtype)
-    exact = rounded_pre_acts(*(t.double() for t in case))
-    size = case[0].double().abs() @ case[1].double().abs().T + 1
-    for route in ("triton", "cublas"):
-        got, maxima = pre_acts_and_maxima(*case, None, route)
-        bound = torch.finfo(dtype).eps / 2 * exact.abs() + 2**-20 * size
-        assert ((got.double() - exact).abs() <= bound).all()
-        assert torch.equal(maxima[:, :4], got[:, :256].view(33, 4, 64).amax(dim=2))
-        assert torch.equal(maxima[:, 4], got[:, 256:].amax(dim=1))
-
-
-def test_rounds_of_the_library_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pre_acts, "L2_BYTES", 4 * 20 * 256)
-    assert columns_per_round(20) == 256
-    case = integers(20, 24, 600)  # 256 + 256 + 88
-    got, maxima = pre_acts_and_maxima(*case, None, "cublas")
-    expected = rounded_pre_acts(*case)
-    assert torch.equal(got, expected)
-    padded = torch.nn.functional.pad(expected, (0, 40), value=-torch.inf)
-    assert torch.equal(maxima, padded.view(20, 10, 64).amax(dim=2))
 
 
 @pytest.mark.parametrize(
@@ -209,6 +158,7 @@ def test_nan_is_selected() -> None:
         assert (indices == 77).any(dim=1).all() and torch.isinf(acts[indices == 77]).all()
 
 
+@pytest.mark.each_value
 @dtypes
 @pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])
 def test_batch_topk(scaled: bool, dtype: torch.dtype) -> None:
@@ -217,6 +167,7 @@ def test_batch_topk(scaled: bool, dtype: torch.dtype) -> None:
     assert_same_code(encode_batch_topk(*case, 5, scale), reference.encode_batch_topk(*case, 5, scale))
 
 
+@pytest.mark.each_value
 @dtypes
 @pytest.mark.parametrize("B", [0, 1, 6])
 def test_dense(B: int, dtype: torch.dtype) -> None:
@@ -228,6 +179,7 @@ def test_dense(B: int, dtype: torch.dtype) -> None:
     assert (encode_dense(*case)[:, 9] == torch.inf).all()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("capacity", [None, 150])
 @pytest.mark.parametrize("per_latent", [False, True], ids=["one", "per latent"])
 def test_threshold(per_latent: bool, capacity: int | None) -> None:
@@ -263,23 +215,6 @@ def test_same_bits_every_time() -> None:
     for route in ("triton", "cublas"):
         first, second = (encode_topk(*case, 4, route=route) for _ in range(2))
         assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
-
-
-ROUTES = {  # D, dtype, capability -> route
-    "short": ((768, torch.bfloat16, (9, 0)), "triton"),
-    "longest of the short": ((1536, torch.float16, (9, 0)), "triton"),
-    "long": ((1537, torch.bfloat16, (9, 0)), "cublas"),
-    "fp32": ((768, torch.float32, (9, 0)), "cublas"),
-    "sm_80": ((768, torch.bfloat16, (8, 0)), "cublas"),
-    "sm_100": ((768, torch.bfloat16, (10, 0)), "triton"),
-    "sm_120": ((768, torch.bfloat16, (12, 0)), "cublas"),
-}
-
-
-@pytest.mark.parametrize(("arguments", "expected"), ROUTES.values(), ids=ROUTES.keys())
-def test_route(arguments: tuple[int, torch.dtype, tuple[int, int]], expected: str) -> None:
-    D, dtype, capability = arguments
-    assert encode_route(8192, D, 24576, dtype, capability) == expected
 
 
 def test_rejects_what_the_kernels_cannot_read() -> None:

@@ -4,7 +4,6 @@ Most operands are small integers: every product and sum is exact in fp32 and fp1
 must be equal bit for bit.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,28 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
-if not ON_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read where @triton.jit decorates, so before the imports below
-
 from saefast import reference
 from saefast.reference import rounded_pre_acts
 from saefast.triton_kernels import gemm
 from saefast.triton_kernels.dense import dense_error, dense_grad_acts, relu_encode
 from saefast.triton_kernels.gemm import GemmConfig, gemm_config, wide_product
 from saefast.triton_kernels.pre_acts import pre_acts_and_maxima
+from tests.helpers.kernels import DEVICE, dtypes, needs_gpu
 
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # in Triton
-DEVICE = "cuda" if ON_GPU else "cpu"
-needs_gpu = pytest.mark.skipif(not ON_GPU, reason="needs a CUDA GPU")
-dtypes = pytest.mark.parametrize(
-    "dtype",
-    [
-        pytest.param(torch.float32, id="fp32"),
-        pytest.param(torch.float16, id="fp16"),
-        pytest.param(torch.bfloat16, id="bf16"),
-    ],
-)
 TINY = GemmConfig(16, 128, 16, 4, 2, TMA=False, FLATTEN=False, GROUP_M=3)
 by_tma = pytest.mark.parametrize("TMA", [True, False], ids=["tma", "pointers"])
 SHAPES = {  # B, D, F; tiles of 16 x 128, 16 at a time in D; F and D swap places in dense_error
@@ -108,6 +93,7 @@ epilogues = pytest.mark.parametrize("check", [encode, scaled_encode, relu, error
 Check = Callable[[int, int, int, torch.dtype, GemmConfig], None]
 
 
+@pytest.mark.each_value
 @by_tma
 @epilogues
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
@@ -115,12 +101,14 @@ def test_epilogue(shape: tuple[int, int, int], check: Check, TMA: bool) -> None:
     check(*shape, torch.float16, replace(TINY, TMA=TMA))
 
 
+@pytest.mark.each_value
 @epilogues
 @pytest.mark.parametrize("shape", ODD.values(), ids=ODD.keys())
 def test_rows_that_tma_cannot_read(shape: tuple[int, int, int], check: Check) -> None:
     check(*shape, torch.float16, TINY)
 
 
+@pytest.mark.each_value
 @dtypes
 @epilogues
 def test_dtypes_with_the_config_of_the_shape(check: Check, dtype: torch.dtype) -> None:
@@ -129,6 +117,7 @@ def test_dtypes_with_the_config_of_the_shape(check: Check, dtype: torch.dtype) -
     check(B, D, F, dtype, gemm_config(B, N, K, dtype, NN=check is error))
 
 
+@pytest.mark.each_value
 @by_tma
 @epilogues
 def test_flattened_loop_with_more_tiles_than_programs(
@@ -190,7 +179,6 @@ def test_wide_product_keeps_fp32(dtype: torch.dtype) -> None:
     assert torch.equal(wide_product(left, right), out)
 
 
-@pytest.mark.gpu
 @needs_gpu
 def test_addresses_beyond_int32() -> None:
     """B * F = 2^31 + 2^16; the first row as bait for a wrapped address."""

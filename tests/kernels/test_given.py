@@ -53,6 +53,7 @@ def ties_of(shape: tuple[int, ...]) -> tuple[float, ...]:
     return (1.0, 0.0) if shape[1] == shape[2] else (0.0,)
 
 
+@pytest.mark.each_value
 @free
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_matches_reference(shape: tuple[int, ...], unit: float) -> None:
@@ -92,6 +93,7 @@ FORMATS = {
 }
 
 
+@pytest.mark.each_value
 @free
 @pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS.keys())
 def test_formats(format: tuple[str, str, torch.dtype], unit: float) -> None:

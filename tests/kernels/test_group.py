@@ -1,23 +1,14 @@
 """The Triton grouping against `saefast.reference.group_by_latent`: on a GPU where there is one, else in Triton's
 interpreter. Fresh memory is not zero, so what a kernel leaves unwritten cannot look like a result."""
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.sparse_codes import Code, code_to, fixed_code, ragged_code
-
-ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
-if not ON_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read where @triton.jit decorates, so before the import below
-
 from saefast import reference
 from saefast.triton_kernels.group import BLOCK, BLOCK_ORDER, TILE, group_by_latent, in_order
-
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # in Triton
-DEVICE = "cuda" if ON_GPU else "cpu"
+from tests.helpers.kernels import DEVICE, ON_GPU
+from tests.helpers.sparse_codes import Code, code_to, fixed_code, ragged_code
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +96,7 @@ COUNTS = {
 }
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("unused", [0, 150], ids=["full", "with room"])
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS.keys())
 def test_ragged(counts: list[int], unused: int) -> None:

@@ -4,33 +4,18 @@ Exact, except that NaN counts as +inf.
 """
 
 import importlib
-import os
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
-if not ON_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read where @triton.jit decorates, so before the import below
-
 from saefast import reference
 from saefast.triton_kernels.keep_topk import keep_topk
 from saefast.triton_kernels.topk import SelectConfig
+from tests.helpers.kernels import DEVICE, INF, NAN, dtypes
 
 module = importlib.import_module("saefast.triton_kernels.keep_topk")
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # in Triton
-DEVICE = "cuda" if ON_GPU else "cpu"
-INF, NAN = float("inf"), float("nan")
-dtypes = pytest.mark.parametrize(
-    "dtype",
-    [
-        pytest.param(torch.float32, id="fp32"),
-        pytest.param(torch.float16, id="fp16"),
-        pytest.param(torch.bfloat16, id="bf16"),
-    ],
-)
 
 
 def check(pre_acts: Tensor, k: int, count: int, count_dtype: torch.dtype = torch.int64) -> None:
@@ -69,6 +54,7 @@ COUNTS = {
 }
 
 
+@pytest.mark.each_value
 @dtypes
 @pytest.mark.parametrize("kind", ROWS)
 def test_rows(kind: str, dtype: torch.dtype) -> None:
@@ -76,6 +62,7 @@ def test_rows(kind: str, dtype: torch.dtype) -> None:
         check(ROWS[kind](2, 200).to(dtype).contiguous(), 12, count)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("count", COUNTS.values(), ids=COUNTS.keys())
 @pytest.mark.parametrize("k", [12, 200, 1000], ids=["k below C", "k C", "k over C"])
 def test_counts(k: int, count: int) -> None:
@@ -87,6 +74,7 @@ def test_count_of_either_width(dtype: torch.dtype) -> None:
     check(random_rows(2, 100), 5, 70, dtype)
 
 
+@pytest.mark.each_value
 @dtypes
 @pytest.mark.parametrize("C, k", [(1, 1), (63, 7), (64, 1), (65, 64), (700, 350), (4097, 3), (16500, 30)])
 def test_shapes(C: int, k: int, dtype: torch.dtype) -> None:
@@ -102,6 +90,7 @@ def test_fuzz_few_values(seed: int) -> None:
     check(rows, k, count)
 
 
+@pytest.mark.each_value
 @dtypes
 @pytest.mark.parametrize("kind, k, count", [("random", 5, 600), ("ties", 150, 400), ("ties", 700, 690)])
 def test_rows_too_long_for_registers(

@@ -3,30 +3,15 @@
 Whole-number inputs are summed without rounding in any order, so that there the selection must be exact, ties included.
 """
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
 
-ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
-if not ON_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read where @triton.jit decorates, so before the import below
-
 from saefast import reference
 from saefast.triton_kernels.rescore import rescore, rescore_config
+from tests.helpers.kernels import DEVICE, dtypes
 
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # in Triton
-DEVICE = "cuda" if ON_GPU else "cpu"
 Case = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]
-dtypes = pytest.mark.parametrize(
-    "dtype",
-    [
-        pytest.param(torch.float32, id="fp32"),
-        pytest.param(torch.float16, id="fp16"),
-        pytest.param(torch.bfloat16, id="bf16"),
-    ],
-)
 
 
 def make(
@@ -77,6 +62,7 @@ SHAPES = {  # B, D, F, N, k
 }
 
 
+@pytest.mark.each_value
 @dtypes
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_whole_numbers_exactly(shape: tuple[int, int, int, int, int], dtype: torch.dtype) -> None:
@@ -84,6 +70,7 @@ def test_whole_numbers_exactly(shape: tuple[int, int, int, int, int], dtype: tor
     check_exact(make(*sizes, dtype, whole=True, scaled=sizes[0] > 1), k)
 
 
+@pytest.mark.each_value
 @dtypes
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_real_numbers(shape: tuple[int, int, int, int, int], dtype: torch.dtype) -> None:

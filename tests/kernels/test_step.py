@@ -1,7 +1,5 @@
 """The whole step with the Triton kernels against the reference, for every plan and format, in the interpreter."""
 
-import os
-
 import pytest
 import torch
 
@@ -12,11 +10,6 @@ from saefast.engine.state import State
 from saefast.engine.step import train_step
 from tests.helpers.steps import numbers_at, plan_of
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available(),
-    reason="needs the interpreter",
-)
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 D, F, K, B = 40, 70, 5, 12
 
 PLANS = {

@@ -4,18 +4,11 @@ The bits are integers and exact, and so are rounding to bf16, stochastic or not,
 be one off in one place of a hundred, because square roots and divisions round otherwise.
 """
 
-import os
-
 import pytest
 import torch
-from torch import Tensor
-
-ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
-if not ON_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read where @triton.jit decorates, so before the import below
-
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from saefast import storage
 from saefast.triton_kernels.rows import load_row, pieces_of, store_row
@@ -29,9 +22,8 @@ from saefast.triton_kernels.storage import (
     store_moments,
     store_weight,
 )
+from tests.helpers.kernels import DEVICE
 
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # in Triton
-DEVICE = "cuda" if ON_GPU else "cpu"
 FORMATS = {  # param_dtype, state_dtype, compute_dtype
     "fp32": ("fp32", "fp32", torch.float32),
     "fp32 with a bf16 copy": ("fp32", "fp32", torch.bfloat16),
@@ -58,9 +50,20 @@ def bits_kernel(out_ptr, rows_ptr, step_ptr, D, SALT: tl.constexpr, PIECES: tl.c
 
 @triton.jit
 def store_kernel(
-    weight, low, shadow, m, v, scales,
-    value_ptr, exp_avg_ptr, exp_avg_sq_ptr, step_ptr, SALT: tl.constexpr, D: tl.constexpr, PIECES: tl.constexpr,
-):  # fmt: skip
+    weight,
+    low,
+    shadow,
+    m,
+    v,
+    scales,
+    value_ptr,
+    exp_avg_ptr,
+    exp_avg_sq_ptr,
+    step_ptr,
+    SALT: tl.constexpr,
+    D: tl.constexpr,
+    PIECES: tl.constexpr,
+):
     matrix = (weight, low, shadow, m, v, scales)
     j = tl.program_id(0).to(tl.int64)
     seed = row_seed(j, tl.load(step_ptr), SALT)
@@ -108,6 +111,7 @@ def step_of(n: int) -> Tensor:
     return torch.tensor(n, device=DEVICE)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("step", [1, 12345, 2**31 + 7])
 @pytest.mark.parametrize("salt", [0, 1])
 def test_random_bits(salt: int, step: int) -> None:
@@ -170,20 +174,6 @@ def test_split_keeps_every_bit() -> None:
     got = [torch.empty_like(value) for _ in range(3)]
     load_kernel[(F,)](*pointers(matrix), *got, D=D, PIECES=pieces_of(D, 1))
     assert torch.equal(got[0].view(torch.int32), value.view(torch.int32))
-
-
-@pytest.mark.parametrize("num_warps", [1, 2, 8, 16])
-@pytest.mark.parametrize("D", [1, 7, 24, 130, 576, 768, 1000, 2304, 3584, 4096, 5000, 8192])
-def test_pieces_cover_the_row_once(D: int, num_warps: int) -> None:
-    pieces = pieces_of(D, num_warps)
-    end = 0
-    for start, width, vector in pieces:
-        assert start == end < D and width & (width - 1) == 0 and start % width == 0
-        assert 1 <= vector <= 4
-        end += width
-    assert D <= end <= D + D // 2 and (len(pieces) == 1 or end - D < pieces[-1][1])
-    if D in (768, 2304, 3584, 4096, 8192):
-        assert end == D
 
 
 def test_state_bytes() -> None:

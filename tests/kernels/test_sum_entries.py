@@ -3,32 +3,16 @@
 Fresh memory is NaN (conftest.py).
 """
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.sparse_codes import Code, code_to, fixed_code, ragged_code
-
-ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
-if not ON_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read where @triton.jit decorates, so before the import below
-
 from saefast import reference
 from saefast.triton_kernels.sum_entries import BLOCK_F, BLOCK_N, sum_entries, sum_entries_bytes
+from tests.helpers.kernels import DEVICE, assert_fp32_sum, dtypes
+from tests.helpers.sparse_codes import Code, code_to, fixed_code, ragged_code
 
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # in Triton
-DEVICE = "cuda" if ON_GPU else "cpu"
 Groups = tuple[Tensor, Tensor, Tensor]
-dtypes = pytest.mark.parametrize(
-    "dtype",
-    [
-        pytest.param(torch.float32, id="fp32"),
-        pytest.param(torch.float16, id="fp16"),
-        pytest.param(torch.bfloat16, id="bf16"),
-    ],
-)
 
 
 def case_of(code: Code, F: int, dtype: torch.dtype = torch.float32) -> tuple[Groups, Tensor]:
@@ -40,11 +24,7 @@ def case_of(code: Code, F: int, dtype: torch.dtype = torch.float32) -> tuple[Gro
 
 def check(groups: Groups, per_pair: Tensor) -> Tensor:
     """The error against fp64, where nothing but the sum rounds, is that of fp32 even with 16-bit inputs."""
-    got, exact = sum_entries(groups, per_pair), reference.sum_entries(groups, per_pair.double())
-    assert got.dtype == torch.float32 and got.shape == exact.shape
-    error, bound = (got.double() - exact).norm(), 1e-6 * exact.norm()
-    assert error <= bound, f"error {error:.3e} > {bound:.3e}"  # NaN is not <= anything
-    return got
+    return assert_fp32_sum(sum_entries(groups, per_pair), reference.sum_entries(groups, per_pair.double()))
 
 
 SHAPES = {  # B, F, K
@@ -58,6 +38,7 @@ SHAPES = {  # B, F, K
 }
 
 
+@pytest.mark.each_value
 @dtypes
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_matches_reference(shape: tuple[int, int, int], dtype: torch.dtype) -> None:

@@ -3,33 +3,17 @@
 Fresh memory is NaN (conftest.py), so what a kernel leaves unwritten cannot look like a result.
 """
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
 
-ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
-if not ON_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read where @triton.jit decorates, so before the import below
-
 from saefast import reference
 from saefast.reference import sum_rows as spec
 from saefast.triton_kernels.sum_rows import sum_rows, sum_rows_config
+from tests.helpers.kernels import DEVICE, assert_fp32_sum, dtypes, needs_gpu
 
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # in Triton
-DEVICE = "cuda" if ON_GPU else "cpu"
 Groups = tuple[Tensor, Tensor, Tensor]
 Case = tuple[Groups, Tensor, Tensor]
-needs_gpu = pytest.mark.skipif(not ON_GPU, reason="needs a CUDA GPU")
-dtypes = pytest.mark.parametrize(
-    "dtype",
-    [
-        pytest.param(torch.float32, id="fp32"),
-        pytest.param(torch.float16, id="fp16"),
-        pytest.param(torch.bfloat16, id="bf16"),
-    ],
-)
 
 
 def random_indices(B: int, F: int, K: int, seed: int = 0) -> Tensor:
@@ -50,11 +34,7 @@ def case_of(indices: Tensor, D: int, F: int, dtype: torch.dtype, acts: Tensor | 
 def check(case: Case, tiny: float = 1e-6) -> Tensor:
     """The error against fp64, where nothing but the sum rounds, is that of fp32 even with 16-bit inputs."""
     groups, per_pair, rows = case
-    got, exact = sum_rows(*case), spec(groups, per_pair.double(), rows.double())
-    assert got.dtype == torch.float32 and got.shape == exact.shape
-    error, bound = (got.double() - exact).norm(), tiny * exact.norm()
-    assert error <= bound, f"error {error:.3e} > {bound:.3e}"  # NaN is not <= anything
-    return got
+    return assert_fp32_sum(sum_rows(*case), spec(groups, per_pair.double(), rows.double()), tiny)
 
 
 SHAPES = {  # B, D, F, K; on the right the tiles of sum_rows_config in fp32
@@ -72,6 +52,7 @@ SHAPES = {  # B, D, F, K; on the right the tiles of sum_rows_config in fp32
 }
 
 
+@pytest.mark.each_value
 @dtypes
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_matches_reference(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
@@ -141,7 +122,6 @@ def test_same_bits_every_time() -> None:
     assert torch.equal(sum_rows(*case), sum_rows(*case))
 
 
-@pytest.mark.gpu
 @needs_gpu
 def test_addresses_beyond_int32() -> None:
     """The last of more than 2^31 elements of rows, with the first ones as bait for a wrapped address."""

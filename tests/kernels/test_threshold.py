@@ -3,31 +3,14 @@
 On a GPU where there is one, else in Triton's interpreter.
 """
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
 
-ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
-if not ON_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read where @triton.jit decorates, so before the import below
-
 from saefast import reference
 from saefast.triton_kernels.threshold import above_threshold, threshold_config
+from tests.helpers.kernels import DEVICE, INF, NAN, dtypes, needs_gpu
 
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # in Triton
-DEVICE = "cuda" if ON_GPU else "cpu"
-INF, NAN = float("inf"), float("nan")
-needs_gpu = pytest.mark.skipif(not ON_GPU, reason="needs a CUDA GPU")
-dtypes = pytest.mark.parametrize(
-    "dtype",
-    [
-        pytest.param(torch.float32, id="fp32"),
-        pytest.param(torch.float16, id="fp16"),
-        pytest.param(torch.bfloat16, id="bf16"),
-    ],
-)
 SHAPES = {  # B, F; a tile has 32 groups of 64
     "one token": (1, 300),
     "one latent": (3, 1),
@@ -66,12 +49,14 @@ def check(pre_acts: Tensor, threshold: Tensor | float, capacity: int | None = No
     return int(expected[2][-1])
 
 
+@pytest.mark.each_value
 @dtypes
 @shapes
 def test_one_threshold(shape: tuple[int, int], dtype: torch.dtype) -> None:
     check(random_pre_acts(shape, dtype), 0.5)
 
 
+@pytest.mark.each_value
 @dtypes
 @shapes
 def test_a_threshold_for_each_latent(shape: tuple[int, int], dtype: torch.dtype) -> None:
@@ -84,6 +69,7 @@ def test_extreme_thresholds(threshold: float) -> None:
     check(random_pre_acts((4, 150)), threshold)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("spare", [-10_000, -5, -1, 0, 1, 40], ids=lambda spare: f"spare {spare}")
 @pytest.mark.parametrize("threshold", [0.5, torch.arange(2100) / 2100], ids=["one", "each"])
 def test_capacity(threshold: float | Tensor, spare: int) -> None:
@@ -117,6 +103,7 @@ def test_latent_above_in_every_token() -> None:
     check(pre_acts, 0.0)
 
 
+@pytest.mark.each_value
 @dtypes
 @pytest.mark.parametrize("threshold", [0.5, INF], ids=["finite", "infinite"])
 def test_nan_counts_as_above(threshold: float, dtype: torch.dtype) -> None:
@@ -157,7 +144,6 @@ def test_row_offsets_stay_within_int32() -> None:
     assert acts.eq(1).all() and indices.tolist() == list(range(64))
 
 
-@pytest.mark.gpu
 @needs_gpu
 def test_addresses_beyond_int32() -> None:
     """The last row of pre_acts (4 GB) of more than 2^31 elements, with the first ones as bait for a wrapped address."""

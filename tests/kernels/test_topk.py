@@ -5,16 +5,11 @@ which the reference does not know: it gets +inf in its place.
 """
 
 import importlib
-import os
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
-
-ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
-if not ON_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read where @triton.jit decorates, so before the import below
 
 from saefast import reference
 from saefast.triton_kernels.topk import (
@@ -25,21 +20,10 @@ from saefast.triton_kernels.topk import (
     select_topk,
     topk,
 )
+from tests.helpers.kernels import DEVICE, INF, NAN, dtypes, needs_gpu
 
 module = importlib.import_module("saefast.triton_kernels.topk")
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # in Triton
-DEVICE = "cuda" if ON_GPU else "cpu"
-INF, NAN = float("inf"), float("nan")
 Code = tuple[Tensor, Tensor]
-needs_gpu = pytest.mark.skipif(not ON_GPU, reason="needs a CUDA GPU")
-dtypes = pytest.mark.parametrize(
-    "dtype",
-    [
-        pytest.param(torch.float32, id="fp32"),
-        pytest.param(torch.float16, id="fp16"),
-        pytest.param(torch.bfloat16, id="bf16"),
-    ],
-)
 
 
 def by_maxima(pre_acts: Tensor, k: int) -> Code:
@@ -94,6 +78,7 @@ ROWS: dict[str, Callable[[int, int], Tensor]] = {
 }
 
 
+@pytest.mark.each_value
 @dtypes
 @pytest.mark.parametrize("kind", ROWS)
 def test_rows(kind: str, dtype: torch.dtype) -> None:
@@ -119,6 +104,7 @@ SHAPES = {  # B, F, k
 }
 
 
+@pytest.mark.each_value
 @dtypes
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_shapes(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
@@ -138,6 +124,7 @@ def test_fuzz_few_values(seed: int) -> None:
         check(rows.to(DEVICE), k)
 
 
+@pytest.mark.each_value
 @dtypes
 @pytest.mark.parametrize("k, kind", [(3, "random"), (7, "ties"), (11, "nan"), (300, "ties")])
 def test_rows_too_long_for_registers(
@@ -207,7 +194,6 @@ def test_slices_of_columns(dtype: torch.dtype) -> None:
     check(pre_acts[:, 100:900], 5)
 
 
-@pytest.mark.gpu
 @needs_gpu
 def test_addresses_beyond_int32() -> None:
     pre_acts = torch.full((2**13 + 1, 2**18), -1.0, dtype=torch.bfloat16, device=DEVICE)

@@ -15,10 +15,16 @@ f4, i4 = np.float32, np.int32
 
 def decode_args(**change: object) -> list[object]:
     args = {
-        "acts": np.zeros((3, 2), f4), "indices": np.zeros((3, 2), i4), "row_offsets": None, "W_dec": np.zeros((5, 4), f4),
-        "b_dec": np.zeros(4, f4), "x": np.zeros((3, 4), f4), "error": np.zeros((3, 4), f4), "squares": np.zeros(3, f4),
+        "acts": np.zeros((3, 2), f4),
+        "indices": np.zeros((3, 2), i4),
+        "row_offsets": None,
+        "W_dec": np.zeros((5, 4), f4),
+        "b_dec": np.zeros(4, f4),
+        "x": np.zeros((3, 4), f4),
+        "error": np.zeros((3, 4), f4),
+        "squares": np.zeros(3, f4),
         "threads": 1,
-    }  # fmt: skip
+    }
     return list((args | change).values())
 
 
@@ -40,12 +46,16 @@ def read_only(array: np.ndarray) -> np.ndarray:
         ("error: expected shape", {"error": np.zeros((3, 3), f4)}),
         ("not writeable", {"error": read_only(np.zeros((3, 4), f4))}),
         ("threads: expected at least 1, got 0", {"threads": 0}),
-        ("row_offsets: expected numbers that rise from 0 to at most 6, got 7 at 3",
-         {"acts": np.zeros(6, f4), "indices": np.zeros(6, i4), "row_offsets": np.array([0, 2, 4, 7], i4)}),
-        ("row_offsets: expected .* got 1 at 2",
-         {"acts": np.zeros(6, f4), "indices": np.zeros(6, i4), "row_offsets": np.array([0, 2, 1, 6], i4)}),
+        (
+            "row_offsets: expected numbers that rise from 0 to at most 6, got 7 at 3",
+            {"acts": np.zeros(6, f4), "indices": np.zeros(6, i4), "row_offsets": np.array([0, 2, 4, 7], i4)},
+        ),
+        (
+            "row_offsets: expected .* got 1 at 2",
+            {"acts": np.zeros(6, f4), "indices": np.zeros(6, i4), "row_offsets": np.array([0, 2, 1, 6], i4)},
+        ),
     ],
-)  # fmt: skip
+)
 def test_boundary_of_decode(message: str, change: dict) -> None:
     _C.decode_error(*decode_args())
     with pytest.raises((ValueError, TypeError), match=message):
@@ -98,17 +108,27 @@ def test_boundary_of_what_is_given() -> None:
 
     calls()
     given, aux, tokens = inputs["given"], inputs["aux"], batch[5]
+
+    def with_given(i: int, value: object) -> dict[str, object]:
+        return {"given": changed(given, i, value)}
+
     for message, options in (
         ("given: expected five", {"given": given[:4]}),
-        ("given.grad_pre: expected shape .65,., got .64,.", {"given": changed(given, 0, given[0][:-1])}),
-        ("given.grad_pre: expected dtype float32", {"given": changed(given, 0, given[0].astype(np.float64))}),
-        ("given.bias: expected shape .40,.", {"given": changed(given, 1, given[1][:-1])}),
-        ("given.push: expected 1 dimensions", {"given": changed(given, 2, given[2][:, None])}),
-        ("given.push_row: expected shape .7,., got .66,.", {"given": changed(given, 3, np.zeros(66, f4))}),
-        ("given.pull: expected a number of columns that divides 66, got 4", {"given": changed(given, 4, np.zeros((40, 4), f4))}),
-        ("given.pull: expected a number of columns that divides 66, got 0", {"given": changed(given, 4, np.zeros((40, 0), f4))}),
-        ("given.pull: expected shape .40, 3., got .41, 3.", {"given": changed(given, 4, np.zeros((41, 3), f4))}),
-        ("given.pull: expected a C-contiguous", {"given": changed(given, 4, np.zeros((3, 40), f4).T)}),
+        ("given.grad_pre: expected shape .65,., got .64,.", with_given(0, given[0][:-1])),
+        ("given.grad_pre: expected dtype float32", with_given(0, given[0].astype(np.float64))),
+        ("given.bias: expected shape .40,.", with_given(1, given[1][:-1])),
+        ("given.push: expected 1 dimensions", with_given(2, given[2][:, None])),
+        ("given.push_row: expected shape .7,., got .66,.", with_given(3, np.zeros(66, f4))),
+        (
+            "given.pull: expected a number of columns that divides 66, got 4",
+            with_given(4, np.zeros((40, 4), f4)),
+        ),
+        (
+            "given.pull: expected a number of columns that divides 66, got 0",
+            with_given(4, np.zeros((40, 0), f4)),
+        ),
+        ("given.pull: expected shape .40, 3., got .41, 3.", with_given(4, np.zeros((41, 3), f4))),
+        ("given.pull: expected a C-contiguous", with_given(4, np.zeros((3, 40), f4).T)),
         ("error: expected a multiple of 13 rows, got 38", {"batch": changed(batch, 1, batch[1][:-1])}),
         ("error: expected a multiple of 13 rows, got 0", {"batch": changed(batch, 1, batch[1][:0])}),
         ("error: expected shape .39, 66.", {"batch": changed(batch, 1, np.zeros((39, 7), f4))}),
@@ -116,20 +136,28 @@ def test_boundary_of_what_is_given() -> None:
         ("tokens: expected 0 to 38, got", {"batch": changed(batch, 5, tokens + 39)}),
         ("tokens: expected 0 to 25, got", {"batch": changed(batch, 1, batch[1][:26])}),
         ("aux.W_dec: expected shape .2, 66.", {"aux": changed(aux, 3, aux[1])}),
-        ("numbers.tied: expected 0, for rows of W_enc have 7 columns and those of W_dec 66", {"numbers": [*plain[:15], 1.0]}),
+        (
+            "numbers.tied: expected 0, for rows of W_enc have 7 columns and those of W_dec 66",
+            {"numbers": [*plain[:15], 1.0]},
+        ),
         ("incompatible function arguments", {"numbers": plain[:12]}),
         ("grads.W_dec: expected shape .40, 66.", {"grads": changed(grads, 2, grads[0])}),
         ("not writeable", {"grads": changed(grads, 3, read_only(grads[3].copy()))}),
-    ):  # fmt: skip
+    ):
         with pytest.raises((ValueError, TypeError), match=message):
             calls(**options)
 
 
 def test_boundary_of_grad_top_acts() -> None:
     args = {
-        "error": np.zeros((3, 4), f4), "W_dec": np.zeros((5, 4), f4), "acts": np.ones((3, 2), f4),
-        "indices": np.zeros((3, 2), i4), "row_offsets": None, "grads": np.zeros((3, 2), f4), "threads": 2,
-    }  # fmt: skip
+        "error": np.zeros((3, 4), f4),
+        "W_dec": np.zeros((5, 4), f4),
+        "acts": np.ones((3, 2), f4),
+        "indices": np.zeros((3, 2), i4),
+        "row_offsets": None,
+        "grads": np.zeros((3, 2), f4),
+        "threads": 2,
+    }
     flat = {"acts": np.ones(6, f4), "indices": np.zeros(6, i4), "grads": np.zeros(6, f4)}
     _C.grad_top_acts(*args.values())
     for message, change in (
@@ -146,9 +174,12 @@ def test_boundary_of_grad_top_acts() -> None:
 
 def test_boundary_of_sum_entries() -> None:
     args = {
-        "offsets": np.array([0, 2, 3], i4), "pairs": np.array([0, 2, 1], i4), "per_pair": np.ones(3, f4),
-        "sums": np.zeros(2, f4), "threads": 2,
-    }  # fmt: skip
+        "offsets": np.array([0, 2, 3], i4),
+        "pairs": np.array([0, 2, 1], i4),
+        "per_pair": np.ones(3, f4),
+        "sums": np.zeros(2, f4),
+        "threads": 2,
+    }
     _C.sum_entries(*args.values())
     for message, change in (
         ("offsets: expected shape .3,., got .2,.", {"offsets": np.array([0, 2], i4)}),

@@ -9,32 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from saefast import native, reference
 from saefast.errors import InputError
 from saefast.native import encode as native_encode
+from tests.helpers.encoder_cases import KINDS, assert_equal, operands
 from tests.helpers.native_isa import isa  # noqa: F401 (a fixture)
-
-
-def operands(B: int, D: int, F: int, seed: int = 0, kind: str = "random") -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    centred, W_enc = torch.randn(B, D, generator=generator), torch.randn(F, D, generator=generator)
-    b_enc = torch.randn(F, generator=generator)
-    if kind == "ties":  # small integers: exact products, few distinct values
-        centred, W_enc, b_enc = (t.round().clamp(-1, 1) for t in (centred, W_enc, b_enc))
-    elif kind == "negative":
-        b_enc -= 1000
-    elif kind == "zero":
-        W_enc, b_enc = torch.zeros_like(W_enc), torch.zeros_like(b_enc)
-    elif kind == "hot":
-        b_enc[:: max(1, F // 3)] += 1000
-    return centred, W_enc, b_enc
-
-
-def assert_equal(got: tuple[Tensor, ...], want: tuple[Tensor, ...], name: str = "") -> None:
-    for one, other in zip(got, want, strict=True):
-        assert one.dtype == other.dtype and torch.equal(one, other), name
 
 
 @pytest.fixture
@@ -50,9 +30,7 @@ def torch_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native_encode, "SCREENED_ROWS", 10**9)
 
 
-KINDS = ["random", "ties", "negative", "zero", "hot"]
-
-
+@pytest.mark.each_value
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("B,D,F", [(7, 5, 9), (64, 24, 1024), (130, 33, 1025), (700, 16, 3000)])
 def test_topk_is_that_of_the_reference(isa: str, kind: str, B: int, D: int, F: int) -> None:  # noqa: F811
@@ -61,6 +39,7 @@ def test_topk_is_that_of_the_reference(isa: str, kind: str, B: int, D: int, F: i
         assert_equal(native.encode_topk(*x, k), reference.encode_topk(*x, k), f"k = {k}")
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("B,D,F", [(7, 5, 9), (130, 33, 1025), (700, 16, 1500)])
 def test_batch_topk_is_that_of_the_reference(isa: str, kind: str, B: int, D: int, F: int) -> None:  # noqa: F811
@@ -69,6 +48,7 @@ def test_batch_topk_is_that_of_the_reference(isa: str, kind: str, B: int, D: int
         assert_equal(native.encode_batch_topk(*x, k), reference.encode_batch_topk(*x, k), f"k = {k}")
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("B,D,F", [(7, 5, 9), (130, 33, 1025), (700, 16, 1500)])
 def test_selection_by_scaled_pre_activations(isa: str, kind: str, B: int, D: int, F: int) -> None:  # noqa: F811
@@ -82,6 +62,7 @@ def test_selection_by_scaled_pre_activations(isa: str, kind: str, B: int, D: int
             assert kind in ("zero", "negative") or not torch.equal(got[0], plain[0])
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("B,D,F", [(7, 5, 9), (130, 33, 1025), (700, 16, 1500)])
 def test_threshold_is_that_of_the_reference(isa: str, kind: str, B: int, D: int, F: int) -> None:  # noqa: F811

@@ -9,7 +9,7 @@ from torch import Tensor
 from saefast import native, reference
 from saefast.errors import InputError
 from saefast.native import encode as native_encode
-from tests.native.test_encode import KINDS, assert_equal, operands
+from tests.helpers.encoder_cases import KINDS, assert_equal, operands
 
 _C = pytest.importorskip("saefast._C", reason="the C++ extension saefast._C is not built")
 SHAPES = [(1, 16, 32, 1), (7, 33, 321, 5), (130, 100, 1025, 32), (70, 576, 2304, 40), (65, 1536, 1000, 1)]
@@ -45,6 +45,7 @@ def hard(kind: str, x: Tensor, W: Tensor, b: Tensor) -> None:
         x *= 1e-42
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("isa", _C.isas())
 @pytest.mark.parametrize("kind", [*KINDS, "outlier", "one-hot", "scales", "close", "heavy", "denormal"])
 @pytest.mark.parametrize("B,D,F,k", SHAPES)

@@ -9,8 +9,9 @@ from saefast.backend import load_backend, unavailable
 from saefast.sae.inference import decode, encode, listed
 from tests.helpers.architecture_cases import CASES, set_up
 
-NAMES = ["relu", "topk", "topk-by-norm", "multi-topk", "batch-topk", "batch-topk-by-norm", "matryoshka", "group-max",
-         "jumprelu", "jumprelu-untied-mse", "gated", "crosscoder", "transcoder", "skip-transcoder", "transcoder-jumprelu"]  # fmt: skip
+NAMES = ["relu", "topk", "topk-by-norm", "multi-topk", "batch-topk", "batch-topk-by-norm", "matryoshka"]
+NAMES += ["group-max", "jumprelu", "jumprelu-untied-mse", "gated", "crosscoder", "transcoder"]
+NAMES += ["skip-transcoder", "transcoder-jumprelu"]
 
 
 def trained(name, dtype=torch.float64):

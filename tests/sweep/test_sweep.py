@@ -13,7 +13,7 @@ from saefast import SAEConfig, TrainConfig
 from saefast.activations.sources import TensorSource
 from saefast.sweep import Member, names, pareto, sweep
 from saefast.train.parallel import side_by_side, workers_for
-from tests.train.test_resume import assert_same, context, make_source, result
+from tests.helpers.stopped_runs import assert_same, context, make_source, result
 
 STEPS = 40
 SHARED = {"total_tokens": STEPS * 64, "batch_size": 64, "buffer_tokens": 256, "lr": 3e-3, "log_every": 5}

@@ -88,10 +88,13 @@ CONFIGS = {
     "kl and fvu": {"mse_coefficient": 0.7},
     "kl and downstream": {"downstream": DOWNSTREAM, "downstream_coefficient": 1.3},
     "all, in parts": {
-        "loss": "ce", "mse_coefficient": 0.7, "downstream": DOWNSTREAM, "downstream_coefficient": 1.3,
+        "loss": "ce",
+        "mse_coefficient": 0.7,
+        "downstream": DOWNSTREAM,
+        "downstream_coefficient": 1.3,
         "contexts_at_once": 2,
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
@@ -228,13 +231,19 @@ BAD = {
     "loss": ({"loss": "mse"}, "loss: expected one of"),
     "mse": ({"mse_coefficient": -1.0}, "mse_coefficient: expected 0 or more, got -1.0"),
     "nan": ({"mse_coefficient": math.nan}, "mse_coefficient: expected 0 or more, got nan"),
-    "no hooks": ({"downstream_coefficient": 1.0}, "downstream: expected hook points and a positive downstream_c"),
-    "no weight": ({"downstream": DOWNSTREAM}, "downstream: expected hook points and a positive downstream_coeff"),
+    "no hooks": (
+        {"downstream_coefficient": 1.0},
+        "downstream: expected hook points and a positive downstream_c",
+    ),
+    "no weight": (
+        {"downstream": DOWNSTREAM},
+        "downstream: expected hook points and a positive downstream_coeff",
+    ),
     "lr": ({"lr": 0.0}, "lr: expected a positive number or None, got 0.0"),
     "sink": ({"sink_ratio": 0.0}, "sink_ratio: expected a positive number or None, got 0.0"),
     "parts": ({"contexts_at_once": 0}, "contexts_at_once: expected a positive integer, got 0"),
     "backend": ({"backend": "native"}, "backend: expected one of"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("options,message", BAD.values(), ids=BAD)

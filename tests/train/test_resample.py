@@ -14,10 +14,16 @@ from saefast.train import resample
 
 F, D = 37, 19
 FORMATS = [
-    ("fp32", "fp32", torch.float32), ("fp32", "fp32", torch.bfloat16), ("fp32", "int8", torch.bfloat16),
-    ("fp32", "bf16", torch.float32), ("split", "fp32", torch.bfloat16), ("split", "int8", torch.bfloat16),
-    ("bf16", "bf16", torch.bfloat16), ("bf16", "int8", torch.bfloat16), ("bf16", "fp32", torch.bfloat16),
-]  # fmt: skip
+    ("fp32", "fp32", torch.float32),
+    ("fp32", "fp32", torch.bfloat16),
+    ("fp32", "int8", torch.bfloat16),
+    ("fp32", "bf16", torch.float32),
+    ("split", "fp32", torch.bfloat16),
+    ("split", "int8", torch.bfloat16),
+    ("bf16", "bf16", torch.bfloat16),
+    ("bf16", "int8", torch.bfloat16),
+    ("bf16", "fp32", torch.bfloat16),
+]
 
 
 def used(param_dtype="fp32", state_dtype="fp32", compute_dtype=torch.float32, extra=()):

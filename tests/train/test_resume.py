@@ -1,7 +1,5 @@
 """A run that is killed, stopped or fails goes on to the same bits as one that was not."""
 
-import json
-import multiprocessing
 import os
 import random
 import signal
@@ -11,7 +9,6 @@ import pytest
 import torch
 
 import saefast
-from saefast.activations.sources import IterableSource, TensorSource
 from saefast.files import load_tensors
 
 # A fork server that has torch loaded: each of the many short-lived runs starts in milliseconds.
@@ -139,63 +136,6 @@ def test_an_existing_run_is_not_overwritten(tmp_path):
     with pytest.raises(saefast.InputError, match="out: expected a new folder"):
         train(tmp_path / "run", "random access", resume=False)
     assert {file: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
-
-
-def test_a_corrupt_checkpoint_is_named(tmp_path):
-    train(tmp_path / "run", "random access")
-    path = tmp_path / "run" / "checkpoint.safetensors"
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
-    path.write_bytes(data)
-    with pytest.raises(saefast.InputError, match="checkpoint.safetensors: corrupt"):
-        train(tmp_path / "run", "random access")
-
-
-def test_a_failed_save_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
-    def full_disk(tensors, path, metadata):
-        path.write_bytes(b"half a file")
-        raise OSError(28, "No space left on device")
-
-    saves = iter(range(100))
-    from saefast import files
-
-    save_file = files.save_file
-    monkeypatch.setattr(
-        files, "save_file", lambda *args, **kw: (full_disk if next(saves) == 5 else save_file)(*args, **kw)
-    )
-    with pytest.raises(OSError, match="No space left on device.*previous one is intact"):
-        train(tmp_path / "run", "random access")
-    monkeypatch.undo()
-    train(tmp_path / "whole", "random access")
-    train(tmp_path / "run", "random access")
-    assert_same(result(tmp_path / "run"), result(tmp_path / "whole"))
-
-
-def test_a_run_stopped_before_its_first_checkpoint_starts_again_with_resume(tmp_path):
-    out = tmp_path / "run"
-    out.mkdir()
-    (out / ".run.json.tmp").write_text('{"half')  # killed while writing run.json
-    train(out, "random access")
-    assert (out / "sae.safetensors").exists()
-
-
-@pytest.mark.parametrize("change", ["k", "lr", "source"])
-def test_resume_with_something_else_names_what_differs(tmp_path, change):
-    train(tmp_path / "run", "random access")
-    k, lr, rows = 4, 3e-3, 900
-    if change == "k":
-        k = 5
-    elif change == "lr":
-        lr = 1e-3
-    else:
-        rows = 800
-    config = saefast.TrainConfig(
-        total_tokens=STEPS * 64, batch_size=64, buffer_tokens=256, lr=lr, log_every=3, checkpoint_every=2,
-        dead_feature_threshold=200, k_aux=4,
-    )  # fmt: skip
-    trainer = saefast.Trainer(saefast.SAE(saefast.SAEConfig(d_in=16, d_sae=96, k=k)), config)
-    with pytest.raises(saefast.InputError, match=f"{change}: the run in .* was started with"):
-        trainer.fit(TensorSource(torch.randn(rows, 16)), tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize("damage", ["nan", "shard"])
