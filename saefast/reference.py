@@ -440,7 +440,7 @@ def row_grads(
     Args:
         centred: [B, D].
         error: [B, D_out]; or [G * B, D_out] of a code in G parts, in which part g of token t is the row g * B + t
-            (see `saefast.nested`). Only with `given`. b_dec's gradient is summed over the first B rows.
+            (see `saefast.engine.nested`). Only with `given`. b_dec's gradient is summed over the first B rows.
         given: what takes the place of the gradient of a plain reconstruction.
     """
     n, B = read_numbers(numbers), len(centred)

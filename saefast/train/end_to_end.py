@@ -136,7 +136,7 @@ class EndToEnd:
         """
         metrics = self.gradients(tokens)
         lr = self.peak_lr if lr is None else lr
-        # Adam's steps are in the units of a parameter: those of the biases are those of the data, see `plan.Hyper`
+        # Adam's steps are in the units of a parameter: those of the biases are those of the data, see `saefast.engine.numbers`
         assert self.input_scale is not None
         for group, scale in zip(self.optimizer.param_groups, (1.0, self.input_scale), strict=True):
             group["lr"], group["eps"] = lr / scale, EPS * scale

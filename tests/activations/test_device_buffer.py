@@ -19,7 +19,6 @@ from saefast.activations import open as opening
 from saefast.activations.buffer import ShuffleBuffer
 from saefast.activations.native_buffer import NativeBuffer
 from saefast.activations.open import open_buffer, open_source
-from saefast.activations.shards import ShardSource, ShardWriter
 from saefast.activations.sources import IterableSource, TensorSource
 from saefast.errors import InputError
 from tests.helpers import fake_device

@@ -100,9 +100,8 @@ CASES = {
         sae={"activation": "gated"},
     ),
     "matryoshka": Case(
-        {"activation": "matryoshka", "group_sizes": (64, 4608)},
         shapes=("small",),
-        sae={"activation": "matryoshka"},
+        sae={"activation": "matryoshka", "group_sizes": (64, 4608)},
     ),
     "multi-topk": Case({"multi_topk": 4}, shapes=("small",)),
     "group-max": Case({"activation": "group_max"}, shapes=("small",)),

@@ -14,9 +14,7 @@ ARROWS = house.graph(ROOT)
 # The rooms of saefast/ from the bottom to the top. A room imports rooms of the lines above its own here, and no others.
 FLOORS = """
     errors  storage
-    files  config  reference_select  reference_update
-    reference_dense
-    reference
+    files  config  reference
     native
     backend
     engine  activations  autograd  optim

@@ -42,8 +42,8 @@ def train(out, kind, resume=True, pause=0.0):
     torch.set_num_threads(1)
     trainer = trainer_of()
     if pause:
-        step = trainer.step_on
-        trainer.step_on = lambda x: (time.sleep(pause), step(x))[1]
+        step = trainer.step
+        trainer.step = lambda x, **_: (time.sleep(pause), step(x, checked=True))[1]
     return trainer.fit(make_source(kind), out, resume)
 
 

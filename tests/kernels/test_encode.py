@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saefast import reference
 from saefast.reference import rounded_pre_acts
-from saefast.triton_kernels import encode, pre_acts
+from saefast.triton_kernels import encode
 from saefast.triton_kernels.encode import (
     encode_batch_topk,
     encode_dense,

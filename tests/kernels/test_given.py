@@ -1,5 +1,5 @@
 """The Triton update with what an architecture hands to it (`saefast.reference.Given`), with free, untied and
-wider decoders, against `saefast.reference`. Tolerances are those of test_triton_update.py."""
+wider decoders, against `saefast.reference`. Tolerances are those of test_update.py."""
 
 import math
 

@@ -8,6 +8,7 @@ from saefast import reference, triton_kernels
 from saefast.backend import OPS
 from saefast.engine.state import State
 from saefast.engine.step import train_step
+from tests.helpers.kernels import DEVICE
 from tests.helpers.steps import numbers_at, plan_of
 
 D, F, K, B = 40, 70, 5, 12
