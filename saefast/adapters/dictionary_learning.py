@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefast.adapters.dictionary_learning_engine import Engine, OnEngine
+from saefast.adapters.dictionary_learning_engine import OnEngine
+from saefast.adapters.linked import Linked
 
 from dictionary_learning.dictionary import AutoEncoder, GatedAutoEncoder, JumpReluAutoEncoder  # isort: skip
 from dictionary_learning.trainers import gdm, jumprelu, standard  # isort: skip
@@ -30,18 +31,25 @@ from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchT
 from dictionary_learning.trainers.top_k import AutoEncoderTopK  # isort: skip
 
 __all__ = [
-    "AutoEncoder", "AutoEncoderTopK", "BatchTopKSAE", "BatchTopKTrainer", "GatedAutoEncoder", "GatedSAETrainer",
-    "JumpReluAutoEncoder", "JumpReluTrainer", "MatryoshkaBatchTopKSAE", "MatryoshkaBatchTopKTrainer",
-    "StandardTrainer", "StandardTrainerAprilUpdate", "TopKTrainer",
-]  # fmt: skip
+    "AutoEncoder",
+    "AutoEncoderTopK",
+    "BatchTopKSAE",
+    "BatchTopKTrainer",
+    "GatedAutoEncoder",
+    "GatedSAETrainer",
+    "JumpReluAutoEncoder",
+    "JumpReluTrainer",
+    "MatryoshkaBatchTopKSAE",
+    "MatryoshkaBatchTopKTrainer",
+    "StandardTrainer",
+    "StandardTrainerAprilUpdate",
+    "TopKTrainer",
+]
 LINEAR = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "decoder.weight.T", "b_dec": "b_dec"}
 RELU = LINEAR | {"b_dec": "bias"}
 PARAMETERS = {"W_enc": "W_enc.T", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
 JUMPRELU = PARAMETERS | {"threshold": "threshold"}
-GATED = {
-    "W_enc": "encoder.weight", "b_enc": "gate_bias", "W_dec": "decoder.weight.T", "b_dec": "decoder_bias",
-    "r_mag": "r_mag", "b_mag": "mag_bias",
-}  # fmt: skip
+GATED = LINEAR | {"b_enc": "gate_bias", "b_dec": "decoder_bias", "r_mag": "r_mag", "b_mag": "mag_bias"}
 
 
 class WithK(OnEngine):
@@ -57,12 +65,15 @@ class WithK(OnEngine):
     def _recipe(self) -> dict[str, Any]:
         me: Any = self
         return {
-            "auxk_alpha": me.auxk_alpha, "k_aux": me.top_k_aux, "count_before_auxk": True, "grad_clip": 1.0,
+            "auxk_alpha": me.auxk_alpha,
+            "k_aux": me.top_k_aux,
+            "count_before_auxk": True,
+            "grad_clip": 1.0,
             "dead_feature_threshold": me.dead_feature_threshold,
             "cuda_graph": not getattr(self, "k_anneal_steps", None),  # each k would be a graph of its own
-        }  # fmt: skip
+        }
 
-    def _current(self, engine: Engine) -> Engine:
+    def _current(self, engine: Linked) -> Linked:
         engine = super()._current(engine)
         k: Tensor = self.ae.k
         if self._k[0] is not k or self._k[1] != k._version:  # reading it waits for a GPU
@@ -70,7 +81,7 @@ class WithK(OnEngine):
         engine.k_now = self._k[2]
         return engine
 
-    def _finish(self, step: int, x: Tensor, engine: Engine) -> None:
+    def _finish(self, step: int, x: Tensor, engine: Linked) -> None:
         me: Any = self
         if step > me.threshold_start_step:  # as `update_threshold`, without waiting for a GPU
             threshold, smallest = self.ae.threshold, engine.state.smallest
@@ -136,9 +147,12 @@ class JumpReluTrainer(OnEngine, jumprelu.JumpReluTrainer):
 
     def _recipe(self) -> dict[str, Any]:
         return {
-            "penalty": "target_l0", "target_l0": self.target_l0, "bandwidth": self.bandwidth, "grad_clip": 1.0,
+            "penalty": "target_l0",
+            "target_l0": self.target_l0,
+            "bandwidth": self.bandwidth,
+            "grad_clip": 1.0,
             "straight_through": self.straight_through,
-        }  # fmt: skip
+        }
 
 
 class GatedSAETrainer(OnEngine, gdm.GatedSAETrainer):
@@ -166,7 +180,7 @@ class StandardTrainer(OnEngine, standard.StandardTrainer):
     def _recipe(self) -> dict[str, Any]:
         return {"penalty": "l1"}
 
-    def _finish(self, step: int, x: Tensor, engine: Engine) -> None:
+    def _finish(self, step: int, x: Tensor, engine: Linked) -> None:
         super()._finish(step, x, engine)
         if self.resample_steps is None:
             return

@@ -7,13 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefast.adapters.driven import Driven
+from saefast.adapters.linked import COMPUTE_DTYPES, Linked
 from saefast.config.sae import SAEConfig
 from saefast.config.train import TrainConfig
-from saefast.engine import auxk
-from saefast.engine.plan import Plan
 from saefast.errors import check
-from saefast.sae import SAE
 
 try:
     from dictionary_learning.trainers.trainer import ConstrainedAdam
@@ -24,29 +21,7 @@ except ImportError as error:
     ) from error
 
 OVERRIDABLE = ("loss", "get_auxiliary_loss", "update_threshold")  # methods in whose place the engine acts
-DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 log = logging.getLogger("saefast")
-
-
-class Engine(Driven):
-    """With the smallest activations of each batch where there is a k, and room for all latents that can be dead:
-    dictionary_learning counts the batch before it asks who is, and on a log step once more."""
-
-    def __init__(self, sae: SAE, config: TrainConfig) -> None:
-        super().__init__(sae, config)
-        self.state.smallest = torch.zeros_like(sae.b_dec[0]).detach() if sae.config.k else None
-        self.room, self.next_count = 0, 0  # the room is enough for the steps before that one
-
-    def _plan(self, batch_size: int) -> Plan:
-        plan, state = super()._plan(batch_size), self.state
-        if not plan.auxk_alpha:
-            return plan
-        if state.step >= self.next_count:
-            ahead = (2 * self._interval - 1) * batch_size
-            since, threshold = state.num_tokens_since_fired, plan.dead_feature_threshold
-            self.room = auxk.capacity(since, threshold, ahead, exact=not self.on_gpu)
-            self.next_count = state.step + self._interval
-        return plan._replace(dead_capacity=self.room)
 
 
 class OnEngine:
@@ -54,11 +29,9 @@ class OnEngine:
 
     _stock: Any  # the stock trainer
     _dictionary: Any  # its class of `ae`
-    _names: dict[
-        str, str
-    ]  # the engine's name of a parameter -> that of `ae`; with .T it is the transpose there
+    _names: dict[str, str]  # of the parameters of `ae`, see `Linked`
     _weight: str | None = None  # the attribute that is the weight of the penalty
-    _engine: Engine | None = None
+    _engine: Linked | None = None
     _warned: frozenset[str] = frozenset()
 
     ae: Any
@@ -112,18 +85,17 @@ class OnEngine:
         if reason is not None or self._engine is None or step == 0 or not self.optimizer.state:
             return self._stock_step(step, x, reason is None)
         engine = self._current(self._engine)
-        self._share(engine)
+        engine.follow()
+        if hasattr(self, "num_tokens_since_fired"):
+            self.num_tokens_since_fired = engine.shared_counts(self.num_tokens_since_fired)
         engine.lr_now = self.optimizer.param_groups[0]["lr"]
         if self._weight is not None:
             engine.sparsity_now = getattr(self, self._weight) * self.sparsity_warmup_fn(step)
-        with torch.autocast(self._device.type, enabled=False):
-            metrics = engine.step(x.to(self._device, torch.float32))
-        for state in self.optimizer.state.values():
-            state["step"] += 1
+        metrics = engine.step(x.to(self._device, torch.float32))
         self._finish(step, x, engine)
         return metrics.loss if engine.on_gpu else float(metrics.loss)
 
-    def _finish(self, step: int, x: Tensor, engine: Engine) -> None:
+    def _finish(self, step: int, x: Tensor, engine: Linked) -> None:
         """What follows the optimizer's step."""
         self.scheduler.step()
 
@@ -131,9 +103,7 @@ class OnEngine:
         """ours: the engine could do this step too, and the next one."""
         loss: float | None = super().update(step, x)  # type: ignore[misc]
         self.optimizer.zero_grad()  # trainers that begin with it would keep the gradients
-        if self._engine is not None:
-            self._engine.state.refresh()
-        elif ours:
+        if self._engine is None and ours:
             self._engine = self._make()
         return loss
 
@@ -146,47 +116,31 @@ class OnEngine:
         """All options of TrainConfig. Products are in the format in which autocast would have them."""
         group, kind = self.optimizer.param_groups[0], self._device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
-        return {
-            "total_tokens": 1, "loss": "mse", "normalize_input": False, "auxk_alpha": 0.0, "betas": group["betas"],
-            "eps": group["eps"], "compute_dtype": DTYPES[dtype],
-        } | self._recipe()  # fmt: skip
+        options = {
+            "total_tokens": 1,
+            "loss": "mse",
+            "normalize_input": False,
+            "auxk_alpha": 0.0,
+            "betas": group["betas"],
+            "eps": group["eps"],
+            "compute_dtype": COMPUTE_DTYPES[dtype],
+        }
+        return options | self._recipe()
 
-    def _make(self) -> Engine:
-        config = SAEConfig(d_in=self.ae.activation_dim, d_sae=self.ae.dict_size, **self._architecture())
-        return Engine(SAE(config, device=self._device), TrainConfig(**self._options()))
-
-    def _current(self, engine: Engine) -> Engine:
-        """With the options as they are now; another engine if the format of the products is another."""
-        options = self._options()
-        if options["compute_dtype"] != engine.config.compute_dtype:
-            self._engine = engine = self._make()
-        elif any(getattr(engine.config, name) != value for name, value in options.items()):
-            engine.config = TrainConfig(**options)
+    def _make(self) -> Linked:
+        sae = SAEConfig(d_in=self.ae.activation_dim, d_sae=self.ae.dict_size, **self._architecture())
+        engine = Linked(self.ae, self._names, sae, TrainConfig(**self._options()), self.optimizer)
+        engine.counts_per_step = 2  # once for the step, and on a log step once more
+        if sae.k:
+            engine.state.smallest = torch.zeros((), device=self._device)
         return engine
 
-    def _share(self, engine: Engine) -> None:
-        """Make views of the engine's memory of what is shared. What was replaced since the last step, by a stock step,
-        a state that was loaded, the user, is copied into it first."""
-        values = engine.state.params._asdict() | {n: v.value for n, v in engine.state.extra.items()}
-        moments, copied = engine.moments(), []
-
-        def shared(ours: Tensor, theirs: Tensor) -> Tensor:
-            if theirs.data_ptr() == ours.data_ptr():
-                return theirs
-            copied.append(ours.copy_(theirs))
-            return ours
-
-        for name, of_ae in self._names.items():
-            param = self.ae.get_parameter(of_ae.removesuffix(".T"))
-            value, *kept = (t.T if of_ae.endswith(".T") else t for t in (values[name], *moments[name]))
-            param.data = shared(value, param.data)
-            state = self.optimizer.state[param]
-            for key, ours in zip(("exp_avg", "exp_avg_sq"), kept, strict=True):
-                state[key] = shared(ours, state[key])
-            engine.state.step = int(state["step"])
-        if hasattr(self, "num_tokens_since_fired"):
-            counts = engine.state.num_tokens_since_fired
-            self.num_tokens_since_fired = shared(counts, self.num_tokens_since_fired)
-        if copied:
-            engine.state.refresh()
-            engine.next_count = 0
+    def _current(self, engine: Linked) -> Linked:
+        """With the options as they are now; another engine if the format of the products or what it trains is another."""
+        options = self._options()
+        is_other = engine.theirs is not self.ae or engine.their_optimizer is not self.optimizer
+        if is_other or options["compute_dtype"] != engine.config.compute_dtype:
+            self._engine = engine = self._make()
+        elif any(getattr(engine.config, name) != value for name, value in options.items()):
+            engine.config, engine.recount_at = TrainConfig(**options), 0
+        return engine

@@ -12,15 +12,15 @@ differs, is in docs/drop-in/llamascopium.md. Of llamascopium 2.0.0b34.
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from saefast.adapters.llamascopium_engine import Engine, unsupported
+from saefast.adapters.linked import Linked, during, replace
+from saefast.adapters.llamascopium_recipe import link, unsupported
 from saefast.engine.plan import CPU_DENSITY
 from saefast.errors import check
 
@@ -36,17 +36,16 @@ except ImportError as error:
 
 __all__ = ["Trainer", "patched", "train_sae"]
 log = logging.getLogger("saefast")
-TURNED = "W_E"  # the parameter that is a view with the strides of its transpose
 
 
 class Trainer(StockTrainer):
     """`llamascopium.trainer.Trainer`. Afterwards the SAE and the optimizer are as after a stock run."""
 
     tokens_since_last_activation: Tensor | None
-    _engine: Engine | None = None
+    _engine: Linked | None = None
     _in_use = False  # the engine knows the recipe
     _stepped = False  # the engine has made the step of this iteration
-    _handles: tuple[Any, ...] = ()
+    _hook: Any = None  # of the optimizer
 
     def fit(self, sae: Any, *args: Any, **kwargs: Any) -> bool | None:
         """As the stock trainer.
@@ -67,33 +66,27 @@ class Trainer(StockTrainer):
 
     def _training_step(self, sae: Any, batch: dict[str, Tensor]) -> dict[str, Any]:
         """Its schedules decide on k and the coefficients, and it calls `sae.compute_loss`, for now ours."""
-        if self._in_use:
-            sae.compute_loss = partial(self._loss, sae, sae.compute_loss)
-        try:
+        ours = {"compute_loss": partial(self._loss, sae, sae.compute_loss)} if self._in_use else {}
+        with during(partial(replace, sae, **ours)):
             found: dict[str, Any] = super()._training_step(sae, batch)
             return found
-        finally:
-            if self._in_use:
-                del sae.compute_loss
 
     def _loss(self, sae: Any, stock: Any, batch: dict[str, Tensor], **options: Any) -> dict[str, Any]:
         """The losses of a step of the engine, already made; or of the stock code, whose step is to follow."""
         if self._engine is None or not self._engine.is_linked:
             self._take(sae, batch)
-        engine, into, out = self._engine, sae.cfg.hook_point_in, sae.cfg.hook_point_out
+        engine, counts = self._engine, self.tokens_since_last_activation
         assert engine is not None
-        engine.catch_up()
-        if self.tokens_since_last_activation is not None:  # a stock step puts a new tensor there
-            counts = engine.state.num_tokens_since_fired
-            if self.tokens_since_last_activation is not counts:
-                self.tokens_since_last_activation = counts.copy_(self.tokens_since_last_activation)
+        engine.follow()
+        if counts is not None:  # a stock step puts a new tensor there
+            self.tokens_since_last_activation = engine.shared_counts(counts)
         if self._is_for_the_stock_code(sae, batch, engine):
             found: dict[str, Any] = stock(batch, **options)
             return found
         engine.lr_now = self.optimizer.param_groups[0]["lr"]
         engine.sparsity_now = options["l1_coefficient"]
         engine.k_now = sae.current_k if engine.sae.config.k else None
-        metrics = engine.train(batch[into], None if into == out else batch[out], batch.get("mask"))
+        metrics = engine.step(*_tokens(batch, sae.cfg.hook_point_in, sae.cfg.hook_point_out))
         config, aux = engine.config, engine.config.auxk_alpha * metrics.auxk_loss
         self._stepped = True
         sae.b_E.grad = torch.zeros_like(sae.b_E)  # `fit` wants the norm of some gradient before the update
@@ -106,7 +99,7 @@ class Trainer(StockTrainer):
             "explained_variance": 1 - metrics.fvu,
         }
 
-    def _is_for_the_stock_code(self, sae: Any, batch: dict[str, Tensor], engine: Engine) -> bool:
+    def _is_for_the_stock_code(self, sae: Any, batch: dict[str, Tensor], engine: Linked) -> bool:
         is_logged = (self.cur_step + 1) % self.cfg.log_frequency == 0 or not self.metrics
         if is_logged and not self.cfg.skip_metrics_calculation:
             return True
@@ -128,27 +121,21 @@ class Trainer(StockTrainer):
         ok, got = type(self.optimizer) is torch.optim.Adam, type(self.optimizer).__name__
         check(ok, f"optimizer: expected the torch.optim.Adam that llamascopium makes, got {got}")
         same_shapes = batch[sae.cfg.hook_point_in].ndim == 2
-        self._engine = Engine(sae, self.cfg, self.optimizer, same_shapes)
+        self._engine = link(sae, self.cfg, self.optimizer, graph=same_shapes)
+        self._engine.save_contiguous()
 
         def no_gradients(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
             if self._stepped:
                 optimizer.zero_grad()  # so that its step changes nothing
             self._stepped = False
 
-        def contiguous(module: Any, state: dict[str, Tensor], prefix: str, _: Any) -> None:
-            state[prefix + TURNED] = state[prefix + TURNED].contiguous()  # safetensors takes nothing else
-
-        self._handles = (
-            self.optimizer.register_step_pre_hook(no_gradients),
-            sae.register_state_dict_post_hook(contiguous),
-        )
+        self._hook = self.optimizer.register_step_pre_hook(no_gradients)
 
     def _release(self) -> None:
-        for handle in self._handles:
-            handle.remove()
         if self._engine is not None:
+            self._hook.remove()
             self._engine.release()
-        self._engine, self._handles, self._stepped = None, (), False
+        self._engine, self._hook, self._stepped = None, None, False
 
     @torch.no_grad()
     def _log(self, sae: Any, ctx: dict[str, Any]) -> None:
@@ -165,7 +152,7 @@ class Trainer(StockTrainer):
             elif isinstance(metric, stock_metrics.ExplainedVarianceMetric):
                 metric.explained_variance.update(ctx["explained_variance"])
 
-    def _tell(self, engine: Engine) -> None:
+    def _tell(self, engine: Linked) -> None:
         state = engine.state
         for metric in self.metrics if state.fired_tokens else []:
             if isinstance(metric, stock_metrics.FrequencyMetric):
@@ -176,14 +163,19 @@ class Trainer(StockTrainer):
         state.fired_tokens = 0
 
 
-@contextmanager
-def patched() -> Iterator[None]:
+def _tokens(batch: dict[str, Tensor], into: str, out: str) -> tuple[Tensor, Tensor | None]:
+    """The input [n, d_model] fp32 of the tokens that `mask` keeps, and what it is to become where that is another."""
+    parts = [batch[name].flatten(0, -2).float() for name in ([into] if into == out else [into, out])]
+    if (mask := batch.get("mask")) is not None:
+        kept = mask.flatten().bool()
+        check(bool(kept.any()), "mask: expected at least one token, got none")
+        parts = [part[kept] for part in parts]
+    return parts[0], parts[1] if into != out else None
+
+
+def patched() -> AbstractContextManager[None]:
     """Inside, llamascopium's runners (`train_sae`, the sweeps) use the `Trainer` of this module."""
-    before, runner.Trainer = runner.Trainer, Trainer
-    try:
-        yield
-    finally:
-        runner.Trainer = before
+    return during(partial(replace, runner, Trainer=Trainer))
 
 
 def train_sae(settings: Any) -> None:

@@ -11,15 +11,15 @@ Written for and tested with sae-lens 6.54.12.
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
 from sae_lens.saes.sae import T_TRAINING_SAE, T_TRAINING_SAE_CONFIG
 from sae_lens.training.sae_trainer import SAETrainer as Stock
 from torch import Tensor
 
+from saefast.adapters.linked import during
 from saefast.adapters.sae_lens_engine import Engine, StepOutput
 from saefast.adapters.sae_lens_recipe import recipe, unusual
 from saefast.errors import InputError
@@ -52,7 +52,6 @@ class SAETrainer(Stock[T_TRAINING_SAE, T_TRAINING_SAE_CONFIG]):
         self._engine: Engine | None = None
         self._refused: str | None = None
         self._said: set[str] = set()
-        self._hook: Any = None
 
     def fit(self) -> Any:
         """As SAELens's."""
@@ -79,7 +78,7 @@ class SAETrainer(Stock[T_TRAINING_SAE, T_TRAINING_SAE_CONFIG]):
             known["hidden_pre"] = engine.hidden_pre(rows)
 
         metrics = engine.step_on(rows)
-        engine.finish()
+        engine.move_threshold()
         fired = engine.state.fired
         self.n_forward_passes_since_fired += 1
         self.n_forward_passes_since_fired.masked_fill_(fired > 0, 0)
@@ -100,7 +99,7 @@ class SAETrainer(Stock[T_TRAINING_SAE, T_TRAINING_SAE_CONFIG]):
 
     def _engine_for(self, sae_in: Tensor) -> Engine | None:
         """None: this step is SAELens's."""
-        linked = self._engine is not None and self._engine.is_linked()
+        linked = self._engine is not None and self._engine.is_linked
         options = None
         if not linked and self._refused is None:
             try:
@@ -110,8 +109,9 @@ class SAETrainer(Stock[T_TRAINING_SAE, T_TRAINING_SAE_CONFIG]):
         reason = self._refused or unusual(self.sae, sae_in)
         if reason is None:
             if options is not None:
+                self._release()
                 self._engine = Engine(self.sae, self.optimizer, *options)
-                self._hook = self._hook or self.sae.register_state_dict_post_hook(_contiguous)
+                self._engine.save_contiguous()
             return self._engine
         if reason not in self._said:
             self._said.add(reason)
@@ -120,15 +120,9 @@ class SAETrainer(Stock[T_TRAINING_SAE, T_TRAINING_SAE_CONFIG]):
 
     def _release(self) -> None:
         """The SAE becomes an ordinary one again."""
-        if self._hook is not None:
-            self._hook.remove()
-            self.sae.W_enc.data = self.sae.W_enc.data.contiguous()
-        self._engine = self._hook = None
-
-
-def _contiguous(module: torch.nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """A transposed view cannot be written by safetensors."""
-    state[f"{prefix}W_enc"] = state[f"{prefix}W_enc"].contiguous()
+        if self._engine is not None:
+            self._engine.release()
+        self._engine = None
 
 
 def _replace(old: type, new: type) -> None:
@@ -145,11 +139,6 @@ def patch() -> Callable[[], None]:
     return lambda: _replace(SAETrainer, Stock)
 
 
-@contextmanager
-def patched() -> Iterator[None]:
+def patched() -> AbstractContextManager[None]:
     """`patch` for the length of a with statement."""
-    undo = patch()
-    try:
-        yield
-    finally:
-        undo()
+    return during(patch)

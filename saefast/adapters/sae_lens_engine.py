@@ -5,33 +5,25 @@ from typing import Any, NamedTuple
 
 import torch
 from sae_lens.saes.sae import TrainStepOutput
-from torch import Tensor, nn
+from torch import Tensor
 
-from saefast.adapters.driven import Driven
+from saefast.adapters.linked import Linked
 from saefast.config.train import SAEConfig, TrainConfig
-from saefast.engine import auxk
 from saefast.engine.architectures import MODULES
 from saefast.engine.architectures.penalties import penalty
 from saefast.engine.code import Code, where
 from saefast.engine.forward import reconstruct
-from saefast.engine.plan import Plan, coefficients
+from saefast.engine.plan import Plan
 from saefast.engine.step import Metrics
-from saefast.sae import SAE
 from saefast.storage import row_norms
 
-
-def flipped(name: str, tensor: Tensor) -> Tensor:
-    """Their W_enc is [d_in, d_sae], ours [d_sae, d_in]."""
-    return tensor.T if name == "W_enc" else tensor
-
-
-class Shared(NamedTuple):
-    """A parameter of theirs, with the views of our memory that it and its moments are."""
-
-    param: nn.Parameter
-    value: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
+NAMES = {
+    "W_enc": "W_enc.T",
+    "b_enc": "b_enc",
+    "W_dec": "W_dec",
+    "b_dec": "b_dec",
+    "threshold": "threshold",
+}
 
 
 class Seen(NamedTuple):
@@ -42,59 +34,18 @@ class Seen(NamedTuple):
     losses: dict[str, Tensor]  # those that the metrics of the step do not have
 
 
-class Engine(Driven):
-    """Trains `theirs` in place: its parameters and the optimizer's moments become views of the engine's memory."""
+class Engine(Linked):
+    """Trains a SAE of SAELens, and tells SAELens what it wants to know about a step."""
 
     def __init__(self, theirs: Any, optimizer: torch.optim.Adam, sae: SAEConfig, config: TrainConfig) -> None:
-        ours = SAE(sae, device="meta")
-        named = dict(theirs.named_parameters())
-        for name, param in ours.named_parameters():
-            value = torch.zeros((), dtype=theirs.dtype, device=theirs.device)  # BatchTopK's threshold
-            if name in named:
-                value = flipped(name, named[name].data).contiguous()
-            setattr(ours, name, nn.Parameter(value, requires_grad=param.requires_grad))
-        super().__init__(ours, config)
-        self.theirs, self.optimizer_of_theirs = theirs, optimizer
-        self.counted = False  # the dead latents, since the engine was made
-        values = self.state.params._asdict() | {name: v.value for name, v in self.state.extra.items()}
-        moments, steps = self.moments(), torch.zeros(())
-        self.shared: list[Shared] = []
-        for name, param in named.items():
-            shared = Shared(param, *(flipped(name, t) for t in (values[name], *moments[name])))
-            old = optimizer.state.get(param) or {"step": torch.zeros(())}
-            steps = old["step"]
-            if "exp_avg" in old:
-                shared.exp_avg.copy_(old["exp_avg"])
-                shared.exp_avg_sq.copy_(old["exp_avg_sq"])
-            param.data = shared.value
-            new = {"step": steps, "exp_avg": shared.exp_avg, "exp_avg_sq": shared.exp_avg_sq}
-            optimizer.state[param] = new
-            self.shared.append(shared)
+        super().__init__(theirs, NAMES, sae, config, optimizer)
+        self.largest_batch = config.batch_size  # passes without firing are counted, as full batches
         if sae.activation in ("batch_topk", "matryoshka"):
             self.state.smallest = torch.zeros_like(self.state.extra["threshold"].value)
-        self.versions = self._versions()
-        self.state.step = int(steps)
-        self.state.refresh()
-
-    def is_linked(self) -> bool:
-        """Whether parameters and moments are still ours: another module or a checkpoint may have replaced them."""
-        moments = self.optimizer_of_theirs.state
-        return all(
-            shared.param.data_ptr() == shared.value.data_ptr()
-            and shared.param.shape == shared.value.shape
-            and moments.get(shared.param, {}).get("exp_avg") is shared.exp_avg
-            for shared in self.shared
-        )
-
-    def _versions(self) -> list[int]:
-        return [shared.param._version for shared in self.shared]
 
     def prepare(self, lr: float, sparsity: float, passes_since_fired: Tensor) -> None:
-        """What the other side says of the next step. passes_since_fired: [d_sae], batches in which it did not fire."""
-        if self._versions() != self.versions:  # somebody wrote into them, a stock step for example
-            self.state.step = int(self.optimizer_of_theirs.state[self.shared[0].param]["step"])
-            self.state.refresh()
-            self.versions = self._versions()
+        """Before a step: what SAELens decides. passes_since_fired: [d_sae] batches since the latent was last active."""
+        self.follow()
         self.lr_now, self.sparsity_now = lr, sparsity
         k = getattr(self.theirs.activation_fn, "k", None)
         self.k_now = None if k is None else int(k)
@@ -103,37 +54,21 @@ class Engine(Driven):
             # as theirs does before a step; ours does it after one, but a checkpoint of theirs may come with less
             self.state.extra["threshold"].value.clamp_min_(0)
         if self.config.auxk_alpha or self.config.preact == "dead":
-            batch = self.config.batch_size
-            self.state.num_tokens_since_fired.copy_(passes_since_fired.long() * batch)
+            self.state.num_tokens_since_fired.copy_(passes_since_fired.long() * self.config.batch_size)
 
-    def finish(self) -> None:
-        """What a step of theirs counts, beside the weights."""
-        for shared in self.shared:
-            self.optimizer_of_theirs.state[shared.param]["step"] += 1
-        if self.state.smallest is not None:  # activation kept; Inf if there is none
-            smallest = self.state.smallest.double()
-            before, rate = self.theirs.topk_threshold, self.theirs.cfg.topk_threshold_lr
+    def move_threshold(self) -> None:
+        """After a step: `topk_threshold` follows the smallest activation that was kept; that is Inf if there was none."""
+        if self.state.smallest is not None:
+            smallest, before = self.state.smallest.double(), self.theirs.topk_threshold
+            rate = self.theirs.cfg.topk_threshold_lr
             moved = (1 - rate) * before + rate * smallest
             self.theirs.topk_threshold = torch.where(smallest.isfinite(), moved, before)
 
-    def _plan(self, batch_size: int) -> Plan:
-        # tokens since a latent fired are counted in full batches, and so must be those of the next steps
-        full = max(batch_size, self.config.batch_size)
-        if self.config.auxk_alpha and not self.counted:
-            self.counted = True
-            self.state.dead_capacity = auxk.capacity(
-                self.state.num_tokens_since_fired, self.config.dead_feature_threshold,
-                (self._interval - 1) * full, exact=not self.on_gpu,
-            )  # fmt: skip
-        return super()._plan(full)
-
     @torch.no_grad()
     def see(self, rows: Tensor) -> Seen:
-        """Of rows [B, d_in], with the weights as they are: the forward pass of the step, kept."""
-        plan, state, cfg = self._plan(len(rows)), self.state, self.theirs.cfg
-        step, n_tokens = state.step + 1, len(rows)
-        numbers = torch.tensor(self._hyper(step).numbers(step, n_tokens, plan), device=rows.device)
-        c, b_dec, W_dec = coefficients(numbers), state.weights.b_dec.value, state.weights.dec.shadow
+        """The forward pass of the next step on rows [B, d_in], with the weights as they are before it."""
+        (plan, c), state, n_tokens = self.next_step(rows), self.state, len(rows)
+        b_dec, W_dec, cfg = state.weights.b_dec.value, state.weights.dec.shadow, self.theirs.cfg
         centred = self._centred(rows, plan)
         code = MODULES[plan.activation].select(self.ops, state.weights, state.extra, centred, plan, c)
         one = plan._replace(group_sizes=())
@@ -156,16 +91,15 @@ class Engine(Driven):
     @torch.no_grad()
     def hidden_pre(self, rows: Tensor) -> Tensor:
         """rows [B, d_in] -> [B, d_sae], pre-activations as they select by them."""
-        plan, weights = self._plan(len(rows)), self.state.weights
+        (plan, _), weights = self.next_step(rows), self.state.weights
         centred = self._centred(rows, plan)
         found: Tensor = self.ops.encode_dense(centred, weights.enc.shadow, weights.b_enc.value)
         return found * row_norms(weights.dec) if plan.scale_by_norm else found
 
     def _centred(self, rows: Tensor, plan: Plan) -> Tensor:
         b_dec = self.state.weights.b_dec.value
-        centred: Tensor = self.ops.centre(
-            rows, b_dec if plan.pre_bias else torch.zeros_like(b_dec), plan.compute_dtype
-        )[0]
+        subtracted = b_dec if plan.pre_bias else torch.zeros_like(b_dec)
+        centred: Tensor = self.ops.centre(rows, subtracted, plan.compute_dtype)[0]
         return centred
 
     def losses(self, metrics: Metrics, seen: Seen | None) -> dict[str, Tensor] | None:

@@ -7,8 +7,8 @@ engine's operators. See docs/drop-in/sparsify.md.
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from saefast.adapters import sparsify_ops
+from saefast.adapters.linked import during, replace
 from saefast.adapters.sparsify_engine import lent
 from saefast.adapters.sparsify_signum import is_signum, signum_step
 
@@ -53,7 +54,8 @@ class Trainer(sparsify.trainer.Trainer):
         with ExitStack() as stack:
             for name in self.saes:
                 stack.enter_context(lent(self, name, self.backend, self.compute_dtype))
-            stack.enter_context(faster_signum(self.optimizers))
+            for optimizer in filter(is_signum, self.optimizers):
+                stack.enter_context(during(partial(replace, optimizer, step=partial(signum_step, optimizer))))
             super().fit()
 
 
@@ -77,39 +79,16 @@ def not_ours(trainer: Any) -> str | None:
     return None
 
 
-@contextmanager
-def faster_signum(optimizers: list[Any]) -> Iterator[None]:
-    found = [optimizer for optimizer in optimizers if is_signum(optimizer)]
-    for optimizer in found:
-        optimizer.step = partial(signum_step, optimizer)
-    try:
-        yield
-    finally:
-        for optimizer in found:
-            del optimizer.step
-
-
 def patch() -> Callable[[], None]:
     """Let every `SparseCoder` encode (TopK) and decode with saefast's operators, forward and backward, in training and
     inference, until the function that is returned is called."""
-    module = sparsify.sparse_coder
-    stock = module.fused_encoder, module.decoder_impl
-    module.fused_encoder, module.decoder_impl = sparsify_ops.fused_encoder, sparsify_ops.decoder_impl
-
-    def undo() -> None:
-        module.fused_encoder, module.decoder_impl = stock
-
-    return undo
+    ours = {name: getattr(sparsify_ops, name) for name in ("fused_encoder", "decoder_impl")}
+    return replace(sparsify.sparse_coder, **ours)
 
 
-@contextmanager
-def patched() -> Iterator[None]:
+def patched() -> AbstractContextManager[None]:
     """`patch` for the length of a `with` block."""
-    undo = patch()
-    try:
-        yield
-    finally:
-        undo()
+    return during(patch)
 
 
 def main() -> None:

@@ -64,14 +64,24 @@ class Ours(Recorded, ours.Trainer):
     pass
 
 
+def run_settings(folder, n_steps):
+    """Of `TrainerConfig`, for n_steps of B tokens."""
+    return {
+        "amp_dtype": torch.float32,
+        "lr": 1e-3,
+        "lr_warm_up_steps": 5,
+        "lr_cool_down_steps": 0.3,
+        "k_warmup_steps": 0,
+        "total_training_tokens": n_steps * B,
+        "log_frequency": 10,
+        "n_checkpoints": 0,
+        "exp_result_path": str(folder),
+    }
+
+
 def run(kind, batches, tmp_path, n_steps=20, sae=None, eval_fn=None, **options):
     """-> the trainer and its SAE after n_steps."""
-    settings = {
-        "amp_dtype": torch.float32, "lr": 1e-3, "lr_warm_up_steps": 5, "lr_cool_down_steps": 0.3,
-        "k_warmup_steps": 0, "total_training_tokens": n_steps * B, "log_frequency": 10, "n_checkpoints": 0,
-        "exp_result_path": str(tmp_path),
-    }  # fmt: skip
-    trainer = kind(TrainerConfig(**settings | options))
+    trainer = kind(TrainerConfig(**run_settings(tmp_path, n_steps) | options))
     trainer.fit(sae, batches * math.ceil(n_steps / len(batches)), eval_fn)
     return trainer, sae
 
@@ -83,11 +93,11 @@ def pair(batches, tmp_path, model, n_steps=20, **options):
 
 def engine_steps(monkeypatch):
     """Counts the steps of the engine."""
-    counted, step = [], ours.Engine.train
+    counted, step = [], ours.Linked.step_on
 
     def counting(*args):
         counted.append(1)
         return step(*args)
 
-    monkeypatch.setattr(ours.Engine, "train", counting)
+    monkeypatch.setattr(ours.Linked, "step_on", counting)
     return counted

@@ -13,37 +13,41 @@ def batches(real_rows):
     return batches_of(real_rows)
 
 
+BATCHTOPK = TOPK | {"act_fn": "batchtopk"}
+RELU, JUMPRELU = {"act_fn": "relu"}, {"act_fn": "jumprelu"}
+FREE_NORMS = {"sparsity_include_decoder_norm": False}
+TRANSCODER = TOPK | {"hook_point_out": OUT}
+FALLING = {"initial_k": 40, "k_warmup_steps": 10, "k_cold_booting_steps": 3}
+EXPONENTIAL = {"initial_k": 40, "k_warmup_steps": 0.5, "k_schedule_type": "exponential"}
+COSINE = {"lr_scheduler_name": "cosineannealingwarmup"}
+L1 = {"sparsity_loss_type": "power", "l1_coefficient": 0.05}
+LP = {"lp_coefficient": 3e-3}
 RECIPES = {
     "topk": (TOPK, {}),
-    "topk, free norms": (TOPK | {"sparsity_include_decoder_norm": False}, {}),
+    "topk, free norms": (TOPK | FREE_NORMS, {}),
     "topk, no bias": (TOPK | {"use_decoder_bias": False}, {}),
-    "topk, k falls": (TOPK, {"initial_k": 40, "k_warmup_steps": 10, "k_cold_booting_steps": 3}),
-    "topk, k falls exponentially": (TOPK, {"initial_k": 40, "k_warmup_steps": 0.5,
-                                           "k_schedule_type": "exponential"}),
+    "topk, k falls": (TOPK, FALLING),
+    "topk, k falls exponentially": (TOPK, EXPONENTIAL),
     "topk, auxk": (TOPK, DEAD),
     "topk, auxk, few": (TOPK, DEAD | {"k_aux": 9}),
-    "topk, auxk, few, free norms": (TOPK | {"sparsity_include_decoder_norm": False}, DEAD | {"k_aux": 9}),
-    "topk, transcoder": (TOPK | {"hook_point_out": OUT}, {}),
-    "topk, transcoder, auxk": (TOPK | {"hook_point_out": OUT}, DEAD),
+    "topk, auxk, few, free norms": (TOPK | FREE_NORMS, DEAD | {"k_aux": 9}),
+    "topk, transcoder": (TRANSCODER, {}),
+    "topk, transcoder, auxk": (TRANSCODER, DEAD),
     "topk, per token": (TOPK | {"norm_activation": "token-wise"}, {}),
-    "topk, per batch": (TOPK | {"norm_activation": "batch-wise"},
-                        {"lr_scheduler_name": "cosineannealingwarmup"}),
-    "batchtopk": (TOPK | {"act_fn": "batchtopk"}, {}),
-    "batchtopk, free norms": (TOPK | {"act_fn": "batchtopk", "sparsity_include_decoder_norm": False}, {}),
-    "batchtopk, auxk": (TOPK | {"act_fn": "batchtopk"}, DEAD | {"k_aux": 2000}),
-    "relu": ({"act_fn": "relu"}, {}),
-    "relu, l1": ({"act_fn": "relu"}, {"sparsity_loss_type": "power", "l1_coefficient": 0.05}),
-    "relu, l1, free norms": ({"act_fn": "relu", "sparsity_include_decoder_norm": False},
-                             {"sparsity_loss_type": "power", "l1_coefficient": 0.05}),
-    "jumprelu": ({"act_fn": "jumprelu"}, {}),
-    "jumprelu, free norms": ({"act_fn": "jumprelu", "sparsity_include_decoder_norm": False}, {}),
-    "jumprelu, tanh": ({"act_fn": "jumprelu"}, TANH),
-    "jumprelu, lp": ({"act_fn": "jumprelu", "jumprelu_threshold_window": 0.5}, {"lp_coefficient": 3e-3}),
-    "jumprelu, tanh, lp": ({"act_fn": "jumprelu"},
-                           TANH | {"lp_coefficient": 3e-3, "jumprelu_lr_factor": 0.3}),
-    "jumprelu, tanh, lp, free norms": ({"act_fn": "jumprelu", "sparsity_include_decoder_norm": False},
-                                       TANH | {"lp_coefficient": 3e-3}),
-}  # fmt: skip
+    "topk, per batch": (TOPK | {"norm_activation": "batch-wise"}, COSINE),
+    "batchtopk": (BATCHTOPK, {}),
+    "batchtopk, free norms": (BATCHTOPK | FREE_NORMS, {}),
+    "batchtopk, auxk": (BATCHTOPK, DEAD | {"k_aux": 2000}),
+    "relu": (RELU, {}),
+    "relu, l1": (RELU, L1),
+    "relu, l1, free norms": (RELU | FREE_NORMS, L1),
+    "jumprelu": (JUMPRELU, {}),
+    "jumprelu, free norms": (JUMPRELU | FREE_NORMS, {}),
+    "jumprelu, tanh": (JUMPRELU, TANH),
+    "jumprelu, lp": (JUMPRELU | {"jumprelu_threshold_window": 0.5}, LP),
+    "jumprelu, tanh, lp": (JUMPRELU, TANH | LP | {"jumprelu_lr_factor": 0.3}),
+    "jumprelu, tanh, lp, free norms": (JUMPRELU | FREE_NORMS, TANH | LP),
+}
 
 
 @pytest.mark.parametrize("model,options", RECIPES.values(), ids=RECIPES.keys())
@@ -66,7 +70,7 @@ def test_losses_weights_and_moments_are_those_of_the_stock_trainer(
     assert want.current_k == got.current_k == model.get("top_k", 50)
 
 
-@pytest.mark.parametrize("model", [TOPK, TOPK | {"act_fn": "batchtopk"}], ids=["topk", "batchtopk"])
+@pytest.mark.parametrize("model", [TOPK, BATCHTOPK], ids=["topk", "batchtopk"])
 def test_a_longer_run_reaches_the_same_reconstruction(batches, tmp_path, model):
     """With dead latents and AuxK, when the two have long since chosen other latents in places."""
     options = {"auxk_coefficient": 1 / 32, "dead_threshold": 10 * B, "k_aux": 2000, "n_checkpoints": 0}

@@ -36,6 +36,7 @@ from tests.peers.llamascopium_runs import (
     new_sae,
     pair,
     run,
+    run_settings,
 )
 
 
@@ -49,10 +50,13 @@ def test_what_is_logged_is_what_the_stock_trainer_logs(batches, tmp_path):
     (stock, _), (fast, _) = pair(batches, tmp_path, TOPK, n_steps=20, **DEAD)
     assert len(stock.logged) == len(fast.logged) == 2
     of_one_step = [
-        "metrics/mean_feature_act", "metrics/explained_variance_legacy", "metrics/l2_norm_error",
-        "metrics/l2_norm_error_ratio", "metrics/gradient_norm_per_param",
+        "metrics/mean_feature_act",
+        "metrics/explained_variance_legacy",
+        "metrics/l2_norm_error",
+        "metrics/l2_norm_error_ratio",
+        "metrics/gradient_norm_per_param",
         "metrics/gradient_norm_before_clipping",
-    ]  # fmt: skip
+    ]
     for got, want in zip(fast.logged, stock.logged):
         assert got.keys() == want.keys()
         for name in got.keys() - of_one_step:
@@ -65,7 +69,7 @@ def test_what_is_logged_is_what_the_stock_trainer_logs(batches, tmp_path):
 
 def test_dead_latents_that_are_counted_once_in_a_while(batches, tmp_path, monkeypatch):
     """As on a GPU. Steps 1 and 10 are stock steps: neither is skipped where it would be time to count."""
-    monkeypatch.setattr(ours.Engine, "_interval", 9)
+    monkeypatch.setattr(ours.Linked, "_interval", 9)
     (stock, _), (fast, _) = pair(batches, tmp_path, TOPK, **DEAD | {"dead_threshold": 12 * B})
     assert fast.losses == pytest.approx(stock.losses, rel=2e-5) and stock.is_dead.any()
 
@@ -79,7 +83,7 @@ def test_without_metrics_every_step_is_the_engines(batches, tmp_path, monkeypatc
 PARTS = {
     "k that falls, from half of all": (TOPK, {"initial_k": D_SAE // 2, "k_warmup_steps": 12}, 11),
     "batchtopk, more dead than k_aux": (TOPK | {"act_fn": "batchtopk"}, DEAD | {"k_aux": 3}, 6),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("model,options,n_most", PARTS.values(), ids=PARTS.keys())
@@ -194,7 +198,7 @@ FALLBACKS = {
     "optimizer_class is 'sparseadam'": (TOPK, {"optimizer_class": "sparseadam"}),
     "clip_grad_norm": (TOPK, {"clip_grad_norm": 1e-3}),
     "log_frequency is 1": (TOPK, {"log_frequency": 1}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("reason", FALLBACKS)
@@ -261,24 +265,27 @@ def test_train_sae_from_settings(batches, tmp_path, monkeypatch):
     (tmp_path / "acts" / HOOK).mkdir(parents=True)
     chunk = {"activation": rows, "tokens": ones, "mask": ones.clone(), "attention_mask": ones.clone()}
     save_file(chunk, tmp_path / "acts" / HOOK / "chunk-0.safetensors")
-    found = []
     path = str(tmp_path / "acts")
     source = ActivationFactoryActivationsSource(path=path, name="a", num_workers=0, prefetch=None)
+    activations = ActivationFactoryConfig(
+        sources=[source],
+        target=ActivationFactoryTarget.ACTIVATIONS_1D,
+        hook_points=[HOOK],
+        batch_size=B,
+        buffer_size=None,
+    )
+    found = []
     for name, train_sae in (("stock", runner.train_sae), ("ours", ours.train_sae)):
         torch.manual_seed(0)
         folder = tmp_path / name
         settings = runner.TrainSAESettings(
             sae=SAEConfig(hook_point_in=HOOK, hook_point_out=HOOK, d_model=D, expansion_factor=3, **TOPK),
-            sae_name="sae", sae_series="series", initializer=InitializerConfig(grid_search_init_norm=True),
-            trainer=TrainerConfig(
-                amp_dtype=torch.float32, lr=1e-3, lr_warm_up_steps=5, k_warmup_steps=0, log_frequency=10,
-                total_training_tokens=20 * B, n_checkpoints=0, exp_result_path=str(folder),
-            ),
-            activation_factory=ActivationFactoryConfig(
-                sources=[source], target=ActivationFactoryTarget.ACTIVATIONS_1D, hook_points=[HOOK],
-                batch_size=B, buffer_size=None,
-            ),
-        )  # fmt: skip
+            sae_name="sae",
+            sae_series="series",
+            initializer=InitializerConfig(grid_search_init_norm=True),
+            trainer=TrainerConfig(**run_settings(folder, 20)),
+            activation_factory=activations,
+        )
         steps = engine_steps(monkeypatch)
         train_sae(settings)
         assert len(steps) == (17 if name == "ours" else 0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import wandb
 
-from tests.peers.sae_lens_runs import (  # fmt: skip
+from tests.peers.sae_lens_runs import (
     CASES,
     B,
     K,
@@ -56,9 +56,8 @@ def test_every_number_in_fp64(name, rows, engine_only):
 @pytest.mark.parametrize("name", CASES)
 def test_losses_and_state_in_fp32(name, rows, monkeypatch, engine_only):
     norms, clip = [], torch.nn.utils.clip_grad_norm_
-    monkeypatch.setattr(
-        torch.nn.utils, "clip_grad_norm_", lambda *args: norms.append(clip(*args)) or norms[-1]
-    )
+    watched = lambda *args: norms.append(clip(*args)) or norms[-1]
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", watched)
     stock, ours = both(name, rows)
     want, got = steps(stock, 15), steps(ours, 15)
     assert_same_state(ours, stock, 5e-3)
@@ -87,7 +86,7 @@ def test_a_whole_run_is_as_good(name, rows):
     assert our_fvu == pytest.approx(fvu, rel=0.01) and our_l0 == pytest.approx(l0, rel=0.01)
 
 
-@pytest.mark.parametrize("name", ["topk", "topk-coo", "batchtopk", "matryoshka", "jumprelu", "jumprelu-tanh", "standard"])  # fmt: skip
+@pytest.mark.parametrize("name", [name for name in CASES if name != "topk-plain"])
 def test_what_is_logged(name, rows, monkeypatch):
     logs = []
     monkeypatch.setattr(wandb, "log", lambda values, step: logs.append((step, values)))
@@ -116,9 +115,8 @@ def test_fields_that_were_not_kept_say_so(rows):
     assert lean.sae_in.shape == (B, 576) and set(lean.metrics) == {"topk_threshold"} and "loss" in repr(lean)
     ours.n_training_steps = 99
     shown = steps(ours, 1)[0]  # the one that the progress bar shows
-    assert set(shown.losses) == {
-        "mse_loss", "auxiliary_reconstruction_loss", "inner_mse_loss_50", "inner_mse_loss_211",
-    }  # fmt: skip
+    inner = {"inner_mse_loss_50", "inner_mse_loss_211"}
+    assert set(shown.losses) == {"mse_loss", "auxiliary_reconstruction_loss", *inner}
     assert int(shown.feature_acts.count_nonzero()) == B * K
     with pytest.raises(AttributeError, match="hidden_pre"):
         shown.hidden_pre  # noqa: B018
@@ -152,9 +150,8 @@ def test_what_others_write_is_seen(rows):
         steps(trainer, 3)
         trainer.sae.load_state_dict(other.sae.state_dict())
         steps(trainer, 3)
-        trainer.optimizer.load_state_dict(
-            deepcopy(other.optimizer.state_dict())
-        )  # it would share the moments
+        moments = deepcopy(other.optimizer.state_dict())  # or they would be shared
+        trainer.optimizer.load_state_dict(moments)
         steps(trainer, 3)
         trainer.sae.W_enc.data = 1.1 * trainer.sae.W_enc.data.clone()
         steps(trainer, 3)
@@ -166,11 +163,13 @@ def test_the_first_plan_on_a_gpu_counts_the_dead(rows):
     ours = make(adapter.SAETrainer, "topk", rows)
     steps(ours, 7)
     engine = ours._engine
-    engine.on_gpu, engine.counted, engine.state.dead_capacity = True, False, 0
+    engine.on_gpu, engine.recount_at = True, 0
     engine.state.num_tokens_since_fired.zero_()
     engine.state.num_tokens_since_fired[:150] = engine.config.dead_feature_threshold
-    plan = engine._plan(5)
-    assert plan.dead_capacity == 643  # 15 more full batches, and all may be dead
+    assert engine.dead_room(5) == 643  # 15 more full batches, and all may be dead
+    assert engine.next_step(rows[:5])[0].dead_capacity == 643
     engine.state.num_tokens_since_fired[150:] = -100 * B
-    engine.state.step = 16
-    assert engine._plan(5).dead_capacity == 256
+    engine.state.step += 15
+    assert engine.dead_room(5) == 643
+    engine.state.step += 1
+    assert engine.dead_room(5) == 256
