@@ -37,9 +37,15 @@ CASES = {
     "StandardTrainer": (standard, SCHEDULE | {"l1_penalty": 0.06}),
     "StandardTrainerAprilUpdate": (standard, SCHEDULE | {"l1_penalty": 0.06}),
 }
-LINEAR_K = ("TopKTrainer", "BatchTopKTrainer")
+K_FAMILY = ("TopKTrainer", "BatchTopKTrainer", "MatryoshkaBatchTopKTrainer")
 HAS_K_ANNEALING = "k_anneal_steps" in inspect.signature(top_k.TopKTrainer).parameters  # not in 0.1.0
 HAS_BACKUPS = "backup_steps" in inspect.signature(training.trainSAE).parameters
+
+
+def narrow(real_rows):
+    """[8192, 64], with a mean square norm of 4."""
+    few = real_rows[:, :D]
+    return 2 * few / few.square().sum(dim=1).mean().sqrt()
 
 
 def stock_and_ours(name):

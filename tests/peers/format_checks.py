@@ -10,13 +10,13 @@ from saefast import SAE, formats
 D_SAE, K = 96, 8
 
 
-def scramble(module):
+def scramble(module, threshold=lambda noise: 1 + 0.2 * noise.abs()):
     """Every parameter random, of a size at which some latents are active and others are not."""
     generator = torch.Generator().manual_seed(1)
     for name, param in module.named_parameters():
         noise = torch.randn(param.shape, generator=generator)
         scale = 0.05 if param.ndim == 2 else 0.5
-        param.data.copy_((0.2 * noise.abs() + 1 if "threshold" in name else scale * noise).to(param.dtype))
+        param.data.copy_((threshold(noise) if "threshold" in name else scale * noise).to(param.dtype))
 
 
 def same(got, want, tolerance=1e-5):

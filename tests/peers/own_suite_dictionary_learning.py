@@ -63,9 +63,15 @@ def set_up(module, ours, results):
 def tiny_model(name, **_):
     torch.manual_seed(0)
     config = GPTNeoXConfig(
-        vocab_size=49152, hidden_size=64, num_hidden_layers=4, num_attention_heads=4, intermediate_size=256,
-        initializer_range=0.2, max_position_embeddings=128, name_or_path=name,
-    )  # fmt: skip
+        vocab_size=49152,
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=256,
+        initializer_range=0.2,
+        max_position_embeddings=128,
+        name_or_path=name,
+    )
     return GPTNeoXForCausalLM(config).eval()
 
 

@@ -46,7 +46,15 @@ def from_pretrained(model_name, *args, **kwargs):
     tokenizer = AutoTokenizer.from_pretrained(str(DATA / "smollm2-135m"))
     torch.manual_seed(0)
     config = HookedTransformerConfig(
-        n_layers=8, d_model=64, n_ctx=512, d_head=4, n_heads=16, d_mlp=256, act_fn="gelu_new",
-        d_vocab=len(tokenizer), model_name=model_name, device="cpu",
-    )  # fmt: skip
+        n_layers=8,
+        d_model=64,
+        n_ctx=512,
+        d_head=4,
+        n_heads=16,
+        d_mlp=256,
+        act_fn="gelu_new",
+        d_vocab=len(tokenizer),
+        model_name=model_name,
+        device="cpu",
+    )
     return HookedTransformer(config, tokenizer=tokenizer)

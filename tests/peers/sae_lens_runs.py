@@ -15,37 +15,45 @@ with warnings.catch_warnings():
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 
 D, F, B, K = 576, 643, 101, 12
+FREE_NORMS = {"k": K, "rescale_acts_by_decoder_norm": False}
+TANH = {
+    "l0_coefficient": 2.0,
+    "jumprelu_sparsity_loss_mode": "tanh",
+    "jumprelu_ste_to_input": True,
+    "jumprelu_bandwidth": 0.4,
+    "jumprelu_init_threshold": 0.3,
+    "pre_act_loss_coefficient": 0.02,
+}
 CASES = {  # architecture, options of the SAE
     "topk": ("TopK", {"k": K}),
-    "topk-plain": ("TopK", {"k": K, "rescale_acts_by_decoder_norm": False, "apply_b_dec_to_input": False,
-                            "aux_loss_coefficient": 0.3}),
-    "topk-coo": ("TopK", {"k": K, "rescale_acts_by_decoder_norm": False, "use_sparse_activations": True}),
+    "topk-plain": ("TopK", FREE_NORMS | {"apply_b_dec_to_input": False, "aux_loss_coefficient": 0.3}),
+    "topk-coo": ("TopK", FREE_NORMS | {"use_sparse_activations": True}),
     "batchtopk": ("BatchTopK", {"k": K, "topk_threshold_lr": 0.02}),
     "matryoshka": ("MatryoshkaBatchTopK", {"k": K, "matryoshka_widths": [50, 211, F]}),
     "jumprelu": ("JumpReLU", {"l0_coefficient": 1.0, "l0_warm_up_steps": 10}),
-    "jumprelu-tanh": ("JumpReLU", {"l0_coefficient": 2.0, "jumprelu_sparsity_loss_mode": "tanh",
-                                   "jumprelu_ste_to_input": True, "jumprelu_bandwidth": 0.4,
-                                   "jumprelu_init_threshold": 0.3, "pre_act_loss_coefficient": 0.02}),
+    "jumprelu-tanh": ("JumpReLU", TANH),
     "standard": ("Standard", {"l1_coefficient": 2.0, "l1_warm_up_steps": 8}),
-}  # fmt: skip
+}
 
 
 def make(trainer, name, rows, total=40, seed=0, start=0, **options):
     """A trainer of the class `trainer` for a case, on batches of `rows` from the one numbered `start`."""
     cls, of_sae = CASES.get(name, (name, {}))
-    of_sae = of_sae | options.pop("sae", {})
+    of_sae = {"dtype": str(rows.dtype).removeprefix("torch.")} | of_sae | options.pop("sae", {})
     torch.manual_seed(seed)
-    config = getattr(sae_lens, f"{cls}TrainingSAEConfig")
-    dtype = str(rows.dtype).removeprefix("torch.")
-    sae = getattr(sae_lens, f"{cls}TrainingSAE")(
-        config(d_in=rows.shape[1], d_sae=F, **({"dtype": dtype} | of_sae))
-    )
-    settings = SAETrainerConfig(
-        **{"total_training_samples": total * B, "train_batch_size_samples": B, "lr": 2e-3, "lr_end": 2e-3,
-           "lr_warm_up_steps": 5, "lr_decay_steps": 10, "dead_feature_window": 4,
-           "logger": LoggingConfig(log_to_wandb=False)} | options
-    )  # fmt: skip
-    return trainer(settings, sae, batches(rows, start))
+    config = getattr(sae_lens, f"{cls}TrainingSAEConfig")(d_in=rows.shape[1], d_sae=F, **of_sae)
+    sae = getattr(sae_lens, f"{cls}TrainingSAE")(config)
+    settings = {
+        "total_training_samples": total * B,
+        "train_batch_size_samples": B,
+        "lr": 2e-3,
+        "lr_end": 2e-3,
+        "lr_warm_up_steps": 5,
+        "lr_decay_steps": 10,
+        "dead_feature_window": 4,
+        "logger": LoggingConfig(log_to_wandb=False),
+    }
+    return trainer(SAETrainerConfig(**settings | options), sae, batches(rows, start))
 
 
 def batches(rows, start=0):
@@ -83,6 +91,10 @@ def fit(trainer):
 def scaled(rows):
     """Of mean norm sqrt(d_in), as SAELens's `expected_average_only_in`."""
     return rows * (rows.shape[1] ** 0.5 / rows.norm(dim=1).mean())
+
+
+def narrow(rows):
+    return scaled(rows)[:, :96].contiguous()
 
 
 def dense(tensor):

@@ -7,9 +7,10 @@ import sys
 import pytest
 import torch
 
-from tests.peers.dictionary_learning_runs import (  # fmt: skip
+from tests.peers.dictionary_learning_runs import (
     CASES,
     HAS_BACKUPS,
+    K_FAMILY,
     assert_same_state,
     batches,
     make,
@@ -19,7 +20,6 @@ from tests.peers.dictionary_learning_runs import (  # fmt: skip
     utils,
 )
 
-K_FAMILY = ("TopKTrainer", "BatchTopKTrainer", "MatryoshkaBatchTopKTrainer")
 CLIPPED = (*K_FAMILY, "JumpReluTrainer", "StandardTrainerAprilUpdate")
 
 
@@ -115,11 +115,8 @@ def saved(rows, tmp_path_factory):
     """Log steps, checkpoints, normalised input, everything in files."""
     folders = [tmp_path_factory.mktemp(name) for name in ("stock", "ours")]
     more = {"backup_steps": 5} if HAS_BACKUPS else {}
-    found = both(
-        7 * rows, folders=folders, normalize_activations=True, verbose=True, log_steps=3, save_steps=[0, 10, 29],
-        **more,
-    )  # fmt: skip
-    return found, folders
+    more |= {"normalize_activations": True, "verbose": True, "log_steps": 3, "save_steps": [0, 10, 29]}
+    return both(7 * rows, folders=folders, **more), folders
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -179,11 +176,11 @@ def test_a_backup_is_that_of_the_stock_run(rows, tmp_path):
     found = []
     for which in (0, 1):
         trainers, folder = [make(stock_and_ours(name)[which], name) for name in CASES], tmp_path / str(which)
-        with pytest.raises(Stopped):  # normalised, for otherwise its `norm_factor` does not exist
-            training.trainSAE(
-                Stream(3 * rows), [{"trainer": lambda trainer=trainer: trainer} for trainer in trainers], 40,
-                save_dir=str(folder), device="cpu", backup_steps=4, normalize_activations=True,
-            )  # fmt: skip
+        configs = [{"trainer": lambda trainer=trainer: trainer} for trainer in trainers]
+        # normalised, for otherwise its `norm_factor` does not exist
+        options = {"device": "cpu", "backup_steps": 4, "normalize_activations": True}
+        with pytest.raises(Stopped):
+            training.trainSAE(Stream(3 * rows), configs, 40, save_dir=str(folder), **options)
         found.append([torch.load(folder / f"trainer_{i}/ae.pt") for i in range(len(CASES))])
     for a, b in zip(*found):
         assert a["step"] == b["step"] == 8 and a["config"] == b["config"]

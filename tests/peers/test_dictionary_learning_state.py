@@ -10,24 +10,23 @@ from saefast.errors import InputError
 from tests.peers.dictionary_learning_runs import (
     CASES,
     HAS_K_ANNEALING,
+    K_FAMILY,
     B,
     D,
     assert_same_state,
     batches,
     fast,
     make,
+    narrow,
     pair,
     steps,
     stock_and_ours,
 )
 
-K_FAMILY = ("TopKTrainer", "BatchTopKTrainer", "MatryoshkaBatchTopKTrainer")
-
 
 @pytest.fixture(scope="module")
 def rows(real_rows):
-    few = real_rows[:, :D]
-    return 2 * few / few.square().sum(dim=1).mean().sqrt()
+    return narrow(real_rows)
 
 
 def stored(trainer):
@@ -76,29 +75,23 @@ def test_what_is_replaced_in_the_middle_counts(name, rows):
     assert_same_state(ours, stock)
 
 
+def addresses(trainer):
+    """Of the parameters and their moments."""
+    moments = [state[key] for state in trainer.optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
+    return [tensor.data_ptr() for tensor in (*moments, *trainer.ae.parameters())]
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_memory_is_one(name, rows):
     """Nothing is copied from step to step, gradients do not stay, and the stock optimizer may take over."""
     stock, ours = pair(name)
     for trainer in (stock, ours):
         steps(trainer, rows, last=4)
-    kept = [
-        tensor
-        for state in ours.optimizer.state.values()
-        for tensor in (state["exp_avg"], state["exp_avg_sq"])
-    ]
-    kept += [param.data for param in ours.ae.parameters()]
-    addresses = [tensor.data_ptr() for tensor in kept]
+    before = addresses(ours)
     assert all(param.grad is None for param in ours.ae.parameters())
     for trainer in (stock, ours):
         steps(trainer, rows, first=4, last=7)
-    kept = [
-        tensor
-        for state in ours.optimizer.state.values()
-        for tensor in (state["exp_avg"], state["exp_avg_sq"])
-    ]
-    kept += [param.data for param in ours.ae.parameters()]
-    assert [tensor.data_ptr() for tensor in kept] == addresses
+    assert addresses(ours) == before
     kind = stock_and_ours(name)[0]
     for step, x in enumerate(batches(rows, 9)):
         if step >= 7:
@@ -180,9 +173,8 @@ def test_products_in_the_format_of_autocast(rows):
         stock, ours = pair("TopKTrainer")
         for trainer in (stock, ours):
             for step, x in enumerate(batches(rows, 12)):
-                with torch.autocast(
-                    "cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16 and step < 8
-                ):
+                in_bf16 = dtype == torch.bfloat16 and step < 8
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=in_bf16):
                     loss = trainer.update(step, x)
                 if trainer is ours and step == 5:
                     assert trainer._engine.compute_dtype == dtype

@@ -26,15 +26,21 @@ SPARSIFY = [
 ]
 
 
-@pytest.mark.parametrize("options", SPARSIFY, ids="-".join)
-def test_sparsify(options, x, tmp_path, monkeypatch):
+def saved_coder(folder, monkeypatch, **options):
+    """A `SparseCoder` that was saved as "layers.3"."""
     monkeypatch.setenv("SPARSIFY_DISABLE_TRITON", "1")
     from sparsify.config import SparseCoderConfig
     from sparsify.sparse_coder import SparseCoder
 
     coder = SparseCoder(576, SparseCoderConfig(**{"num_latents": D_SAE} | options))
     scramble(coder)
-    coder.save_to_disk(tmp_path / "layers.3")
+    coder.save_to_disk(folder / "layers.3")
+    return coder
+
+
+@pytest.mark.parametrize("options", SPARSIFY, ids="-".join)
+def test_sparsify(options, x, tmp_path, monkeypatch):
+    coder = saved_coder(tmp_path, monkeypatch, **options)
     sae = there_and_back(tmp_path / "layers.3", tmp_path, "sparsify")
 
     def output(coder):
@@ -46,7 +52,7 @@ def test_sparsify(options, x, tmp_path, monkeypatch):
     acts, x_hat = output(coder)
     same(sae(x).x_hat, x_hat)
     same_code(dense(sae, x), acts)
-    assert torch.equal(output(SparseCoder.load_from_disk(tmp_path / "again"))[1], x_hat)
+    assert torch.equal(output(type(coder).load_from_disk(tmp_path / "again"))[1], x_hat)
     assert sae.metadata == {"hook_name": "layers.3"}
 
 
@@ -57,17 +63,22 @@ def test_sparsify(options, x, tmp_path, monkeypatch):
 def learning():
     with stand_ins("nnsight", "datasets", "zstandard"):
         from dictionary_learning import dictionary, utils
-        from dictionary_learning.trainers import batch_top_k, matryoshka_batch_top_k, top_k
-    return dictionary, utils, {
-        "AutoEncoderTopK": top_k.AutoEncoderTopK, "BatchTopKSAE": batch_top_k.BatchTopKSAE,
-        "MatryoshkaBatchTopKSAE": matryoshka_batch_top_k.MatryoshkaBatchTopKSAE,
-    }  # fmt: skip
+        from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
+        from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE
+        from dictionary_learning.trainers.top_k import AutoEncoderTopK
+    with_k = {cls.__name__: cls for cls in (AutoEncoderTopK, BatchTopKSAE, MatryoshkaBatchTopKSAE)}
+    return dictionary, utils, with_k
 
 
 KINDS = [
-    "AutoEncoder", "AutoEncoderNew", "GatedAutoEncoder", "AutoEncoderTopK", "BatchTopKSAE", "MatryoshkaBatchTopKSAE",
+    "AutoEncoder",
+    "AutoEncoderNew",
+    "GatedAutoEncoder",
+    "AutoEncoderTopK",
+    "BatchTopKSAE",
+    "MatryoshkaBatchTopKSAE",
     "JumpReluAutoEncoder",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -87,9 +98,15 @@ def test_dictionary_learning(kind, learning, x, tmp_path):
     folder.mkdir()
     torch.save(ae.state_dict(), folder / "ae.pt")
     trainer = {
-        "trainer_class": "SomeTrainer", "dict_class": kind, "activation_dim": 576, "dict_size": D_SAE, "lr": 1e-3, "layer": 12,
-        "lm_name": "smollm2", "submodule_name": "resid_post_layer_12",
-    }  # fmt: skip
+        "trainer_class": "SomeTrainer",
+        "dict_class": kind,
+        "activation_dim": 576,
+        "dict_size": D_SAE,
+        "lr": 1e-3,
+        "layer": 12,
+        "lm_name": "smollm2",
+        "submodule_name": "resid_post_layer_12",
+    }
     trainer |= arguments
     (folder / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {"ctx_len": 128}}))
     sae = there_and_back(folder, tmp_path, "dictionary_learning")
@@ -214,13 +231,7 @@ def test_openai_formula(kind, x, tmp_path):
 def test_from_sparsify_to_the_others(x, tmp_path, learning, monkeypatch):
     import sae_lens
 
-    monkeypatch.setenv("SPARSIFY_DISABLE_TRITON", "1")
-    from sparsify.config import SparseCoderConfig
-    from sparsify.sparse_coder import SparseCoder
-
-    coder = SparseCoder(576, SparseCoderConfig(num_latents=D_SAE, k=K))
-    scramble(coder)
-    coder.save_to_disk(tmp_path / "layers.3")
+    coder = saved_coder(tmp_path, monkeypatch, k=K)
     want = coder(x).sae_out
     sae = SAE.from_pretrained(tmp_path / "layers.3")
     assert formats.save(sae, tmp_path / "lens", "sae_lens") == []
@@ -230,4 +241,4 @@ def test_from_sparsify_to_the_others(x, tmp_path, learning, monkeypatch):
     same(ae(x), want)
     back = SAE.from_pretrained(tmp_path / "lens")
     formats.save(back, tmp_path / "back", "sparsify")
-    assert torch.equal(SparseCoder.load_from_disk(Path(tmp_path / "back"))(x).sae_out, want)
+    assert torch.equal(type(coder).load_from_disk(Path(tmp_path / "back"))(x).sae_out, want)

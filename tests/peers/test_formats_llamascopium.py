@@ -4,19 +4,20 @@ import math
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from saefast import SAE, SAEConfig, formats
-from tests.peers.format_checks import D_SAE, K, dense, same, same_code, there_and_back
+from tests.peers.format_checks import D_SAE, K, dense, same, same_code, scramble, there_and_back
 
-llamascopium = pytest.importorskip("llamascopium")
+pytest.importorskip("llamascopium")
+
+from llamascopium.models.sae import SAEConfig as Config
+from llamascopium.models.sae import SparseAutoEncoder
+
 HOOK = "blocks.12.hook_resid_post"
 
 
 def model(**options):
-    from llamascopium.models.sae import SAEConfig as Config
-    from llamascopium.models.sae import SparseAutoEncoder
-
     settings = {
         "hook_point_in": HOOK,
         "hook_point_out": HOOK,
@@ -26,16 +27,10 @@ def model(**options):
     }
     settings |= {"dtype": torch.float32, "device": "cpu", "norm_activation": "inference"}
     sae = SparseAutoEncoder(Config(**settings | options))
-    generator = torch.Generator().manual_seed(1)
-    for name, param in sae.named_parameters():
-        noise = torch.randn(param.shape, generator=generator)
-        param.data.copy_(
-            -1 + 0.2 * noise if "threshold" in name else (0.05 if param.ndim == 2 else 0.5) * noise
-        )
+    scramble(sae, threshold=lambda noise: 0.2 * noise - 1)  # its logarithm
     if options.get("norm_activation") == "dataset-wise":
-        sae.set_dataset_average_activation_norm(
-            {HOOK: 17.3, "out": 5.1} if "hook_point_out" in options else {HOOK: 17.3}
-        )
+        norms = {HOOK: 17.3, "out": 5.1} if "hook_point_out" in options else {HOOK: 17.3}
+        sae.set_dataset_average_activation_norm(norms)
     return sae
 
 
@@ -72,13 +67,9 @@ def test_llamascopium(options, x, tmp_path):
     saved(theirs, tmp_path / "theirs")
     if options.get("norm_activation") != "dataset-wise":  # they save uninitialised memory there
         path = tmp_path / "theirs" / "sae_weights.safetensors"
-        from safetensors.torch import save_file
-
         clean = {n: torch.ones(()) if "average" in n else t for n, t in load_file(path).items()}
         save_file(clean, path)
     sae = there_and_back(tmp_path / "theirs", tmp_path, "llamascopium")
-    from llamascopium.models.sae import SparseAutoEncoder
-
     theirs = SparseAutoEncoder.from_pretrained(str(tmp_path / "theirs"))  # the norm is fp32 in the file
     acts, x_hat = output(theirs, x)
     same(sae(x).x_hat, x_hat)
@@ -91,21 +82,14 @@ def test_llamascopium(options, x, tmp_path):
         same(plain(x).x_hat, x_hat)
 
 
-@pytest.mark.parametrize(
-    "options", [{"activation": "jumprelu"}, {"k": K}, {"activation": "relu"}, {"activation": "batch_topk", "k": K}],
-    ids=lambda options: options.get("activation", "topk"),
-)  # fmt: skip
+OURS = [{"activation": "jumprelu"}, {"k": K}, {"activation": "relu"}, {"activation": "batch_topk", "k": K}]
+
+
+@pytest.mark.parametrize("options", OURS, ids=lambda options: options.get("activation", "topk"))
 def test_ours_as_theirs(options, x, tmp_path):
     """Trained here, with b_dec subtracted: folded, and read by them."""
-    from llamascopium.models.sae import SparseAutoEncoder
-
     sae = SAE(SAEConfig(576, D_SAE, **options))
-    generator = torch.Generator().manual_seed(1)
-    for name, param in sae.named_parameters():
-        noise = torch.randn(param.shape, generator=generator)
-        param.data.copy_(
-            0.5 + 0.1 * noise.abs() if name == "threshold" else (0.05 if param.ndim == 2 else 0.5) * noise
-        )
+    scramble(sae, threshold=lambda noise: 0.5 + 0.1 * noise.abs())
     assert formats.save(sae, tmp_path / "theirs", "llamascopium")
     theirs = SparseAutoEncoder.from_pretrained(str(tmp_path / "theirs"))
     assert theirs.cfg.d_sae == D_SAE

@@ -96,9 +96,17 @@ def test_sae_lens_before_version_6(x, tmp_path):
     model = sae_lens_model("TopKSAE", {"k": K})
     model.save_model(tmp_path / "old")
     config = {
-        "d_in": 576, "d_sae": D_SAE, "dtype": "torch.float32", "device": "cpu", "model_name": "gpt2", "hook_point": "blocks.8",
-        "activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}, "normalize_activations": None, "context_size": 128,
-    }  # fmt: skip
+        "d_in": 576,
+        "d_sae": D_SAE,
+        "dtype": "torch.float32",
+        "device": "cpu",
+        "model_name": "gpt2",
+        "hook_point": "blocks.8",
+        "activation_fn_str": "topk",
+        "activation_fn_kwargs": {"k": K},
+        "normalize_activations": None,
+        "context_size": 128,
+    }
     (tmp_path / "old" / "cfg.json").write_text(json.dumps(config))
     sae = SAE.from_pretrained(tmp_path / "old")
     assert sae.config.k == K and sae.metadata == {"model_name": "gpt2", "hook_name": "blocks.8"}

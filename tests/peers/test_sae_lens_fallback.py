@@ -19,15 +19,15 @@ from tests.peers.sae_lens_runs import (
     both,
     dense,
     make,
+    narrow,
     sae_lens,
-    scaled,
     steps,
 )
 
 
 @pytest.fixture(scope="module")
 def rows(real_rows):
-    return scaled(real_rows)[:, :96].contiguous()
+    return narrow(real_rows)
 
 
 def change(**attributes):
@@ -50,24 +50,22 @@ def hooked(trainer):
     trainer.sae.hook_sae_input.add_hook(lambda tensor, hook: tensor)
 
 
-REFUSED = {
+QUADRATIC = {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": 9.0}
+LAYER_NORM = {"normalize_activations": "layer_norm", "aux_loss_coefficient": 0.0}
+REFUSED = {  # the option: a case, options of the SAE, what is done to the trainer, what the warning says
     "architecture": ("Gated", {}, None, "GatedTrainingSAE"),
     "lp_norm": ("Standard", {"lp_norm": 0.7}, None, "expected 1, got 0.7"),
-    "jumprelu_sparsity_loss_mode": (
-        "JumpReLU", {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": 9.0}, None, "'quadratic'",
-    ),
+    "jumprelu_sparsity_loss_mode": ("JumpReLU", QUADRATIC, None, "'quadratic'"),
     "use_matryoshka_aux_loss": ("matryoshka", {"use_matryoshka_aux_loss": True}, None, "got True"),
     "k": ("batchtopk", {"k": 4.5}, None, "expected an integer, got 4.5"),
-    "normalize_activations": (
-        "topk", {"normalize_activations": "layer_norm", "aux_loss_coefficient": 0.0}, None, "'layer_norm'",
-    ),
+    "normalize_activations": ("topk", LAYER_NORM, None, "'layer_norm'"),
     "dtype": ("topk", {"dtype": "bfloat16"}, None, "bfloat16"),
     "mse_loss_fn": ("topk", {}, change(mse_loss_fn=lambda a, b: 2 * (a - b) ** 2), "another"),
     "own calculate_aux_loss": ("topk", {}, own_method, "methods of its class"),
     "requires_grad": ("topk", {}, freeze, "b_dec"),
     "weight_decay": ("topk", {}, decay, "got 0.1"),
     "hook_sae_input": ("topk", {}, hooked, "hooks: expected none"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("option", REFUSED)
@@ -113,9 +111,10 @@ def test_a_nonfinite_batch_leaves_the_weights(rows):
 # The architecture of its own
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"rescale_acts_by_decoder_norm": False, "apply_b_dec_to_input": False}]
-)
+PLAIN = {"rescale_acts_by_decoder_norm": False, "apply_b_dec_to_input": False}
+
+
+@pytest.mark.parametrize("options", [{}, PLAIN])
 def test_fast_topk_is_topk(options, rows, tmp_path):
     fast.register()
     fast.register()

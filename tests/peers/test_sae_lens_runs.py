@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.peers.sae_lens_runs import (  # fmt: skip
+from tests.peers.sae_lens_runs import (
     CASES,
     B,
     adapter,
@@ -17,15 +17,15 @@ from tests.peers.sae_lens_runs import (  # fmt: skip
     both,
     fit,
     make,
+    narrow,
     sae_lens,
-    scaled,
     steps,
 )
 
 
 @pytest.fixture(scope="module")
 def rows(real_rows):
-    return scaled(real_rows)[:, :96].contiguous()
+    return narrow(real_rows)
 
 
 # Files
@@ -51,9 +51,8 @@ def test_saved_files_are_those_of_saelens(name, rows, tmp_path):
     assert {f.name for f in folder.iterdir()} == {f.name for f in (tmp_path / "stock/checkpoint").iterdir()}
     trained = sae_lens.TrainingSAE.load_from_disk(folder)
     for key, tensor in ours.sae.state_dict().items():
-        assert torch.equal(
-            trained.state_dict()[key].to(tensor.dtype), tensor.to(torch.float32).to(tensor.dtype)
-        ), key
+        saved, want = trained.state_dict()[key].to(tensor.dtype), tensor.to(torch.float32).to(tensor.dtype)
+        assert torch.equal(saved, want), key
     sparsity = load_file(folder / "sparsity.safetensors")["sparsity"]
     assert torch.equal(sparsity, ours.log_feature_sparsity)
 
@@ -105,16 +104,8 @@ def language_model():
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     torch.manual_seed(0)
-    sizes = {
-        "n_layers": 1,
-        "d_model": 24,
-        "n_ctx": 32,
-        "d_head": 12,
-        "n_heads": 2,
-        "d_mlp": 32,
-        "d_vocab": 97,
-    }
-    return HookedTransformer(HookedTransformerConfig(**sizes, act_fn="relu"))
+    layer = {"d_model": 24, "d_head": 12, "n_heads": 2, "d_mlp": 32, "act_fn": "relu"}
+    return HookedTransformer(HookedTransformerConfig(n_layers=1, n_ctx=32, d_vocab=97, **layer))
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +118,21 @@ def dataset():
 
 def runner_config(cls, **options):
     shared = {
-        "model_name": "tiny", "dataset_path": "none", "context_size": 32,
-        "streaming": False, "prepend_bos": False, "train_batch_size_tokens": B, "training_tokens": 25 * B,
-        "n_batches_in_buffer": 4, "store_batch_size_prompts": 4, "lr": 3e-3, "n_batches_for_norm_estimate": 3,
-        "n_checkpoints": 1, "dead_feature_window": 3, "logger": sae_lens.LoggingConfig(log_to_wandb=False),
-    }  # fmt: skip
+        "model_name": "tiny",
+        "dataset_path": "none",
+        "context_size": 32,
+        "streaming": False,
+        "prepend_bos": False,
+        "train_batch_size_tokens": B,
+        "training_tokens": 25 * B,
+        "n_batches_in_buffer": 4,
+        "store_batch_size_prompts": 4,
+        "lr": 3e-3,
+        "n_batches_for_norm_estimate": 3,
+        "n_checkpoints": 1,
+        "dead_feature_window": 3,
+        "logger": sae_lens.LoggingConfig(log_to_wandb=False),
+    }
     return cls(**(shared | options))
 
 
@@ -147,31 +148,31 @@ def run(runner, config, dataset, model, place=contextlib.nullcontext):
 
 @pytest.mark.parametrize("normalize", ["none", "expected_average_only_in", "covariance_whitening"])
 def test_the_runner(normalize, language_model, dataset, tmp_path, caplog):
+    def config_of(**options):
+        sae, cls = sae_config(k=5, normalize_activations=normalize), sae_lens.LanguageModelSAERunnerConfig
+        return runner_config(cls, sae=sae, hook_name="blocks.0.hook_resid_post", **options)
+
     trained = {}
     for which, place in (("stock", contextlib.nullcontext), ("ours", adapter.patched)):
-        config = runner_config(
-            sae_lens.LanguageModelSAERunnerConfig, sae=sae_config(k=5, normalize_activations=normalize),
-            hook_name="blocks.0.hook_resid_post", output_path=str(tmp_path / which),
-            checkpoint_path=str(tmp_path / f"{which}-checkpoints"), compile_sae=which == "ours",
-        )  # fmt: skip
+        config = config_of(
+            output_path=str(tmp_path / which),
+            checkpoint_path=str(tmp_path / f"{which}-checkpoints"),
+            compile_sae=which == "ours",
+        )
         trained[which] = run(sae_lens.LanguageModelSAETrainingRunner, config, dataset, language_model, place)
     assert "own step" not in caplog.text
     for (name, got), want in zip(trained["ours"].named_parameters(), trained["stock"].parameters()):
         assert_near(got, want, 1e-3, name)
     assert trained["ours"].cfg.metadata.l0 == pytest.approx(trained["stock"].cfg.metadata.l0, rel=1e-3)
-    ours, stock = (
-        [sae_lens.SAE.load_from_disk(tmp_path / which)] + sorted((tmp_path / which).iterdir())
-        for which in trained
-    )
-    assert [f.name for f in ours[1:]] == [f.name for f in stock[1:]] and type(ours[0]) is type(stock[0])
-    resumed = runner_config(
-        sae_lens.LanguageModelSAERunnerConfig, sae=sae_config(k=5, normalize_activations=normalize), output_path=None,
-        hook_name="blocks.0.hook_resid_post", checkpoint_path=None, n_checkpoints=0,
-        resume_from_checkpoint=str(next(next((tmp_path / "ours-checkpoints").iterdir()).iterdir())),
-    )  # fmt: skip
-    sae = run(
-        sae_lens.LanguageModelSAETrainingRunner, resumed, dataset, language_model
-    )  # ours, then SAELens's own
+    stock, ours = (sae_lens.SAE.load_from_disk(tmp_path / which) for which in trained)
+    assert type(ours) is type(stock)
+    files = [sorted(file.name for file in (tmp_path / which).iterdir()) for which in trained]
+    assert files[0] == files[1]
+    checkpoint = str(next(next((tmp_path / "ours-checkpoints").iterdir()).iterdir()))
+    options = {"output_path": None, "checkpoint_path": None, "n_checkpoints": 0}
+    resumed = config_of(resume_from_checkpoint=checkpoint, **options)
+    # ours, then SAELens's own
+    sae = run(sae_lens.LanguageModelSAETrainingRunner, resumed, dataset, language_model)
     assert (sae.W_dec - trained["ours"].W_dec).norm() < 0.5 * sae.W_dec.norm()
 
 
@@ -179,10 +180,13 @@ def test_the_runner_of_many(language_model, dataset, tmp_path):
     trained = []
     for place in (contextlib.nullcontext, adapter.patched):
         config = runner_config(
-            sae_lens.MultiSAETrainingRunnerConfig, saes={"a": sae_config(k=5), "b": sae_config("JumpReLU")},
-            hook_names={"a": "blocks.0.hook_resid_post", "b": "blocks.0.hook_resid_pre"}, output_path=None,
-            checkpoint_path=str(tmp_path / place.__name__), save_final_checkpoint=True,
-        )  # fmt: skip
+            sae_lens.MultiSAETrainingRunnerConfig,
+            saes={"a": sae_config(k=5), "b": sae_config("JumpReLU")},
+            hook_names={"a": "blocks.0.hook_resid_post", "b": "blocks.0.hook_resid_pre"},
+            output_path=None,
+            checkpoint_path=str(tmp_path / place.__name__),
+            save_final_checkpoint=True,
+        )
         trained.append(run(sae_lens.MultiSAETrainingRunner, config, dataset, language_model, place))
     for name, sae in trained[1].items():
         assert not sae.W_enc.is_contiguous(), "our engine trained it"
@@ -191,10 +195,8 @@ def test_the_runner_of_many(language_model, dataset, tmp_path):
 
 
 def test_patching_is_undone():
-    places = [
-        module for name, module in sys.modules.items()
-        if name.split(".")[0] == "sae_lens" and hasattr(module, "SAETrainer")
-    ]  # fmt: skip
+    modules = [module for name, module in sys.modules.items() if name.split(".")[0] == "sae_lens"]
+    places = [module for module in modules if hasattr(module, "SAETrainer")]
     names = {module.__name__ for module in places}
     assert {"sae_lens", "sae_lens.llm_sae_training_runner", "sae_lens.training.multi_sae_trainer"} <= names
     assert all(module.SAETrainer is adapter.Stock for module in places), "the import patched nothing"

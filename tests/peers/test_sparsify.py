@@ -13,7 +13,7 @@ from saefast.adapters import sparsify as ours
 from saefast.adapters.sparsify_signum import signum_step
 from saefast.backend import unavailable
 from saefast.errors import InputError
-from tests.peers.sparsify_runs import assert_same, fit, make, repaired, run, sparse_coder, stock
+from tests.peers.sparsify_runs import assert_same, fit, make, narrow, repaired, run, sparse_coder, stock
 
 EXCLUDED = list(range(0, 2000, 3))
 AUXK = {"auxk_alpha": 1 / 8, "dead_feature_threshold": 257}  # one batch: not dead yet
@@ -33,8 +33,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def rows(real_rows):
-    """[2000, 96]: fewer columns of the real activations, so that a step is quick."""
-    return real_rows[:2000, :96].contiguous()
+    return narrow(real_rows)
 
 
 def both(rows, folder, **options):
@@ -71,9 +70,8 @@ def test_with_the_gradients_that_sparsify_drops(options, optimizer, rows, tmp_pa
         want = run(stock.Trainer, rows, tmp_path, optimizer=optimizer, **options)
     if "auxk_alpha" in options:
         assert any(value for log in want.logs for key, value in log.items() if key.startswith("auxk/"))
-    weights = (
-        1e-5 if optimizer == "adam" else 1e-3
-    )  # where a gradient is nearly 0, signum's step is that of its sign
+    # where a gradient is nearly 0, signum's step is that of its sign
+    weights = 1e-5 if optimizer == "adam" else 1e-3
     assert_same(want, run(ours.Trainer, rows, tmp_path, optimizer=optimizer, **options), weights=weights)
 
 
@@ -264,14 +262,8 @@ def test_triton_kernels(rows, tmp_path):
     """In Triton's interpreter, where there is no GPU."""
     if torch.cuda.is_available() or unavailable("triton"):
         pytest.skip("needs Triton's interpreter")
-    few = {
-        "steps": 3,
-        "length": 33,
-        "num_latents": 70,
-        "k": 5,
-        "auxk_alpha": 1 / 8,
-        "dead_feature_threshold": 33,
-    }
+    sizes = {"steps": 3, "length": 33, "num_latents": 70, "k": 5}
+    few = sizes | {"auxk_alpha": 1 / 8, "dead_feature_threshold": 33}
     with repaired():
         want = run(stock.Trainer, rows[:, :32].contiguous(), tmp_path, **few)
     cls = partial(ours.Trainer, backend="triton", compute_dtype="fp32")
@@ -288,9 +280,11 @@ def test_bad_rows(value, rows, tmp_path):
 
 @pytest.mark.parametrize(
     "options, message",
-    [({"k": 302}, "k: expected at most d_sae = 301, got 302"),
-     ({"activation": "groupmax"}, "k: expected a divisor of d_sae = 301 with 'group_max', got 9")],
-)  # fmt: skip
+    [
+        ({"k": 302}, "k: expected at most d_sae = 301, got 302"),
+        ({"activation": "groupmax"}, "k: expected a divisor of d_sae = 301 with 'group_max', got 9"),
+    ],
+)
 def test_bad_sizes(options, message, rows, tmp_path):
     with pytest.raises(InputError, match=message):
         run(ours.Trainer, rows, tmp_path, **options)

@@ -18,6 +18,7 @@ from tests.peers.sparsify_runs import (
     SparseCoderConfig,
     assert_same,
     make,
+    narrow,
     run,
     sparse_coder,
     stock,
@@ -28,8 +29,7 @@ DEAD = torch.arange(301) % 3 == 0
 
 @pytest.fixture(scope="module")
 def rows(real_rows):
-    """[2000, 96]: fewer columns of the real activations, so that a step is quick."""
-    return real_rows[:2000, :96].contiguous()
+    return narrow(real_rows)
 
 
 @pytest.fixture
@@ -102,9 +102,8 @@ def test_any_leading_shape_and_inference(rows):
     want = made.encode(x)
     with ours.patched(), torch.inference_mode():
         got = made.encode(x)
-        assert torch.equal(
-            got.top_indices, want.top_indices.gather(-1, want.top_acts.argsort(-1, descending=True))
-        )
+        by_size = want.top_acts.argsort(-1, descending=True)
+        assert torch.equal(got.top_indices, want.top_indices.gather(-1, by_size))
         assert_close(got.pre_acts + 0, want.pre_acts.detach(), rtol=1e-5, atol=1e-4)
         assert got.top_acts.shape == (2, 3, 4, 9)
 
@@ -114,9 +113,8 @@ def test_bf16(how, rows, monkeypatch):
     """To bf16's precision, in the dtypes of sparsify."""
     found, products = [], []
     encode = sparsify_ops.encode_topk
-    monkeypatch.setattr(
-        sparsify_ops, "encode_topk", lambda *args: products.append(args[1].dtype) or encode(*args)
-    )
+    watched = lambda *args: products.append(args[1].dtype) or encode(*args)
+    monkeypatch.setattr(sparsify_ops, "encode_topk", watched)
     for patched in (False, True):
         made = coder(rows)
         undo = ours.patch() if patched else lambda: None
@@ -178,15 +176,13 @@ def test_patches_end():
     assert (sparse_coder.fused_encoder, sparse_coder.decoder_impl) == before
 
 
+GROUPMAX = {"activation": "groupmax", "num_latents": 301, "k": 7}
 LEFT_TO_SPARSIFY = {
     "ce": ({"loss_fn": "ce"}, "loss_fn = 'ce' trains through the language model"),
     "kl": ({"loss_fn": "kl"}, "loss_fn = 'kl' trains through the language model"),
     "ce transcode": ({"loss_fn": "ce", "transcode": True, "hookpoints": ["mlp"]}, "loss_fn = 'ce'"),
     "skip": ({"skip_connection": True}, "skip_connection without transcode"),
-    "groupmax": (
-        {"multi_topk": True, "activation": "groupmax", "num_latents": 301, "k": 7},
-        "multi_topk with activation = 'groupmax'",
-    ),
+    "groupmax": (GROUPMAX | {"multi_topk": True}, "multi_topk with activation = 'groupmax'"),
 }
 
 
