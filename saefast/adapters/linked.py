@@ -6,6 +6,7 @@ other in any order; `follow` finds what others changed in between. The files of 
 parameters, its recipe in our options, and its loop.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -17,9 +18,12 @@ from torch.utils.hooks import RemovableHandle
 from saefast.config.sae import SAEConfig
 from saefast.config.train import TrainConfig
 from saefast.engine import auxk
-from saefast.engine.plan import Coefficients, Hyper, Plan, coefficients
-from saefast.engine.step import Metrics
-from saefast.reference_update import Grads, Params
+from saefast.engine.architecture import Step
+from saefast.engine.numbers import Scheduled
+from saefast.engine.plan import Plan
+from saefast.engine.stages import Metrics
+from saefast.engine.step import step_of
+from saefast.reference import Grads, Params
 from saefast.sae import SAE
 from saefast.storage import Matrix, Vector
 from saefast.train.trainer import Trainer
@@ -164,33 +168,34 @@ class Linked(Trainer):
             self.recount_at = state.step + self._interval
         return self._room
 
-    def step_on(self, rows: Tensor) -> Metrics:
-        """As `Trainer.step_on`, in fp32 where they have autocast on; counted as a step of their optimizer."""
-        self.dead_room(len(rows))
-        with torch.autocast(rows.device.type, enabled=False):
-            metrics = super().step_on(rows)
+    def step(self, x: Tensor, target: Tensor | None = None, checked: bool = True) -> Metrics:
+        """As `Trainer.step` of rows that were checked, in fp32 where they have autocast on; counted as a step of their
+        optimizer."""
+        self.dead_room(len(x))
+        with torch.autocast(x.device.type, enabled=False):
+            metrics = super().step(x, target, checked)
         for link in self.links.values():
             if link.moments:
                 self._state_of(link)["step"] += 1
         return metrics
 
-    def next_step(self, rows: Tensor) -> tuple[Plan, Coefficients]:
-        """The plan of a step on rows [B, row_width], and its numbers."""
-        plan, step = self._plan(len(rows)), self.state.step + 1
-        numbers = self._hyper(step).numbers(step, len(rows), plan)
-        return plan, coefficients(torch.tensor(numbers, device=rows.device))
+    def next_step(self, rows: Tensor) -> Step:
+        """What the next step reads, on rows [B, row_width]; its numbers in fp32."""
+        plan = self.plan(len(rows))
+        numbers = self.numbers(plan, self.state.step + 1, len(rows))
+        return step_of(self.ops, self.state, plan, numbers.float())
 
     # What `Trainer` asks for in every step. None of these changes its state.
 
     def lr(self, step: int) -> float:
         return self.lr_now
 
-    def _hyper(self, step: int) -> Hyper:
-        return super()._hyper(step)._replace(lr=self.lr_now, sparsity=self.sparsity_now)
+    def scheduled(self, step: int) -> Scheduled:
+        return super().scheduled(step)._replace(lr=self.lr_now, sparsity=self.sparsity_now)
 
-    def _plan(self, batch_size: int) -> Plan:
-        plan = super()._plan(batch_size)
-        return plan._replace(k=self.k_now or plan.k, dead_capacity=self._room)
+    def plan(self, batch_size: int) -> Plan:
+        plan = super().plan(batch_size)
+        return dataclasses.replace(plan, k=self.k_now or plan.k, dead_capacity=self._room)
 
     def _apply(self, grads: Grads, extra_grads: dict[str, Tensor], factor: Tensor) -> None:
         self.take_gradients(dict(zip(Params._fields, grads, strict=True)) | extra_grads)

@@ -1,6 +1,7 @@
 """The engine on the parameters of a SAELens SAE and the moments of its torch Adam, and what a step of it returns."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -9,12 +10,10 @@ from torch import Tensor
 
 from saefast.adapters.linked import Linked
 from saefast.config.train import SAEConfig, TrainConfig
-from saefast.engine.architectures import MODULES
 from saefast.engine.architectures.penalties import penalty
 from saefast.engine.code import Code, where
 from saefast.engine.forward import reconstruct
-from saefast.engine.plan import Plan
-from saefast.engine.step import Metrics
+from saefast.engine.stages import Metrics, centre
 from saefast.storage import row_norms
 
 NAMES = {
@@ -67,40 +66,33 @@ class Engine(Linked):
     @torch.no_grad()
     def see(self, rows: Tensor) -> Seen:
         """The forward pass of the next step on rows [B, d_in], with the weights as they are before it."""
-        (plan, c), state, n_tokens = self.next_step(rows), self.state, len(rows)
-        b_dec, W_dec, cfg = state.weights.b_dec.value, state.weights.dec.shadow, self.theirs.cfg
-        centred = self._centred(rows, plan)
-        code = MODULES[plan.activation].select(self.ops, state.weights, state.extra, centred, plan, c)
-        one = plan._replace(group_sizes=())
-        run = reconstruct(self.ops, code, one, W_dec, b_dec, rows)
+        step, sae, n_tokens, cfg = self.next_step(rows), self.sae.config, len(rows), self.theirs.cfg
+        code = self.arch.select(step, centre(step, rows).centred)
+        if sae.group_sizes:  # one reconstruction of the whole code, not one of each group
+            plain = replace(sae, activation="batch_topk", group_sizes=())
+            step = step._replace(plan=replace(step.plan, sae=plain))
+        run = reconstruct(step, code, rows)
         losses = {}
-        if len(plan.group_sizes) > 1:
-            assert code.indices is not None
+        if len(sae.group_sizes) > 1:
             losses["mse_loss"] = run.squares / n_tokens
-        for width in plan.group_sizes[:-1]:
-            inner = code._replace(acts=where(code.indices < width, code.acts))
-            squares = reconstruct(self.ops, inner, one, W_dec, b_dec, rows).squares
-            losses[f"inner_mse_loss_{width}"] = squares / n_tokens
-        norms = row_norms(state.weights.dec) if plan.norm_weighted or plan.scale_by_norm else None
-        if plan.penalty == "tanh":
-            losses["l0_loss"] = penalty("tanh", code, code.acts, norms, c, plan.tanh_scale).value
-        acts = code.acts if norms is None or not plan.scale_by_norm else code.acts * code.of(norms)
-        sparse = plan.activation == "topk" and cfg.use_sparse_activations
+        for width in sae.group_sizes[:-1]:
+            inner = code._replace(acts=where(code.layout[0] < width, code.acts))
+            losses[f"inner_mse_loss_{width}"] = reconstruct(step, inner, rows).squares / n_tokens
+        weighed = self.config.norm_weighted or sae.scale_by_norm
+        norms = row_norms(self.state.weights.dec) if weighed else None
+        if self.config.penalty == "tanh":
+            losses["l0_loss"] = penalty(step, code, code.acts, norms).value
+        acts = code.acts if norms is None or not sae.scale_by_norm else code.acts * code.of(norms)
+        sparse = sae.activation == "topk" and cfg.use_sparse_activations
         return Seen(rows + run.whole, lambda: whole_code(code, acts, n_tokens, cfg.d_sae, sparse), losses)
 
     @torch.no_grad()
     def hidden_pre(self, rows: Tensor) -> Tensor:
         """rows [B, d_in] -> [B, d_sae], pre-activations as they select by them."""
-        (plan, _), weights = self.next_step(rows), self.state.weights
-        centred = self._centred(rows, plan)
-        found: Tensor = self.ops.encode_dense(centred, weights.enc.shadow, weights.b_enc.value)
-        return found * row_norms(weights.dec) if plan.scale_by_norm else found
-
-    def _centred(self, rows: Tensor, plan: Plan) -> Tensor:
-        b_dec = self.state.weights.b_dec.value
-        subtracted = b_dec if plan.pre_bias else torch.zeros_like(b_dec)
-        centred: Tensor = self.ops.centre(rows, subtracted, plan.compute_dtype)[0]
-        return centred
+        step, weights = self.next_step(rows), self.state.weights
+        centred = centre(step, rows).centred
+        found = self.ops.encode_dense(centred, weights.enc.shadow, weights.b_enc.value)
+        return found * row_norms(weights.dec) if self.sae.config.scale_by_norm else found
 
     def losses(self, metrics: Metrics, seen: Seen | None) -> dict[str, Tensor] | None:
         """By SAELens's names; None where they cannot be told apart without `seen`."""

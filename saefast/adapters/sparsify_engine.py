@@ -11,9 +11,7 @@ from torch import Tensor
 from saefast.adapters.linked import Linked, during, replace
 from saefast.config.sae import SAEConfig
 from saefast.config.train import TrainConfig
-from saefast.reference import Grads, Params
 from saefast.reference import total_variance as variance_of
-from saefast.sae import SAE
 
 NAMES = {
     "W_enc": "encoder.weight",

@@ -41,10 +41,8 @@ def train_step(
         numbers: of this step, see `saefast.engine.numbers`, on the device of the state.
         optimizer: in place of the fused Adam, see `saefast.engine.stages.OptimizerStep`.
     """
-    arch, weights, train = architecture_of(plan.sae), state.weights, plan.train
+    arch, train, step = architecture_of(plan.sae), plan.train, step_of(ops, state, plan, numbers)
     state.counter += 1
-    silent_for = state.num_tokens_since_fired
-    step = Step(ops, weights, state.extra, plan, numbers, coefficients(numbers), silent_for, state.counter)
     batch = centre(step, x)
     if plan.dense:
         return dense_step(step, state, arch, batch, optimizer)
@@ -53,7 +51,7 @@ def train_step(
     if state.smallest is not None:
         state.smallest.copy_(arch.smallest(code))
     run = reconstruct(step, code, batch.target)
-    aux = revive(step, batch, run.whole, lambda: active_latents(run.code, run.fires, len(silent_for)))
+    aux = revive(step, batch, run.whole, lambda: active_latents(run.code, run.fires, len(step.silent_for)))
     if aux.error is not None:
         run = run._replace(error=run.error + aux.error)
     loss = run.weighted * batch.loss_scale
@@ -71,7 +69,7 @@ def train_step(
     grads, groups = None, entries.groups
     assert groups is not None
     code_of_error = run.code.acts, *run.code.layout
-    inputs = weights, batch.centred, run.error, *code_of_error, groups, grad_scale, aux.grads, numbers
+    inputs = step.weights, batch.centred, run.error, *code_of_error, groups, grad_scale, aux.grads, numbers
     if train.grad_clip is None and optimizer is None:
         squared = ops.update_(*inputs, state.counter, entries.given)
     else:
@@ -91,6 +89,12 @@ def train_step(
         grad_norm=squared.sqrt(),
         code_size=n_active if code.size is None else code.size,
     )
+
+
+def step_of(ops: Backend, state: State, plan: Plan, numbers: Tensor) -> Step:
+    """What the stages of a step read."""
+    c, silent_for = coefficients(numbers), state.num_tokens_since_fired
+    return Step(ops, state.weights, state.extra, plan, numbers, c, silent_for, state.counter)
 
 
 def without_penalty(step: Step, run: Forward) -> EntryGrads:

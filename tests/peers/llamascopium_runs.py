@@ -93,11 +93,11 @@ def pair(batches, tmp_path, model, n_steps=20, **options):
 
 def engine_steps(monkeypatch):
     """Counts the steps of the engine."""
-    counted, step = [], ours.Linked.step_on
+    counted, step = [], ours.Linked.step
 
     def counting(*args):
         counted.append(1)
         return step(*args)
 
-    monkeypatch.setattr(ours.Linked, "step_on", counting)
+    monkeypatch.setattr(ours.Linked, "step", counting)
     return counted
