@@ -3,19 +3,35 @@
 import triton
 import triton.language as tl
 
+from saefast.triton_kernels.numbers import (
+    BETA1_REST,
+    BETA2,
+    BETA2_REST,
+    BIAS_NORM,
+    CORRECTION1,
+    CORRECTION2,
+    EPS,
+    EPS_BIAS,
+    LR,
+    LR_B_DEC,
+    LR_BIAS,
+    LR_DEC,
+    TIED,
+    UNIT,
+)
 from saefast.triton_kernels.rows import dot, load_row
 from saefast.triton_kernels.storage import load_moments, load_weight, row_seed, store_moments, store_weight
 
 
 @triton.jit
-def load_numbers(numbers_ptr, LR: tl.constexpr, EPS: tl.constexpr):
+def load_numbers(numbers_ptr, RATE: tl.constexpr, EPSILON: tl.constexpr):
     """What `adam` needs of `saefast.reference.Numbers`: lr, eps, 1 - beta1, beta2, 1 - beta2, corrections.
 
     LR and EPS: where the parameter's own are.
     """
     return (
-        tl.load(numbers_ptr + LR), tl.load(numbers_ptr + EPS), tl.load(numbers_ptr + 5),
-        tl.load(numbers_ptr + 6), tl.load(numbers_ptr + 7), tl.load(numbers_ptr + 8), tl.load(numbers_ptr + 9),
+        tl.load(numbers_ptr + RATE), tl.load(numbers_ptr + EPSILON), tl.load(numbers_ptr + BETA1_REST),
+        tl.load(numbers_ptr + BETA2), tl.load(numbers_ptr + BETA2_REST), tl.load(numbers_ptr + CORRECTION1), tl.load(numbers_ptr + CORRECTION2),
     )  # fmt: skip
 
 
@@ -46,7 +62,7 @@ def adam_row(
     unit: of the numbers, loaded once per program: loaded here, the fullest kernel spills.
     """
     moments = load_moments(matrix, j, D, PIECES)
-    n = load_numbers(numbers_ptr, 12 * SALT, 2)
+    n = load_numbers(numbers_ptr, LR_DEC if SALT else LR, EPS)
     row, m, v = (), (), ()
     for i in tl.static_range(len(PIECES)):
         new = adam(value[i], grad[i] * factor, moments[0][i], moments[1][i], n)
@@ -70,11 +86,11 @@ def adam_row(
 
 
 @triton.jit
-def adam_bias(value_ptr, m_ptr, v_ptr, at, mask, grad, numbers_ptr, LR: tl.constexpr):
+def adam_bias(value_ptr, m_ptr, v_ptr, at, mask, grad, numbers_ptr, RATE: tl.constexpr):
     """Adam on one element of a bias, or on a block of them."""
     value = tl.load(value_ptr + at, mask=mask, other=0.0)
     m, v = tl.load(m_ptr + at, mask=mask, other=0.0), tl.load(v_ptr + at, mask=mask, other=0.0)
-    new = adam(value, grad, m, v, load_numbers(numbers_ptr, LR, 3))
+    new = adam(value, grad, m, v, load_numbers(numbers_ptr, RATE, EPS_BIAS))
     tl.store(value_ptr + at, new[0], mask=mask)
     tl.store(m_ptr + at, new[1], mask=mask)
     tl.store(v_ptr + at, new[2], mask=mask)
@@ -97,7 +113,7 @@ def _adam_rows_kernel(
 ):  # fmt: skip
     enc = (enc_weight, enc_low, enc_shadow, enc_m, enc_v, enc_scales)
     dec = (dec_weight, dec_low, dec_shadow, dec_m, dec_v, dec_scales)
-    pid, factor, unit = tl.program_id(0).to(tl.int64), tl.load(factor_ptr), tl.load(numbers_ptr + 14)
+    pid, factor, unit = tl.program_id(0).to(tl.int64), tl.load(factor_ptr), tl.load(numbers_ptr + UNIT)
     n_rows = tl.where(tl.abs(factor) >= 0, F, 0)  # not with NaN, which changes nothing
     for start in range(0, n_rows - tl.program_id(0), P):
         j = pid + start
@@ -106,13 +122,15 @@ def _adam_rows_kernel(
         adam_row(dec, j, W_dec, grad_dec, factor, unit, numbers_ptr, step_ptr, D_OUT, PIECES_OUT, 1)
         W_enc, grad_enc = load_weight(enc, j, D, PIECES), load_row(grad_W_enc_ptr, j * D, D, PIECES)
         adam_row(enc, j, W_enc, grad_enc, factor, unit, numbers_ptr, step_ptr, D, PIECES, 0)
-        adam_bias(b_enc_ptr, b_enc_m, b_enc_v, j, True, tl.load(grad_b_enc_ptr + j) * factor, numbers_ptr, 1)
+        adam_bias(
+            b_enc_ptr, b_enc_m, b_enc_v, j, True, tl.load(grad_b_enc_ptr + j) * factor, numbers_ptr, LR_BIAS
+        )
     if tl.program_id(0) == 0:
         n_updated = tl.where(tl.abs(factor) >= 0, D_OUT, 0)
         for i in tl.static_range(len(PIECES_OUT)):
             d = PIECES_OUT[i][0] + tl.arange(0, PIECES_OUT[i][1])
             grad = tl.load(grad_b_dec_ptr + d, mask=d < n_updated, other=0.0) * factor
-            adam_bias(b_dec_ptr, b_dec_m, b_dec_v, d, d < n_updated, grad, numbers_ptr, 13)
+            adam_bias(b_dec_ptr, b_dec_m, b_dec_v, d, d < n_updated, grad, numbers_ptr, LR_B_DEC)
 
 
 @triton.jit
@@ -129,7 +147,7 @@ def _b_dec_kernel(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradient of b_dec, Adam on it, and the squared norm of everything."""
-    scale, bias_norm = tl.load(grad_scale_ptr), tl.load(numbers_ptr + 11)
+    scale, bias_norm = tl.load(grad_scale_ptr), tl.load(numbers_ptr + BIAS_NORM)
     n_updated = tl.where(tl.abs(scale) >= 0, D, 0)  # not with NaN, which changes nothing
     squares = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, P, BLOCK):
@@ -140,12 +158,12 @@ def _b_dec_kernel(
         in_row = d < D
         grad = scale * tl.load(errors_ptr + d, mask=in_row, other=0.0)
         if partial_ptr is not None:
-            n_tied = tl.where(tl.load(numbers_ptr + 15) != 0, D, 0)
+            n_tied = tl.where(tl.load(numbers_ptr + TIED) != 0, D, 0)
             grad -= tl.load(partial_ptr + d, mask=d < n_tied, other=0.0)
         if aux_ptr is not None:
             grad += tl.load(aux_ptr + d, mask=in_row, other=0.0)
         tl.store(grad_ptr + d, grad, mask=in_row)
         squares += bias_norm * grad * (bias_norm * grad)
         if b_dec_ptr is not None:
-            adam_bias(b_dec_ptr, b_dec_m, b_dec_v, d, d < n_updated, grad, numbers_ptr, 13)
+            adam_bias(b_dec_ptr, b_dec_m, b_dec_v, d, d < n_updated, grad, numbers_ptr, LR_B_DEC)
     tl.store(squared_ptr, tl.sum(squares))

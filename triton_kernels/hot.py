@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from saefast.triton_kernels.numbers import L1
 from saefast.triton_kernels.rows import store_row
 from saefast.triton_kernels.storage import load_weight
 from saefast.triton_kernels.update_kernels import accumulate
@@ -45,7 +46,7 @@ def chunk_kernel(
         begin = tl.load(offsets_ptr + low) + (chunk - tl.load(chunk_offsets_ptr + low)) * CHUNK
         end = tl.minimum(begin + CHUNK, tl.load(offsets_ptr + low + 1))
         W_dec = load_weight((W_dec_ptr, W_dec_low_ptr), low.to(tl.int64), D_OUT, PIECES_OUT)
-        scale, l1 = tl.load(grad_scale_ptr), tl.load(numbers_ptr + 10)
+        scale, l1 = tl.load(grad_scale_ptr), tl.load(numbers_ptr + L1)
         grad_enc, grad_dec, grad_b = accumulate(
             W_dec, begin, end, pairs_ptr, tokens_ptr, acts_ptr, grad_pre_ptr, centred_ptr, error_ptr, scale, l1, B,
             D, PIECES, D_OUT, PIECES_OUT, R,

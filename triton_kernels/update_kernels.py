@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from saefast.triton_kernels.adam_kernels import adam_bias, adam_row
+from saefast.triton_kernels.numbers import BIAS_NORM, L1, LR_BIAS, UNIT
 from saefast.triton_kernels.rows import (
     add_rows,
     add_scaled,
@@ -109,10 +110,10 @@ def _update_kernel(
     enc = (enc_weight, enc_low, enc_shadow, enc_m, enc_v, enc_scales)
     dec = (dec_weight, dec_low, dec_shadow, dec_m, dec_v, dec_scales)
     pid = tl.program_id(0).to(tl.int64)
-    scale, l1 = tl.load(grad_scale_ptr), tl.load(numbers_ptr + 10)
+    scale, l1 = tl.load(grad_scale_ptr), tl.load(numbers_ptr + L1)
     unit = None  # without Given: a number more to keep, and the fullest kernels spill
     if grad_pre_ptr is not None:
-        unit = tl.load(numbers_ptr + 14)
+        unit = tl.load(numbers_ptr + UNIT)
     n_rows = F
     if grad_W_enc_ptr is None:
         n_rows = tl.where(tl.abs(scale) >= 0, F, 0)  # not with NaN, which changes nothing
@@ -160,7 +161,7 @@ def _update_kernel(
         if unit is not None:
             along = tl.where(unit != 0, along, 0.0)
         grad_dec = add_scaled(grad_dec, -along, W_dec)
-        bias = tl.load(numbers_ptr + 11) * grad_b
+        bias = tl.load(numbers_ptr + BIAS_NORM) * grad_b
         squares += dot(grad_enc, grad_enc) + dot(grad_dec, grad_dec) + bias * bias
         if grad_W_enc_ptr is not None:
             store_row(grad_W_enc_ptr, j * D, grad_enc, D, PIECES)
@@ -174,5 +175,5 @@ def _update_kernel(
             if b_dec_ptr is not None:
                 add_to_row(b_dec_ptr, pid * D, own_grad_b, W_enc, D, PIECES)
             adam_row(enc, j, W_enc, grad_enc, 1.0, unit, numbers_ptr, step_ptr, D, PIECES, 0)
-            adam_bias(b_enc_ptr, b_enc_m, b_enc_v, j, True, grad_b, numbers_ptr, 1)
+            adam_bias(b_enc_ptr, b_enc_m, b_enc_v, j, True, grad_b, numbers_ptr, LR_BIAS)
     tl.store(squares_ptr + pid, squares)

@@ -98,26 +98,6 @@ void finish_above(const AboveBlock& block, py::array acts, py::array indices, py
     block.finish(out, columns, per_row);
 }
 
-std::ptrdiff_t encode(TopkEncoder& encoder, const py::array& centred, const py::array& W_enc, const py::array& b_enc,
-                      py::ssize_t k, py::array top_acts, py::array top_indices, int threads,
-                      std::optional<py::ssize_t> limit) {
-    const auto rows = checked<float>(centred, "centred", 2), weights = checked<float>(W_enc, "W_enc", 2);
-    const py::ssize_t B = rows.shape(0), D = rows.shape(1), F = weights.shape(0);
-    check_indexable("centred: the number of rows", B);
-    check_range("W_enc: the number of latents", F, 1, TopkEncoder::MAX_F);
-    check_range("centred: the width", D, TopkEncoder::MIN_D, TopkEncoder::MAX_D);
-    const float* in = rows.data();
-    const float *table = input<float>(W_enc, "W_enc", {F, D}), *bias = input<float>(b_enc, "b_enc", {F});
-    check_range("k", k, 1, F / static_cast<py::ssize_t>(TopkEncoder::LATENTS_PER_K), " (a 32nd of the latents)");
-    float* acts = output<float>(top_acts, "top_acts", {B, k});
-    int32_t* indices = output<int32_t>(top_indices, "top_indices", {B, k});
-    check_threads(threads);
-    const py::ssize_t most = limit.value_or(F / 8);
-    check_range("limit", most, 0, F);
-    py::gil_scoped_release release;
-    return encoder.encode(in, table, bias, B, F, D, k, most, threads, acts, indices);
-}
-
 }  // namespace
 
 void bind_select(py::module_& m) {
@@ -139,7 +119,27 @@ void bind_select(py::module_& m) {
     encoder.attr("BAD_WEIGHTS") = TopkEncoder::BAD_WEIGHTS;
     encoder
         .def(py::init([](const std::string& isa) { return TopkEncoder(parse_isa(isa)); }), arg("isa") = "auto")
-        .def("encode", &encode, arg("centred"), arg("W_enc"), arg("b_enc"), arg("k"), arg("top_acts"),
+        .def("encode",
+             [](TopkEncoder& encoder, const py::array& centred, const py::array& W_enc, const py::array& b_enc,
+                py::ssize_t k, py::array top_acts, py::array top_indices, int threads,
+                std::optional<py::ssize_t> limit) {
+                 const auto rows = checked<float>(centred, "centred", 2), weights = checked<float>(W_enc, "W_enc", 2);
+                 const py::ssize_t B = rows.shape(0), D = rows.shape(1), F = weights.shape(0);
+                 check_indexable("centred: the number of rows", B);
+                 check_range("W_enc: the number of latents", F, 1, TopkEncoder::MAX_F);
+                 check_range("centred: the width", D, TopkEncoder::MIN_D, TopkEncoder::MAX_D);
+                 const float* in = rows.data();
+                 const float *table = input<float>(W_enc, "W_enc", {F, D}), *bias = input<float>(b_enc, "b_enc", {F});
+                 check_range("k", k, 1, F / static_cast<py::ssize_t>(TopkEncoder::LATENTS_PER_K), " (a 32nd of the latents)");
+                 float* acts = output<float>(top_acts, "top_acts", {B, k});
+                 int32_t* indices = output<int32_t>(top_indices, "top_indices", {B, k});
+                 check_threads(threads);
+                 const py::ssize_t most = limit.value_or(F / 8);
+                 check_range("limit", most, 0, F);
+                 py::gil_scoped_release release;
+                 return encoder.encode(in, table, bias, B, F, D, k, most, threads, acts, indices);
+             },
+             arg("centred"), arg("W_enc"), arg("b_enc"), arg("k"), arg("top_acts"),
              arg("top_indices"), arg("threads"), arg("limit") = py::none(),
              "Writes top_acts and top_indices [B, k]; rows with more candidates than `limit` (an eighth of the latents)"
              " are scored whole. Returns -1, the first row with a NaN, or BAD_WEIGHTS where the"

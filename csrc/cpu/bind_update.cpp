@@ -27,16 +27,15 @@ Weights parse_weights(const py::tuple& params) {
             static_cast<std::size_t>(F), static_cast<std::size_t>(D_in), static_cast<std::size_t>(D_out)};
 }
 
-using NumbersArray = std::array<double, 16>;
+using NumbersArray = std::array<double, N_NUMBERS>;
 
-Numbers parse_numbers(const NumbersArray& n, const Weights& weights) {
-    std::array<float, 16> f;
-    std::transform(n.begin(), n.end(), f.begin(), [](double value) { return static_cast<float>(value); });
-    if (f[15] != 0 && weights.D_in != weights.D_out) {
+Numbers parse_numbers(const NumbersArray& array, const Weights& weights) {
+    const Numbers numbers = named_numbers(array);
+    if (numbers.tied != 0 && weights.D_in != weights.D_out) {
         throw py::value_error("numbers.tied: expected 0, for rows of W_enc have " + std::to_string(weights.D_in) +
                               " columns and those of W_dec " + std::to_string(weights.D_out) + ", got 1");
     }
-    return {f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7], f[8], f[9], f[10], f[11], f[12], f[13], f[14], f[15]};
+    return numbers;
 }
 
 // (grad_pre, bias, push, push_row, pull), or None

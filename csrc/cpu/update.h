@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "isa.h"
+#include "numbers.h"
 
 namespace saefast {
 
@@ -16,11 +17,6 @@ struct Param {  // a parameter with Adam's moments
 struct Weights {
     Param W_enc, b_enc, W_dec, b_dec;  // [F, D_in], [F], [F, D_out], [D_out]
     std::size_t F, D_in, D_out;
-};
-
-struct Numbers {  // of one step, see `saefast.reference.Numbers`
-    float lr, lr_bias, eps, eps_bias, beta1, beta1_rest, beta2, beta2_rest, correction1, correction2, l1, bias_norm,
-        lr_dec, lr_b_dec, unit, tied;
 };
 
 struct Given {  // see `saefast.reference.Given`; grad_pre is null without it

@@ -168,8 +168,8 @@ class Linked(Trainer):
             self.recount_at = state.step + self._interval
         return self._room
 
-    def step(self, x: Tensor, target: Tensor | None = None, checked: bool = True) -> Metrics:
-        """As `Trainer.step` of rows that were checked, in fp32 where they have autocast on; counted as a step of their
+    def step(self, x: Tensor, target: Tensor | None = None, checked: bool = False) -> Metrics:
+        """As `Trainer.step`, in fp32 where they have autocast on; counted as a step of their
         optimizer."""
         self.dead_room(len(x))
         with torch.autocast(x.device.type, enabled=False):

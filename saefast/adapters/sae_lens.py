@@ -77,7 +77,7 @@ class SAETrainer(Stock[T_TRAINING_SAE, T_TRAINING_SAE_CONFIG]):
         if self.full_output:
             known["hidden_pre"] = engine.hidden_pre(rows)
 
-        metrics = engine.step(rows)
+        metrics = engine.step(rows, checked=True)
         engine.move_threshold()
         fired = engine.state.fired
         self.n_forward_passes_since_fired += 1

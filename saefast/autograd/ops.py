@@ -49,11 +49,12 @@ def native_or_reference() -> Ops:
     """The C++ ops, which take what is not fp32 to the reference by themselves. There is none for `sum_rows`."""
     try:
         from saefast import native
+        from saefast.native.arrays import handles
     except ImportError:
         return REFERENCE
 
     def decode(acts: Tensor, indices: Tensor, W_dec: Tensor, b_dec: Tensor) -> Tensor:
-        if not native.handles(acts, indices, W_dec, b_dec):
+        if not handles(acts, indices, W_dec, b_dec):
             return reference.decode(acts, indices, W_dec, b_dec)
         target = b_dec.new_zeros(len(acts), W_dec.shape[1])
         return native.decode_error(acts, indices, W_dec, b_dec, target, torch.float32)[0]

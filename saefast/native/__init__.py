@@ -31,35 +31,35 @@ try:
 except ModuleNotFoundError as error:  # one that is there but does not load says itself why
     raise ImportError("the C++ extension saefast._C is not built (no compiler at install time?)") from error
 
-from saefast.native import encode as native_encode
+from saefast.native.arrays import handles, numpy_of
+from saefast.native.encode import encode_batch_topk, encode_threshold, encode_topk
 
 __all__ = [
-    "NAME", "adam_rows_", "centre", "decode", "decode_error", "dense_error", "dense_grad_acts",
-    "encode_batch_topk", "encode_dense", "encode_threshold", "encode_topk", "grad_top_acts", "group_by_latent",
-    "keep_topk", "outer_sum", "relu_encode", "row_grads", "sum_entries", "topk", "update_",
-]  # fmt: skip
+    "NAME",
+    "adam_rows_",
+    "centre",
+    "decode",
+    "decode_error",
+    "dense_error",
+    "dense_grad_acts",
+    "encode_batch_topk",
+    "encode_dense",
+    "encode_threshold",
+    "encode_topk",
+    "grad_top_acts",
+    "group_by_latent",
+    "keep_topk",
+    "outer_sum",
+    "relu_encode",
+    "row_grads",
+    "sum_entries",
+    "topk",
+    "update_",
+]
 
 NAME = "native"
 NUMBERS_DTYPE, GPU_DTYPE, MAX_SELECTED = torch.float64, None, None
 RECORDABLE, ADDS_PER_LATENT = False, True
-
-
-def handles(*tensors: Tensor | None) -> bool:
-    """Whether the extension can take these: fp32 (or indices) on the CPU, contiguous, no autograd graph to record."""
-    return all(
-        t is None
-        or (
-            t.dtype in (torch.float32, torch.int32)
-            and t.device.type == "cpu"
-            and t.is_contiguous()
-            and not t.requires_grad
-        )
-        for t in tensors
-    )
-
-
-def _numpy(*tensors: Tensor | None) -> tuple[Any, ...]:
-    return tuple(None if tensor is None else tensor.numpy() for tensor in tensors)
 
 
 def centre(x: Tensor, b_dec: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -67,35 +67,8 @@ def centre(x: Tensor, b_dec: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor
     if dtype != torch.float32 or not handles(x, b_dec):
         return reference.centre(x, b_dec, dtype)
     centred = torch.empty(x.shape)
-    variance = saefast._C.centre(*_numpy(x, b_dec, centred), torch.get_num_threads())
+    variance = saefast._C.centre(*numpy_of(x, b_dec, centred), torch.get_num_threads())
     return centred, torch.tensor(variance or float(x.numel()))
-
-
-def encode_topk(
-    centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, scale: Tensor | None = None, rescore: int = 0
-) -> tuple[Tensor, Tensor]:
-    """As `saefast.reference.encode_topk`."""
-    if rescore or not handles(centred, W_enc, b_enc, scale):
-        return reference.encode_topk(centred, W_enc, b_enc, k, scale, rescore)
-    return native_encode.encode_topk(centred, W_enc, b_enc, k, scale)
-
-
-def encode_batch_topk(
-    centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, scale: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As `saefast.reference.encode_batch_topk`."""
-    if not handles(centred, W_enc, b_enc, scale):
-        return reference.encode_batch_topk(centred, W_enc, b_enc, k, scale)
-    return native_encode.encode_batch_topk(centred, W_enc, b_enc, k, scale)
-
-
-def encode_threshold(
-    centred: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: Tensor, capacity: int | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As `saefast.reference.encode_threshold`."""
-    if not handles(centred, W_enc, b_enc, threshold):
-        return reference.encode_threshold(centred, W_enc, b_enc, threshold, capacity)
-    return native_encode.encode_threshold(centred, W_enc, b_enc, threshold, capacity)
 
 
 def topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -124,7 +97,7 @@ def decode_error(
         return reference.decode_error(acts, indices, W_dec, b_dec, x, dtype, row_offsets)
     error, squares = torch.empty(x.shape), torch.empty(len(x))
     saefast._C.decode_error(
-        *_numpy(acts, indices, row_offsets, W_dec, b_dec, x, error, squares), torch.get_num_threads()
+        *numpy_of(acts, indices, row_offsets, W_dec, b_dec, x, error, squares), torch.get_num_threads()
     )
     return error, squares
 
@@ -135,7 +108,7 @@ def group_by_latent(acts: Tensor, indices: Tensor, d_sae: int, row_offsets: Tens
         return reference.group_by_latent(acts, indices, d_sae, row_offsets)
     offsets = torch.empty(d_sae + 1, dtype=torch.int32)
     pairs, tokens = (torch.empty(acts.numel(), dtype=torch.int32) for _ in range(2))
-    saefast._C.group_by_latent(*_numpy(acts, indices, row_offsets, offsets, pairs, tokens))
+    saefast._C.group_by_latent(*numpy_of(acts, indices, row_offsets, offsets, pairs, tokens))
     return offsets, pairs, tokens
 
 
@@ -145,7 +118,7 @@ def sum_entries(groups: Groups, per_pair: Tensor) -> Tensor:
     if per_pair.dtype != torch.float32 or not handles(per_pair, offsets, pairs):
         return reference.sum_entries(groups, per_pair)
     sums = torch.empty(len(offsets) - 1)
-    saefast._C.sum_entries(*_numpy(offsets, pairs, per_pair.flatten(), sums), torch.get_num_threads())
+    saefast._C.sum_entries(*numpy_of(offsets, pairs, per_pair.flatten(), sums), torch.get_num_threads())
     return sums
 
 
@@ -157,7 +130,7 @@ def grad_top_acts(
         return reference.grad_top_acts(error, W_dec, acts, indices, row_offsets)
     grads = torch.empty(acts.shape)
     saefast._C.grad_top_acts(
-        *_numpy(error, W_dec, acts, indices, row_offsets, grads), torch.get_num_threads()
+        *numpy_of(error, W_dec, acts, indices, row_offsets, grads), torch.get_num_threads()
     )
     return grads
 
@@ -189,8 +162,8 @@ def update_(
     if not (_is_fp32(weights) and handles(centred, error, acts, *groups, *(aux or ()), *(given or ()))):
         return reference.update_(weights, centred, error, *code, grad_scale, aux, numbers, step, given)
     squared = saefast._C.update(
-        _params(weights), _numpy(centred, error, acts.flatten(), *groups), float(grad_scale),
-        aux and _numpy(*aux), _given(given), _numbers(numbers), torch.get_num_threads(),
+        _params(weights), numpy_of(centred, error, acts.flatten(), *groups), float(grad_scale),
+        aux and numpy_of(*aux), _given(given), _numbers(numbers), torch.get_num_threads(),
     )  # fmt: skip
     return torch.tensor(squared)
 
@@ -215,8 +188,8 @@ def row_grads(
     enc, dec, b_enc, b_dec = weights
     grads = tuple(torch.empty(t.shape) for t in (enc.weight, b_enc.value, dec.weight, b_dec.value))
     squared = saefast._C.row_grads(
-        _params(weights), _numpy(centred, error, acts.flatten(), *groups), float(grad_scale),
-        aux and _numpy(*aux), _given(given), _numbers(numbers), _numpy(*grads), torch.get_num_threads(),
+        _params(weights), numpy_of(centred, error, acts.flatten(), *groups), float(grad_scale),
+        aux and numpy_of(*aux), _given(given), _numbers(numbers), numpy_of(*grads), torch.get_num_threads(),
     )  # fmt: skip
     return grads, torch.tensor(squared)  # type: ignore[return-value]
 
@@ -226,7 +199,7 @@ def adam_rows_(weights: Weights, grads: Grads, factor: Tensor, numbers: Tensor, 
     if not (_is_fp32(weights) and handles(*grads)):
         return reference.adam_rows_(weights, grads, factor, numbers, step)
     saefast._C.adam_rows(
-        _params(weights), _numpy(*grads), float(factor), _numbers(numbers), torch.get_num_threads()
+        _params(weights), numpy_of(*grads), float(factor), _numbers(numbers), torch.get_num_threads()
     )
 
 
@@ -241,7 +214,7 @@ def _numbers(numbers: Tensor) -> list[float]:
 
 
 def _given(given: Given | None) -> tuple[Any, ...] | None:
-    return given and _numpy(given.grad_pre.flatten(), *given[1:])
+    return given and numpy_of(given.grad_pre.flatten(), *given[1:])
 
 
 def _params(weights: Weights) -> tuple[tuple[Any, ...], ...]:
@@ -249,7 +222,7 @@ def _params(weights: Weights) -> tuple[tuple[Any, ...], ...]:
 
     def of(part: Any) -> tuple[Any, ...]:
         value = part.weight if isinstance(part, Matrix) else part.value
-        return _numpy(value, part.exp_avg, part.exp_avg_sq)
+        return numpy_of(value, part.exp_avg, part.exp_avg_sq)
 
     enc, dec, b_enc, b_dec = weights
     return of(enc), of(b_enc), of(dec), of(b_dec)

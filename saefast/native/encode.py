@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 import saefast._C
+from saefast import reference
 from saefast.errors import InputError
+from saefast.native.arrays import handles, numpy_of
 
 LATENTS = 1024  # in a product, or 8 k if that is more: enough for a good bound on the k-th largest at once
 LEAST, MAX_ROWS = 64, 512  # rows in a product
@@ -31,16 +33,22 @@ Scratch = dict[str, Tensor]
 
 
 def encode_topk(
-    centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, scale: Tensor | None = None
+    centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, scale: Tensor | None = None, rescore: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """As `saefast.reference.encode_topk`, fp32, bit for bit given the same products."""
+    """As `saefast.reference.encode_topk`, in fp32 bit for bit given the same products."""
+    if rescore or not handles(centred, W_enc, b_enc, scale):
+        return reference.encode_topk(centred, W_enc, b_enc, k, scale, rescore)
     top_acts = torch.empty(len(centred), k)
     top_indices = torch.empty(len(centred), k, dtype=torch.int32)
+    found = numpy_of(top_acts, top_indices)
     d_sae, d_in = W_enc.shape
     if can_screen(len(centred), d_sae, d_in, k):
         # the scale in the weights is one rounding of each; afterwards would be one of each pre-activation
         scaled = (W_enc, b_enc) if scale is None else (_scaled(W_enc, scale), b_enc * scale)
-        if screened_topk(centred, *scaled, k, top_acts, top_indices):
+        screen = _arena.__dict__.setdefault("encoder", saefast._C.TopkEncoder())
+        row = screen.encode(*numpy_of(centred, *scaled), k, *found, torch.get_num_threads())
+        raise_for_nan(row, 0)
+        if row != screen.BAD_WEIGHTS:  # W_enc or b_enc hold numbers that are not finite, or huge
             return top_acts, top_indices
 
     def block(start: int, end: int, scratch: Scratch) -> None:
@@ -53,13 +61,6 @@ def encode_topk(
     return top_acts, top_indices
 
 
-def _scaled(W_enc: Tensor, scale: Tensor) -> Tensor:
-    """Into memory that the next call uses again."""
-    if getattr(_arena, "scaled", None) is None or _arena.scaled.shape != W_enc.shape:
-        _arena.scaled = torch.empty_like(W_enc)
-    return torch.mul(W_enc, scale[:, None], out=_arena.scaled)
-
-
 def can_screen(B: int, d_sae: int, d_in: int, k: int) -> bool:
     encoder = saefast._C.TopkEncoder
     return (
@@ -70,22 +71,19 @@ def can_screen(B: int, d_sae: int, d_in: int, k: int) -> bool:
     )
 
 
-def screened_topk(
-    centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, top_acts: Tensor, top_indices: Tensor
-) -> bool:
-    """Write the top k; False where W_enc or b_enc hold numbers that are not finite, or huge."""
-    if getattr(_arena, "encoder", None) is None:
-        _arena.encoder = saefast._C.TopkEncoder()
-    arrays = (tensor.numpy() for tensor in (centred, W_enc, b_enc))
-    row = _arena.encoder.encode(*arrays, k, top_acts.numpy(), top_indices.numpy(), torch.get_num_threads())
-    raise_for_nan(row, 0)
-    return row != _arena.encoder.BAD_WEIGHTS
+def _scaled(W_enc: Tensor, scale: Tensor) -> Tensor:
+    """Into memory that the next call uses again."""
+    if getattr(_arena, "scaled", None) is None or _arena.scaled.shape != W_enc.shape:
+        _arena.scaled = torch.empty_like(W_enc)
+    return torch.mul(W_enc, scale[:, None], out=_arena.scaled)
 
 
 def encode_batch_topk(
     centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `saefast.reference.encode_batch_topk`, fp32."""
+    """As `saefast.reference.encode_batch_topk`."""
+    if not handles(centred, W_enc, b_enc, scale):
+        return reference.encode_batch_topk(centred, W_enc, b_enc, k, scale)
     B, F = len(centred), len(W_enc)
     acts, indices = torch.empty(B * k), torch.empty(B * k, dtype=torch.int32)
     row_offsets = torch.zeros(B + 1, dtype=torch.int32)
@@ -111,7 +109,9 @@ def encode_batch_topk(
 def encode_threshold(
     centred: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: Tensor, capacity: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `saefast.reference.encode_threshold`, fp32."""
+    """As `saefast.reference.encode_threshold`."""
+    if not handles(centred, W_enc, b_enc, threshold):
+        return reference.encode_threshold(centred, W_enc, b_enc, threshold, capacity)
     B = len(centred)
     bounds = threshold.to(torch.float32).expand(len(W_enc)).contiguous()
     counts = torch.zeros(B + 1, dtype=torch.int32)  # of each row, after a 0

@@ -167,7 +167,7 @@ def test_the_first_plan_on_a_gpu_counts_the_dead(rows):
     engine.state.num_tokens_since_fired.zero_()
     engine.state.num_tokens_since_fired[:150] = engine.config.dead_feature_threshold
     assert engine.dead_room(5) == 643  # 15 more full batches, and all may be dead
-    assert engine.next_step(rows[:5]).plan.dead_capacity == 643
+    assert engine.plan(5).dead_capacity == 643
     engine.state.num_tokens_since_fired[150:] = -100 * B
     engine.state.step += 15
     assert engine.dead_room(5) == 643
