@@ -50,6 +50,14 @@ def nan_in_fresh_memory(monkeypatch):
     monkeypatch.setattr(torch, "empty", filled)
 
 
+@pytest.fixture
+def no_curves(monkeypatch):
+    """For tests of runs: drawing the curves of one takes longer than its few steps."""
+    from saefast.train import plots
+
+    monkeypatch.setattr(plots, "curves", lambda folder: None)
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """See `tiny_world`; no test changes any of it."""

@@ -279,6 +279,7 @@ def test_doctest():
     assert doctest.testmod(optim).failed == 0 and doctest.testmod(optim).attempted > 3
 
 
+@pytest.mark.slow
 def test_the_documented_loops_agree(tmp_path):
     runs = []
     for i, block in enumerate(re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)):

@@ -72,7 +72,11 @@ def test_a_cache_on_a_full_disk_stops_in_one_line_and_goes_on_with_room(
     assert list(contents(folder / "acts").values()) == list(contents(tmp_path / "whole").values())
 
 
-@pytest.mark.parametrize("shard_tokens,limit", [(300, 20_000), (20, 3_000)], ids=["shard", "index"])
+@pytest.mark.parametrize(
+    "shard_tokens,limit",
+    [(300, 20_000), pytest.param(20, 3_000, marks=pytest.mark.slow)],
+    ids=["shard", "index"],
+)
 def test_a_limit_of_the_file_size_is_such_a_disk(world, tmp_path, shard_tokens, limit):
     """Where file systems cannot be mounted; the shard or the index is what does not fit."""
     command = f"cache {world}/model {world}/text {CACHE} --tokens 1000 --out {tmp_path}/acts".split()

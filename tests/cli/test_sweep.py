@@ -8,6 +8,8 @@ from saefast import cli, evaluate, open_source
 from saefast.sae import SAE
 from tests.helpers.tiny_world import CACHE, run
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 SIZES = "--tokens 640 --batch-size 64 --buffer-tokens 256 --log-every 5 --lr 3e-3"
 
 

@@ -7,6 +7,8 @@ import saefast
 from saefast.config.recipes import RECIPES, recipe
 from saefast.config.train import TrainConfig
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 
 def data(n=3000, d_in=16, seed=5):
     generator = torch.Generator().manual_seed(seed)

@@ -15,6 +15,8 @@ from saefast.sweep import Member, names, pareto, sweep
 from saefast.train.parallel import side_by_side, workers_for
 from tests.helpers.stopped_runs import assert_same, context, make_source, result
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 STEPS = 40
 SHARED = {"total_tokens": STEPS * 64, "batch_size": 64, "buffer_tokens": 256, "lr": 3e-3, "log_every": 5}
 
@@ -22,12 +24,6 @@ SHARED = {"total_tokens": STEPS * 64, "batch_size": 64, "buffer_tokens": 256, "l
 def member(d_sae=64, k=4, activation="topk", columns=None, d_in=16, name="", **options):
     config = TrainConfig(**(SHARED | {"checkpoint_every": 2, "dead_feature_threshold": 200} | options))
     return Member(SAEConfig(d_in=d_in, d_sae=d_sae, k=k, activation=activation), config, columns, name)
-
-
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch):
-    """Those of `saefast.train.plots` are tested elsewhere, and take longer than all the rest here."""
-    monkeypatch.setattr(saefast.train.run.plots, "curves", lambda folder: None)
 
 
 MEMBERS = [
@@ -105,7 +101,7 @@ def steps_of(out):
     return [saefast.files.load_tensors(path)[1]["step"] for path in found]
 
 
-@pytest.mark.parametrize("kind", ["random access", "iterable"])
+@pytest.mark.parametrize("kind", ["random access", pytest.param("iterable", marks=pytest.mark.slow)])
 def test_killed_sweeps_resume_to_the_same_bits(tmp_path, kind):
     """Three SAEs: a kill after 2, 4 or 5 checkpoints leaves them at different steps."""
     whole, out = tmp_path / "whole", tmp_path / "killed"

@@ -7,6 +7,8 @@ import saefast
 from saefast.activations.sources import TensorSource
 from tests.helpers.stopped_runs import assert_same, result, train, trainer_of
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 
 def test_a_corrupt_checkpoint_is_named(tmp_path):
     train(tmp_path / "run", "random access")

@@ -97,6 +97,7 @@ CONFIGS = {
 }
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_gradients_are_those_of_the_dense_formula_through_the_model(options, dtype):

@@ -12,6 +12,8 @@ import saefast
 from saefast.files import load_tensors
 from tests.helpers.stopped_runs import STEPS, assert_same, context, make_source, result, train
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 
 def inode(path):
     """Changes when a run begins: it writes its metrics anew."""
