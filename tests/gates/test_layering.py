@@ -1,6 +1,7 @@
 """Which module may import which, and that importing the package does nothing."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,18 @@ def test_nobody_inside_uses_what_the_package_exports():
 def test_triton_code_lives_in_triton_kernels_only():
     for path in (*ROOT.glob("saefast/**/*.py"), *ROOT.glob("examples/*.py")):
         assert "triton" not in {name.split(".")[0] for name in imports(path)}, path
+
+
+def test_every_kernel_has_a_test_of_its_name():
+    """Parts of the update's kernels (`*_kernels.py`) are tested with what launches them."""
+    for path in ROOT.glob("triton_kernels/[!_]*.py"):
+        name = path.stem.removesuffix("_kernels")
+        assert (ROOT / f"tests/kernels/test_{name}.py").exists(), path
+
+
+def test_tests_import_what_they_share_from_helpers():
+    for path in ROOT.glob("tests/**/*.py"):
+        assert not [name for name in imports(path) if re.match(r"tests\.(\w+\.)*test_", name)], path
 
 
 @pytest.mark.parametrize("folder", ["saefast", "triton_kernels", "tests", "benchmarks", "examples"])

@@ -15,7 +15,6 @@ from torch import Tensor
 from saefast import reference, storage
 from saefast.reference import Aux
 from saefast.storage import Vector, Weights
-from saefast.triton_kernels.hot import chunk_offsets, most_chunks
 from saefast.triton_kernels.update import (
     UpdateConfig,
     adam_rows_,
@@ -184,36 +183,6 @@ def test_ragged_code() -> None:
     assert_same(got, want)
 
 
-def test_split_form() -> None:
-    """`row_grads` and `adam_rows_` are `update_`, and with a factor of clipping they follow the reference."""
-    F, D = 5, 40
-    case, fused = topk_case(8, D, F, 3, l1=0.01, bias_norm=2.0), weights_of(F, D)
-    apart, clipped, want = clone(fused), clone(fused), clone(fused)
-    squared = update_(fused, *case, step_of(3), config=SMALL)
-    grads, squared_apart = row_grads(apart, *case, config=SMALL)
-    wanted_grads, wanted_squared = reference.row_grads(want, *case)
-    for name, got, wanted in zip(("W_enc", "b_enc", "W_dec", "b_dec"), grads, wanted_grads):
-        assert_near(got, wanted, name)
-    assert squared == squared_apart
-    assert_near(squared, wanted_squared)
-    adam_rows_(apart, grads, torch.ones((), device=DEVICE), case.numbers, step_of(3), config=SMALL)
-    assert_same(apart, fused)
-    factor = torch.tensor(0.25, device=DEVICE)
-    adam_rows_(clipped, grads, factor, case.numbers, step_of(3), config=SMALL)
-    reference.adam_rows_(want, wanted_grads, factor, case.numbers, step_of(3))
-    assert_same(clipped, want)
-
-
-@pytest.mark.parametrize("format", [FP32, ("split", "int8", torch.bfloat16)], ids=["fp32", "split, int8"])
-def test_adam_rows_in_other_formats(format: tuple[str, str, torch.dtype]) -> None:
-    F, D = 4, 50
-    got, grads = weights_of(F, D, format), (random(4, 50), random(4), random(4, 50, seed=1), random(50))
-    want, factor = clone(got), torch.tensor(0.5, device=DEVICE)
-    adam_rows_(got, grads, factor, numbers_at(3), step_of(3), config=SMALL)
-    reference.adam_rows_(want, grads, factor, numbers_at(3), step_of(3))
-    assert_same(got, want)
-
-
 def run_update(weights: Weights, case: Case) -> Tensor:
     return update_(weights, *case, step_of(3), config=SMALL)
 
@@ -245,18 +214,6 @@ def test_same_bits_every_time(format: tuple[str, str, torch.dtype]) -> None:
     assert torch.equal(run_update(one, case), run_update(other, case))
     for name, tensor in tensors(one).items():
         assert torch.equal(tensor, tensors(other)[name]), name
-
-
-@pytest.mark.parametrize("chunk", [1, 4, 7])
-def test_chunks(chunk: int) -> None:
-    """Of every latent with more entries than fit one chunk, and never more than there is memory for."""
-    for seed in range(20):
-        counts = (random(11, seed=seed).abs() * 3 * chunk).int()
-        counts[seed % 11] = chunk + 1
-        offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()
-        got = chunk_offsets(offsets, chunk)
-        assert got.diff().tolist() == [-(-n // chunk) if n > chunk else 0 for n in counts.tolist()]
-        assert got[-1] <= most_chunks(int(offsets[-1]), 11, chunk)
 
 
 def test_bytes() -> None:

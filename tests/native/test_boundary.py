@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from saefast import native
+from saefast.native.arrays import numpy_of
+from tests.helpers.native_cases import FORMS, case_of, step_case
 from tests.helpers.native_isa import _C
 from tests.helpers.sparse_codes import fixed_code
-from tests.native.test_given import FORMS, case_of
-from tests.native.test_step import step_case
 
 f4, i4 = np.float32, np.int32
 
@@ -64,8 +64,8 @@ def test_boundary_of_decode(message: str, change: dict) -> None:
 
 def test_boundary_of_update() -> None:
     weights, args, numbers = step_case("fixed", 16, True)
-    params, batch = native._params(weights), native._numpy(*args[:2], args[2].flatten(), *args[5])
-    aux, numbers_list = native._numpy(*args[7]), native._numbers(numbers)
+    params, batch = native._params(weights), numpy_of(*args[:2], args[2].flatten(), *args[5])
+    aux, numbers_list = numpy_of(*args[7]), native._numbers(numbers)
 
     def call(params=params, batch=batch, aux=aux):
         return _C.update(params, batch, 0.5, aux, None, numbers_list, 2)
@@ -97,9 +97,9 @@ def changed(arrays: tuple, i: int, value: object) -> tuple:
 def test_boundary_of_what_is_given() -> None:
     """40 latents, 13 tokens in 3 parts, rows of W_enc of 7 and of W_dec of 66 columns."""
     weights, args, numbers, made = case_of(fixed_code(13, 40, 5), FORMS["in parts, wider"], 40, with_aux=True)
-    params, batch = native._params(weights), native._numpy(*args[:2], args[2].flatten(), *args[5])
-    inputs = {"batch": batch, "aux": native._numpy(*args[7]), "given": native._given(made)}
-    plain, grads = native._numbers(numbers), native._numpy(*(torch.empty(part[0].shape) for part in params))
+    params, batch = native._params(weights), numpy_of(*args[:2], args[2].flatten(), *args[5])
+    inputs = {"batch": batch, "aux": numpy_of(*args[7]), "given": native._given(made)}
+    plain, grads = native._numbers(numbers), numpy_of(*(torch.empty(part[0].shape) for part in params))
 
     def calls(numbers=plain, grads=grads, **options):
         batch, aux, given = (inputs | options).values()

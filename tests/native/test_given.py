@@ -5,84 +5,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from saefast import native, reference
-from saefast.reference import Aux, Given, Numbers
-from saefast.storage import Vector, Weights, allocate
+from tests.helpers.native_cases import (
+    CODES,
+    FORMS,
+    assert_follows,
+    case_of,
+    copies,
+    double,
+    near,
+    rows_of,
+)
 from tests.helpers.native_isa import isa  # noqa: F401 (a fixture)
 from tests.helpers.sparse_codes import fixed_code, ragged_code
-from tests.native.test_step import CODES, assert_follows, copies, double, near, rows_of
 
 STEP = torch.tensor(3)
-# unit, tied, D_in, D_out, L (blocks of `pull`), G (parts of the code)
-FORMS = {
-    "plain": (1, 1, 33, 33, 1, 1),
-    "free rows": (0, 1, 16, 16, 1, 1),
-    "untied": (1, 0, 48, 48, 3, 1),
-    "free and untied, wider": (0, 0, 20, 51, 3, 1),
-    "narrower": (1, 0, 66, 15, 1, 1),
-    "in parts": (1, 1, 33, 33, 3, 3),
-    "in parts, wider": (0, 0, 7, 66, 3, 3),
-}
-
-
-def numbers_of(unit: float, tied: float, l1: float = 0.7) -> Tensor:
-    """Every rate is different, and l1 has no effect where grad_pre is given."""
-    made = Numbers(1e-2, 3e-2, 1e-8, 1e-7, 0.9, 0.1, 0.99, 0.01, 1 / (1 - 0.9**3), 1 / (1 - 0.99**3), l1, 0.5, 2e-2,
-                   5e-3, unit, tied)  # fmt: skip
-    return torch.tensor([*made, 99.0], dtype=torch.float64)  # numbers may follow that are not of the update
-
-
-def weights_of(n: int, D_in: int, D_out: int) -> Weights:
-    """Of a state some steps old; the rows of W_dec have unit norm."""
-    W_enc, W_dec = torch.randn(n, D_in), reference.normalize_rows_(torch.randn(n, D_out))
-    enc, dec = (allocate(W, "fp32", "fp32", torch.float32) for W in (W_enc, W_dec))
-    vectors = [Vector(torch.randn(size), torch.empty(size), torch.empty(size)) for size in (n, D_out)]
-    for part in (enc, dec, *vectors):
-        part.exp_avg.copy_(0.01 * torch.randn_like(part.exp_avg))
-        part.exp_avg_sq.copy_(1e-4 * (0.1 + torch.rand_like(part.exp_avg_sq)))
-    return Weights(enc, dec, *vectors)
-
-
-def given_for(acts: Tensor, centred: Tensor, n: int, L: int) -> Given:
-    """Every third latent has no push and every other no pull; latents without entries have both too."""
-    push, pull = torch.randn(n), torch.randn(n, L)
-    push[::3], pull[1::2] = 0, 0
-    return Given(torch.randn(acts.shape), torch.randn(n), push, centred.sum(dim=0), pull)
-
-
-def in_parts(code: tuple, G: int) -> tuple:
-    """The code of B tokens as that of G B rows, the entries of a token dealt out to its G rows in turn (ragged)."""
-    acts, indices, row_offsets = code
-    B = rows_of(code)
-    starts = reference.row_starts(indices, row_offsets).tolist()
-    acts, indices = acts.flatten(), indices.flatten()
-    places = [list(range(starts[b] + g, starts[b + 1], G)) for g in range(G) for b in range(B)]
-    order = torch.tensor([place for row in places for place in row], dtype=torch.int64)
-    offsets = torch.tensor([0, *map(len, places)]).cumsum(0).to(torch.int32)
-    return acts[order], indices[order], offsets
-
-
-def case_of(code: tuple, form: tuple, n: int, with_given: bool = True, with_aux: bool = False):
-    """Weights, the arguments of row_grads between them and numbers, numbers, and what is given."""
-    unit, tied, D_in, D_out, L, G = form
-    B = rows_of(code)
-    acts, indices, row_offsets = code = in_parts(code, G) if G > 1 else code
-    centred, error = torch.randn(B, D_in), torch.randn(G * B, D_out)
-    # a band of entries with activation 0 is listed by a marker of its own, as JumpReLU's; others are left out
-    marker = torch.where(torch.rand_like(acts) < 0.2, 0.0, 1.0)
-    if with_given:
-        acts = torch.where(torch.rand_like(acts) < 0.3, 0.0, acts)
-    groups = reference.group_by_latent(marker, indices, n, row_offsets)
-    aux = None
-    if with_aux:
-        slots = torch.full((n,), -1, dtype=torch.int32)
-        slots[[0, n - 1]] = torch.tensor([1, 0], dtype=torch.int32)
-        aux = Aux(slots, torch.randn(2, D_in), torch.randn(2), torch.randn(2, D_out), torch.randn(D_out))
-    args = centred, error, acts, indices, row_offsets, groups, torch.tensor(0.3), aux
-    made = given_for(acts, centred, n, L) if with_given else None
-    return weights_of(n, D_in, D_out), args, numbers_of(unit, tied), made
 
 
 @pytest.mark.parametrize("with_aux", [False, True], ids=["", "auxk"])

@@ -10,36 +10,14 @@ import saefast
 from saefast import native, reference
 from saefast.engine.state import State
 from saefast.engine.step import train_step
-from saefast.reference import Aux
-from tests.engine.test_step_plans import K, oracle, run, start
 from tests.helpers import dense
+from tests.helpers.native_cases import CODES, assert_follows, copies, near, rows_of, step_case
 from tests.helpers.native_isa import isa  # noqa: F401 (a fixture)
-from tests.helpers.sparse_codes import fixed_code, ragged_code
+from tests.helpers.plan_runs import K, oracle, run, start
+from tests.helpers.sparse_codes import ragged_code
 from tests.helpers.steps import numbers_at, plan_of
 
-CODES = {
-    "fixed": lambda n: fixed_code(13, n, min(5, n)),
-    "k = 1": lambda n: fixed_code(13, n, 1),
-    "k = d_sae": lambda n: fixed_code(13, n, n),
-    "one row": lambda n: fixed_code(1, n, min(3, n)),
-    "no row": lambda n: fixed_code(0, n, 2),
-    "ragged": lambda n: ragged_code([0, 3, n, 1, 0, 2], n),
-    "nothing active": lambda n: (torch.zeros(9, 4), torch.zeros(9, 4, dtype=torch.int32), None),
-    "a hot latent": lambda n: (torch.rand(90, 1) + 0.1, torch.full((90, 1), n - 1, dtype=torch.int32), None),
-}
 WIDTHS = [1, 15, 16, 33, 200, 577]
-
-
-def rows_of(code) -> int:
-    return len(code[0]) if code[2] is None else len(code[2]) - 1
-
-
-def near(got: Tensor, want: Tensor, name: str = "") -> None:
-    """Within fp32 rounding of sums of a few hundred terms, relative to the largest entry."""
-    assert got.shape == want.shape and got.dtype == want.dtype, name
-    if want.numel():
-        error, largest = (got - want).abs().max().item(), want.abs().max().item()
-        assert error <= 3e-6 * largest + 1e-12, f"{name}: {error:.2e} of {largest:.2e}"
 
 
 @pytest.mark.parametrize("B", [1, 2, 129, 700])
@@ -80,68 +58,6 @@ def test_group_by_latent(kind: str) -> None:
     assert torch.equal(got[0], want[0])
     used = int(want[0][-1])
     assert all(torch.equal(a[:used], b[:used]) for a, b in zip(got[1:], want[1:]))
-
-
-def step_case(kind: str, D: int, with_aux: bool, l1: float = 0.0, n: int = 40):
-    """A state two steps old and the arguments of a third."""
-    torch.manual_seed(D)
-    sae = saefast.SAE(saefast.SAEConfig(d_in=D, d_sae=n, k=1))
-    sae.W_enc.data += 0.1 * torch.randn(n, D)
-    state = State.fresh(sae.params)
-    for part in state.weights:
-        part.exp_avg.copy_(0.01 * torch.randn_like(part.exp_avg))
-        part.exp_avg_sq.copy_(1e-4 * (0.1 + torch.rand_like(part.exp_avg_sq)))
-    acts, indices, row_offsets = code = CODES[kind](n)
-    B = rows_of(code)
-    groups = reference.group_by_latent(acts, indices, n, row_offsets)
-    aux = None
-    if with_aux:
-        slots = torch.full((n,), -1, dtype=torch.int32)
-        slots[[2, 5, 30]] = torch.tensor([1, 0, 2], dtype=torch.int32)
-        aux = Aux(slots, torch.randn(3, D), torch.randn(3), torch.randn(3, D), torch.randn(D))
-    plan = plan_of(1, torch.float32, activation="relu", penalty="l1", betas=(0.9, 0.99))
-    numbers = numbers_at(plan, 3, max(B, 1), lr=1e-2, input_scale=3.0, sparsity=l1 / 3)
-    args = torch.randn(B, D), torch.randn(B, D), acts, indices, row_offsets, groups, torch.tensor(0.3), aux
-    return state.weights, args, numbers
-
-
-def copies(weights):
-    matrices = [m._replace(weight=(w := m.weight.clone()), shadow=w, exp_avg=m.exp_avg.clone(),
-                           exp_avg_sq=m.exp_avg_sq.clone()) for m in weights[:2]]  # fmt: skip
-    return type(weights)(*matrices, *(type(v)(*(t.clone() for t in v)) for v in weights[2:]))
-
-
-def double(args):
-    """Nested tuples of tensors in fp64."""
-    if isinstance(args, tuple):
-        out = [double(arg) for arg in args]
-        return type(args)(*out) if hasattr(args, "_fields") else tuple(out)
-    return args.double() if isinstance(args, Tensor) and args.dtype == torch.float32 else args
-
-
-def assert_follows(got, before, args, numbers, made=None) -> float:
-    """`got` is no further from the fp64 step than 2x the fp32 reference, or 5e-6 of the largest; the norm.
-
-    Biases begin at 0 or near it, where 5e-6 of them is 1e-5 of a step, less than the two sums in the gradient of b_dec lose
-    where they cancel: 2e-5 of a step are allowed, too.
-    """
-    want, exact = copies(before), double(copies(before))
-    exact = exact._replace(
-        enc=exact.enc._replace(shadow=exact.enc.weight), dec=exact.dec._replace(shadow=exact.dec.weight)
-    )
-    step = torch.tensor(3)
-    reference.update_(want, *args, numbers, step, made)
-    squared = reference.update_(exact, *double(args), numbers, step, double(made))
-    for name, one, other, best in zip(want._fields, got, want, exact):
-        for field in one._fields:
-            if getattr(other, field) is not None:
-                errors = [
-                    (getattr(w, field).double() - getattr(best, field)).abs().max() for w in (one, other)
-                ]
-                bound = 2 * errors[1] + 5e-6 * getattr(best, field).abs().max()
-                bound += 2e-5 * numbers[1] * (field == "value")
-                assert errors[0] <= bound, f"{name}.{field}: {errors[0]:.2e}, torch's own {errors[1]:.2e}"
-    return float(squared)
 
 
 @pytest.mark.parametrize("with_aux", [False, True], ids=["", "auxk"])
