@@ -1,4 +1,4 @@
-"""Renders every figure of README.md, docs/benchmarks.md and docs/drop-in/ from benchmarks/results/: tables and pictures.
+"""Renders every figure of README.md and docs/ from benchmarks/results/: tables and pictures.
 
 python -m benchmarks.report            rewrite what is between the two markers in each page, and draw the pictures
 python -m benchmarks.report --check    exit 1 if a page does not say what the results say
@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.gpu import tables as gpu
 from benchmarks.report import tables
-from benchmarks.report.tables import RESULTS, Result, Rows, Spread, read, shape_text, table
+from benchmarks.report.tables import RESULTS, Result, Rows, Spread, read, shape_text, spread, table
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -70,6 +70,16 @@ def benchmarks() -> str:
     return "\n\n".join([*parts, *map(gpu.section, gpu.reports())])
 
 
+def stream(found: Result) -> str:
+    """Rates of the streaming buffer and of what it is compared with, then ratios of them."""
+    parts = []
+    for key, head in (("GB/s", "GB/s of rows"), ("ratios within a round", "ratio within a round")):
+        measured = found[f"{key}: median, min, max"]
+        rows: Rows = [["", head], *([name, spread(values, "{:.2f}")] for name, values in measured.items())]
+        parts.append(table(rows, spreads="least and most"))
+    return "\n\n".join(parts)
+
+
 def pages() -> dict[Path, str]:
     """Each page that has figures, and what is to stand between its markers."""
     found = read("drop_in")
@@ -77,7 +87,11 @@ def pages() -> dict[Path, str]:
         DOCS / "drop-in" / f"{project}.md": "\n\n".join(tables.drop_in(found, project))
         for project in found["projects"]
     }
-    return {README: readme(), BENCHMARKS: benchmarks()} | projects
+    return {
+        README: readme(),
+        BENCHMARKS: benchmarks(),
+        DOCS / "streaming.md": stream(read("stream")),
+    } | projects
 
 
 def filled(page: Path, figures: str) -> str:
