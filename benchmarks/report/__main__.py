@@ -121,9 +121,9 @@ def numbers(
     )
     for fvu, setting in others:
         what = f"Held-out FVU after {recipe['tokens']:,} tokens, best setting tried ({mine[1]})"
-        rows.append([what, mine[0], fvu, setting, "`recipe.py`"])
+        rows.append([what, mine[0], fvu, setting, "`recipe.py` at 7be348a"])
     off = [[abs(row[key]["ours / theirs - 1"]) for key in ("fvu", "l0")] for row in parity["rows"].values()]
-    what, command = "Recipes with FVU and L0 within 1% of the peer's", "`parity_peers.py`, `parity.py`"
+    what, command = "Recipes with FVU and L0 within 1% of the peer's", "`parity.py` at 7be348a"
     rows.append([what, str(sum(max(pair) <= 0.01 for pair in off)), str(len(off)), "all recipes", command])
     for what, key in (("FVU", "fvu"), ("L0", "l0")):
         off = {name: abs(row[key]["ours / theirs - 1"]) for name, row in parity["rows"].items()}
@@ -142,7 +142,7 @@ def numbers(
                 f"{ratio:.2f}",
                 "1",
                 "12 runs",
-                "`sweep_cost.py`",
+                "`sweep_cost.py` at 7be348a",
             ]
         )
     about = "Triton's kernels in the interpreter, {steps} steps: largest relative difference from the reference's loss"
@@ -164,8 +164,8 @@ def recipe_cell(runs: list[Result], who: str) -> tuple[str | Spread, str]:
 
 
 def parity_rows(case: Result, name: str, other: str) -> Rows:
-    """The two answers of curve_parity.py."""
-    forced, alone, command = case["from the same state"], case["left alone"], "`curve_parity.py`"
+    """The two answers of `curve_parity.py` at 7be348a."""
+    forced, alone, command = case["from the same state"], case["left alone"], "`curve_parity.py` at 7be348a"
     mine, theirs = forced["saefast"], forced[name]
     start = f"A step from the same {forced['states']} states, {forced['of them with AuxK']} with AuxK"
     error, choices = "loss, largest relative error", "choices unlike fp64's: top-k, AuxK"

@@ -182,7 +182,7 @@ def left_out(*results: Result) -> Section:
 
 
 def architectures(*timed: Result) -> Section:
-    """Times of a step of the recipes of `parity.py`, ours and those of the peer's own trainer."""
+    """Times of a step of the recipes of `parity.py` at 7be348a, ours and those of the peer's own trainer."""
     names = {"DL": "dictionary_learning", "SP": "sparsify", "SL": "SAELens"}
     head = [
         "",

@@ -10,7 +10,7 @@ What counts as a pointer:
 - in backticks, `module.name` and `Class.name`, where the module or the class is ours. `trainer.optimizer` may also be what a
   variable of that name has: it is right if the code itself writes trainer.optimizer.
 
-History (CHANGELOG.md, benchmarks/LOG.md) is not looked at. Names are read from the source; nothing is imported.
+History is not looked at: CHANGELOG.md, benchmarks/LOG.md, and what is followed by a commit (`density.py` at 7be348a). Names are read from the source; nothing is imported.
 """
 
 import ast
@@ -39,6 +39,7 @@ DOTTED = re.compile(r"(?<![\w./-])(?:saefast|tests|benchmarks)(?!\.md)(?:\.[A-Za
 SHORT = re.compile(
     r"`([A-Za-z_]\w*)\.(?!(?:py|cpp|h|md|sh|json|png|pt|npz|safetensors)`)([A-Za-z_]\w*)(?:\([^`]*\))?`"
 )
+HISTORY = re.compile(r"`[^`\n]+` at [0-9a-f]{7}\b")
 LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
 
 
@@ -179,7 +180,7 @@ def short_is_right(name: str, other: str) -> bool:
 
 
 def stale(path: Path) -> list[str]:
-    text = prose(path)
+    text = HISTORY.sub("", prose(path))
     found = [pointer for pointer in A_PATH.findall(text) if not exists(pointer.rstrip("/."))]
     files = [
         pointer for pointer in A_FILE.findall(text) if "/" not in pointer or exists(pointer.split("/")[0])
@@ -206,7 +207,7 @@ def test_pointers_lead_somewhere(place):
 def test_a_stale_pointer_is_found(tmp_path):
     right = (
         "saefast/engine/step.py, splice.py, drop-in/pytorch.md, saefast.interp.splice.evaluate_in_model, `SAE.forward`, "
-        "`roofline.floor_ms`, `trainer.optimizer`, `torch.nothing`, tests/test_*.py, other/folder.py, saefast.Trainer.fit"
+        "`roofline.floor_ms`, `trainer.optimizer`, `torch.nothing`, tests/test_*.py, other/folder.py, saefast.Trainer.fit, `gone.py` at 7be348a"
     )
     wrong = [
         "saefast/nothing.py",
