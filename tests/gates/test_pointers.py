@@ -14,9 +14,7 @@ History is not looked at: CHANGELOG.md, benchmarks/LOG.md, and what is followed 
 """
 
 import ast
-import io
 import re
-import tokenize
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -44,6 +42,11 @@ LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
 
 
 # What there is
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def names_of(body: list[ast.stmt]) -> Iterator[tuple[str, ast.AST]]:
@@ -80,8 +83,7 @@ def modules() -> dict[str, dict[str, ast.AST]]:
         parts = path.relative_to(ROOT).with_suffix("").parts
         parts = parts[: -1 if parts[-1] == "__init__" else None]
         dotted = ".".join(("saefast", *parts) if parts[0] == "triton_kernels" else parts)
-        tree = ast.parse(path.read_text())
-        names = dict(names_of(tree.body))
+        names = dict(names_of(tree(path).body))
         listed = ast.unparse(names["__all__"]) if "__all__" in names else ""
         found[dotted] = {
             name: node
@@ -119,7 +121,7 @@ def classes() -> dict[str, set[str] | None]:
 @cache
 def written() -> set[tuple[str, str]]:
     """(a, b) of every a.b in the code."""
-    nodes = (node for path in PYTHON for node in ast.walk(ast.parse(path.read_text())))
+    nodes = (node for path in PYTHON for node in ast.walk(tree(path)))
     return {
         (n.value.id, n.attr) for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)
     }
@@ -135,9 +137,8 @@ def prose(path: Path) -> str:
         return text
     if path in CODE:
         return "\n".join(re.findall(r"//[^\n]*|/\*.*?\*/", text, re.DOTALL))
-    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-    said = [token.string for token in tokens if token.type == tokenize.COMMENT]
-    for node in ast.walk(ast.parse(text)):
+    said = re.findall(r"#[ :].*", text)
+    for node in ast.walk(tree(path)):
         alone = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         if alone and isinstance(node.value.value, str):
             said.append(node.value.value)
