@@ -100,21 +100,17 @@ def stages(
         raise ValueError(f"route: expected 'triton' or 'cublas', got {route!r}")
     c, N, P, Z = compute_bytes, B * K, F * D, B * F
     rows = gathered_bytes(2 * N, 2 * B, c * D, l2)  # of error and centred, by latent
+    decoded = gathered_bytes(N, F, c * D, l2)
+    updated = update_bytes(D, F, c, param_dtype, state_dtype)
     selection = 2 * c * Z / GROUP + min(c * GROUP * N, c * Z) + 8 * N
     out = [
         Stage("centre", B * D, B * D * (input_bytes + c)),
         Stage("encode", 2 * B * F * D, c * (P + B * D + Z)),
         Stage("select", Z, selection + (c * Z if route == "cublas" else 0)),
         Stage("group", 0, 40 * N + 8 * F),
-        Stage(
-            "decode", 2 * N * D + 4 * B * D,
-            gathered_bytes(N, F, c * D, l2) + B * D * (input_bytes + c) + 8 * N,
-        ),
-        Stage(
-            "update", 6 * N * D + 32 * P,
-            rows + 12 * N + update_bytes(D, F, c, param_dtype, state_dtype),
-        ),
-    ]  # fmt: skip
+        Stage("decode", 2 * N * D + 4 * B * D, decoded + B * D * (input_bytes + c) + 8 * N),
+        Stage("update", 6 * N * D + 32 * P, rows + 12 * N + updated),
+    ]
     if clip:
         out.append(Stage("clip", 6 * N * D, clip_bytes(B, D, F, K, c)[0]))
     if n_dead:

@@ -1,7 +1,6 @@
 """Training end to end, from disk shards and from a language model: each stage alone, then together.
 
     python -m benchmarks.activations.pipeline            data/ is what `make demo` makes; writes results/cpu/pipeline.json
-    python -m benchmarks.activations.pipeline --threads  OpenMP's threads spinning and sleeping: pipeline_threads.json
     python -m benchmarks.activations.pipeline --smoke    toy sizes on random numbers, a few seconds, nothing written
 
 A fit is the loop of `saefast.train.run`: the next batch of a shuffle buffer, then a step. What passes inside
@@ -14,14 +13,12 @@ Our fits see the same batches and must have the same FVU in every step, bit for 
 within 1e-4 in its first two. The buffers' batches are compared, and our loop must end in the weights of
 `Trainer.fit`.
 
-SAELens' store and sparsify's hooks run language models of their own, so no peer takes part;
-`stream_speed.py` has the buffers of SAELens and dictionary_learning on rows that are ready. On a CPU the
+SAELens' store and sparsify's hooks run language models of their own, so no peer takes part. On a CPU the
 model takes so much longer than the SAE that the larger shape is not fed by it.
 """
 
 import argparse
 import importlib.util
-import json
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.activations.pipeline_fits import Fit, Rates, check_is_fit, ours, plain, results
-from benchmarks.measuring import DEVICE, in_fresh_process, ratio, seconds_of, spread, write_result
+from benchmarks.measuring import DEVICE, seconds_of, write_result
 from benchmarks.shapes import Shape
 from saefast import open_source
 from saefast.activations import lm
@@ -46,7 +43,6 @@ from saefast.activations.sources import Source
 
 SHAPES = {"demo": Shape(512, 576, 4608, 32), "residual": Shape(4096, 576, 9216, 32)}
 HOOK = "model.layers.12"
-POLICIES: dict[str, dict[str, str]] = {"spinning": {}, "sleeping": {"OMP_WAIT_POLICY": "passive"}}
 
 
 class Plan(NamedTuple):
@@ -63,7 +59,6 @@ class Plan(NamedTuple):
 
 PLANS = {"demo": Plan(5, 20, 3, 5, 2), "residual": Plan(3, 3, 3 if DEVICE == "cuda" else 0, 3, 2)}
 TOY, TOY_PLAN = Shape(64, 32, 128, 4), Plan(2, 3, 2, 2, 2, capacity=512)
-ONCE, THREAD_ROUNDS = Plan(1, 20, 1, 5, 2), 4
 
 
 def drain(batches: Iterator[Any], n: int) -> int:
@@ -147,13 +142,14 @@ def from_model(source: lm.ModelSource, shards: Source, shape: Shape, plan: Plan)
             fits[name].batches = sources[name]()
             fits[name].run(plan.live_steps, warm=1)
             fits[name].batches = iter(())  # the model's thread ends with the last reference
-        note(rates, {
+        stages: dict[str, Callable[[], int]] = {
             "language model": lambda: drain(source.rows(), plan.forwards),
             "language model and writing shards": lambda: write(
                 islice(source.model_batches(), plan.forwards), source.d_in
             ),
             "writing shards": lambda: write(iter(8 * ready), source.d_in),
-        })  # fmt: skip
+        }
+        note(rates, stages)
     return results(shape, fits, rates, dict.fromkeys(list(fits)[1:], "language model"))
 
 
@@ -182,24 +178,6 @@ def measure(shape: Shape, plan: Plan, shards: Source, source: lm.ModelSource) ->
     return {"shape": shape._asdict(), "plan": plan._asdict()} | found
 
 
-def threads(rounds: int) -> dict[str, Any]:
-    """Tokens/s of the fits at the demo's shape, in processes whose threads spin and sleep, in turn."""
-    rates: dict[str, Rates] = {name: {} for name in POLICIES}
-    for _ in range(rounds):
-        for policy, env in POLICIES.items():
-            found = in_fresh_process(__file__, "--once", env=env)
-            for part in ("shards", "model"):
-                for name, fit in found[part]["fits"].items():
-                    rates[policy].setdefault(f"{part}: {name}", []).append(fit["tokens/s"][0])
-    spinning, sleeping = rates.values()
-    found = {}
-    for name in spinning:
-        found[name] = {f"{policy}, tokens/s": spread(of[name], 0) for policy, of in rates.items()}
-        found[name]["sleeping over spinning"] = ratio(sleeping[name], spinning[name])
-        print(f"{name:44}", found[name])
-    return found
-
-
 def real() -> tuple[Source, lm.ModelSource]:
     """The demo's shards, and the model and text that they come from."""
     model, tokenizer = lm.load_model("data/smollm2-135m", DEVICE)
@@ -225,23 +203,11 @@ def toy(folder: str) -> tuple[Source, lm.ModelSource]:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--smoke", action="store_true")
-    flags.add_argument("--threads", action="store_true")
-    flags.add_argument(
-        "--once", action="store_true", help="one round at the demo's shape, as JSON on the last line"
-    )
     args = flags.parse_args(argv)
     if args.smoke:
         with tempfile.TemporaryDirectory() as folder:
             return measure(TOY, TOY_PLAN, *toy(folder))
-    if args.threads:
-        found = {"fits": threads(THREAD_ROUNDS)}
-        print(write_result("pipeline_threads", found))
-        return found
     sources = real()
-    if args.once:
-        found = measure(SHAPES["demo"], ONCE, *sources)
-        print(json.dumps(found))
-        return found
     found = {name: measure(SHAPES[name], PLANS[name], *sources) for name in SHAPES}
     print(write_result("pipeline", found))
     return found

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measuring import DEVICE, ratio, seconds_of, spread
-from benchmarks.peers.plain import PlainStep
+from benchmarks.peers.pytorch import PlainStep
 from benchmarks.shapes import Shape
 from saefast import SAE, SAEConfig, TrainConfig, Trainer
 from saefast.activations.open import open_buffer
@@ -63,9 +63,13 @@ class Fit:
 def new_trainer(shape: Shape, sample: Tensor, total_tokens: int = 10**9) -> Trainer:
     B, D, F, K = shape
     config = TrainConfig(
-        total_tokens=total_tokens, batch_size=B, lr=2e-3, warmup_fraction=0, normalize_input=False,
+        total_tokens=total_tokens,
+        batch_size=B,
+        lr=2e-3,
+        warmup_fraction=0,
+        normalize_input=False,
         buffer_tokens=2 * B,
-    )  # fmt: skip
+    )
     trainer = Trainer(SAE(SAEConfig(d_in=D, d_sae=F, k=K), device=DEVICE), config)
     trainer.initialize(sample.to(trainer.sae.b_dec))
     return trainer

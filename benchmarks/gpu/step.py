@@ -34,7 +34,7 @@ from benchmarks.gpu.common import (
     step_ms,
     train_config,
 )
-from benchmarks.peers.plain import PlainStep
+from benchmarks.peers.pytorch import PlainStep
 from benchmarks.shapes import Shape
 from saefast import Trainer
 from saefast.config.train import SAEConfig

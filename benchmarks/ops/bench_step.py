@@ -5,7 +5,7 @@
 
 Everybody starts from the same weights; the FVUs of the first three steps are compared with those of fp64 before anything is
 timed. Plain and stock have torch's fused Adam; "compiled" is plain with the forward, the loss and their gradients under
-torch.compile. The floor is the sum of the stages in `roofline.py`. Larger shapes and peers: `step_ratios.py`.
+torch.compile. The floor is the sum of the stages in `roofline.py`. Larger shapes and peers: `benchmarks/peers/step_ratios.py`.
 """
 
 import copy
@@ -18,8 +18,7 @@ from torch import Tensor
 
 from benchmarks.measuring import interleaved, ratio
 from benchmarks.ops.contest import DEVICE, DTYPE, OF_GPU, ON_GPU, SMOKE, Case, compiled, stages_of
-from benchmarks.peers.plain import PlainStep
-from benchmarks.peers.stock import StockStep
+from benchmarks.peers.pytorch import PlainStep, StockStep
 from saefast import SAE, SAEConfig, TrainConfig, Trainer
 from saefast.backend import MODULES, native_isas, unavailable
 
@@ -60,9 +59,15 @@ def make(name: str, sae: SAE, batch_size: int) -> Step | str:
     if name == "native" and ON_GPU:
         return "the native backend runs on the CPU"
     config = TrainConfig(
-        total_tokens=10**9, batch_size=batch_size, lr=lr, betas=betas, eps=eps, warmup_fraction=0,
-        normalize_input=False, backend=name,
-    )  # fmt: skip
+        total_tokens=10**9,
+        batch_size=batch_size,
+        lr=lr,
+        betas=betas,
+        eps=eps,
+        warmup_fraction=0,
+        normalize_input=False,
+        backend=name,
+    )
     trainer = Trainer(copy.deepcopy(sae), config)
     return lambda x: trainer.step(x).fvu
 

@@ -1,4 +1,4 @@
-"""The streaming buffer: one batch of each kind, and the rates of `stream_speed.py` on little data (smoke).
+"""The streaming buffer: one batch of the buffer in PyTorch and of the native one.
 
     pytest benchmarks/ops/bench_stream.py
 
@@ -9,7 +9,6 @@ The native buffer works between the calls, too, on threads of its own: its time 
 import pytest
 import torch
 
-from benchmarks.activations import stream_speed
 from benchmarks.ops.contest import Case, equal_to
 from benchmarks.roofline import Stage
 from saefast.activations.buffer import ShuffleBuffer
@@ -18,17 +17,15 @@ from saefast.activations.sources import TensorSource
 
 pytest.importorskip("saefast._C", reason="the C++ extension saefast._C is not built")
 BUFFERS = {"plain": ShuffleBuffer, "native": NativeBuffer}
-B, D, ROWS = 4096, 576, 32_768
+SHAPES = {"smoke": (256, 64, 2048), "residual": (4096, 576, 32_768)}  # B, d_in, rows that the buffer holds
 
 
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("contender", BUFFERS)
-def bench_batch(contest, contender: str) -> None:
-    source = TensorSource(torch.randn(2 * ROWS, D, generator=torch.Generator().manual_seed(0)))
-    batches = {name: iter(kind(source, B, ROWS)) for name, kind in BUFFERS.items()}
-    first = next(iter(ShuffleBuffer(source, B, ROWS)))
+def bench_batch(contest, contender: str, shape: str) -> None:
+    B, D, capacity = SHAPES[shape]
+    source = TensorSource(torch.randn(2 * capacity, D, generator=torch.Generator().manual_seed(0)))
+    batches = {name: iter(kind(source, B, capacity)) for name, kind in BUFFERS.items()}
+    first = next(iter(ShuffleBuffer(source, B, capacity)))
     case = Case("batch", (B, D), (), lambda got: equal_to(first)([got]), [Stage("batch", 0, 8 * B * D)])
     contest(case, {name: rows.__next__ for name, rows in batches.items()}, contender)
-
-
-def bench_stream_smoke(tmp_path) -> None:
-    assert stream_speed.main(["--smoke", "--folder", str(tmp_path)])["rounds"] == 1

@@ -1,7 +1,7 @@
-"""Everybody who trains the same TopK SAE: ours, plain PyTorch, and the peers of `peers.py`, under one name each.
+"""Everybody who trains the same TopK SAE: ours, plain PyTorch and the peers, under one name each.
 
-`make(name, sae, recipe)` begins a run from an SAE of ours, `missing(name)` says why it cannot be made here. What cannot run on
-any machine like this one is in NEVER, with the reason: it is listed in every table, not dropped.
+`make(name, sae, recipe)` begins a run from an SAE of ours; `missing(name)` says why it cannot be made here. NEVER lists those
+that no machine like this one can run, with the reason: they are named in every table, not dropped.
 """
 
 import importlib.util
@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.measuring import DEVICE
-from benchmarks.peers import peers
-from benchmarks.peers.peers import BETAS, EPS, Recipe, Run
-from benchmarks.peers.plain import PlainStep
-from benchmarks.peers.stock import StockStep
+from benchmarks.peers import dictionary_learning, llamascopium, overcomplete, runs, sae_lens, sparsify
+from benchmarks.peers.pytorch import PlainStep, StockStep
+from benchmarks.peers.runs import BETAS, EPS, Recipe, Run
 from saefast import SAE, TrainConfig, Trainer
 from saefast.backend import unavailable
 
@@ -27,17 +26,20 @@ UNIT = 0.3, 1.0
 
 
 def ours(backend: str, sae: SAE, recipe: Recipe, fresh: Sequence[float] = UNIT, **options: object) -> Run:
-    config = TrainConfig(
-        **{
-            "total_tokens": recipe.batch_size * (recipe.steps or 10**6), "batch_size": recipe.batch_size,
-            "lr": recipe.lr, "betas": BETAS, "eps": EPS, "backend": backend, "normalize_input": False,
-            "warmup_fraction": peers.WARMUP if recipe.steps else 0,
-            "decay_fraction": 1 - peers.WARMUP if recipe.steps else 0,
-        } | options  # type: ignore[arg-type]
-    )  # fmt: skip
+    settings = {
+        "total_tokens": recipe.batch_size * (recipe.steps or 10**6),
+        "batch_size": recipe.batch_size,
+        "lr": recipe.lr,
+        "betas": BETAS,
+        "eps": EPS,
+        "backend": backend,
+        "normalize_input": False,
+        "warmup_fraction": runs.WARMUP if recipe.steps else 0,
+        "decay_fraction": 1 - runs.WARMUP if recipe.steps else 0,
+    }
     mine = copy_of(sae, recipe, fresh)
-    trainer = Trainer(mine, config)
-    return Run(lambda x: float(trainer.step(x).fvu), lambda: peers.as_sae(mine, *mine.params))
+    trainer = Trainer(mine, TrainConfig(**settings | options))  # type: ignore[arg-type]
+    return Run(lambda x: trainer.step(x).fvu, lambda: runs.as_sae(mine, *mine.params))
 
 
 def of_class(cls: type[PlainStep] | type[StockStep], sae: SAE, recipe: Recipe, compiled: bool = False) -> Run:
@@ -47,17 +49,17 @@ def of_class(cls: type[PlainStep] | type[StockStep], sae: SAE, recipe: Recipe, c
         step.fvu = torch.compile(step.fvu, dynamic=False)  # type: ignore[union-attr, method-assign]
     scheduler = torch.optim.lr_scheduler.LambdaLR(step.adam, recipe.rate)
 
-    def run(x: Tensor) -> float:
-        fvu = float(step(x))
+    def run(x: Tensor) -> Tensor:
+        fvu = step(x)
         scheduler.step()
         return fvu
 
-    return Run(run, lambda: peers.as_sae(sae, *step.params))
+    return Run(run, lambda: runs.as_sae(sae, *step.params))
 
 
 def copy_of(sae: SAE, recipe: Recipe, fresh: Sequence[float] = UNIT) -> SAE:
     """The same parameters; for a run from weights of its own, those of a fresh SAE times `fresh`."""
-    found = peers.as_sae(sae, *sae.params)
+    found = runs.as_sae(sae, *sae.params)
     if recipe.sample is not None:
         found.W_enc.data *= fresh[0]
         found.W_dec.data *= fresh[1]
@@ -65,7 +67,7 @@ def copy_of(sae: SAE, recipe: Recipe, fresh: Sequence[float] = UNIT) -> SAE:
 
 
 Make = Callable[[SAE, Recipe], Run]
-# Dead latents come back after 20,000 tokens, as in the demo; the others are told of 10,000,000, more than a short run has
+# Latents count as dead after 20,000 tokens, as in the demo; the default of 10,000,000 is more than a short run has.
 DEMO = {"betas": (0.9, 0.99), "dead_feature_threshold": 20_000}
 # What was found to be best for a short run, see benchmarks/LOG.md: rows of W_dec of any norm, short to begin with
 FREE = DEMO | {"fresh": (0.1, 0.1), "unit_norm": False, "loss": "mse", "grad_clip": 1.0}
@@ -77,19 +79,23 @@ CONTENDERS: dict[str, tuple[str | None, Make]] = {  # name -> the package that m
     "plain PyTorch": (None, partial(of_class, PlainStep)),
     "plain PyTorch, compiled": (None, partial(of_class, PlainStep, compiled=True)),
     "best PyTorch ops": (None, partial(of_class, StockStep)),
-    "sparsify Adam": ("sparsify", partial(peers.sparsify, "Adam")),
-    "sparsify signum": ("sparsify", partial(peers.sparsify, "signum")),
-    "dictionary_learning": ("dictionary_learning", peers.dictionary_learning),
-    "SAELens": ("sae_lens", partial(peers.sae_lens, False)),
-    "SAELens sparse": ("sae_lens", partial(peers.sae_lens, True)),
-    "llamascopium": ("llamascopium", peers.llamascopium),
-    "overcomplete": ("overcomplete", peers.overcomplete),
+    "sparsify Adam": ("sparsify", partial(sparsify.topk, "adam")),
+    "sparsify signum": ("sparsify", partial(sparsify.topk, "signum")),
+    "dictionary_learning": ("dictionary_learning", dictionary_learning.topk),
+    "SAELens": ("sae_lens", partial(sae_lens.topk, False)),
+    "SAELens sparse": ("sae_lens", partial(sae_lens.topk, True)),
+    "llamascopium": ("llamascopium", llamascopium.topk),
+    "overcomplete": ("overcomplete", overcomplete.topk),
 }
 NEVER = {
-    "openai/sparse_autoencoder": "its kernels are Triton's, for CUDA only; not on PyPI (`make gpu` runs a checkout of 4965b94)",
-    "flexsae": "its kernels are Triton's, for CUDA only, from the Hugging Face kernels hub; decoder and loss, no trainer",
+    "openai/sparse_autoencoder": (
+        "its kernels are Triton's, for CUDA only; not on PyPI (`make gpu` runs a checkout of 4965b94)"
+    ),
+    "flexsae": (
+        "its kernels are Triton's, for CUDA only, from the Hugging Face kernels hub; decoder and loss, no trainer"
+    ),
 }
-# whose loss is not the FVU: what it has to be divided by to be one, given the squared deviation of the batch and its size
+# The loss of these is not the FVU but the squared error of a token, or of an element.
 PER_TOKEN = ("dictionary_learning", "SAELens", "SAELens sparse", "llamascopium")
 PER_ELEMENT = ("overcomplete",)
 
@@ -103,13 +109,18 @@ def missing(name: str) -> str | None:
     return "not installed" if package and not importlib.util.find_spec(package) else None
 
 
+def left_out() -> dict[str, str]:
+    """Everybody who does not take part here, with the reason."""
+    return {name: why for name in CONTENDERS if (why := missing(name))} | NEVER
+
+
 def make(name: str, sae: SAE, recipe: Recipe | None = None) -> Run:
     return CONTENDERS[name][1](sae, recipe or Recipe())
 
 
-def fvu_of(name: str, loss: float, x: Tensor) -> float:
+def fvu_of(name: str, loss: Tensor | float, x: Tensor) -> float:
     """The FVU of the batch x from the loss that the contender reports for it."""
     variance = float((x - x.mean(dim=0)).square().sum())
     if name in PER_TOKEN:
-        return loss * len(x) / variance
-    return loss * x.numel() / variance if name in PER_ELEMENT else loss
+        return float(loss) * len(x) / variance
+    return float(loss) * x.numel() / variance if name in PER_ELEMENT else float(loss)

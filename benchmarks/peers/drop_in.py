@@ -13,59 +13,60 @@ import argparse
 import json
 import os
 import platform
-import statistics
-import subprocess
-import sys
-import time
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.measuring import batches, cpu_name, module_of
-from benchmarks.peers.drop_in_pairs import D_IN, D_SAE, PROJECTS, B, K
-from benchmarks.peers.parity_common import read, scale_of
+from benchmarks.measuring import (
+    RESULTS,
+    batches,
+    cpu_name,
+    in_fresh_process,
+    interleaved,
+    ratio,
+    rows_of,
+    spread,
+)
+from benchmarks.peers import dictionary_learning, llamascopium, pytorch, sae_lens, sparsify
+from benchmarks.peers.runs import scale_of
+from benchmarks.shapes import Shape
 
-RESULT = Path(__file__).parents[1] / "results" / "cpu" / "drop_in.json"
+RESULT = RESULTS / "cpu" / "drop_in.json"
+SHAPE, SMOKE = Shape(4096, 576, 9216, 32), Shape(256, 576, 1152, 32)
 SETTLE, ROUNDS, AGREE = 4, 11, 1e-4
 TRAINED = 300
-PACKAGES = {
-    "dictionary_learning": "dictionary-learning", "sae_lens": "sae-lens", "sparsify": "eai-sparsify",
-    "llamascopium": "llamascopium", "pytorch": "torch",
-}  # fmt: skip
-UNITS = {"dictionary_learning": "rms", "sae_lens": "sqrt_d"}  # of the rows, as their own normalisation
+PROJECTS = {  # name -> its file, its package, what its own pipeline scales rows to
+    "dictionary_learning": (dictionary_learning, "dictionary-learning", "rms"),
+    "sae_lens": (sae_lens, "sae-lens", "sqrt_d"),
+    "sparsify": (sparsify, "eai-sparsify", "none"),
+    "llamascopium": (llamascopium, "llamascopium", "none"),
+    "pytorch": (pytorch, "torch", "none"),
+}
 
 
-def measure(project: str, kind: str, rows: Tensor) -> dict[str, Any]:
-    rows = rows * scale_of(UNITS.get(project, "none"), rows)
-    stream, (stock, ours) = batches(rows, B), PROJECTS[project][0](kind, rows)
+def measure(project: str, kind: str, shape: Shape, rows: Tensor) -> dict[str, Any]:
+    file, _, units = PROJECTS[project]
+    rows = rows * scale_of(units, rows)
+    stream, (stock, ours) = batches(rows, shape.B), file.pair(kind, shape, rows)
     losses = []
     for x in (next(stream) for _ in range(SETTLE)):
         found = [(side.step(x), side.loss) for side in (stock, ours)]
-        losses.append([number if loss is None else loss(x) for number, loss in found])
+        losses.append([float(number if loss is None else loss(x)) for number, loss in found])
     off = [b / a - 1 for a, b in losses]
     assert max(map(abs, off)) < AGREE, f"{project} {kind}: the losses differ: {losses}"
-    l0 = float(K)
+    l0 = float(shape.K)
     if "TopK" not in kind and ours.module is not None:
         for x in (next(stream) for _ in range(TRAINED)):
             ours.step(x)
         stock.module.load_state_dict(ours.module.state_dict())
-        l0 = float((ours.acts(x) > 0).sum() / len(x))  # type: ignore[misc]
-    seconds: dict[str, list[float]] = {"stock": [], "ours": []}
-    for i in range(ROUNDS):
-        x = next(stream)
-        for name, side in (("stock", stock), ("ours", ours))[:: 1 if i % 2 else -1]:
-            start = time.perf_counter()
-            side.step(x)
-            seconds[name].append(time.perf_counter() - start)
-    ratios = [a / b for a, b in zip(seconds["stock"], seconds["ours"], strict=True)]
-    deciles = statistics.quantiles(ratios, n=10, method="inclusive")
+        l0 = float((ours.acts(x) > 0).sum() / len(x))
+    seconds = interleaved({"stock": stock.step, "ours": ours.step}, stream, ROUNDS)
     return {
-        "seconds": statistics.median(seconds["ours"]),
+        "seconds": spread(seconds["ours"], 5)[0],
         "l0": l0,
-        "stock over ours": [statistics.median(ratios), deciles[0], deciles[-1]],
+        "stock over ours": ratio(seconds["stock"], seconds["ours"]),
         "loss over stock's less 1, first steps": off,
     }
 
@@ -76,35 +77,35 @@ def main() -> None:
     )
     parser.add_argument("folder")
     parser.add_argument("--only", nargs="*", default=list(PROJECTS), choices=list(PROJECTS))
-    parser.add_argument(
-        "--smoke", action="store_true", help="one kind of each at a small shape, nothing written"
-    )
+    parser.add_argument("--smoke", action="store_true", help="one kind of each, small, nothing written")
     parser.add_argument("--one", nargs=2, help="(inner) one project and kind, in this process")
     args = parser.parse_args()
+    shape = SMOKE if args.smoke else SHAPE
     if args.one:
-        print(json.dumps(measure(*args.one, read(args.folder))))
+        print(json.dumps(measure(*args.one, shape, rows_of(args.folder, shape, 10**6))))
         return
     machine = {
-        "cpu": cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
         "python": platform.python_version(),
-    }  # fmt: skip
-    shape = {"B": B, "d_in": D_IN, "d_sae": D_SAE, "k": K, "rounds": ROUNDS}
+    }
+    sizes = dict(zip(("B", "d_in", "d_sae", "k"), shape, strict=True)) | {"rounds": ROUNDS}
     found: dict[str, Any] = {}
     if RESULT.exists():
         found = json.loads(RESULT.read_text())["projects"]
     for project in args.only:
-        row: dict[str, Any] = {"version": version(PACKAGES[project])}
-        for kind in PROJECTS[project][1][: 1 if args.smoke else None]:
-            command = [sys.executable, "-m", module_of(__file__), args.folder, "--one", project, kind]
-            env = os.environ | ({"DROP_IN_SHAPE": "256,1152"} if args.smoke else {})
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=env)
-            row[kind] = json.loads(done.stdout.splitlines()[-1])
+        file, package, _ = PROJECTS[project]
+        row: dict[str, Any] = {"version": version(package)}
+        for kind in file.KINDS[: 1 if args.smoke else None]:
+            inner = [args.folder, *(["--smoke"] if args.smoke else []), "--one", project, kind]
+            row[kind] = in_fresh_process(__file__, *inner)
             print(project, kind, json.dumps(row[kind]), flush=True)
         found[project] = row
-        if args.smoke:
-            continue
-        text = json.dumps({"shape": shape, "machine": machine, "projects": found}, indent=1)
-        RESULT.write_text(text + "\n")
+        if not args.smoke:
+            text = json.dumps({"shape": sizes, "machine": machine, "projects": found}, indent=1)
+            RESULT.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -25,10 +25,9 @@ from torch import Tensor
 
 from benchmarks import measuring
 from benchmarks.measuring import DEVICE, RESULTS
-from benchmarks.peers.contenders import CONTENDERS, NEVER, OURS, make, missing
-from benchmarks.peers.peers import BETAS, EPS, Recipe
-from benchmarks.peers.plain import PlainStep
-from benchmarks.peers.stock import StockStep
+from benchmarks.peers.contenders import CONTENDERS, OURS, left_out, make, missing
+from benchmarks.peers.pytorch import PlainStep, StockStep
+from benchmarks.peers.runs import BETAS, EPS, Recipe, without_weights
 from benchmarks.shapes import Shape
 from saefast import SAE, SAEConfig, TrainConfig, Trainer
 
@@ -54,10 +53,7 @@ def lean(name: str, shape: Shape) -> Callable[[Tensor], Any]:
         return lambda x: trainer.step(x).fvu
     if name in STOCK:
         return STOCK[name](SAE(config, device=DEVICE).params, K, 1e-3, BETAS, EPS)
-    nothing = torch.zeros(1, 1).expand(F, D)  # takes 4 bytes
-    template = SAE.of(
-        config, {"W_enc": nothing, "b_enc": nothing[:, 0], "W_dec": nothing, "b_dec": torch.zeros(D)}
-    )
+    template = without_weights(shape, torch.zeros(D))
     return make(name, template, Recipe(batch_size=B, sample=torch.randn(64, D))).step
 
 
@@ -77,10 +73,9 @@ def as_text(shape: Shape) -> str:
 def watched(name: str, shape: Shape, budget: float) -> Found:
     """A trial in a process of its own, with all that it imports, which ends when it is above the budget, in MiB."""
     start, why = time.perf_counter(), ""
-    child = subprocess.Popen(
-        [sys.executable, "-m", measuring.module_of(__file__), name, as_text(shape)], text=True, cwd=measuring.checkout.ROOT,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    command = [sys.executable, "-m", measuring.module_of(__file__), name, as_text(shape)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    child = subprocess.Popen(command, cwd=measuring.checkout.ROOT, **pipes)  # type: ignore[call-overload]
     # if memory runs out all the same, this process is to go and no other
     Path(f"/proc/{child.pid}/oom_score_adj").write_text("1000")
     while True:
@@ -144,14 +139,12 @@ def measure(names: Sequence[str], gib: int | None) -> None:
     before = json.loads(path.read_text()) if path.exists() else {}
     found = before["largest"] if before.get("budget GiB") == gib else {}
     fixed = {"B": FIXED.B, "d_in": FIXED.D, "k": FIXED.K}
-    left_out = {n: why for n in CONTENDERS if (why := missing(n))} | NEVER
     for name in (n for n in names if not missing(n)):
         attempt = partial(lambda name, d_sae: watched(name, FIXED._replace(F=d_sae), gib * 1024), name)
         found[name] = largest(attempt, FIXED.D, gib * 1024)
         print(f"{name}: {found[name]['d_sae']} latents in {gib} GiB", flush=True)
-        measuring.write_result(
-            "largest", {"budget GiB": gib, "shape": fixed, "largest": found, "left out": left_out}
-        )
+        result = {"budget GiB": gib, "shape": fixed, "largest": found, "left out": left_out()}
+        measuring.write_result("largest", result)
 
 
 def available_gib() -> int:

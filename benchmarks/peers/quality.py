@@ -25,21 +25,24 @@ from torch import Tensor
 
 from benchmarks import measuring
 from benchmarks.measuring import DEVICE, rows_of, seconds_of
-from benchmarks.peers.contenders import CONTENDERS, NEVER, make, missing
-from benchmarks.peers.parity_common import scale_of
-from benchmarks.peers.peers import Recipe, Run
+from benchmarks.peers.contenders import CONTENDERS, left_out, make, missing
+from benchmarks.peers.runs import Recipe, Run, scale_of
 from saefast import SAE, SAEConfig, evaluate
 
 B, D_SAE, K = 512, 4608, 32
 STEPS, MARKS, HELD_OUT = 256, 16, 8192
-LONG, LONG_LR = 4, 4e-3  # times the steps, for a second run of ours; its rate by recipe.py
+LONG, LONG_LR = 4, 4e-3  # times the steps, for a second run of ours, and its rate (benchmarks/LOG.md)
 DEMO = "saefast, demo recipe"  # for longer runs
 LEFT_OUT = ("reference", "plain PyTorch, compiled", DEMO)  # the first two: another's numbers at another speed
 # what their pipelines scale rows to; the others get E||x||^2 = d_in, as Trainer's normalize_input has it
 UNITS = {
-    "dictionary_learning": "rms", "SAELens": "sqrt_d", "SAELens sparse": "sqrt_d", "llamascopium": "sqrt_d",
-    "sparsify Adam": "none", "sparsify signum": "none",
-}  # fmt: skip
+    "dictionary_learning": "rms",
+    "SAELens": "sqrt_d",
+    "SAELens sparse": "sqrt_d",
+    "llamascopium": "sqrt_d",
+    "sparsify Adam": "none",
+    "sparsify signum": "none",
+}
 FIRST = 4e-3  # of every grid
 SAME = {"plain PyTorch": "saefast", "best PyTorch ops": "saefast"}  # the arithmetic, so the tuned rate
 
@@ -79,11 +82,9 @@ def stream(rows: Tensor, seed: int = 0) -> Iterator[Tensor]:
     """All rows once in the order of a seed, then again in another."""
     generator = torch.Generator().manual_seed(seed)
     while True:
-        yield from (
-            rows[index]
-            for index in torch.randperm(len(rows), generator=generator).split(B)
-            if len(index) == B
-        )
+        for index in torch.randperm(len(rows), generator=generator).split(B):
+            if len(index) == B:
+                yield rows[index]
 
 
 def compete(pupils: dict[str, Pupil], rows: Tensor, held_out: Tensor, steps: int) -> None:
@@ -135,16 +136,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, help="with --tune: these")
     parser.add_argument("--smoke", action="store_true")
     args = parser.parse_args()
-    left_out = {name: why for name in CONTENDERS if (why := missing(name))} | NEVER
-    names = [name for name in CONTENDERS if name not in left_out and name not in LEFT_OUT]
+    names = [name for name in CONTENDERS if not missing(name) and name not in LEFT_OUT]
     if args.smoke:
         torch.manual_seed(0)
         rows = (torch.randn(2048, 32) @ torch.randn(32, 32) + 3).to(DEVICE)
         pupils = {name: Pupil(name, FIRST, 32, rows, 256, 4) for name in names}
         compete(pupils, rows, rows[:512], 32)
-        assert all(p.curve[-1][2] < p.curve[0][2] for p in pupils.values()), {
-            n: p.curve for n, p in pupils.items()
-        }
+        curves = {name: pupil.curve for name, pupil in pupils.items()}
+        assert all(curve[-1][2] < curve[0][2] for curve in curves.values()), curves
         return
     if len(args.folders) != 2:
         parser.error("folders: expected activations to train on and held-out ones (or --smoke)")
@@ -166,12 +165,11 @@ def main() -> None:
     more = f"saefast, {LONG} times the tokens"
     longer = {more: Pupil(DEMO, LONG_LR, LONG * STEPS, rows, D_SAE, K)}
     compete(longer, rows, held_out, LONG * STEPS)
-    shape = {
-        "B": B, "d_in": rows.shape[1], "d_sae": D_SAE, "k": K, "tokens": STEPS * B, "held out": len(held_out)
-    }  # fmt: skip
+    shape = {"B": B, "d_in": rows.shape[1], "d_sae": D_SAE, "k": K}
+    shape |= {"tokens": STEPS * B, "held out": len(held_out)}
     curves = {name: pupil.curve for name, pupil in (pupils | longer).items()}
     found = {"shape": shape, "long": more, "lr": rates | {more: LONG_LR}, "[seconds, tokens, FVU]": curves}
-    print(measuring.write_result("quality", found | {"left out": left_out}))
+    print(measuring.write_result("quality", found | {"left out": left_out()}))
 
 
 if __name__ == "__main__":

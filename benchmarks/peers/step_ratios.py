@@ -24,8 +24,8 @@ from torch import Tensor
 
 from benchmarks import measuring
 from benchmarks.measuring import DEVICE, in_fresh_process, interleaved, ratio, rows_of, spread
-from benchmarks.peers.contenders import CONTENDERS, NEVER, fvu_of, make, missing
-from benchmarks.peers.peers import Recipe
+from benchmarks.peers.contenders import CONTENDERS, fvu_of, left_out, make, missing
+from benchmarks.peers.runs import Recipe
 from saefast import SAE, SAEConfig
 
 SHAPES = {  # B, d_in, d_sae, k
@@ -40,14 +40,16 @@ ALLOCATORS: dict[str, dict[str, str]] = {"glibc": {}, "glibc, keeping": {"GLIBC_
 LEFT_OUT = ("saefast, demo recipe", "saefast, free decoder", "reference", "plain PyTorch, compiled")
 PRODUCT = "the encoder's product in fp32"
 ALIKE = {  # how far the FVU may be off plain's, relative: on the weights of the start, and after one update
-    "saefast": (1e-4, 1e-4), "best PyTorch ops": (1e-4, 1e-4),
+    "saefast": (1e-4, 1e-4),
+    "best PyTorch ops": (1e-4, 1e-4),
     "sparsify Adam": (1e-4, 1e-2),  # projects and normalises in another order
     "sparsify signum": (1e-4, 1e-2),  # its first step is as long as Adam's
     "dictionary_learning": (1e-4, 1e-3),  # another epsilon, clips the gradient
-    "SAELens": (1e-4, 2e-2), "SAELens sparse": (1e-4, 2e-2),  # decoder rows change their norm
-    "llamascopium": (1e-4, 2e-2),  # so do they here, and b_dec does not enter the encoder
+    "SAELens": (1e-4, 2e-2),  # decoder rows change their norm
+    "SAELens sparse": (1e-4, 2e-2),  # likewise
+    "llamascopium": (1e-4, 2e-2),  # likewise, and b_dec does not enter the encoder
     "overcomplete": (1e-4, 2e-2),  # no b_dec to train
-}  # fmt: skip
+}
 Shape = tuple[int, int, int, int]
 
 
@@ -89,12 +91,10 @@ def one(name: str, folder: str | None) -> dict[str, Any]:
     steps = {n: step_of(n, shape, rows) for n in [*names, PRODUCT]}
     off = compare(steps, stream)
     seconds = interleaved(steps, stream, ROUNDS[name])
-    return {
-        "FVU over plain's less 1: before, after an update": off,
-        "contenders": {
-            n: {"seconds": spread(seconds[n], 5), "times ours": ratio(seconds[n], seconds["saefast"])} for n in steps
-        },
-    }  # fmt: skip
+    timed = {
+        n: {"seconds": spread(s, 5), "times ours": ratio(s, seconds["saefast"])} for n, s in seconds.items()
+    }
+    return {"FVU over plain's less 1: before, after an update": off, "contenders": timed}
 
 
 def peaks(name: str, folder: str | None) -> dict[str, float]:
@@ -154,8 +154,7 @@ def main() -> None:
             "shape": dict(zip(("B", "d_in", "d_sae", "k"), SHAPES[name], strict=True)),
             "peak MiB": memory.get(name, {}),
         } | {allocator: found[name] for allocator, found in times.items()}
-    left_out = {n: why for n in CONTENDERS if (why := missing(n))} | NEVER
-    print(measuring.write_result("step", {"shapes": shapes, "left out": left_out}))
+    print(measuring.write_result("step", {"shapes": shapes, "left out": left_out()}))
 
 
 if __name__ == "__main__":

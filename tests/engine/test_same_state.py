@@ -6,13 +6,14 @@ import pytest
 import torch
 
 import saefast
-from benchmarks.peers.exact_step import SameState, exact_step, plain_at, step_of, step_of_plain
-from benchmarks.peers.plain import PlainStep
 from saefast import reference
 from saefast.backend import OPS, load_backend, unavailable
 from saefast.train import schedules
+from tests.helpers import dense
+from tests.helpers.exact_step import SameState, exact_step, put_into, step_of, step_of_dense
 
 B, D, F, K, LR, STEPS = 128, 48, 320, 8, 4e-3, 40
+SCALE, K_AUX = 0.3, 12
 
 
 def compare(ops, steps: int = STEPS) -> tuple[SameState, SameState, int]:
@@ -29,21 +30,23 @@ def compare(ops, steps: int = STEPS) -> tuple[SameState, SameState, int]:
         betas=(0.9, 0.99),
         backend="reference",
         dead_feature_threshold=2 * B,
-        k_aux=12,
+        k_aux=K_AUX,
     )
     trainer = saefast.Trainer(sae, config)
-    trainer.input_scale = 0.3
-    plain = PlainStep(sae.params, K, LR, config.betas, config.eps, 0.3, (config.auxk_alpha, 12, 2 * B))
+    trainer.input_scale = SCALE
+    aux = config.auxk_alpha, K_AUX, config.dead_feature_threshold
+    autograd = dense.Trainer(sae.params, K, LR, config.eps, config.betas, SCALE, aux=aux, fused=True)
     ours, theirs, n_aux = SameState(), SameState(), 0
     for step in range(1, steps + 1):
         x = torch.randn(B, D, generator=generator) @ mixing + 1
         state, plan, lr = trainer.state, trainer.plan(B), schedules.lr_at(config, step, F)
         numbers = trainer.numbers(plan, step, B)
-        n_aux += plan.dead_capacity > 12
+        n_aux += plan.dead_capacity > K_AUX
         metrics, after, selected = step_of(ops, state, x, plan, numbers)
         ours.add(float(metrics.fvu), after, *exact_step(state, x, plan, numbers, selected))
-        fvu, after, selected = step_of_plain(plain_at(plain, state, lr), x)
-        theirs.add(float(fvu), after, *exact_step(state, x, plan, numbers, selected))
+        put_into(autograd, state, lr, SCALE)
+        fvu, after, selected = step_of_dense(autograd, x)
+        theirs.add(fvu, after, *exact_step(state, x, plan, numbers, selected))
         trainer.step(x, checked=True)
     return ours, theirs, n_aux
 
@@ -77,15 +80,15 @@ def one_too_few(pre_acts, k, count):
     return reference.keep_topk(pre_acts, k - 1, count)
 
 
-@pytest.mark.parametrize(
-    "op,wrong",
-    [
-        ("decode_error", wrong_error),
-        ("decode_error", wrong_loss),
-        ("encode_topk", next_best),
-        ("keep_topk", one_too_few),
-    ],
-)
+WRONG = [
+    ("decode_error", wrong_error),
+    ("decode_error", wrong_loss),
+    ("encode_topk", next_best),
+    ("keep_topk", one_too_few),
+]
+
+
+@pytest.mark.parametrize("op,wrong", WRONG)
 def test_what_is_more_than_rounding_is_seen(op: str, wrong) -> None:
     ops = SimpleNamespace(**{name: getattr(reference, name) for name in OPS} | {op: wrong})
     ours, theirs, _ = compare(ops, steps=15)

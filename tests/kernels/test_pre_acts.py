@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saefast.reference_select import rounded_pre_acts
+from saefast.reference import rounded_pre_acts
 from saefast.triton_kernels import pre_acts
 from saefast.triton_kernels.pre_acts import columns_per_round, encode_route, pre_acts_and_maxima
 from tests.helpers.encoder_cases import integers, normals

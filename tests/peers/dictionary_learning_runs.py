@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from benchmarks.peers.peers import stand_ins
+from benchmarks.peers.runs import stand_ins
 
 if find_spec("dictionary_learning") is None:
     pytest.skip("dictionary_learning is not installed", allow_module_level=True)

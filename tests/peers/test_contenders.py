@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.peers import contenders
 from benchmarks.peers.contenders import CONTENDERS, NEVER, fvu_of, make, missing
-from benchmarks.peers.peers import Recipe
+from benchmarks.peers.runs import Recipe
 from saefast import SAE, SAEConfig, reference
 
 B, D, F, K = 96, 24, 160, 5

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.peers.peers import stand_ins
+from benchmarks.peers.runs import stand_ins
 from saefast import SAE, formats
 from tests.peers.format_checks import D_SAE, K, dense, same, same_code, scramble, there_and_back
 

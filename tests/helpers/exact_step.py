@@ -16,12 +16,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.peers.plain import PlainStep, keep_topk
 from saefast import reference
 from saefast.backend import OPS
 from saefast.engine.state import State
 from saefast.engine.step import Metrics, Plan, train_step
 from saefast.storage import Matrix, Vector, Weights
+from tests.helpers import dense
 
 EPS = torch.finfo(torch.float32).eps
 # what a step may be off: the loss, relative; its rms errors, over the other's; a choice, in units of rounding
@@ -76,34 +76,36 @@ def step_of(
     return metrics, after, Selected(indices.long(), acts > 0, aux[0] > 0 if aux else None)
 
 
-def step_of_plain(plain: PlainStep, x: Tensor) -> tuple[Tensor, State, Selected]:
-    """A step of autograd and torch's Adam, in place (see `plain_at`); also its FVU."""
-    W_enc, b_enc, _, b_dec = (param.detach() for param in plain.params)
-    pre_acts = torch.addmm(b_enc, x - b_dec, W_enc.T)  # the same bits as in the step
-    top_acts, indices = pre_acts.topk(plain.k, dim=1)
+def step_of_dense(trainer: dense.Trainer, x: Tensor) -> tuple[float, State, Selected]:
+    """A step of autograd and torch's Adam, in place (see `put_into`); also its FVU."""
+    W_enc, b_enc, _, b_dec = (param.detach() for param in trainer.params)
+    pre_acts = (x - b_dec) @ W_enc.T + b_enc  # the same bits as in the step
+    top = pre_acts.sort(dim=1, descending=True, stable=True)
+    top_acts, indices = top.values[:, : trainer.k], top.indices[:, : trainer.k]
+    _, k_aux, threshold = trainer.aux
+    dead = trainer.since_fired >= threshold
     aux = None
-    if plain.auxk and len(dead := (plain.since_fired >= plain.auxk[2]).nonzero().squeeze(1)):
-        aux = keep_topk(pre_acts[:, dead], min(plain.auxk[1], len(dead))) > 0
-    fvu = plain(x)
-    of = plain.adam.state
-    moments = [(p.detach(), of[p]["exp_avg"], of[p]["exp_avg_sq"]) for p in plain.params]
+    if dead.any():
+        aux = pre_acts[:, dead] * dense.topk_mask(pre_acts[:, dead], min(k_aux, int(dead.sum()))) > 0
+    fvu = trainer.step(x)
+    adam = trainer.optimizer.state
+    moments = [(p.detach(), adam[p]["exp_avg"], adam[p]["exp_avg_sq"]) for p in trainer.params]
     enc, dec = (Matrix(m[0], None, m[0], m[1], m[2], None) for m in moments[::2])
     weights = Weights(enc, dec, *(Vector(*m) for m in moments[1::2]))
-    zeros = torch.zeros_like(plain.since_fired)
-    return fvu, State(weights, plain.since_fired, zeros, zeros[0]), Selected(indices, top_acts > 0, aux)
+    zeros = torch.zeros_like(trainer.since_fired)
+    return fvu, State(weights, trainer.since_fired, zeros, zeros[0]), Selected(indices, top_acts > 0, aux)
 
 
-def plain_at(plain: PlainStep, state: State, lr: float) -> PlainStep:
-    """Put `plain` into `state`, one step before it takes `lr`."""
+def put_into(trainer: dense.Trainer, state: State, lr: float, bias_scale: float) -> None:
+    """Give `trainer` the weights, moments and counters of `state`, and `lr` for its next step."""
     enc, dec, b_enc, b_dec = state.weights
     parts = (enc.weight, *enc[3:5]), tuple(b_enc), (dec.weight, *dec[3:5]), tuple(b_dec)
-    for param, (value, exp_avg, exp_avg_sq) in zip(plain.params, parts, strict=True):
+    for param, (value, exp_avg, exp_avg_sq) in zip(trainer.params, parts, strict=True):
         param.data.copy_(value)
         moments = {"exp_avg": exp_avg.clone(), "exp_avg_sq": exp_avg_sq.clone()}
-        plain.adam.state[param] = {"step": torch.tensor(float(state.step))} | moments
-    plain.since_fired.copy_(state.num_tokens_since_fired)
-    plain.set_lr(lr)
-    return plain
+        trainer.optimizer.state[param] = {"step": torch.tensor(float(state.step))} | moments
+    trainer.since_fired.copy_(state.num_tokens_since_fired)
+    trainer.set_lr(lr, bias_scale)
 
 
 def exact_step(
