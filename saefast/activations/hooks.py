@@ -36,6 +36,7 @@ class HookPoint:
                 f"hook: expected a module path or path:in, got {hook!r}; near it: {', '.join(near)}"
             )
         self.model, self.module, self.is_input, self.name = model, modules[path], side == "in", hook
+        self.earlier_blocks = _blocks_before(model, path, include_last=side == "")
 
     @contextmanager
     def attached(self, function: Callable[[Any], Tensor | None]) -> Iterator[None]:
@@ -81,6 +82,45 @@ class HookPoint:
         """Run the whole model with function(activations) in place of the activations; returns its output."""
         with self.attached(function):
             return self.model(*args, **kwargs)
+
+    def capture_and_record(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
+        """`capture`, and the output of the last of `earlier_blocks`, with which later passes skip all of them.
+
+        The output is None if not each of these blocks ran once and in order.
+        """
+        ran: list[tuple[nn.Module, Any]] = []
+        with ExitStack() as stack:
+            for block in self.earlier_blocks:
+                handle = block.register_forward_hook(lambda block, args, output: ran.append((block, output)))
+                stack.callback(handle.remove)
+            activations = self.capture(*args, **kwargs)
+        in_order = bool(ran) and [block for block, _ in ran] == self.earlier_blocks
+        return activations, ran[-1][1] if in_order else None
+
+    @contextmanager
+    def earlier_blocks_skipped(self, output: Any) -> Iterator[None]:
+        """While it lasts, `earlier_blocks` compute nothing and return `output`, unless it is None."""
+        blocks = self.earlier_blocks if output is not None else []
+        own = [vars(block).get("forward") for block in blocks]
+        for block in blocks:
+            block.forward = lambda *args, **kwargs: output
+        try:
+            yield
+        finally:
+            for block, forward in zip(blocks, own, strict=True):
+                del block.forward  # the method of the class is there again
+                if forward is not None:
+                    block.forward = forward
+
+
+def _blocks_before(model: nn.Module, path: str, include_last: bool) -> list[nn.Module]:
+    """The blocks that end before the hook point, of the outermost list of blocks on its path; none without a list."""
+    module, names = model, path.split(".")
+    for depth, name in enumerate(names, 1):
+        if isinstance(module, nn.ModuleList):
+            return list(module)[: int(name) + (include_last and depth == len(names))]
+        module = getattr(module, name)
+    return []
 
 
 def capture_all(points: Sequence[HookPoint], *args: Any, **kwargs: Any) -> list[Tensor]:

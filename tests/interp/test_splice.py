@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from saefast import SAE, InputError, SAEConfig
 from saefast.activations.lm import HookPoint
+from saefast.interp import splice
 from saefast.interp.splice import evaluate_in_model
 from tests.helpers import tiny_lm
 
@@ -125,3 +126,46 @@ def test_bad_input_of_the_evaluation_in_the_model(model):
     ):
         with pytest.raises(InputError, match=message):
             evaluate_in_model(sae, model, hook, given)
+
+
+@pytest.mark.parametrize("hook", [HOOK, "model.layers.1:in", "model.layers.1.mlp", "model.layers.2"])
+def test_blocks_before_the_hook_point_run_once_for_each_batch_and_change_no_figure(model, hook, monkeypatch):
+    runs = []
+    handle = model.model.layers[0].mlp.register_forward_hook(lambda *args: runs.append(args[0]))
+    saes = [perfect(), constant(0)]
+    found = splice.evaluate_all_in_model(saes, model, hook, batches())
+    assert len(runs) == 2 + 3  # two of the first context, to see whether blocks can be skipped
+    monkeypatch.setattr(splice, "_blocks_can_be_skipped", lambda *args: False)
+    assert splice.evaluate_all_in_model(saes, model, hook, batches()) == found
+    assert len(runs) == 2 + 3 + 3 * (1 + 5)
+    handle.remove()
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def use_in_last_block(model, found):
+    """The last block adds what the MLP of the first one gave in the same pass, as models with shared values do."""
+    first, last = model.model.layers[0].mlp, model.model.layers[2]
+    return [
+        first.register_forward_hook(lambda module, args, output: found.append(output)),
+        last.register_forward_hook(lambda module, args, output: output + found.pop()),
+    ]
+
+
+def change_in_place(model, _):
+    """The last block adds one to its input, which is the tensor that the block before it gave."""
+
+    def add_one(module, args):
+        args[0].add_(1)
+
+    return [model.model.layers[2].register_forward_pre_hook(add_one)]
+
+
+@pytest.mark.parametrize("arrange", [use_in_last_block, change_in_place])
+def test_blocks_that_later_ones_depend_on_are_not_skipped(model, arrange, monkeypatch):
+    handles = arrange(model, [])
+    found = evaluate_in_model(constant(0), model, HOOK, batches())
+    monkeypatch.setattr(splice, "_blocks_can_be_skipped", lambda *args: False)
+    want = evaluate_in_model(constant(0), model, HOOK, batches())
+    for handle in handles:
+        handle.remove()
+    assert found == want
