@@ -10,6 +10,7 @@ and an interrupted demo goes on where it stopped. The recipe was chosen by exper
 import json
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import corpus
@@ -22,53 +23,49 @@ from saefast.interp.features import Feature, strongest_features
 DATA, RUN = Path("data"), Path("runs/demo")
 HOOK = "model.layers.12"  # the residual stream in the middle of 30 blocks
 TRAIN_TOKENS, HELDOUT_TOKENS = 220_000, 16_384
-RECIPE = (
-    "--d-sae 4608 --k 32 --tokens 440000 --batch-size 512 --lr 4e-3 --betas 0.9 0.99 --decay-fraction 0.95"
-)
-RECIPE += " --dead-feature-threshold 20000"
+CONTEXTS = 32  # of the evaluation inside the model
+RECIPE = """--d-sae 4608 --k 32 --tokens 440000 --batch-size 512 --lr 4e-3 --betas 0.9 0.99
+    --decay-fraction 0.95 --dead-feature-threshold 20000"""
 
 
-def saefast(command: str) -> None:
-    print(f"\n$ saefast {command}", flush=True)
-    cli.main(command.split())
+def announce(command: str) -> list[str]:
+    """Print the command as a user would type it; returns its words."""
+    words = command.split()
+    print("\n$ saefast", *words, flush=True)
+    return words
 
 
 def show(feature: Feature, tokenizer: object) -> str:
     """A feature as text: each example on a line, the active token in [brackets]."""
-    lines = [
-        f"\nlatent {feature.latent}: {feature.energy:.1%} of the energy, active on {feature.density:.2%} of tokens"
-    ]
-    for example in feature.examples:
-        before, token, after = (
-            tokenizer.decode(ids)  # type: ignore[attr-defined]
-            for ids in (
-                example.tokens[: example.position],
-                example.tokens[example.position : example.position + 1],
-                example.tokens[example.position + 1 :],
-            )
-        )
-        lines.append(f"  {example.act:8.1f}  " + " ".join(f"{before}[{token}]{after}".split()))
+    share, density = f"{feature.energy:.1%} of the energy", f"active on {feature.density:.2%} of tokens"
+    lines = [f"\nlatent {feature.latent}: {share}, {density}"]
+    for act, tokens, position in feature.examples:
+        parts = tokens[:position], tokens[position : position + 1], tokens[position + 1 :]
+        before, token, after = map(tokenizer.decode, parts)  # type: ignore[attr-defined]
+        lines.append(f"  {act:8.1f}  " + " ".join(f"{before}[{token}]{after}".split()))
     return "\n".join(lines)
 
 
 def main() -> None:
     start = time.perf_counter()
     debian = "--debian" in sys.argv
-    model = smollm2.prepare(DATA)
-    text = corpus.prepare(DATA, debian)
-    acts, heldout, run = DATA / f"acts-{text.stem}", DATA / f"heldout-{text.stem}", RUN
-    if debian:
-        run = RUN.with_name("demo-debian")
+    with ProcessPoolExecutor(
+        1
+    ) as other_core:  # the text is prepared while the model is downloaded and converted
+        prepared = other_core.submit(corpus.prepare, DATA, debian)
+        model = smollm2.prepare(DATA)
+        text = prepared.result()
+    acts, heldout = DATA / f"acts-{text.stem}", DATA / f"heldout-{text.stem}"
+    run = RUN.with_name("demo-debian") if debian else RUN
+    cache = f"cache {model} {text} --hook {HOOK} --out"
     if not _complete(heldout):  # held-out text begins well after the last training token
         skip = TRAIN_TOKENS + 40_000
-        saefast(
-            f"cache {model} {text} --hook {HOOK} --out {heldout} --tokens {HELDOUT_TOKENS} --skip-tokens {skip}"
-        )
+        cli.main(announce(f"{cache} {heldout} --tokens {HELDOUT_TOKENS} --skip-tokens {skip}"))
     if not _complete(acts):
-        saefast(f"cache {model} {text} --hook {HOOK} --out {acts} --tokens {TRAIN_TOKENS}")
-    saefast(f"train {acts} --out {run} {RECIPE} --seed 0 --checkpoint-every 200 --resume")
-    print(f"\n$ saefast evaluate {run} {heldout} --in-model", flush=True)
-    figures = cli.Evaluate(run, heldout, in_model=True).result()
+        cli.main(announce(f"{cache} {acts} --tokens {TRAIN_TOKENS}"))
+    cli.main(announce(f"train {acts} --out {run} {RECIPE} --seed 0 --checkpoint-every 200 --resume"))
+    announce(f"evaluate {run} {heldout} --in-model --contexts {CONTEXTS}")
+    figures = cli.Evaluate(run, heldout, in_model=True, contexts=CONTEXTS).result()
     cli.show(figures)
     write_json(run / "evaluation.json", figures)
 
