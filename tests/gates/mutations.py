@@ -4,7 +4,7 @@
     nice python -m tests.gates.mutations --seed 1 --count 10 --only triton_kernels/
     nice python -m tests.gates.mutations --only saefast/engine/auxk.py --line 57
 
-The files of the checkout stay as they are: a mutant is a file in a temporary folder, and a `sitecustomize.py` beside it imports
+The files of the checkout stay as they are: a mutant is a file in a temporary folder, and a `sitecustomize` beside it imports
 it in place of the original in every process that tests start. A mutant runs the tests that belong to its file until one fails:
 first those of `make test`, then those that only `make test-all` runs.
 """
