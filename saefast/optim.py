@@ -139,9 +139,21 @@ class Adam(torch.optim.Optimizer):
         exp_avg, exp_avg_sq, steps = ([s[key] for s in states] for key in ("exp_avg", "exp_avg_sq", "step"))
         beta1, beta2 = group["betas"]
         adam(
-            params, grads, exp_avg, exp_avg_sq, [], steps, fused=True, amsgrad=False, maximize=False,
-            beta1=beta1, beta2=beta2, lr=group["lr"], weight_decay=0, eps=group["eps"],
-        )  # fmt: skip
+            params,
+            grads,
+            exp_avg,
+            exp_avg_sq,
+            [],
+            steps,
+            fused=True,
+            amsgrad=False,
+            maximize=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=0,
+            eps=group["eps"],
+        )
 
     def _step_of_rows(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state = self._state(param)
@@ -152,9 +164,18 @@ class Adam(torch.optim.Optimizer):
         dec = Matrix(weight, None, weight, state["exp_avg"], state["exp_avg_sq"], None)
         numbers = _numbers(group, int(state["step"]), param.device, frame.ops.NUMBERS_DTYPE)
         launched(frame.ops.update_)(
-            frame.weights._replace(dec=dec), frame.centred, frame.error, frame.acts, frame.indices, None,
-            frame.groups, frame.grad_scale, frame.aux._replace(W_dec=grad), numbers, frame.step,
-        )  # fmt: skip
+            frame.weights._replace(dec=dec),
+            frame.centred,
+            frame.error,
+            frame.acts,
+            frame.indices,
+            None,
+            frame.groups,
+            frame.grad_scale,
+            frame.aux._replace(W_dec=grad),
+            numbers,
+            frame.step,
+        )
 
 
 class _Frame(NamedTuple):

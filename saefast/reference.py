@@ -301,9 +301,13 @@ def decode(
     used = int(starts[-1]) if row_offsets is not None else indices.numel()
     rows = W_dec.to(b_dec.dtype)
     return b_dec + F.embedding_bag(
-        indices.flatten()[:used], rows, starts, mode="sum", include_last_offset=True,
+        indices.flatten()[:used],
+        rows,
+        starts,
+        mode="sum",
+        include_last_offset=True,
         per_sample_weights=acts.flatten()[:used].to(rows.dtype),
-    )  # fmt: skip
+    )
 
 
 def decode_error(
@@ -403,9 +407,13 @@ def sum_rows(groups: Groups, per_pair: Tensor, rows: Tensor) -> Tensor:
     used = int(offsets[-1])
     wide = torch.promote_types(rows.dtype, torch.float32)
     return F.embedding_bag(
-        tokens[:used], rows.to(wide), offsets, mode="sum", include_last_offset=True,
+        tokens[:used],
+        rows.to(wide),
+        offsets,
+        mode="sum",
+        include_last_offset=True,
         per_sample_weights=per_pair.flatten()[pairs[:used]].to(wide),
-    )  # fmt: skip
+    )
 
 
 def sum_entries(groups: Groups, per_pair: Tensor) -> Tensor:
@@ -519,9 +527,21 @@ def fused_adam_(
     """
     root = math.sqrt(n.correction2)
     adam(
-        [param], [grad], [exp_avg], [exp_avg_sq], [], [torch.tensor(math.inf)], fused=True, amsgrad=False,
-        beta1=n.beta1, beta2=n.beta2, lr=lr * n.correction1 / root, weight_decay=0, eps=eps / root, maximize=False,
-    )  # fmt: skip
+        [param],
+        [grad],
+        [exp_avg],
+        [exp_avg_sq],
+        [],
+        [torch.tensor(math.inf)],
+        fused=True,
+        amsgrad=False,
+        beta1=n.beta1,
+        beta2=n.beta2,
+        lr=lr * n.correction1 / root,
+        weight_decay=0,
+        eps=eps / root,
+        maximize=False,
+    )
 
 
 def adam_rows_(weights: Weights, grads: Grads, factor: Tensor, numbers: Tensor, step: Tensor) -> None:

@@ -30,9 +30,14 @@ def load_numbers(numbers_ptr, RATE: tl.constexpr, EPSILON: tl.constexpr):
     LR and EPS: where the parameter's own are.
     """
     return (
-        tl.load(numbers_ptr + RATE), tl.load(numbers_ptr + EPSILON), tl.load(numbers_ptr + BETA1_REST),
-        tl.load(numbers_ptr + BETA2), tl.load(numbers_ptr + BETA2_REST), tl.load(numbers_ptr + CORRECTION1), tl.load(numbers_ptr + CORRECTION2),
-    )  # fmt: skip
+        tl.load(numbers_ptr + RATE),
+        tl.load(numbers_ptr + EPSILON),
+        tl.load(numbers_ptr + BETA1_REST),
+        tl.load(numbers_ptr + BETA2),
+        tl.load(numbers_ptr + BETA2_REST),
+        tl.load(numbers_ptr + CORRECTION1),
+        tl.load(numbers_ptr + CORRECTION2),
+    )
 
 
 @triton.jit
@@ -98,19 +103,42 @@ def adam_bias(value_ptr, m_ptr, v_ptr, at, mask, grad, numbers_ptr, RATE: tl.con
 
 @triton.jit
 def _adam_rows_kernel(
-    enc_weight, enc_low, enc_shadow, enc_m, enc_v, enc_scales,  # W_enc: `storage.pointers`
-    dec_weight, dec_low, dec_shadow, dec_m, dec_v, dec_scales,  # W_dec
-    b_enc_ptr, b_enc_m, b_enc_v,  # [F]
-    b_dec_ptr, b_dec_m, b_dec_v,  # [D_OUT]
-    grad_W_enc_ptr, grad_b_enc_ptr, grad_W_dec_ptr, grad_b_dec_ptr,
-    factor_ptr, numbers_ptr, step_ptr,
+    # W_enc: `storage.pointers`
+    enc_weight,
+    enc_low,
+    enc_shadow,
+    enc_m,
+    enc_v,
+    enc_scales,
+    # W_dec
+    dec_weight,
+    dec_low,
+    dec_shadow,
+    dec_m,
+    dec_v,
+    dec_scales,
+    # [F]
+    b_enc_ptr,
+    b_enc_m,
+    b_enc_v,
+    # [D_OUT]
+    b_dec_ptr,
+    b_dec_m,
+    b_dec_v,
+    grad_W_enc_ptr,
+    grad_b_enc_ptr,
+    grad_W_dec_ptr,
+    grad_b_dec_ptr,
+    factor_ptr,
+    numbers_ptr,
+    step_ptr,
     F,
     P,
     D: tl.constexpr,
     PIECES: tl.constexpr,
     D_OUT: tl.constexpr,
     PIECES_OUT: tl.constexpr,
-):  # fmt: skip
+):
     enc = (enc_weight, enc_low, enc_shadow, enc_m, enc_v, enc_scales)
     dec = (dec_weight, dec_low, dec_shadow, dec_m, dec_v, dec_scales)
     pid, factor, unit = tl.program_id(0).to(tl.int64), tl.load(factor_ptr), tl.load(numbers_ptr + UNIT)
@@ -135,17 +163,23 @@ def _adam_rows_kernel(
 
 @triton.jit
 def _b_dec_kernel(
-    b_dec_ptr, b_dec_m, b_dec_v,  # [D], or None: no Adam
+    # [D], or None: no Adam
+    b_dec_ptr,
+    b_dec_m,
+    b_dec_v,
     errors_ptr,  # [D]: sum of the first B rows of error
     partial_ptr,  # [D]: sum of grad_b_enc * W_enc, or None
     aux_ptr,  # [D] or None
     squares_ptr,  # [P]
-    grad_ptr, squared_ptr,  # [D], [] out
-    grad_scale_ptr, numbers_ptr,
+    # [D], [] out
+    grad_ptr,
+    squared_ptr,
+    grad_scale_ptr,
+    numbers_ptr,
     P,
     D,  # D_OUT of the others
     BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     """Gradient of b_dec, Adam on it, and the squared norm of everything."""
     scale, bias_norm = tl.load(grad_scale_ptr), tl.load(numbers_ptr + BIAS_NORM)
     n_updated = tl.where(tl.abs(scale) >= 0, D, 0)  # not with NaN, which changes nothing

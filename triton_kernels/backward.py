@@ -93,7 +93,17 @@ def grad_top_acts(
         return grad
     config = config or grad_top_acts_config(K, D, W_dec.element_size())
     _grad_top_acts_kernel[(B * config.PROGRAMS,)](
-        error, W_dec, acts, indices, row_offsets, grad, K, D,
-        PROGRAMS=config.PROGRAMS, BLOCK_K=config.BLOCK_K, BLOCK_D=config.BLOCK_D, num_warps=1,
-    )  # fmt: skip
+        error,
+        W_dec,
+        acts,
+        indices,
+        row_offsets,
+        grad,
+        K,
+        D,
+        PROGRAMS=config.PROGRAMS,
+        BLOCK_K=config.BLOCK_K,
+        BLOCK_D=config.BLOCK_D,
+        num_warps=1,
+    )
     return grad

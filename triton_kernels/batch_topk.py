@@ -229,9 +229,17 @@ def _count_digits(
     grid = (min(config.n_programs, triton.cdiv(values.numel(), config.BLOCK)),)
     for digit in range(n_digits):
         _count_digit_kernel[grid](
-            values, acts, n_candidates, histogram, values.numel(), n_chosen, 0 if acts is None else len(acts),
-            DIGIT=digit, BLOCK=config.BLOCK, num_warps=4,
-        )  # fmt: skip
+            values,
+            acts,
+            n_candidates,
+            histogram,
+            values.numel(),
+            n_chosen,
+            0 if acts is None else len(acts),
+            DIGIT=digit,
+            BLOCK=config.BLOCK,
+            num_warps=4,
+        )
     return histogram
 
 
@@ -281,12 +289,9 @@ def batch_topk(
     threshold = torch.empty(2, dtype=torch.int64, device=device)
     _threshold_kernel[(1,)](histogram, threshold, B * k, N_DIGITS=n_digits)
     counts = torch.empty(2, B + 1, dtype=torch.int64, device=device)
-    _count_row_kernel[(B,)](
-        pre_acts, candidates.acts, candidates.row_offsets, threshold, counts, B, F, B * k, capacity,
-        BLOCK=config.BLOCK_ROW, num_warps=4,
-    )  # fmt: skip
-    _fill_row_kernel[(B,)](
-        pre_acts, *candidates, threshold, counts.cumsum(1), acts, indices, row_offsets, B, F, B * k, capacity,
-        BLOCK=config.BLOCK_ROW, num_warps=4,
-    )  # fmt: skip
+    found, sizes = (candidates.acts, candidates.row_offsets), (B, F, B * k, capacity)
+    options = {"BLOCK": config.BLOCK_ROW, "num_warps": 4}
+    _count_row_kernel[(B,)](pre_acts, *found, threshold, counts, *sizes, **options)
+    places, out = counts.cumsum(1), (acts, indices, row_offsets)
+    _fill_row_kernel[(B,)](pre_acts, *candidates, threshold, places, *out, *sizes, **options)
     return acts, indices, row_offsets

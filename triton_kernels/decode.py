@@ -27,9 +27,17 @@ def entries_of_token(b, row_offsets_ptr, K):
 
 @triton.jit
 def _x_hat(
-    acts_ptr, indices_ptr, row_offsets_ptr, W_dec_ptr, b_dec_ptr, d, K, D,
-    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+    acts_ptr,
+    indices_ptr,
+    row_offsets_ptr,
+    W_dec_ptr,
+    b_dec_ptr,
+    d,
+    K,
+    D,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     """Columns d of the x_hat of program_id(0), fp32; 0 where d >= D."""
     in_row = d < D
     first, end = entries_of_token(tl.program_id(0), row_offsets_ptr, K)
@@ -146,9 +154,18 @@ def decode(
         return x_hat
     config = config or decode_config(K, D, W_dec.element_size())
     _decode_kernel[(B, triton.cdiv(D, config.BLOCK_D))](
-        acts, indices, row_offsets, W_dec, b_dec, x_hat, K, D,
-        BLOCK_K=config.BLOCK_K, BLOCK_D=config.BLOCK_D, num_warps=config.num_warps,
-    )  # fmt: skip
+        acts,
+        indices,
+        row_offsets,
+        W_dec,
+        b_dec,
+        x_hat,
+        K,
+        D,
+        BLOCK_K=config.BLOCK_K,
+        BLOCK_D=config.BLOCK_D,
+        num_warps=config.num_warps,
+    )
     return x_hat
 
 
@@ -175,9 +192,20 @@ def decode_error(
     squares = torch.empty(B, n_tiles, dtype=torch.float32, device=W_dec.device)
     if B > 0:
         _decode_error_kernel[(B, n_tiles)](
-            acts, indices, row_offsets, W_dec, b_dec, x, error, squares, K, D,
-            BLOCK_K=config.BLOCK_K, BLOCK_D=config.BLOCK_D, num_warps=config.num_warps,
-        )  # fmt: skip
+            acts,
+            indices,
+            row_offsets,
+            W_dec,
+            b_dec,
+            x,
+            error,
+            squares,
+            K,
+            D,
+            BLOCK_K=config.BLOCK_K,
+            BLOCK_D=config.BLOCK_D,
+            num_warps=config.num_warps,
+        )
     return error, squares.sum(dim=1)
 
 

@@ -19,9 +19,9 @@ from saefast.triton_kernels.gemm import (
     device_capability,
     gemm_config,
     halves,
-    launch,
     product,
     tile_offsets,
+    tiled,
     wide_product,
 )
 
@@ -183,7 +183,8 @@ def relu_encode(
     counts = torch.empty(triton.cdiv(B, config.BLOCK_M), F, dtype=torch.int32, device=device)
     sums = torch.empty(B, n_sums, dtype=torch.float32, device=device)
     arguments = b_enc, acts, counts, sums, n_sums
-    launch(_gemm_relu_kernel, centred, W_enc, *arguments, config=config, precision=precision)
+    run = tiled(centred, W_enc, *arguments, config=config, precision=precision)
+    _gemm_relu_kernel[run.grid](*run.operands, *arguments, *run.sizes, **run.constants)
     return acts, sums.sum(), counts.sum(dim=0, dtype=torch.int32)
 
 
@@ -207,7 +208,8 @@ def dense_error(
     n_sums = triton.cdiv(D, config.BLOCK_N // 2)
     squares = torch.empty(B, n_sums, dtype=torch.float32, device=device)
     arguments = target, error, squares, float(sign), n_sums
-    launch(_gemm_error_kernel, acts, W_dec, *arguments, config=config, NN=True, precision=precision)
+    run = tiled(acts, W_dec, *arguments, config=config, NN=True, precision=precision)
+    _gemm_error_kernel[run.grid](*run.operands, *arguments, *run.sizes, **run.constants)
     return error, squares.sum(dim=1)
 
 
@@ -228,7 +230,8 @@ def dense_grad_acts(
         return grad
     capability = device_capability(acts.device)
     config = config or gemm_config(B, F, D, error.dtype, precision=precision, capability=capability)
-    launch(_gemm_grad_acts_kernel, error, W_dec, acts, addend, grad, config=config, precision=precision)
+    run = tiled(error, W_dec, acts, addend, grad, config=config, precision=precision)
+    _gemm_grad_acts_kernel[run.grid](*run.operands, acts, addend, grad, *run.sizes, **run.constants)
     return grad
 
 

@@ -12,13 +12,13 @@ On sm_90 and sm_100 operands are read by TMA (descriptors made on the host, so a
 on multiples of 16 bytes, as they do with d_in and d_sae multiples of 8; otherwise through pointers.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 N_SMS = 132  # multiprocessors of an H100 and an H200
@@ -152,36 +152,40 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else N_SMS
 
 
-def launch(
-    kernel: JITFunction,
+class Tiled(NamedTuple):
+    """What a kernel is launched with to run over all tiles of a product: kernel[grid](*operands, ..., *sizes, **constants)."""
+
+    grid: tuple[int]
+    operands: tuple  # left and right, as tensor descriptors where the tiles are read by TMA
+    sizes: tuple[int, int, int]  # M, N, K
+    constants: dict[str, object]
+
+
+def tiled(
     left: Tensor,
     right: Tensor,
-    *arguments: Tensor | float | None,
+    *others: Tensor | float | None,
     config: GemmConfig,
     NN: bool = False,
     precision: str = "ieee",
-) -> None:
-    """Run `kernel`(left, right, *arguments, M, N, K, constants) over all tiles of the product."""
+) -> Tiled:
+    """left [M, K], right [N, K] (NN: [K, N]); others: what else the kernel reads and writes, which is only checked."""
     (M, K), N = left.shape, right.shape[1 if NN else 0]
     shape = (K, N) if NN else (N, K)
     assert right.shape == shape, f"right: expected {shape}, got {tuple(right.shape)}"
     assert left.dtype == right.dtype, f"right: expected {left.dtype}, got {right.dtype}"
     tensors = {"left": left, "right": right}
-    tensors |= {f"argument {i}": t for i, t in enumerate(arguments) if isinstance(t, Tensor)}
+    tensors |= {f"argument {i}": t for i, t in enumerate(others) if isinstance(t, Tensor)}
     for name, tensor in tensors.items():
         assert tensor.is_contiguous(), f"{name}: expected contiguous memory, got strides {tensor.stride()}"
 
-    device = left.device
+    tiles = triton.cdiv(M, config.BLOCK_M) * triton.cdiv(N, config.BLOCK_N)
+    grid = (min(tiles, multiprocessors(left.device)),)
     if config.TMA:
         block = [config.BLOCK_K, config.BLOCK_N] if NN else [config.BLOCK_N, config.BLOCK_K]
         left = TensorDescriptor.from_tensor(left, [config.BLOCK_M, config.BLOCK_K])
         right = TensorDescriptor.from_tensor(right, block)
-    tiles = triton.cdiv(M, config.BLOCK_M) * triton.cdiv(N, config.BLOCK_N)
-    kernel[(min(tiles, multiprocessors(device)),)](
-        left, right, *arguments, M, N, K,
-        TMA=config.TMA, PRECISION=precision, BLOCK_M=config.BLOCK_M, BLOCK_N=config.BLOCK_N, BLOCK_K=config.BLOCK_K,
-        GROUP_M=config.GROUP_M, FLATTEN=config.FLATTEN, num_warps=config.num_warps, num_stages=config.num_stages,
-    )  # fmt: skip
+    return Tiled(grid, (left, right), (M, N, K), {"PRECISION": precision} | asdict(config))
 
 
 def wide_product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:

@@ -137,7 +137,18 @@ def in_order(
     pairs = torch.empty(N, dtype=torch.int32, device=indices.device)
     tokens = torch.empty(N, dtype=torch.int32, device=indices.device)
     _order_kernel[(triton.cdiv(N, BLOCK_ORDER),)](
-        unordered, indices, row_offsets, offsets, pairs, tokens, N, F, B, K,
-        LOG_B=(B - 1).bit_length(), BLOCK=BLOCK_ORDER, TILE=TILE,
-    )  # fmt: skip
+        unordered,
+        indices,
+        row_offsets,
+        offsets,
+        pairs,
+        tokens,
+        N,
+        F,
+        B,
+        K,
+        LOG_B=(B - 1).bit_length(),
+        BLOCK=BLOCK_ORDER,
+        TILE=TILE,
+    )
     return pairs, tokens

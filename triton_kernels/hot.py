@@ -18,14 +18,25 @@ from saefast.triton_kernels.update_kernels import accumulate
 
 @triton.jit
 def chunk_kernel(
-    W_dec_ptr, W_dec_low_ptr,  # [F, D]
-    centred_ptr, error_ptr,  # [B, D], [B, D_OUT]
+    # [F, D]
+    W_dec_ptr,
+    W_dec_low_ptr,
+    # [B, D], [B, D_OUT]
+    centred_ptr,
+    error_ptr,
     acts_ptr,  # [N]
     grad_pre_ptr,  # [N], of Given, or None
-    offsets_ptr, pairs_ptr, tokens_ptr,  # of group_by_latent
+    # of group_by_latent
+    offsets_ptr,
+    pairs_ptr,
+    tokens_ptr,
     chunk_offsets_ptr,  # [F + 1]
-    chunk_enc_ptr, chunk_dec_ptr, chunk_b_ptr,  # [C, D], [C, D_OUT], [C] out
-    grad_scale_ptr, numbers_ptr,
+    # [C, D], [C, D_OUT], [C] out
+    chunk_enc_ptr,
+    chunk_dec_ptr,
+    chunk_b_ptr,
+    grad_scale_ptr,
+    numbers_ptr,
     F,
     B,  # None without Given
     STEPS: tl.constexpr,  # log2(F), rounded up
@@ -35,7 +46,7 @@ def chunk_kernel(
     PIECES_OUT: tl.constexpr,
     R: tl.constexpr,
     CHUNK: tl.constexpr,
-):  # fmt: skip
+):
     chunk = tl.program_id(0)
     if chunk < tl.load(chunk_offsets_ptr + F):
         low, high = chunk * 0, chunk * 0 + F  # chunk_offsets[low] <= chunk < chunk_offsets[high]
@@ -48,9 +59,24 @@ def chunk_kernel(
         W_dec = load_weight((W_dec_ptr, W_dec_low_ptr), low.to(tl.int64), D_OUT, PIECES_OUT)
         scale, l1 = tl.load(grad_scale_ptr), tl.load(numbers_ptr + L1)
         grad_enc, grad_dec, grad_b = accumulate(
-            W_dec, begin, end, pairs_ptr, tokens_ptr, acts_ptr, grad_pre_ptr, centred_ptr, error_ptr, scale, l1, B,
-            D, PIECES, D_OUT, PIECES_OUT, R,
-        )  # fmt: skip
+            W_dec,
+            begin,
+            end,
+            pairs_ptr,
+            tokens_ptr,
+            acts_ptr,
+            grad_pre_ptr,
+            centred_ptr,
+            error_ptr,
+            scale,
+            l1,
+            B,
+            D,
+            PIECES,
+            D_OUT,
+            PIECES_OUT,
+            R,
+        )
         store_row(chunk_enc_ptr, chunk.to(tl.int64) * D, grad_enc, D, PIECES)
         store_row(chunk_dec_ptr, chunk.to(tl.int64) * D_OUT, grad_dec, D_OUT, PIECES_OUT)
         tl.store(chunk_b_ptr + chunk, grad_b)

@@ -68,7 +68,16 @@ def keep_topk(pre_acts: Tensor, k: int, count: Tensor) -> Tensor:
     n_groups = triton.cdiv(C, GROUP)
     config = select_config(n_groups, pre_acts.element_size())
     _keep_topk_kernel[(B,)](
-        pre_acts, count, out, n_groups, C, k,
-        ALL=k >= C, ROWS=config.ROWS, RESIDENT=config.RESIDENT, CHUNK=config.CHUNK, num_warps=config.num_warps,
-    )  # fmt: skip
+        pre_acts,
+        count,
+        out,
+        n_groups,
+        C,
+        k,
+        ALL=k >= C,
+        ROWS=config.ROWS,
+        RESIDENT=config.RESIDENT,
+        CHUNK=config.CHUNK,
+        num_warps=config.num_warps,
+    )
     return out

@@ -26,9 +26,9 @@ from saefast.triton_kernels.gemm import (
     gemm_config,
     halves,
     has_tma,
-    launch,
     product,
     tile_offsets,
+    tiled,
     wide_product,
 )
 from saefast.triton_kernels.topk import GROUP
@@ -171,7 +171,8 @@ def pre_acts_and_maxima(
     if route == "triton":
         config = config or gemm_config(B, F, D, centred.dtype, precision=precision, capability=capability)
         arguments = b_enc, scale, pre_acts, maxima
-        launch(_gemm_encode_kernel, centred, W_enc, *arguments, config=config, precision=precision)
+        run = tiled(centred, W_enc, *arguments, config=config, precision=precision)
+        _gemm_encode_kernel[run.grid](*run.operands, *arguments, *run.sizes, **run.constants)
         return pre_acts, maxima
 
     columns = min(columns_per_round(B), F)

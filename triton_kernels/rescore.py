@@ -96,7 +96,18 @@ def rescore(
         return acts, out
     config = rescore_config(N, D)
     _rescore_kernel[(B,)](
-        centred, W_enc, b_enc, scale, indices, acts, out, D, N, k,
-        BLOCK_N=config.BLOCK_N, BLOCK_D=config.BLOCK_D, num_warps=config.num_warps,
-    )  # fmt: skip
+        centred,
+        W_enc,
+        b_enc,
+        scale,
+        indices,
+        acts,
+        out,
+        D,
+        N,
+        k,
+        BLOCK_N=config.BLOCK_N,
+        BLOCK_D=config.BLOCK_D,
+        num_warps=config.num_warps,
+    )
     return acts, out

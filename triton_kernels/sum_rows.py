@@ -98,7 +98,15 @@ def sum_rows(
     out = torch.empty(F, D, dtype=torch.float32, device=rows.device)
     config = config or sum_rows_config(D, rows.element_size())
     _sum_rows_kernel[(F, triton.cdiv(D, config.BLOCK_D))](
-        offsets, pairs, tokens, per_pair, rows, out, D,
-        BLOCK_N=config.BLOCK_N, BLOCK_D=config.BLOCK_D, num_warps=config.num_warps,
-    )  # fmt: skip
+        offsets,
+        pairs,
+        tokens,
+        per_pair,
+        rows,
+        out,
+        D,
+        BLOCK_N=config.BLOCK_N,
+        BLOCK_D=config.BLOCK_D,
+        num_warps=config.num_warps,
+    )
     return out

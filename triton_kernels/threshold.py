@@ -184,9 +184,17 @@ def count_above(pre_acts: Tensor, threshold: Tensor, groups: Groups | None = Non
     counts = torch.empty(B + 1, dtype=torch.int64, device=pre_acts.device)
     config = threshold_config(G)
     _count_above_kernel[(B,)](
-        pre_acts, threshold, *groups, counts, F, G,
-        BLOCK_G=config.BLOCK_G, ONE=threshold.ndim == 0, LISTED=LISTED, num_warps=config.num_warps,
-    )  # fmt: skip
+        pre_acts,
+        threshold,
+        *groups,
+        counts,
+        F,
+        G,
+        BLOCK_G=config.BLOCK_G,
+        ONE=threshold.ndim == 0,
+        LISTED=LISTED,
+        num_warps=config.num_warps,
+    )
     return counts.cumsum(0), groups
 
 
@@ -199,9 +207,20 @@ def fill_above(
     row_offsets = torch.empty(B + 1, dtype=torch.int32, device=pre_acts.device)
     config = threshold_config(G)
     _fill_above_kernel[(B,)](
-        pre_acts, threshold, *groups, offsets, acts, indices, row_offsets, F, G, len(acts),
-        BLOCK_G=config.BLOCK_G, ONE=threshold.ndim == 0, num_warps=config.fill_warps,
-    )  # fmt: skip
+        pre_acts,
+        threshold,
+        *groups,
+        offsets,
+        acts,
+        indices,
+        row_offsets,
+        F,
+        G,
+        len(acts),
+        BLOCK_G=config.BLOCK_G,
+        ONE=threshold.ndim == 0,
+        num_warps=config.fill_warps,
+    )
     return row_offsets
 
 

@@ -239,9 +239,17 @@ def group_maxima(pre_acts: Tensor, group: int = GROUP, out: Tensor | None = None
     BLOCK = max(1, 8192 // (PADDED * pre_acts.element_size()))  # four 16-byte loads per thread
     BLOCK = min(BLOCK, triton.next_power_of_2(n_groups))
     _group_maxima_kernel[(B * triton.cdiv(n_groups, BLOCK),)](
-        pre_acts, out, pre_acts.stride(0), out.stride(0), F, n_groups,
-        SPAN=group, PADDED=PADDED, BLOCK=BLOCK, num_warps=4,
-    )  # fmt: skip
+        pre_acts,
+        out,
+        pre_acts.stride(0),
+        out.stride(0),
+        F,
+        n_groups,
+        SPAN=group,
+        PADDED=PADDED,
+        BLOCK=BLOCK,
+        num_warps=4,
+    )
     return out
 
 
@@ -253,9 +261,19 @@ def _select(rows: Tensor, groups: Tensor | None, k: int, with_acts: bool) -> tup
     config = select_config(n_groups, rows.element_size())
     if B > 0:
         _select_kernel[(B,)](
-            rows, groups, acts, indices, rows.stride(0), n_groups, F, k,
-            ROWS=config.ROWS, RESIDENT=config.RESIDENT, CHUNK=config.CHUNK, num_warps=config.num_warps,
-        )  # fmt: skip
+            rows,
+            groups,
+            acts,
+            indices,
+            rows.stride(0),
+            n_groups,
+            F,
+            k,
+            ROWS=config.ROWS,
+            RESIDENT=config.RESIDENT,
+            CHUNK=config.CHUNK,
+            num_warps=config.num_warps,
+        )
     return acts, indices
 
 

@@ -101,10 +101,9 @@ def check_given(given, N: int, F: int, D: int, D_out: int) -> None:
         assert tensor.is_contiguous(), f"{name}: expected contiguous memory, got strides {tensor.stride()}"
 
 
-def launch_update(
-    weights, centred, error, acts, indices, row_offsets, groups, grad_scale, aux, numbers, step, given, grads, config
-) -> tuple[Grads, Tensor]:  # fmt: skip
+def launch_update(weights, operands, step, given, grads, config) -> tuple[Grads, Tensor]:
     """With `grads` of W_enc, b_enc, W_dec to fill in, or None to apply them at once -> all four, squared norm."""
+    centred, error, acts, groups, grad_scale, aux, numbers = operands
     F, D, D_out = check_weights(weights)
     B, N, device = len(centred), acts.numel(), error.device
     parts = len(error) // max(B, 1) if given is not None else 1
@@ -130,38 +129,53 @@ def launch_update(
     starts = chunk_offsets(offsets, config.chunk)
     chunks = fp32(C, D), fp32(C, D_out), fp32(C)
     of_given, n_tokens, L = ((None,) * 5, None, 1) if given is None else (given, B, given.pull.shape[1])
+    rows, lists, scalars = (centred, error, acts), (*groups, starts), (grad_scale, numbers)
     if C:
-        chunk_kernel[(C,)](
-            *dec[:2], centred, error, acts, of_given[0], *groups, starts, *chunks, grad_scale, numbers, F, n_tokens,
-            STEPS=(F - 1).bit_length(), **options,
-        )  # fmt: skip
+        of_latents = *rows, of_given[0], *lists, *chunks, *scalars
+        steps = (F - 1).bit_length()
+        chunk_kernel[(C,)](*dec[:2], *of_latents, F, n_tokens, STEPS=steps, **options)
     partial, squares = fp32(P, D) if D_out == D else None, fp32(P)
     rows_of_aux = (None,) * 4 if aux is None else aux[:4]
-    _update_kernel[(P,)](
-        *enc, *dec, *weights.b_enc, *(grads or (None,) * 3), centred, error, acts, *groups, starts, *chunks,
-        *rows_of_aux, *of_given, grad_scale, numbers, step, partial, squares, F, P, n_tokens, L=L, **options,
-    )  # fmt: skip
+    parameters = *enc, *dec, *weights.b_enc, *(grads or (None,) * 3)
+    of_latents = *rows, *lists, *chunks, *rows_of_aux, *of_given, *scalars, step
+    _update_kernel[(P,)](*parameters, *of_latents, partial, squares, F, P, n_tokens, L=L, **options)
+
+    b_dec = (None,) * 3 if grads else weights.b_dec
+    errors = error[:B].sum(dim=0, dtype=torch.float32)
+    of_b_dec = None if partial is None else partial.sum(dim=0), None if aux is None else aux[4]
     grad_b_dec, squared = fp32(D_out), fp32()
-    _b_dec_kernel[(1,)](
-        *((None,) * 3 if grads else weights.b_dec), error[:B].sum(dim=0, dtype=torch.float32),
-        None if partial is None else partial.sum(dim=0), None if aux is None else aux[4],
-        squares, grad_b_dec, squared, grad_scale, numbers, P, D_out, BLOCK=1024,
-    )  # fmt: skip
+    out = squares, grad_b_dec, squared
+    _b_dec_kernel[(1,)](*b_dec, errors, *of_b_dec, *out, *scalars, P, D_out, BLOCK=1024)
     return (*(grads or (None,) * 3), grad_b_dec), squared
 
 
 def row_options(D: int, D_out: int, config: UpdateConfig) -> dict[str, object]:
     return {
-        "D": D, "PIECES": pieces_of(D, config.num_warps),
-        "D_OUT": D_out, "PIECES_OUT": pieces_of(D_out, config.num_warps),
-        "num_warps": config.num_warps, "maxnreg": config.maxnreg,
-    }  # fmt: skip
+        "D": D,
+        "PIECES": pieces_of(D, config.num_warps),
+        "D_OUT": D_out,
+        "PIECES_OUT": pieces_of(D_out, config.num_warps),
+        "num_warps": config.num_warps,
+        "maxnreg": config.maxnreg,
+    }
 
 
 def update_(
-    weights: Weights, centred: Tensor, error: Tensor, acts: Tensor, indices: Tensor, row_offsets: Tensor | None, groups,
-    grad_scale: Tensor, aux, numbers: Tensor, step: Tensor, given=None, *, config: UpdateConfig | None = None,
-) -> Tensor:  # fmt: skip
+    weights: Weights,
+    centred: Tensor,
+    error: Tensor,
+    acts: Tensor,
+    indices: Tensor,
+    row_offsets: Tensor | None,
+    groups,
+    grad_scale: Tensor,
+    aux,
+    numbers: Tensor,
+    step: Tensor,
+    given=None,
+    *,
+    config: UpdateConfig | None = None,
+) -> Tensor:
     """Backward and optimizer step in place -> squared norm of the gradients []. A grad_scale of NaN changes nothing.
 
     Args:
@@ -173,22 +187,31 @@ def update_(
         step: [] int64.
         given: `saefast.reference.Given` in fp32, or None.
     """
-    return launch_update(
-        weights, centred, error, acts, indices, row_offsets, groups, grad_scale, aux, numbers, step, given, None, config,
-    )[1]  # fmt: skip
+    operands = centred, error, acts, groups, grad_scale, aux, numbers
+    return launch_update(weights, operands, step, given, None, config)[1]
 
 
 def row_grads(
-    weights: Weights, centred: Tensor, error: Tensor, acts: Tensor, indices: Tensor, row_offsets: Tensor | None, groups,
-    grad_scale: Tensor, aux, numbers: Tensor, given=None, *, config: UpdateConfig | None = None,
-) -> tuple[Grads, Tensor]:  # fmt: skip
+    weights: Weights,
+    centred: Tensor,
+    error: Tensor,
+    acts: Tensor,
+    indices: Tensor,
+    row_offsets: Tensor | None,
+    groups,
+    grad_scale: Tensor,
+    aux,
+    numbers: Tensor,
+    given=None,
+    *,
+    config: UpdateConfig | None = None,
+) -> tuple[Grads, Tensor]:
     """As `update_` without the step -> fp32 gradients of W_enc, b_enc, W_dec (projected), b_dec; squared norm []."""
     (F, D), D_out = weights.enc.weight.shape, weights.dec.weight.shape[1]
     sizes = (F, D), (F,), (F, D_out)
     grads = [torch.empty(size, dtype=torch.float32, device=error.device) for size in sizes]
-    return launch_update(
-        weights, centred, error, acts, indices, row_offsets, groups, grad_scale, aux, numbers, None, given, grads, config,
-    )  # fmt: skip
+    operands = centred, error, acts, groups, grad_scale, aux, numbers
+    return launch_update(weights, operands, None, given, grads, config)
 
 
 def adam_rows_(
@@ -208,6 +231,15 @@ def adam_rows_(
     config = config or update_config(max(D, D_out), 4, grads[0].device, weights.enc.scales is not None)
     P = min(config.programs, F)
     _adam_rows_kernel[(P,)](
-        *pointers(weights.enc), *pointers(weights.dec), *weights.b_enc, *weights.b_dec, *grads,
-        factor, numbers, step, F, P, **row_options(D, D_out, config),
-    )  # fmt: skip
+        *pointers(weights.enc),
+        *pointers(weights.dec),
+        *weights.b_enc,
+        *weights.b_dec,
+        *grads,
+        factor,
+        numbers,
+        step,
+        F,
+        P,
+        **row_options(D, D_out, config),
+    )

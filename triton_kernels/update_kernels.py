@@ -20,9 +20,24 @@ from saefast.triton_kernels.storage import load_weight
 
 @triton.jit
 def accumulate(
-    W_dec, begin, end, pairs_ptr, tokens_ptr, acts_ptr, grad_pre_ptr, centred_ptr, error_ptr, grad_scale, l1, B,
-    D: tl.constexpr, PIECES: tl.constexpr, D_OUT: tl.constexpr, PIECES_OUT: tl.constexpr, R: tl.constexpr,
-):  # fmt: skip
+    W_dec,
+    begin,
+    end,
+    pairs_ptr,
+    tokens_ptr,
+    acts_ptr,
+    grad_pre_ptr,
+    centred_ptr,
+    error_ptr,
+    grad_scale,
+    l1,
+    B,
+    D: tl.constexpr,
+    PIECES: tl.constexpr,
+    D_OUT: tl.constexpr,
+    PIECES_OUT: tl.constexpr,
+    R: tl.constexpr,
+):
     """Active entries `begin` to `end` of one latent -> its gradients of W_enc, W_dec (rows) and b_enc.
 
     R entries are in flight at a time. With `grad_pre_ptr` [N], of Given, W_dec is not needed, and token t is the row t
@@ -52,9 +67,18 @@ def accumulate(
 
 @triton.jit
 def add_gathered(
-    enc, dec, enc_ptr, dec_ptr, rows, valid, zero,
-    D: tl.constexpr, PIECES: tl.constexpr, D_OUT: tl.constexpr, PIECES_OUT: tl.constexpr,
-):  # fmt: skip
+    enc,
+    dec,
+    enc_ptr,
+    dec_ptr,
+    rows,
+    valid,
+    zero,
+    D: tl.constexpr,
+    PIECES: tl.constexpr,
+    D_OUT: tl.constexpr,
+    PIECES_OUT: tl.constexpr,
+):
     """Two rows, each plus the sum of some rows of a matrix."""
     ones, rows = valid.to(tl.float32), rows.to(tl.int64)
     enc = add_rows(enc, ones, gather_rows(enc_ptr, rows, valid, zero, D, PIECES))
@@ -82,18 +106,55 @@ def add_to_row(ptr, offset, scale, row, D: tl.constexpr, PIECES: tl.constexpr):
 
 @triton.jit
 def _update_kernel(
-    enc_weight, enc_low, enc_shadow, enc_m, enc_v, enc_scales,  # W_enc: `storage.pointers`
-    dec_weight, dec_low, dec_shadow, dec_m, dec_v, dec_scales,  # W_dec
-    b_enc_ptr, b_enc_m, b_enc_v,  # [F]
-    grad_W_enc_ptr, grad_b_enc_ptr, grad_W_dec_ptr,  # out; None: Adam at once
-    centred_ptr, error_ptr,  # [B, D], [B, D_OUT]; with Given error may have several times B rows
+    # W_enc: `storage.pointers`
+    enc_weight,
+    enc_low,
+    enc_shadow,
+    enc_m,
+    enc_v,
+    enc_scales,
+    # W_dec
+    dec_weight,
+    dec_low,
+    dec_shadow,
+    dec_m,
+    dec_v,
+    dec_scales,
+    # [F]
+    b_enc_ptr,
+    b_enc_m,
+    b_enc_v,
+    # out; None: Adam at once
+    grad_W_enc_ptr,
+    grad_b_enc_ptr,
+    grad_W_dec_ptr,
+    # [B, D], [B, D_OUT]; with Given error may have several times B rows
+    centred_ptr,
+    error_ptr,
     acts_ptr,  # [N]
-    offsets_ptr, pairs_ptr, tokens_ptr,  # of group_by_latent
+    # of group_by_latent
+    offsets_ptr,
+    pairs_ptr,
+    tokens_ptr,
     chunk_offsets_ptr,  # [F + 1]: the chunks of hot latents
-    chunk_enc_ptr, chunk_dec_ptr, chunk_b_ptr,  # [C, D], [C, D_OUT], [C]: their sums
-    slots_ptr, aux_enc_ptr, aux_b_ptr, aux_dec_ptr,  # of Aux, or None
-    grad_pre_ptr, bias_ptr, push_ptr, push_row_ptr, pull_ptr,  # of Given, or None
-    grad_scale_ptr, numbers_ptr, step_ptr,
+    # [C, D], [C, D_OUT], [C]: their sums
+    chunk_enc_ptr,
+    chunk_dec_ptr,
+    chunk_b_ptr,
+    # of Aux, or None
+    slots_ptr,
+    aux_enc_ptr,
+    aux_b_ptr,
+    aux_dec_ptr,
+    # of Given, or None
+    grad_pre_ptr,
+    bias_ptr,
+    push_ptr,
+    push_row_ptr,
+    pull_ptr,
+    grad_scale_ptr,
+    numbers_ptr,
+    step_ptr,
     b_dec_ptr,  # [P, D] out: sum over the rows of a program of grad_b_enc * W_enc; None: D_OUT is not D
     squares_ptr,  # [P] out: squared norm of its gradients
     F,
@@ -106,7 +167,7 @@ def _update_kernel(
     PIECES_OUT: tl.constexpr,
     R: tl.constexpr,
     CHUNK: tl.constexpr,  # a latent with more active entries comes in chunks
-):  # fmt: skip
+):
     enc = (enc_weight, enc_low, enc_shadow, enc_m, enc_v, enc_scales)
     dec = (dec_weight, dec_low, dec_shadow, dec_m, dec_v, dec_scales)
     pid = tl.program_id(0).to(tl.int64)
@@ -129,16 +190,41 @@ def _update_kernel(
             W_dec = load_weight(dec, j, D_OUT, PIECES_OUT)
         last = tl.where(end - begin <= CHUNK, end, begin)
         grad_enc, grad_dec, grad_b = accumulate(
-            W_dec, begin, last, pairs_ptr, tokens_ptr, acts_ptr, grad_pre_ptr, centred_ptr, error_ptr, scale, l1, B,
-            D, PIECES, D_OUT, PIECES_OUT, R,
-        )  # fmt: skip
+            W_dec,
+            begin,
+            last,
+            pairs_ptr,
+            tokens_ptr,
+            acts_ptr,
+            grad_pre_ptr,
+            centred_ptr,
+            error_ptr,
+            scale,
+            l1,
+            B,
+            D,
+            PIECES,
+            D_OUT,
+            PIECES_OUT,
+            R,
+        )
         zero, last = tl.minimum(begin, 0), tl.load(chunk_offsets_ptr + j + 1)
         for i in range(tl.load(chunk_offsets_ptr + j), last, R):
             chunks = i + tl.arange(0, R)
             valid = chunks < last
             grad_enc, grad_dec = add_gathered(
-                grad_enc, grad_dec, chunk_enc_ptr, chunk_dec_ptr, chunks, valid, zero, D, PIECES, D_OUT, PIECES_OUT
-            )  # fmt: skip
+                grad_enc,
+                grad_dec,
+                chunk_enc_ptr,
+                chunk_dec_ptr,
+                chunks,
+                valid,
+                zero,
+                D,
+                PIECES,
+                D_OUT,
+                PIECES_OUT,
+            )
             grad_b += tl.sum(tl.load(chunk_b_ptr + chunks, mask=valid, other=0.0))
         if push_ptr is not None:
             W_dec = load_weight(dec, j, D_OUT, PIECES_OUT)  # not earlier: registers
@@ -154,8 +240,18 @@ def _update_kernel(
         if slots_ptr is not None:
             slot = tl.load(slots_ptr + j + tl.arange(0, 1))
             grad_enc, grad_dec = add_gathered(
-                grad_enc, grad_dec, aux_enc_ptr, aux_dec_ptr, slot, slot >= 0, zero, D, PIECES, D_OUT, PIECES_OUT
-            )  # fmt: skip
+                grad_enc,
+                grad_dec,
+                aux_enc_ptr,
+                aux_dec_ptr,
+                slot,
+                slot >= 0,
+                zero,
+                D,
+                PIECES,
+                D_OUT,
+                PIECES_OUT,
+            )
             grad_b += tl.sum(tl.load(aux_b_ptr + slot, mask=slot >= 0, other=0.0))
         along = dot(grad_dec, W_dec)
         if unit is not None:

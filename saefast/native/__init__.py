@@ -162,9 +162,14 @@ def update_(
     if not (_is_fp32(weights) and handles(centred, error, acts, *groups, *(aux or ()), *(given or ()))):
         return reference.update_(weights, centred, error, *code, grad_scale, aux, numbers, step, given)
     squared = saefast._C.update(
-        _params(weights), numpy_of(centred, error, acts.flatten(), *groups), float(grad_scale),
-        aux and numpy_of(*aux), _given(given), _numbers(numbers), torch.get_num_threads(),
-    )  # fmt: skip
+        _params(weights),
+        numpy_of(centred, error, acts.flatten(), *groups),
+        float(grad_scale),
+        aux and numpy_of(*aux),
+        _given(given),
+        _numbers(numbers),
+        torch.get_num_threads(),
+    )
     return torch.tensor(squared)
 
 
@@ -188,9 +193,15 @@ def row_grads(
     enc, dec, b_enc, b_dec = weights
     grads = tuple(torch.empty(t.shape) for t in (enc.weight, b_enc.value, dec.weight, b_dec.value))
     squared = saefast._C.row_grads(
-        _params(weights), numpy_of(centred, error, acts.flatten(), *groups), float(grad_scale),
-        aux and numpy_of(*aux), _given(given), _numbers(numbers), numpy_of(*grads), torch.get_num_threads(),
-    )  # fmt: skip
+        _params(weights),
+        numpy_of(centred, error, acts.flatten(), *groups),
+        float(grad_scale),
+        aux and numpy_of(*aux),
+        _given(given),
+        _numbers(numbers),
+        numpy_of(*grads),
+        torch.get_num_threads(),
+    )
     return grads, torch.tensor(squared)  # type: ignore[return-value]
 
 

@@ -47,8 +47,14 @@ def normed(config: SAEConfig, x: Tensor) -> Normed | None:
 
 @launched
 def decode(
-    ops: Backend, params: Params, extra: dict[str, Tensor], config: SAEConfig, acts: Tensor, indices: Tensor, x: Tensor
-) -> Tensor:  # fmt: skip
+    ops: Backend,
+    params: Params,
+    extra: dict[str, Tensor],
+    config: SAEConfig,
+    acts: Tensor,
+    indices: Tensor,
+    x: Tensor,
+) -> Tensor:
     """acts, indices [B, L] of `encode` and its x [B, d_in] -> x_hat [B, d_out]."""
     x_hat = ops.decode(acts, indices, params.W_dec, params.b_dec)
     return finish(config, x_hat, x, extra)

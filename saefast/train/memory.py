@@ -63,17 +63,29 @@ def memory_bytes(
 def training_bytes(sae: SAEConfig, train: TrainConfig, compute_bytes: int = 2) -> dict[str, int]:
     """`memory_bytes` of a run with products of `compute_bytes` per operand."""
     return memory_bytes(
-        train.batch_size, sae.d_in, sae.d_sae, sae.top_k, compute_bytes=compute_bytes, param_dtype=train.param_dtype,
-        state_dtype=train.state_dtype, clip=train.grad_clip is not None,
-    )  # fmt: skip
+        train.batch_size,
+        sae.d_in,
+        sae.d_sae,
+        sae.top_k,
+        compute_bytes=compute_bytes,
+        param_dtype=train.param_dtype,
+        state_dtype=train.state_dtype,
+        clip=train.grad_clip is not None,
+    )
 
 
 def free_for_steps(sae: SAEConfig, train: TrainConfig, compute_bytes: int) -> int:
     """Bytes that a GPU step takes beside what training holds already; AuxK for a tenth of the latents."""
     parts = memory_bytes(
-        train.batch_size, sae.d_in, sae.d_sae, sae.top_k, compute_bytes=compute_bytes, clip=train.grad_clip is not None,
-        n_dead=sae.d_sae // 10 if train.auxk_alpha else 0, micro_batch_size=train.micro_batch_size,
-    )  # fmt: skip
+        train.batch_size,
+        sae.d_in,
+        sae.d_sae,
+        sae.top_k,
+        compute_bytes=compute_bytes,
+        clip=train.grad_clip is not None,
+        n_dead=sae.d_sae // 10 if train.auxk_alpha else 0,
+        micro_batch_size=train.micro_batch_size,
+    )
     return sum(
         size for part, size in parts.items() if part not in ("weights", "copies", "moments", "counters")
     )

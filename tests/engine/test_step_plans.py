@@ -110,9 +110,15 @@ def test_formats_train_to_about_the_same_loss(x64):
         for state_dtype in ("fp32", "bf16", "int8"):
             sae = saefast.SAE(saefast.SAEConfig(d_in=D, d_sae=F, k=K), seed=3)
             config = saefast.TrainConfig(
-                total_tokens=B * 40, batch_size=B, lr=3e-3, auxk_alpha=0, backend="reference",
-                param_dtype=param_dtype, state_dtype=state_dtype, compute_dtype="bf16",
-            )  # fmt: skip
+                total_tokens=B * 40,
+                batch_size=B,
+                lr=3e-3,
+                auxk_alpha=0,
+                backend="reference",
+                param_dtype=param_dtype,
+                state_dtype=state_dtype,
+                compute_dtype="bf16",
+            )
             trainer = saefast.Trainer(sae, config)
             losses = [float(trainer.step(x).fvu) for _ in range(40)]
             finals[param_dtype, state_dtype] = losses[-1]
@@ -129,9 +135,16 @@ def test_a_run_in_small_formats_resumes_to_the_same_bits(tmp_path, x64, param_dt
     def train(out, stop_after=None):
         sae = saefast.SAE(saefast.SAEConfig(d_in=D, d_sae=F, k=K), seed=3)
         config = saefast.TrainConfig(
-            total_tokens=64 * 20, batch_size=64, buffer_tokens=64, lr=3e-3, checkpoint_every=5, backend="reference",
-            param_dtype=param_dtype, state_dtype=state_dtype, dead_feature_threshold=128,
-        )  # fmt: skip
+            total_tokens=64 * 20,
+            batch_size=64,
+            buffer_tokens=64,
+            lr=3e-3,
+            checkpoint_every=5,
+            backend="reference",
+            param_dtype=param_dtype,
+            state_dtype=state_dtype,
+            dead_feature_threshold=128,
+        )
         trainer = saefast.Trainer(sae, config)
         step = trainer.step
         trainer.step = lambda x, **_: (

@@ -178,9 +178,14 @@ def objective(setup, leaves):
     """The formula at `leaves`, in fp64: loss and penalty."""
     trainer, sae = setup.trainer, setup.trainer.sae.config
     config, rows = trainer.config, setup.rows.double()
-    c = {"sparsity": config.sparsity_coefficient, "scale": trainer.input_scale, "exponent": 1.0,
-         "output_scale": trainer.output_scale,
-         "bandwidth": config.bandwidth / trainer.input_scale, "inactive": config.preact_coefficient}  # fmt: skip
+    c = {
+        "sparsity": config.sparsity_coefficient,
+        "scale": trainer.input_scale,
+        "exponent": 1.0,
+        "output_scale": trainer.output_scale,
+        "bandwidth": config.bandwidth / trainer.input_scale,
+        "inactive": config.preact_coefficient,
+    }
     c["exponent"] = float(trainer.scheduled(trainer.state.step + 1).exponent)
     counted = len(rows) * config.count_before_auxk
     dead = trainer.state.num_tokens_since_fired + counted >= config.dead_feature_threshold

@@ -85,8 +85,11 @@ def loss(p, sae, plan, c, x, target, dead=None):
     base = p["b_dec"] + (x @ p["W_skip"].T if sae.skip else 0)
     out = c["output_scale"]
     variance = (goal - goal.mean(dim=0)).square().sum()
-    over = {"fvu": variance if variance > 0 else goal.numel(), "mse": B / out**2,
-            "mse_mean": B * goal.shape[1] / out**2}[plan.train.loss]  # fmt: skip
+    over = {
+        "fvu": variance if variance > 0 else goal.numel(),
+        "mse": B / out**2,
+        "mse_mean": B * goal.shape[1] / out**2,
+    }[plan.train.loss]
 
     def squares(some):
         return (some @ p["W_dec"] + base - goal).square().sum() / over

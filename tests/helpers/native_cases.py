@@ -59,8 +59,15 @@ def step_case(kind: str, D: int, with_aux: bool, l1: float = 0.0, n: int = 40):
 
 
 def copies(weights):
-    matrices = [m._replace(weight=(w := m.weight.clone()), shadow=w, exp_avg=m.exp_avg.clone(),
-                           exp_avg_sq=m.exp_avg_sq.clone()) for m in weights[:2]]  # fmt: skip
+    matrices = [
+        m._replace(
+            weight=(w := m.weight.clone()),
+            shadow=w,
+            exp_avg=m.exp_avg.clone(),
+            exp_avg_sq=m.exp_avg_sq.clone(),
+        )
+        for m in weights[:2]
+    ]
     return type(weights)(*matrices, *(type(v)(*(t.clone() for t in v)) for v in weights[2:]))
 
 
@@ -111,8 +118,24 @@ FORMS = {
 
 def numbers_of(unit: float, tied: float, l1: float = 0.7) -> Tensor:
     """Every rate is different, and l1 has no effect where grad_pre is given."""
-    made = Numbers(1e-2, 3e-2, 1e-8, 1e-7, 0.9, 0.1, 0.99, 0.01, 1 / (1 - 0.9**3), 1 / (1 - 0.99**3), l1, 0.5, 2e-2,
-                   5e-3, unit, tied)  # fmt: skip
+    made = Numbers(
+        1e-2,
+        3e-2,
+        1e-8,
+        1e-7,
+        0.9,
+        0.1,
+        0.99,
+        0.01,
+        1 / (1 - 0.9**3),
+        1 / (1 - 0.99**3),
+        l1,
+        0.5,
+        2e-2,
+        5e-3,
+        unit,
+        tied,
+    )
     return torch.tensor([*made, 99.0], dtype=torch.float64)  # numbers may follow that are not of the update
 
 

@@ -54,19 +54,34 @@ def step_of(n: int) -> Tensor:
 
 
 def case_of(
-    acts: Tensor, indices: Tensor, F: int, D: int, row_offsets: Tensor | None = None, seed: int = 1,
-    dtype: torch.dtype = torch.float32, aux: Aux | None = None, D_out: int | None = None, parts: int = 1,
+    acts: Tensor,
+    indices: Tensor,
+    F: int,
+    D: int,
+    row_offsets: Tensor | None = None,
+    seed: int = 1,
+    dtype: torch.dtype = torch.float32,
+    aux: Aux | None = None,
+    D_out: int | None = None,
+    parts: int = 1,
     **numbers: float,
-) -> Case:  # fmt: skip
+) -> Case:
     """A code of `parts` parts, each of as many rows as there are tokens."""
     rows = len(acts) if row_offsets is None else len(row_offsets) - 1
     groups = reference.group_by_latent(acts, indices, F, row_offsets)
     centred = random(rows // parts, D, seed=seed + 10).to(dtype)
     error = random(rows, D_out or D, seed=seed + 20).to(dtype)
     return Case(
-        centred, error, acts, indices, row_offsets, groups, torch.tensor(0.3, device=DEVICE), aux,
+        centred,
+        error,
+        acts,
+        indices,
+        row_offsets,
+        groups,
+        torch.tensor(0.3, device=DEVICE),
+        aux,
         numbers_at(3, **numbers),
-    )  # fmt: skip
+    )
 
 
 def topk_case(B: int, D: int, F: int, K: int, **kwargs: object) -> Case:

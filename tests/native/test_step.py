@@ -97,8 +97,13 @@ def test_a_nan_changes_nothing() -> None:
 
 @pytest.mark.parametrize(
     "activation,options",
-    [("batch_topk", {}), ("batch_topk", {"grad_clip": 1e-2}), ("relu", {"l1": 1e-3}), ("relu", {"l1": 1e-3, "dense": True})],
-)  # fmt: skip
+    [
+        ("batch_topk", {}),
+        ("batch_topk", {"grad_clip": 1e-2}),
+        ("relu", {"l1": 1e-3}),
+        ("relu", {"l1": 1e-3, "dense": True}),
+    ],
+)
 def test_whole_steps_equal_autograd_in_fp64(isa: str, x64: Tensor, activation: str, options: dict) -> None:  # noqa: F811
     options = dict(options)
     batches = [x64 * (1 + 0.01 * i) for i in range(8)]
