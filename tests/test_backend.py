@@ -1,5 +1,7 @@
 """Which backend runs, and why another one cannot."""
 
+import importlib
+import inspect
 import sys
 
 import pytest
@@ -89,3 +91,20 @@ def test_a_batch_that_is_not_contiguous_trains_as_its_copy():
         saefast.Trainer(sae, saefast.TrainConfig(total_tokens=32, batch_size=32, lr=1e-3)).step(batch)
         results.append(sae.W_enc.data)
     assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("name", backend.MODULES)
+def test_every_backend_is_as_the_protocol_says(name):
+    """The same parameters in the same order with the same defaults; a backend may have more behind a star."""
+    if backend.unavailable(name):
+        pytest.skip(backend.unavailable(name))
+    module = importlib.import_module(backend.MODULES[name])
+    for op in backend.OPS:
+        wanted = list(inspect.signature(getattr(backend.Backend, op)).parameters.values())[1:]
+        found = [
+            p for p in inspect.signature(getattr(module, op)).parameters.values() if p.kind != p.KEYWORD_ONLY
+        ]
+        assert [(p.name, p.default) for p in found] == [(p.name, p.default) for p in wanted], op
+    constants = [name for name in backend.Backend.__annotations__ if not hasattr(module, name)]
+    assert constants == []
+    assert len(backend.OPS) == 18
