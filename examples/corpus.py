@@ -46,7 +46,7 @@ class Document(NamedTuple):
 
 
 def apt_download(folder: Path) -> list[Path]:
-    """Debian's packages, as far as apt has them."""
+    """Download Debian's packages; those that apt does not have are left out, with a message."""
     for name in DEBIAN_PACKAGES:
         try:
             subprocess.run(["apt-get", "download", name], cwd=folder, capture_output=True, check=True)
@@ -75,7 +75,7 @@ def read(archive: Path, pattern: str) -> Iterator[str]:
                 yield (gzip.decompress(data) if dictzip else data).decode("utf-8", "replace")
 
 
-# From here on one reader per source: archive -> texts of any length.
+# From here on, one reader for each source: it takes the archive and gives texts of any length.
 def wikipedia(archive: Path, languages: tuple[str, ...]) -> Iterator[str]:
     for language in languages:
         for text in read(archive, f"*/summaries_{language}.json"):
@@ -157,7 +157,7 @@ def split(text: str) -> list[str]:
 def interleave(documents: list[Document], cap: int, seed: int = 0) -> Iterator[Document]:
     """Shuffle, then always give the category with the fewest bytes so far: any prefix is a balanced mix.
 
-    A category ends after `cap` bytes; one with less text runs out and leaves the rest to the others.
+    A category ends after `cap` bytes; one with less text ends earlier, and the others go on without it.
     """
     waiting: dict[str, list[Document]] = {}
     for document in random.Random(seed).sample(documents, len(documents)):
@@ -174,7 +174,7 @@ def interleave(documents: list[Document], cap: int, seed: int = 0) -> Iterator[D
 
 
 def prepare(cache: Path, debian: bool = False) -> Path:
-    """`cache/corpus.jsonl`, one {"text", "category", "source"} a line; Debian adds five categories."""
+    """Make `cache/corpus.jsonl`, one {"text", "category", "source"} a line, unless it is there; Debian adds five categories."""
     target = cache / ("corpus-debian.jsonl" if debian else "corpus.jsonl")
     if target.exists():
         return target  # delete it to build it anew

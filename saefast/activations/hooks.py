@@ -32,9 +32,8 @@ class HookPoint:
         modules = dict(model.named_modules())
         if path not in modules or side not in ("", "in") or not path:
             near = difflib.get_close_matches(path, modules, n=4, cutoff=0.3)
-            raise InputError(
-                f"hook: expected a module path or path:in, got {hook!r}; near it: {', '.join(near)}"
-            )
+            expected = f"hook: expected a module path or path:in, got {hook!r}"
+            raise InputError(f"{expected}; near it: {', '.join(near)}")
         self.model, self.module, self.is_input, self.name = model, modules[path], side == "in", hook
         self.earlier_blocks = _blocks_before(model, path, include_last=side == "")
 
@@ -66,13 +65,9 @@ class HookPoint:
 
     def check_activations(self, activations: Any) -> None:
         """Raise InputError unless they are [..., n, d_in] in a floating-point dtype."""
-        is_float = (
-            isinstance(activations, Tensor) and activations.is_floating_point() and activations.ndim > 1
-        )
-        check(
-            is_float,
-            f"hook: expected a module with floating-point activations [..., n, d_in] at {self.name!r}",
-        )
+        is_matrix = isinstance(activations, Tensor) and activations.ndim > 1
+        expected = "hook: expected a module with floating-point activations [..., n, d_in]"
+        check(is_matrix and activations.is_floating_point(), f"{expected} at {self.name!r}")
 
     def capture(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the model up to the hook point only and return the activations there."""
@@ -149,10 +144,10 @@ def capture_all(points: Sequence[HookPoint], *args: Any, **kwargs: Any) -> list[
 
 
 def one_or_all(values: Sequence[Any]) -> Any:
-    """Files hold the one value of the one hook point, or a list with one for each."""
+    """The form in which files hold values: the value itself if there is one hook point, otherwise a list."""
     return values[0] if len(values) == 1 else list(values)
 
 
 def recorded(hooks: Sequence[str | None], widths: Sequence[int]) -> dict[str, Any]:
-    """What files say of where activations come from: "hook", and for several of them "widths" too."""
+    """What files record about the origin of activations: "hook", and "widths" too if there are several hook points."""
     return {"hook": one_or_all(hooks)} | ({} if len(hooks) == 1 else {"widths": list(widths)})

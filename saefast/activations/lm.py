@@ -14,14 +14,16 @@ from saefast.activations.hooks import HookPoint, capture_all, one_or_all, record
 from saefast.activations.sources import Source
 from saefast.errors import InputError, check
 
+TEXT_FILES = (".txt", ".md", ".py", ".jsonl")
+
 
 class ModelBatch(NamedTuple):
     """The kept activations of one batch of contexts, and where each comes from."""
 
     activations: Tensor  # [n, d_in]
-    contexts: Tensor  # [m, L] what went into the model
+    contexts: Tensor  # [m, L] the input of the model
     context: Tensor  # [n] row of `contexts`
-    position: Tensor  # [n] place in that row
+    position: Tensor  # [n] column of `contexts`
 
 
 class ModelSource(Source):
@@ -57,10 +59,8 @@ class ModelSource(Source):
         sink_ratio: float | None = 10.0,
         forward_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        check(
-            sink_ratio is None or sink_ratio > 0,
-            f"sink_ratio: expected a positive number or None, got {sink_ratio}",
-        )
+        is_ratio = sink_ratio is None or sink_ratio > 0
+        check(is_ratio, f"sink_ratio: expected a positive number or None, got {sink_ratio}")
         self.hooks = [hook] if isinstance(hook, str) else list(hook)
         is_set = 0 < len(self.hooks) == len(set(self.hooks))
         check(is_set, f"hook: expected one or more different hook points, got {self.hooks}")
@@ -107,7 +107,7 @@ class ModelSource(Source):
                 self.n_dropped["special"] += int((~keep).sum())
             norms = [part.norm(dim=1) for part in parts]
             above = [norm > limit for norm, limit in zip(norms, self.max_norms, strict=True)]
-            # rows with NaN or Inf pass: they are no sinks, and the buffer stops or counts them
+            # rows with NaN or Inf are kept: they are no sinks, and the buffer stops at them or counts them
             finite = torch.stack([norm.isfinite() for norm in norms]).all(dim=0)
             is_sink = torch.stack(above).any(dim=0) & finite
             self.n_dropped["sink"] += int((keep & is_sink).sum())
@@ -126,7 +126,7 @@ class ModelSource(Source):
 
     @property
     def max_norm(self) -> Any:
-        """`max_norms` as files hold it."""
+        """`max_norms` in the form in which files hold them."""
         return one_or_all(self.max_norms)
 
     def describe(self) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def load_model(path: str, device: str = "cpu") -> tuple[Any, Any]:
     """A Hugging Face causal language model in fp32 and its tokenizer, from a local folder or the Hub.
 
     Raises:
-        InputError: not there, no tokenizer, or the extra `lm` (transformers) is missing.
+        InputError: there is no such model, it has no tokenizer, or the extra `lm` (transformers) is missing.
     """
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -148,9 +148,8 @@ def load_model(path: str, device: str = "cpu") -> tuple[Any, Any]:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         model = nn.Module.to(model, device)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(
-            f"model: expected a Hugging Face causal language model at {path!r}, got: {_line(error)}"
-        ) from None
+        expected = f"model: expected a Hugging Face causal language model at {path!r}"
+        raise InputError(f"{expected}, got: {_line(error)}") from None
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # noqa: BLE001 (a corrupt tokenizer.json raises a bare Exception)
@@ -179,15 +178,11 @@ def read_texts(path: str | Path) -> Iterator[str]:
         InputError: nothing there, no text in it, or a .jsonl line without the field "text".
     """
     path = Path(path)
-    check(
-        path.exists(),
-        f"text: expected a file, a folder or a .jsonl with a text field, found nothing at {path}",
-    )
+    expected = "text: expected a file, a folder or a .jsonl with a text field"
+    check(path.exists(), f"{expected}, found nothing at {path}")
     files = [path]
     if path.is_dir():
-        files = sorted(
-            f for f in path.rglob("*") if f.suffix in (".txt", ".md", ".py", ".jsonl") and f.is_file()
-        )
+        files = sorted(f for f in path.rglob("*") if f.suffix in TEXT_FILES and f.is_file())
         check(bool(files), f"text: expected *.txt, *.md, *.py or *.jsonl in {path}, found none")
     empty = True
     for file in files:

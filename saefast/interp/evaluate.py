@@ -44,7 +44,7 @@ def evaluate(sae: SAE, source: Iterable[Tensor] | Tensor, backend: str = "auto")
 
 
 class Sums:
-    """What `evaluate` adds up over chunks of rows."""
+    """The sums over rows that `evaluate` needs: `add` chunks of rows, then ask for the `result`."""
 
     def __init__(self, sae: SAE, backend: str = "auto") -> None:
         self.sae, self.ops = sae, load_backend(backend, sae.W_enc.device.type)

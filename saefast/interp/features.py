@@ -1,4 +1,4 @@
-"""What a latent stands for: the places in the text where it is most active."""
+"""The strongest latents of an SAE, and the places in the text where each is most active."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -18,7 +18,7 @@ class Example(NamedTuple):
 
     act: float
     tokens: list[int]  # ids of the tokens around it
-    position: int  # of the token it is active on, in `tokens`
+    position: int  # where in `tokens` the token is on which it is active
 
 
 class Feature(NamedTuple):
@@ -37,16 +37,14 @@ def strongest_features(
 
     Args:
         source: shards made from text (`saefast cache`); read twice, in bounded memory.
-        max_density: latents active on more than this share of the tokens are passed over: they say little about
-            any one token.
+        max_density: latents that are active on more than this share of the tokens are left out, because they say
+            little about any one token.
 
     Raises:
         InputError: the source holds no text, or has another width.
     """
-    check(
-        "contexts" in source.shard(0),
-        f"source: expected shards made from text, {source.folder} has no token ids",
-    )
+    is_text = "contexts" in source.shard(0)
+    check(is_text, f"source: expected shards made from text, {source.folder} has no token ids")
     d_sae = sae.config.d_sae
     energy, count, n_tokens = torch.zeros(d_sae, dtype=torch.float64), torch.zeros(d_sae), 0
     for _, acts, indices in _codes(sae, source):
@@ -56,7 +54,7 @@ def strongest_features(
     total, density = energy.sum(), count / n_tokens
     chosen = energy.masked_fill(density > max_density, 0).topk(min(n_features, d_sae)).indices.tolist()
 
-    # Of each latent, the best token of every context: (activation, row), keyed by shard and context.
+    # For each latent, the token of every context on which it is most active: (activation, row) by (shard, context).
     best: dict[int, dict[tuple[int, int], tuple[float, int]]] = {latent: {} for latent in chosen}
     for first_row, acts, indices in _codes(sae, source):
         shard = int(torch.searchsorted(source.starts, torch.tensor(first_row), right=True)) - 1

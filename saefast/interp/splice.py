@@ -51,7 +51,7 @@ def evaluate_all_in_model(
     point = HookPoint(model, hook)
     batches = list(batches)
     check(bool(batches), "batches: expected at least one batch of tokens, got none")
-    if not _blocks_can_be_skipped(point, batches[0][:1]):
+    if not _blocks_can_be_skipped(point, batches[0][:1, :32]):
         point.earlier_blocks = []
     total, n_rows = torch.zeros(saes[0].config.d_in, dtype=torch.float64), 0
     outputs = []  # of the blocks before the hook point, for each batch: all passes over it share them
