@@ -1,5 +1,5 @@
-"""Adding an architecture is one file and its name. Here one that shrinks: the k largest pre-activations of a token, less the
-largest one that was left out. It trains, is saved, read and evaluated without a change anywhere else."""
+"""Adding an architecture is one file and its name. Here one whose activations are the squares of the k largest
+pre-activations: it trains, is saved, read and evaluated without a change anywhere else."""
 
 import json
 from typing import Literal, get_args
@@ -11,36 +11,38 @@ import saefast
 from saefast.config import sae as sae_config
 from saefast.engine.architecture import Architecture
 from saefast.engine.architectures import ARCHITECTURES
-from saefast.engine.code import Code
+from saefast.engine.code import Backward, Code
 
 
-class ShrunkTopK(Architecture):
-    """acts = pre_acts - m where pre_acts > m, the (k + 1)-th largest of the token after ReLU, a constant to the gradient."""
+class SquaredTopK(Architecture):
+    """acts = pre_acts^2 of the k largest pre-activations, after ReLU: the gradient of an entry is 2 pre_acts times the slope."""
+
+    def update_finds_gradient(self, plan):
+        return False
 
     def select(self, step, centred):
-        weights = step.weights
-        acts, indices = self.shrunk(step.ops, centred, weights.enc.shadow, weights.b_enc.value, step.plan.k)
-        return Code(acts, indices, None, acts, acts)
+        W_enc, b_enc = step.weights.enc.shadow, step.weights.b_enc.value
+        pre_acts, indices = step.ops.encode_topk(centred, W_enc, b_enc, step.plan.k)
+        return Code(pre_acts.square(), indices, None, pre_acts, pre_acts)
 
-    def shrunk(self, ops, centred, W_enc, b_enc, k):
-        acts, indices = ops.encode_topk(centred, W_enc, b_enc, k + 1)
-        acts, order = acts.sort(dim=1, descending=True)
-        return acts[:, :k] - acts[:, k:], indices.gather(1, order)[:, :k].contiguous()
+    def backward(self, step, entries):
+        return Backward(2 * entries.code.pre_acts * entries.slope, torch.zeros_like(entries.grad_scale))
 
     def encode(self, ops, centred, params, extra, sae, norms):
-        return self.shrunk(ops, centred, params.W_enc, params.b_enc, sae.top_k)
+        pre_acts, indices = ops.encode_topk(centred, params.W_enc, params.b_enc, sae.top_k)
+        return pre_acts.square(), indices
 
     def dense_acts(self, pre_acts, params, extra, sae, norms):
-        least = pre_acts.detach().topk(sae.top_k + 1, dim=1).values[:, -1:].relu()
-        return (pre_acts - least).relu()
+        least = pre_acts.detach().topk(sae.top_k, dim=1).values[:, -1:]
+        return pre_acts.relu().square() * (pre_acts >= least)
 
 
 @pytest.fixture
 def named(monkeypatch):
-    monkeypatch.setitem(ARCHITECTURES, "shrunk_topk", ShrunkTopK())
-    kinds = Literal[(*get_args(sae_config.Activation), "shrunk_topk")]
+    monkeypatch.setitem(ARCHITECTURES, "squared_topk", SquaredTopK())
+    kinds = Literal[(*get_args(sae_config.Activation), "squared_topk")]
     monkeypatch.setattr(sae_config.SAEConfig.__dataclass_fields__["activation"], "type", kinds)
-    monkeypatch.setattr(sae_config, "WITH_K", (*sae_config.WITH_K, "shrunk_topk"))
+    monkeypatch.setattr(sae_config, "WITH_K", (*sae_config.WITH_K, "squared_topk"))
 
 
 def data(n):
@@ -56,19 +58,19 @@ def test_it_trains_is_saved_and_read(named, backend, tmp_path):
     if saefast.backend.unavailable(backend):
         pytest.skip(saefast.backend.unavailable(backend))
     x = data(6000)
-    sae = saefast.SAE(saefast.SAEConfig(d_in=32, d_sae=128, k=4, activation="shrunk_topk"))
+    sae = saefast.SAE(saefast.SAEConfig(d_in=32, d_sae=128, k=4, activation="squared_topk"))
     config = saefast.TrainConfig(total_tokens=120_000, batch_size=200, lr=3e-3, log_every=1, backend=backend)
     saefast.Trainer(sae, config).fit(x, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     trained = saefast.evaluate(sae, x)
     assert trained.fvu < 0.8 * lines[0]["fvu"] and trained.l0 <= 4
     again = saefast.SAE.from_pretrained(tmp_path / "run")
-    assert again.config.activation == "shrunk_topk"
+    assert again.config.activation == "squared_topk"
     assert float(again(x).fvu) == pytest.approx(trained.fvu, rel=1e-4)
 
 
 def test_its_gradients_are_those_of_autograd(named):
-    sae = saefast.SAE(saefast.SAEConfig(d_in=32, d_sae=64, k=3, activation="shrunk_topk"), seed=1).double()
+    sae = saefast.SAE(saefast.SAEConfig(d_in=32, d_sae=64, k=3, activation="squared_topk"), seed=1).double()
     config = saefast.TrainConfig(
         total_tokens=1000, batch_size=50, lr=1e-3, backend="reference", auxk_alpha=0.0, normalize_input=False
     )

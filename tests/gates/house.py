@@ -4,19 +4,121 @@
     python -m tests.gates.house ../before  of another one: nothing of it is imported
 
 An import inside of a function counts as one at the top does, and so does one of a name in a string ("saefast.files"), so that
-nothing can hide a circle. An import goes back up when it closes a circle. Native code is searched by names of functions.
+nothing can hide a circle. An import goes back up when it closes a circle. A lambda in a table of bindings has no name and is
+not counted as a function of the way.
 """
 
 import argparse
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = "saefast"
-# What a reader calls one after another, from `Trainer.step` to what runs the kernel: (file, function) as they must be found in
-# the text, each with a call of the next. The first of the places that exists counts: a file has one before the move and one after.
-Hop = tuple[tuple[str, ...], str]
-TRAINER: Hop = (("saefast/train/trainer.py", "saefast/trainer.py"), "step")
+# The host functions from `Trainer.step` to the one that runs the kernel: (file, function, the call of the next one in it).
+# Beside today's ways stand those of commit a72fbd7, so that both trees can be counted; a way counts if all of it is found.
+Hop = tuple[str, str, str]
+STEP: Hop = ("saefast/train/stepper.py", "step", "train_step(")
+OLD_STEP: list[Hop] = [
+    ("saefast/trainer.py", "step", "step_on("),
+    ("saefast/trainer.py", "step_on", "self._run("),
+]
+OLD_GRAPH: Hop = ("saefast/graph.py", "__call__", "train_step(")
+SELECT: Hop = ("saefast/engine/architectures/topk.py", "select", "encode_topk(")
+TILES: Hop = ("triton_kernels/pre_acts.py", "pre_acts_and_maxima", "_gemm_encode_kernel[")
+WAYS: dict[str, list[list[Hop]]] = {
+    "update, native": [
+        [
+            STEP,
+            ("saefast/engine/step.py", "train_step", "ops.update_("),
+            ("saefast/native/__init__.py", "update_", "_C.update("),
+            ("csrc/cpu/bind_update.cpp", "py_update", "update("),
+            ("csrc/cpu/update.cpp", "update", "backward("),
+        ],
+        [
+            *OLD_STEP,
+            ("saefast/step.py", "train_step", "ops.update_("),
+            ("saefast/native.py", "update_", "_C.update("),
+            ("csrc/cpu/bind_update.cpp", "py_update", "update("),
+            ("csrc/cpu/update.cpp", "update", "backward("),
+        ],
+    ],
+    "encode, native": [
+        [
+            STEP,
+            ("saefast/engine/step.py", "train_step", "select("),
+            SELECT,
+            ("saefast/native/encode.py", "encode_topk", "screen.encode("),
+            ("csrc/cpu/encode.cpp", "TopkEncoder::encode", "some_rows("),
+        ],
+        [
+            *OLD_STEP,
+            ("saefast/step.py", "train_step", "select("),
+            ("saefast/architectures/topk.py", "select", "encode_topk("),
+            ("saefast/native.py", "encode_topk", "native_encode.encode_topk("),
+            ("saefast/native_encode.py", "encode_topk", "screened_topk("),
+            ("saefast/native_encode.py", "screened_topk", "encoder.encode("),
+            ("csrc/cpu/bind_select.cpp", "encode", "encoder.encode("),
+            ("csrc/cpu/encode.cpp", "TopkEncoder::encode", "some_rows("),
+        ],
+    ],
+    "update, Triton": [
+        [
+            STEP,
+            ("saefast/engine/step.py", "train_step", "ops.update_("),
+            ("triton_kernels/update.py", "update_", "launch_update("),
+            ("triton_kernels/update.py", "launch_update", "_update_kernel["),
+        ],
+        [
+            *OLD_STEP,
+            OLD_GRAPH,
+            ("saefast/step.py", "train_step", "ops.update_("),
+            ("triton_kernels/update.py", "update_", "launch_update("),
+            ("triton_kernels/update.py", "launch_update", "_update_kernel["),
+        ],
+    ],
+    "encode, Triton": [
+        [
+            STEP,
+            ("saefast/engine/step.py", "train_step", "select("),
+            SELECT,
+            ("triton_kernels/encode.py", "encode_topk", "pre_acts_and_maxima("),
+            TILES,
+        ],
+        [
+            *OLD_STEP,
+            OLD_GRAPH,
+            ("saefast/step.py", "train_step", "select("),
+            ("saefast/architectures/topk.py", "select", "encode_topk("),
+            ("triton_kernels/encode.py", "encode_topk", "pre_acts_and_maxima("),
+            ("triton_kernels/pre_acts.py", "pre_acts_and_maxima", "launch("),
+            ("triton_kernels/gemm.py", "launch", "kernel["),
+        ],
+    ],
+}
+
+
+def calls(root: Path, hop: Hop) -> bool:
+    """Whether the function stands in the file and calls the next one."""
+    file, function, call = hop
+    path = root / file
+    if not path.exists():
+        return False
+    python = path.suffix == ".py"
+    start = rf"^( *)def {function}\(" if python else rf"^()[\w:<> ]+ {function}\("
+    found = re.search(start, path.read_text(), re.MULTILINE)
+    if found is None:
+        return False
+    after = found.string[found.end() :]
+    end = rf"\n {{0,{len(found[1])}}}(?=def |class |@)" if python else r"\n}\n"
+    return call in re.split(end, after, maxsplit=1)[0]
+
+
+def ways(root: Path) -> Iterator[tuple[str, int, str]]:
+    """Op and backend, the number of host functions, and their names."""
+    for name, kinds in WAYS.items():
+        found = [way for way in kinds if all(calls(root, hop) for hop in way)]
+        yield name, len(found[0]) if found else 0, ", ".join(hop[1] for hop in found[0]) if found else "?"
 
 
 def module_name(path: Path, root: Path) -> str:
@@ -154,6 +256,8 @@ def main() -> None:
         print("   ", ", ".join(circle))
     back = upward(root, arrows)
     print(f"imports that go back up: {len(back)}", *back, sep="\n    ")
+    for name, n, functions in ways(root):
+        print(f"{name}: {n} host functions from Trainer.step to the kernel ({functions})")
     for folder, n_files, n_lines in lines_by_folder(root):
         print(f"{folder}/: {n_files} files, {n_lines} lines")
     print(f"fmt: skipped: {skipped_formats(root)}")

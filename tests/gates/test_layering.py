@@ -103,3 +103,9 @@ print([name for name in ("transformers", "matplotlib", "wandb", "tyro", "triton"
         [sys.executable, "-P", "-W", "error", "-c", code], capture_output=True, text=True, check=False
     )
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_the_way_from_the_trainer_to_a_kernel_is_short():
+    """Every function of it is found, and calls the next one by its name."""
+    found = {name: n for name, n, _ in house.ways(ROOT)}
+    assert len(found) == 4 and all(0 < n <= 5 for n in found.values()), found
