@@ -93,7 +93,6 @@ SAEFAST_DISPATCH(bool, best,
                   float* top_acts, int32_t* top_indices),
                  (values, indices, n, K, bound, keys, top_acts, top_indices))
 
-size_t chunks_of(size_t n, size_t size) { return (n + size - 1) / size; }
 
 // Latents screened at a time: eight for each of the k largest give a good first bound.
 size_t columns_of(size_t K) { return chunks_of(std::max<size_t>(1024, 8 * K), PANEL) * PANEL; }

@@ -24,6 +24,9 @@ inline OpenMP openmp() {
     return getpid() == pid ? found : nullptr;  // a forked process has none of its threads
 }
 
+// How many pieces of `size` hold n.
+constexpr std::size_t chunks_of(std::size_t n, std::size_t size) { return (n + size - 1) / size; }
+
 // Calls `work(item, thread)` once for each item in [0, items), with thread in [0, threads). `work` must not throw:
 // whatever it needs is allocated before.
 template <typename Work>

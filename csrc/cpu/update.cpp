@@ -69,7 +69,6 @@ SAEFAST_INLINE void column_sums(const float* rows, size_t n, size_t D, float* su
 }
 SAEFAST_DISPATCH(void, column_sums, (const float* rows, size_t n, size_t D, float* sums), (rows, n, D, sums))
 
-size_t chunks_of(size_t n, size_t size) { return (n + size - 1) / size; }
 
 // Chunks in descending order of their entries: the longest begin first, so that no thread is left with it at the end.
 std::vector<size_t> longest_first(const Batch& batch, size_t F) {
