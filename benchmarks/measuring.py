@@ -66,7 +66,7 @@ def cpu_name() -> str:
 
 
 def commit() -> str:
-    """Of this checkout, with a "+" where files under version control have changed since."""
+    """The commit of this checkout, with a "+" if files under version control have changed since."""
 
     def git(*args: str) -> str:
         done = subprocess.run(
@@ -87,14 +87,14 @@ def result_path(name: str) -> Path:
 
 
 def read_result(name: str) -> dict[str, Any]:
-    """What `write_result` has written on this device, or nothing."""
+    """What `write_result` wrote on this device; empty if there is nothing."""
     path = result_path(name)
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return found
 
 
 def write_result(name: str, found: Mapping[str, Any]) -> Path:
-    """What was found, with the machine it was found on."""
+    """Write the result as JSON, together with a description of the machine."""
     path = result_path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"machine": machine()} | dict(found), indent=1)
@@ -180,7 +180,7 @@ def peak_mib(before: float) -> float:
 
 
 def module_of(script: str) -> str:
-    """Its name from the repository's root, for `python -m`."""
+    """The name of a script as `python -m` takes it in the root of the repository."""
     return ".".join(Path(script).resolve().relative_to(checkout.ROOT).with_suffix("").parts)
 
 

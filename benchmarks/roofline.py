@@ -61,7 +61,7 @@ def update_bytes(D: int, F: int, compute_bytes: int, param_dtype: str, state_dty
 
 
 def gathered_bytes(uses: int, rows: int, row_bytes: int, l2: float) -> int:
-    """From HBM, for `uses` rows out of a matrix of `rows`."""
+    """Bytes read from HBM for `uses` rows out of a matrix that has `rows` rows."""
     return min(uses, rows) * row_bytes if rows * row_bytes <= l2 / 2 else uses * row_bytes
 
 
@@ -99,7 +99,9 @@ def stages(
     if route not in ("triton", "cublas"):
         raise ValueError(f"route: expected 'triton' or 'cublas', got {route!r}")
     c, N, P, Z = compute_bytes, B * K, F * D, B * F
-    rows = gathered_bytes(2 * N, 2 * B, c * D, l2)  # of error and centred, by latent
+    rows = gathered_bytes(
+        2 * N, 2 * B, c * D, l2
+    )  # rows of the error and of the centred input, read by latent
     decoded = gathered_bytes(N, F, c * D, l2)
     updated = update_bytes(D, F, c, param_dtype, state_dtype)
     selection = 2 * c * Z / GROUP + min(c * GROUP * N, c * Z) + 8 * N

@@ -52,7 +52,7 @@ class Plan(NamedTuple):
     steps: int  # that a fit counts in a round
     live_rounds: int
     live_steps: int
-    forwards: int  # of the language model alone, in a round
+    forwards: int  # passes of the language model alone, in a round
     capacity: int = 131_072  # rows of the buffer, from shards
     warm: int = 3  # steps before the counted ones, from shards
 

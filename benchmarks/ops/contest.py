@@ -33,7 +33,7 @@ from saefast import reference
 from saefast.backend import MODULES, load_backend, unavailable
 
 ON_GPU = DEVICE == "cuda"
-DTYPE = torch.bfloat16 if ON_GPU else torch.float32  # of the products
+DTYPE = torch.bfloat16 if ON_GPU else torch.float32  # the format of the products
 TOLERANCE = 2e-2 if ON_GPU else 1e-5  # times the largest value
 Shape = tuple[int, int, int, int]  # B, d_in, d_sae, k
 SMOKE: Shape = (256, 64, 1024, 8)
@@ -95,7 +95,7 @@ def compiled(run: Callable[..., Any]) -> Callable[..., Any] | str:
 
 
 def stages_of(shape: Shape) -> list[Stage]:
-    """Of a training step here."""
+    """The stages of a training step on this device."""
     return stages(*shape, compute_bytes=DTYPE.itemsize, l2=last_cache())
 
 

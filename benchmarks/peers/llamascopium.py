@@ -39,7 +39,7 @@ def new_sae(d_in: int, d_sae: int, k: int, sample: Tensor, how: dict[str, Any], 
 
 
 def settings(tokens: int, **options: Any) -> Any:
-    """Of its trainer, without the metrics that it would compute in every step."""
+    """Settings of its trainer, without the metrics that it would compute in every step."""
     from llamascopium import TrainerConfig
 
     return TrainerConfig(

@@ -11,7 +11,7 @@ averages), its peak tuned for each to a factor of sqrt 2. What comes out is conv
 code, on rows that nobody trains on.
 
 Everybody trains a sixteenth of the run in turn, so that a noisy neighbour meets all of them; the clock runs only inside of
-the steps. The others' numbers do not depend on speed: `--tune` may run on a busy machine.
+the steps. FVUs do not depend on speed, so `--tune` may run on a busy machine.
 """
 
 import argparse
@@ -43,7 +43,7 @@ UNITS = {
     "sparsify Adam": "none",
     "sparsify signum": "none",
 }
-FIRST = 4e-3  # of every grid
+FIRST = 4e-3  # the first learning rate that is tried
 SAME = {"plain PyTorch": "saefast", "best PyTorch ops": "saefast"}  # the arithmetic, so the tuned rate
 
 
@@ -52,7 +52,7 @@ def scale(name: str, rows: Tensor) -> float:
 
 
 class Pupil:
-    """A contender in training, with its clock."""
+    """A contender in training, with a clock that runs only inside of its steps."""
 
     def __init__(
         self, name: str, lr: float, steps: int, rows: Tensor, d_sae: int, k: int, seed: int = 0
@@ -62,7 +62,7 @@ class Pupil:
         sae = SAE(SAEConfig(d_in=rows.shape[1], d_sae=d_sae, k=k), seed).to(rows.device)
         sae.b_dec.data.copy_(rows.mean(dim=0) * self.scale)
         self.run: Run = make(name, sae, Recipe(lr, steps, B, rows[:B] * self.scale))
-        self.seconds, self.curve = 0.0, list[list[float]]()  # of [seconds, tokens, FVU]
+        self.seconds, self.curve = 0.0, list[list[float]]()  # points [seconds, tokens, FVU]
 
     def train(self, batches: Iterator[Tensor]) -> None:
         for x in batches:

@@ -10,7 +10,7 @@ than the folder's are their first columns, wider ones several tokens side by sid
 `saefast.sweep`, and one after another on all threads: they see the same batches, and have the same FVUs bit for bit.
 
 An exponent is the slope of a line through the logarithms of the medians, with its standard error: what noise and curvature
-leave. Peak memory is that of two steps on random numbers (`largest.trial`), above what the process held before.
+leave. Peak memory is that of two steps on random numbers (`largest_dictionary.trial`), above what the process held before.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from benchmarks import measuring
 from benchmarks.measuring import DEVICE, in_fresh_process, interleaved, ratio, rows_of, spread
-from benchmarks.peers import largest
+from benchmarks.peers import largest_dictionary
 from benchmarks.peers.contenders import OURS, missing
 from benchmarks.peers.step_ratios import compare, fresh, step_of
 from benchmarks.shapes import Shape
@@ -32,7 +32,7 @@ from saefast import TrainConfig, Trainer
 from saefast.train.memory import memory_bytes
 from saefast.train.parallel import side_by_side, workers_for
 
-LETTERS = {"d_sae": "F", "d_in": "D", "k": "K", "batch": "B"}  # of a Shape
+LETTERS = {"d_sae": "F", "d_in": "D", "k": "K", "batch": "B"}  # fields of a Shape
 PLAIN = "plain PyTorch"
 TIMED = ("saefast", PLAIN, "best PyTorch ops", "sparsify Adam")
 ALONE = 8  # times the d_sae of the base: beyond, ours alone is timed
@@ -95,7 +95,7 @@ def widened(rows: Tensor, d_in: int) -> Tensor:
 
 
 def timed(steps: Mapping[str, Callable[[Tensor], Any]], stream: Iterator[Tensor], rounds: int) -> Found:
-    """Of each the seconds, and the ratio to the first."""
+    """The seconds of each step, and their ratio to the first one's."""
     seconds = interleaved(steps, stream, rounds)
     first = seconds[next(iter(steps))]
     return {name: {"seconds": spread(s, 5), "ratio": ratio(s, first)} for name, s in seconds.items()}
@@ -114,7 +114,7 @@ def point(names: Sequence[str], shape: Shape, rows: Tensor, rounds: int) -> Foun
 
 
 def several(n: int, shape: Shape, rows: Tensor, rounds: int) -> Found:
-    """A step of each of n SAEs, as a sweep makes it and one SAE after another."""
+    """One step of each of n SAEs: side by side as a sweep makes it, and one SAE after another."""
     rows, threads = widened(rows, shape.D), torch.get_num_threads()
     stream = measuring.batches(rows, shape.B)
     config = TrainConfig(total_tokens=10**6, batch_size=shape.B, lr=1e-3, normalize_input=False, backend=OURS)
@@ -135,7 +135,7 @@ def several(n: int, shape: Shape, rows: Tensor, rounds: int) -> Found:
 
 
 def times(plan: Plan, names: Sequence[str], rows: Tensor) -> Found:
-    """Of all axes, each printed when it is there. They share the point at the base, which has three times the rounds."""
+    """All axes; each is printed as soon as it is measured. They share the point at the base, which has three times the rounds."""
     base, found = point(names, plan.base, rows, 3 * plan.rounds), {}
     for what, letter in LETTERS.items():
         shapes = [plan.base._replace(**{letter: value}) for value in plan.axes[what]]
@@ -152,13 +152,15 @@ def times(plan: Plan, names: Sequence[str], rows: Tensor) -> Found:
 
 
 def memory(plan: Plan, names: Sequence[str]) -> Found:
-    """Peaks over d_sae, those of one contender in one process, beside what `saefast.train.memory` says of ours. The
+    """Peak memory over d_sae, each contender in one process, beside what `saefast.train.memory` predicts for ours. The
     first trial of a process loads what is loaded on first use, and does not count."""
     shapes = [plan.base._replace(F=value) for value in plan.axes["d_sae"]]
     points: list[Found] = [{} for _ in shapes]
     for name in names:
         measured = [s for s in shapes if name in taking_part(names, s, plan.base)]
-        peaks = in_fresh_process(largest.__file__, name, *map(largest.as_text, [plan.base, *measured]))
+        peaks = in_fresh_process(
+            largest_dictionary.__file__, name, *map(largest_dictionary.as_text, [plan.base, *measured])
+        )
         for found, (before, peak) in zip(points, peaks[1:]):  # noqa: B905 (not all take part in the last)
             found[name] = {"MiB": [round(peak - before, 1)]}
     for found, shape in zip(points, shapes, strict=True):
@@ -170,7 +172,7 @@ def memory(plan: Plan, names: Sequence[str]) -> Found:
 
 
 def table(title: str, found: Found) -> None:
-    """Of the first contender milliseconds, of the others their ratio to it; of memory MiB."""
+    """Print milliseconds of the first contender and the ratios of the others to it, or MiB if memory was measured."""
 
     def cell(name: str, measured: Found) -> str:
         if "MiB" in measured:
@@ -198,7 +200,7 @@ def main() -> None:
     parser.add_argument(
         "--memory", type=int, metavar="GIB", help="of --largest; default: what is available less 2"
     )
-    everybody = largest.CANDIDATES
+    everybody = largest_dictionary.CANDIDATES
     parser.add_argument("--contenders", nargs="+", choices=everybody, default=everybody, help="of --largest")
     args = parser.parse_args()
     if args.largest:
@@ -206,7 +208,7 @@ def main() -> None:
             parser.error(
                 "--largest: watches the memory of the CPU; expected CUDA_VISIBLE_DEVICES to be empty"
             )
-        return largest.measure(args.contenders, args.memory)
+        return largest_dictionary.measure(args.contenders, args.memory)
     if not args.folder and not args.smoke:
         parser.error("folder: expected a folder of activations (or --smoke, or --largest)")
     plan, names = SMOKE if args.smoke else PLAN, [name for name in TIMED if not missing(name)]
@@ -214,7 +216,7 @@ def main() -> None:
     peaks = memory(plan, names[:1] if args.smoke else names)
     table("d_sae, peak MiB", peaks)
     if args.smoke:
-        assert not largest.watched("saefast", plan.base, budget=50)["fits"]
+        assert not largest_dictionary.watched("saefast", plan.base, budget=50)["fits"]
         return
     base = dict(zip(("B", "d_in", "d_sae", "k"), plan.base, strict=True))
     print(measuring.write_result("scaling", {"base": base, "seconds": found, "peak MiB": peaks}))

@@ -51,10 +51,14 @@ def test_encoder_by_hand():
 @pytest.mark.parametrize(
     "weights, moments, per_weight",
     [
-        ("fp32", "fp32", 52), ("split", "fp32", 48), ("fp32", "bf16", 36), ("fp32", "int8", 28),
-        ("bf16", "bf16", 24), ("bf16", "int8", 16),
+        ("fp32", "fp32", 52),
+        ("split", "fp32", 48),
+        ("fp32", "bf16", 36),
+        ("fp32", "int8", 28),
+        ("bf16", "bf16", 24),
+        ("bf16", "int8", 16),
     ],
-)  # fmt: skip
+)
 def test_update_by_hand(weights, moments, per_weight):
     """In C each of the 8192 * 64 active entries reads a row of 8192 bytes of the error and one of the centred input,
     and 12 bytes that say where; int8 moments have four scales of 4 bytes a latent, read and written."""

@@ -1,10 +1,10 @@
-"""benchmarks/peers/scaling.py and largest.py: fits on made-up numbers, the search for the largest, a process that is watched."""
+"""benchmarks/peers/scaling.py and largest_dictionary.py: fits on made-up numbers, the search for the largest, a process that is watched."""
 
 import pytest
 import torch
 
 from benchmarks import measuring
-from benchmarks.peers import largest, scaling
+from benchmarks.peers import largest_dictionary, scaling
 
 
 def test_exponent_is_that_of_the_power_law() -> None:
@@ -35,9 +35,9 @@ def test_rows_of_another_width() -> None:
 
 
 def made_up(held: float, per_latent: float, budget: float):
-    """`largest.watched` of a contender whose peak is held + per_latent * d_sae MiB."""
+    """`largest_dictionary.watched` of a contender whose peak is held + per_latent * d_sae MiB."""
 
-    def attempt(d_sae: int) -> largest.Found:
+    def attempt(d_sae: int) -> largest_dictionary.Found:
         peak = held + per_latent * d_sae
         return {"d_sae": d_sae, "MiB": peak if peak <= budget else None, "fits": peak <= budget}
 
@@ -46,13 +46,13 @@ def made_up(held: float, per_latent: float, budget: float):
 
 def test_line_through_peaks() -> None:
     attempt = made_up(300, 0.02, 10**9)
-    slope, d_sae = largest.predicted([attempt(size) for size in (4096, 8192, 16384)], budget=2048)
+    slope, d_sae = largest_dictionary.predicted([attempt(size) for size in (4096, 8192, 16384)], budget=2048)
     assert slope == pytest.approx(0.02)
     assert d_sae == 87040  # 85 * 1024, of (2048 - 300) / 0.02 = 87400
 
 
 def test_largest_fits_and_five_percent_more_does_not() -> None:
-    found = largest.largest(made_up(300, 0.02, 2048), d_in=576, budget=2048)
+    found = largest_dictionary.largest(made_up(300, 0.02, 2048), d_in=576, budget=2048)
     assert found["d_sae"] == found["predicted"] == 87040
     assert found["bytes per latent"] == round(0.02 * 2**20)
     assert [(t["d_sae"], t["fits"]) for t in found["trials"][3:]] == [(87040, True), (92160, False)]
@@ -62,29 +62,29 @@ def test_largest_fits_and_five_percent_more_does_not() -> None:
 def test_largest_where_the_line_is_wrong(bend: float) -> None:
     """Peaks that curve away from it: the search goes on until a size fits and the next does not."""
 
-    def attempt(d_sae: int) -> largest.Found:
+    def attempt(d_sae: int) -> largest_dictionary.Found:
         return made_up(300 + bend * d_sae**2, 0.02, 2048)(d_sae)
 
-    found = largest.largest(attempt, d_in=576, budget=2048)
+    found = largest_dictionary.largest(attempt, d_in=576, budget=2048)
     fits = {t["d_sae"]: t["fits"] for t in found["trials"]}
     assert found["d_sae"] != found["predicted"] and found["d_sae"] % 1024 == 0
     assert fits[found["d_sae"]] and not fits[min(size for size in fits if size > found["d_sae"])]
 
 
 def test_nothing_is_claimed_where_a_probe_does_not_fit() -> None:
-    found = largest.largest(made_up(3000, 0.02, 2048), d_in=576, budget=2048)
+    found = largest_dictionary.largest(made_up(3000, 0.02, 2048), d_in=576, budget=2048)
     assert found["d_sae"] is None and not found["trials"][-1]["fits"]
 
 
 def test_process_above_the_budget_is_killed() -> None:
-    found = largest.watched("saefast", largest.FIXED._replace(F=1024), budget=30)
+    found = largest_dictionary.watched("saefast", largest_dictionary.FIXED._replace(F=1024), budget=30)
     assert not found["fits"] and found["why"] == "killed above the budget"
 
 
 def test_peak_of_a_trial() -> None:
     shape = scaling.Shape(64, 64, 8192, 4)
-    largest.trial("plain PyTorch", shape)  # loads what is loaded on first use
-    before, peak = largest.trial("plain PyTorch", shape)
+    largest_dictionary.trial("plain PyTorch", shape)  # loads what is loaded on first use
+    before, peak = largest_dictionary.trial("plain PyTorch", shape)
     matrix = 8192 * 64 * 4 / 2**20
     assert 8 * matrix < peak - before < 30 * matrix  # two weights, four moments, two gradients
 

@@ -171,7 +171,7 @@ class SameState:
     """What one contender's steps from some states are off from fp64."""
 
     def __init__(self) -> None:
-        self.fvu, self.loss = list[float](), list[float]()  # of each step: as it says; relative error
+        self.fvu, self.loss = list[float](), list[float]()  # for each step: as reported; its relative error
         self.flips, self.doubt = [0, 0], 0.0  # by top-k, AuxK; the largest
         self.errors: dict[str, list[tuple[float, float]]] = {}  # largest, root mean square
 

@@ -1,6 +1,6 @@
 """The largest dictionary that trains in a budget of memory: what `scaling.py --largest` calls.
 
-    python -m benchmarks.peers.largest saefast 256,576,65536,32    a trial in this process: prints MiB held before, and at the peak
+    python -m benchmarks.peers.largest_dictionary saefast 256,576,65536,32    a trial in this process: prints MiB held before, and at the peak
 
 The peaks of three moderate sizes, each of a whole process of its own, make a line, and where it reaches the budget two steps
 are trained. A process is killed when it passes the budget. The outcome is a d_sae that stayed within it, when 5% more did
