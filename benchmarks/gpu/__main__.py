@@ -51,6 +51,7 @@ from benchmarks.gpu.common import (
     synchronize,
     what_failed,
 )
+from benchmarks.measuring import commit
 
 PARTS: dict[str, Part] = {
     "machine": checks.MACHINE,
@@ -68,6 +69,11 @@ PARTS: dict[str, Part] = {
     "compiled": step.COMPILED,
     "stream": stream.STREAM,
     "sanitizer": checks.SANITIZERS,
+}
+ALSO_USED = {  # folders that the results of a module depend on, besides the sources of the package
+    "benchmarks.gpu.checks": "tests",
+    "benchmarks.gpu.peers": "benchmarks/peers",
+    "benchmarks.gpu.step": "benchmarks/peers",
 }
 SECONDS = 540  # for everything; what is not begun by then is left to the next run
 PATIENCE = 4 if REHEARSAL else 1  # times the limits: a machine without a GPU may be shared
@@ -156,8 +162,9 @@ def run_part(name: str, path: Path, full: Result, deadline: float, folder: Path)
     """Run what is missing of a part and save each result. Returns the items that failed or were not reached."""
     part, found = PARTS[name], full["parts"].setdefault(name, {})
     modules = {getattr(item, "func", item).__module__ for item in part.items.values()}
-    tests = ["tests"] if "benchmarks.gpu.checks" in modules else []
-    sources = f"{full['sources']} {digest('', [*(name.replace('.', '/') for name in sorted(modules)), 'benchmarks/gpu/common', *tests])}"
+    files = [*(module.replace(".", "/") for module in sorted(modules)), "benchmarks/gpu/common"]
+    files += sorted({folder for module, folder in ALSO_USED.items() if module in modules})
+    sources = f"{full['sources']} {digest('', files)}"
     if found.get("sources") != sources:
         found.clear()
     found |= {"sources": sources, "commit": full["commit"]}
@@ -190,10 +197,9 @@ def last_lines(full: Result) -> list[str]:
     for key, row in full["parts"].get("step", {}).items():
         if isinstance(row, dict) and "median_ms" in (found := row.get(key.split()[-1], {})):
             share, over = found.get("share_of_floor"), found.get("triton_is_faster_by")
-            lines.append(
-                f"{key:12} {found['median_ms']:9.3f} ms  {found['peak_gb']:6.1f} GB"
-                + (f"  {share:.0%} of the floor" if share else "") + (f"  {over} times ours" if over else "")
-            )  # fmt: skip
+            line = f"{key:12} {found['median_ms']:9.3f} ms  {found['peak_gb']:6.1f} GB"
+            line += f"  {share:.0%} of the floor" if share else ""
+            lines.append(line + (f"  {over} times ours" if over else ""))
     for name, part in full["parts"].items():
         for item, result in part.items():
             if isinstance(result, dict) and "error" in result:
@@ -215,7 +221,7 @@ def one_line(result: Result, prefix: str = "") -> str:
 
 
 def digest(folder: str, names: list[str]) -> str:
-    """Of folders in the repository, or of modules in `folder`. Tells apart states of the tree without a commit."""
+    """A hash of modules in `folder`, or of whole folders of the repository: it tells states of the tree apart without git."""
     found = hashlib.sha256()
     for name in names:
         one = [ROOT / folder / f"{name}.py"]
@@ -227,20 +233,11 @@ def digest(folder: str, names: list[str]) -> str:
     return found.hexdigest()[:12]
 
 
-def commit() -> str:
-    with contextlib.suppress(OSError):
-        command = ["git", "describe", "--always", "--dirty"]
-        git = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if git.returncode == 0:
-            return git.stdout.strip()
-    return os.environ.get("SAEFAST_COMMIT", "unknown")
-
-
 def header() -> Result:
-    """What the figures were measured on."""
+    """What the figures are measured on."""
     return {
         "device": torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu rehearsal",
-        "commit": commit(),
+        "commit": commit() or os.environ.get("SAEFAST_COMMIT", "unknown"),
         "sources": digest("", ["saefast", "triton_kernels", "csrc"]),
         "versions": {
             "python": platform.python_version(),

@@ -10,7 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,6 +25,10 @@ SANITIZER = "/usr/local/cuda/bin/compute-sanitizer"
 
 def measured_ceilings(report: Report) -> Result:
     return ceilings()
+
+
+def said(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, **options)
 
 
 class Job(NamedTuple):
@@ -42,18 +46,17 @@ def run_pytest(job: Job, deadline: float) -> tuple[str, float, str]:
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "SAEFAST_SHARD": job.shard}
     environment |= {"OMP_NUM_THREADS": "2", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # many processes, soon up
-    plugins = [f"-p{name}" for name in ("benchmarks.checkout", "benchmarks.gpu.shard", "no:cacheprovider")]
+    plugins = [
+        f"-p{name}" for name in ("benchmarks.checkout", "benchmarks.gpu.every_nth_test", "no:cacheprovider")
+    ]
     if importlib.util.find_spec("pytest_timeout"):
         plugins.append("-ppytest_timeout")
     options = ["-q", "--tb=short", "-Wignore::pytest.PytestConfigWarning", f"-k={job.only}"]
     # -P: an installed saefast has its extensions beside it, the checkout has not
     command = [sys.executable, "-P", "-m", "pytest", *plugins, *options, str(job.path)]
-    began = time.perf_counter()
+    began, limit = time.perf_counter(), max(1, deadline - time.monotonic())
     try:
-        run = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-            timeout=max(1, deadline - time.monotonic()),
-        )  # fmt: skip
+        run = said(command, env=environment, timeout=limit)
     except subprocess.TimeoutExpired as error:
         so_far = error.stdout.decode(errors="replace") if error.stdout else ""
         return "stopped, out of time", time.perf_counter() - began, so_far + "\nout of time"
@@ -93,7 +96,7 @@ def tests(pattern: str, only: str, shards: int, report: Report) -> Result:
 
 def tiny_run(report: Report) -> Result:
     """Without a tool: does it run at all? Its kernels are compiled then."""
-    run = subprocess.run([sys.executable, *TINY], cwd=ROOT, capture_output=True, text=True, check=False)
+    run = said([sys.executable, *TINY])
     result: Result = {"said": run.stdout.splitlines()}
     return result if run.returncode == 0 else result | {"error": run.stderr[-3000:]}
 
@@ -103,11 +106,11 @@ def sanitize(tool: str, report: Report) -> Result:
     binary = shutil.which("compute-sanitizer") or (SANITIZER if Path(SANITIZER).exists() else None)
     if binary is None:
         return {"said": "compute-sanitizer is not installed"}
-    # calls of CUDA that fail and are meant to (torch asks what a pointer is) are no finding
+    # Some calls of CUDA fail on purpose (torch asks what a pointer is): these are no finding.
     options = ["--report-api-errors", "no", "--error-exitcode", str(FOUND)]
     command = [binary, "--tool", tool, *options, sys.executable, *TINY]
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    run = said(command, env=environment)
     lines = (run.stdout + run.stderr).strip().splitlines()
     result: Result = {"said": lines[-12:], "exit_code": run.returncode}
     if re.search(r"SUMMARY: [1-9]", "\n".join(lines)) or run.returncode == FOUND:
@@ -125,7 +128,7 @@ def compiled(script: str, some: str, report: Report) -> Result:
     command = [sys.executable, "-m", script, "--only", some if REHEARSAL else ""]
     command += ["--sm", f"{capability[0]}{capability[1]}"] if script == "tests.gates.compile_gate" else []
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    run = said(command, env=environment)
     lines = run.stdout.splitlines()
     result: Result = {
         "kernels": len(lines),
@@ -140,8 +143,9 @@ COMPILED = Part(
         "of steps": partial(compiled, "tests.gates.compile_gate", "scatter_kernel"),
         "candidates": partial(compiled, "benchmarks.gpu.tune", "decode A"),
     },
-    seconds=150, item_seconds=90,
-)  # fmt: skip
+    seconds=150,
+    item_seconds=90,
+)
 ENGINE = Part(
     {"tests": partial(tests, "engine/test_gpu", "", 6)}, seconds=SECONDS + 30, item_seconds=SECONDS + 30
 )

@@ -29,7 +29,7 @@ strict_interpreter.install()
 ROOT = checkout.ROOT
 REHEARSAL = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if REHEARSAL else "cuda"
-DTYPE = torch.bfloat16  # of the products
+DTYPE = torch.bfloat16  # the format of the products
 LOSS = 2e-3  # relative error allowed of a first loss: in bf16 x_hat has errors of 2^-9, of either sign
 SHAPES = {"A": Shape(B=4, D=24, F=24, K=2)} if REHEARSAL else REAL_SHAPES
 CASES = {name: shape for name, shape in SHAPES.items() if name != "small"}
@@ -69,7 +69,7 @@ def make_sae(shape: Shape, dtype: torch.dtype = torch.float32, seed: int = 0) ->
 
 
 def mean_of(shape: Shape) -> Tensor:
-    """Of the rows that `batches` draws."""
+    """The mean of the rows that `batches` draws."""
     return torch.randn(shape.D, device=DEVICE, generator=rng(6))
 
 
@@ -79,12 +79,17 @@ def batches(shape: Shape, n: int) -> Tensor:
 
 
 def train_config(shape: Shape, **options: Any) -> TrainConfig:
-    return TrainConfig(
-        **{
-            "total_tokens": 10**9, "batch_size": shape.B, "lr": 1e-4, "warmup_fraction": 0, "decay_fraction": 0,
-            "normalize_input": False, "backend": "triton", "compute_dtype": "bf16",
-        } | options
-    )  # fmt: skip
+    settings = {
+        "total_tokens": 10**9,
+        "batch_size": shape.B,
+        "lr": 1e-4,
+        "warmup_fraction": 0,
+        "decay_fraction": 0,
+        "normalize_input": False,
+        "backend": "triton",
+        "compute_dtype": "bf16",
+    }
+    return TrainConfig(**settings | options)
 
 
 def uniform_code(shape: Shape, zipf: bool = False) -> tuple[Tensor, Tensor]:
@@ -130,7 +135,7 @@ def close(what: str, got: float, want: float, rtol: float) -> None:
 
 
 def what_failed() -> Result:
-    """What `expect` found since the last call."""
+    """The failed expectations since the last call, as an error."""
     found = "; ".join(_failed)
     _failed.clear()
     return {"error": found[:3000]} if found else {}
@@ -229,8 +234,9 @@ def ceilings() -> Result:
     found = {
         "gb_per_s": round(2e-6 * source.nbytes / copy["median_ms"], 6),
         "tflops": round(2e-9 * size**3 / product["median_ms"], 6),
-        "l2_bytes": 2**20, "memory_bytes": 2**30,
-    }  # fmt: skip
+        "l2_bytes": 2**20,
+        "memory_bytes": 2**30,
+    }
     if DEVICE == "cuda":
         properties = torch.cuda.get_device_properties(0)
         found |= {"l2_bytes": properties.L2_cache_size, "memory_bytes": properties.total_memory}
@@ -247,7 +253,7 @@ def device_of(report: Report) -> Device:
 
 
 def floors(report: Report, shape: Shape, **options: Any) -> tuple[list[Stage], dict[str, float], float]:
-    """Of the stages of a step on this device: `roofline.stages` and `roofline.floor_ms`."""
+    """The stages of a step, the floor of each and of all of them on this device: see `roofline.stages`, `roofline.floor_ms`."""
     device = device_of(report)
     found = stages(*shape, compute_bytes=DTYPE.itemsize, l2=device.l2, **options)
     return found, *floor_ms(found, device)

@@ -16,7 +16,7 @@ from benchmarks.gpu.common import DEVICE, REHEARSAL, ROOT, Item, Part, Report, R
 from saefast import SAE, SAEConfig, TrainConfig, Trainer, open_source
 
 STEPS, B, F, K, HELDOUT = (4, 8, 24, 4, 32) if REHEARSAL else (500, 1024, 4608, 32, 16_384)
-D = 24 if REHEARSAL else 576  # of the mixtures
+D = 24 if REHEARSAL else 576  # d_in of the mixtures
 DEAD_AFTER = 2 * B if REHEARSAL else 20 * B
 CORPORA = [ROOT / folder / "acts-corpus" for folder in ("data", ".whl")]  # .whl: what flight.sh takes along
 ENGINES = {"backend": "reference", "compute_dtype": "fp32"}, {"backend": "triton", "compute_dtype": "bf16"}
@@ -51,9 +51,15 @@ def corpus(folder: Path) -> tuple[list[Tensor], Tensor]:
 def train(name: str, batches: list[Tensor], heldout: Tensor) -> tuple[Result, list[list[float]]]:
     d_in = batches[0].shape[1]
     config = TrainConfig(
-        total_tokens=STEPS * B, batch_size=B, lr=4e-3, betas=(0.9, 0.99), decay_fraction=0.95,
-        dead_feature_threshold=DEAD_AFTER, k_aux=K, **ENGINES[name == "triton"],
-    )  # fmt: skip
+        total_tokens=STEPS * B,
+        batch_size=B,
+        lr=4e-3,
+        betas=(0.9, 0.99),
+        decay_fraction=0.95,
+        dead_feature_threshold=DEAD_AFTER,
+        k_aux=K,
+        **ENGINES[name == "triton"],
+    )
     sae = SAE(SAEConfig(d_in=d_in, d_sae=F, k=K)).to(DEVICE)
     trainer = Trainer(sae, config)
     trainer.initialize(torch.cat(batches[:8]))  # what fit does before its first step

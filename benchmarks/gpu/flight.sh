@@ -2,7 +2,7 @@
 # `make gpu` on a lent machine: a GPU, CUDA's compiler, a python3 with torch, triton and pytest, and no network.
 #
 #   bash benchmarks/gpu/flight.sh --pack      here, before: the peers as wheels and what else travels, into .whl/ (git ignores it)
-#   bash benchmarks/gpu/flight.sh [options]   there, as often as needed, 10 minutes at most each; options are those of gpu.py
+#   bash benchmarks/gpu/flight.sh [options]   there, as often as needed, 10 minutes at most each; options are those of `python -m benchmarks.gpu`
 #
 # Each call goes on where the last one stopped. Results are kept in runs/gpu, and copied to $OUT where that is set: bring
 # them back and put them into runs/gpu before a call on a fresh machine, and into benchmarks/results/ in the end.

@@ -29,7 +29,7 @@ from benchmarks.peers.contenders import CONTENDERS, Make
 from benchmarks.peers.runs import Recipe, without_weights
 
 LR = 1e-4
-PREDICTED_MS = {"A": 2.7, "B": 15.0}  # of openai's and sparsify's kernels, to 40%
+PREDICTED_MS = {"A": 2.7, "B": 15.0}  # for the kernels of openai and sparsify, to 40%
 PEERS: dict[str, tuple[str | None, Make]] = {
     "sparsify": CONTENDERS["sparsify Adam"],
     "sparsify-signum": CONTENDERS["sparsify signum"],

@@ -1,8 +1,9 @@
 """`make gpu`: the measurements that can falsify the design. What was predicted, from a cost model, before a GPU ran anything.
 
 1 cuBLAS   2 torch.topk   3 group maxima and selection   4 fused product against cuBLAS   5 decode and loss   6 update
-7 Adam alone in each storage format   8 transpose of the code   9 eager against graph. (10, the peers, is `gpu_peers`.)
+7 Adam alone in each storage format   8 transpose of the code   9 eager against graph. (10, the peers, is the part `peers`.)
 Predictions were made for an H200 with 4.3 TB/s and 790 TFLOP/s; each result is compared with plain PyTorch before it is timed.
+5 and 8 are read from the part `stages`, 9 from the part `step`.
 """
 
 from collections.abc import Callable
@@ -58,10 +59,9 @@ class Prediction(NamedTuple):
         here = {"copies": device.bandwidth, "products": device.flops}[self.bound]
         slower = H200[self.bound] / here if self.unit == "ms" and not REHEARSAL else 1.0
         low, high = (round(slower * value, 4) for value in getattr(self, case))
-        return {
-            "prediction": [low, high], "measured": round(measured, 4), "unit": self.unit,
-            "within": low <= measured <= high,
-        }  # fmt: skip
+        within = low <= measured <= high
+        found = {"prediction": [low, high], "measured": round(measured, 4)}
+        return found | {"unit": self.unit, "within": within}
 
 
 PREDICTIONS = {
@@ -150,28 +150,6 @@ def fused(case: str, shape: Shape, report: Report) -> Result:
     return PREDICTIONS["4 fused product"].beside(case, faster, report) | routes | {"best_route": best}
 
 
-def decode(case: str, shape: Shape, report: Report) -> Result:
-    B, D, F, _ = shape
-    acts, indices = uniform_code(shape)
-    W_dec, b_dec = normal(2, F, D).mul_(D**-0.5), normal(3, D, dtype=torch.float32)
-    x, some = normal(4, B, D, dtype=torch.float32), slice(0, 64)
-    inputs = acts, indices, W_dec, b_dec, x, DTYPE
-    error, squares = ops.decode_error(*inputs)
-    rows = W_dec[indices[some].long()].double()
-    exact = b_dec.double() + torch.einsum("bk,bkd->bd", acts[some].double(), rows) - x[some].double()
-    distance = relative_error(error[some], exact)
-    expect(distance <= 2e-3, f"decode_error: relative error {distance}")
-    expect(relative_error(squares[some], exact.square().sum(dim=1)) <= 1e-5, "decode_error: squares")
-    timing = kernel_ms(lambda: ops.decode_error(*inputs))
-    theirs = {"reference": kernel_ms(lambda: reference.decode_error(*inputs))}
-    return (
-        PREDICTIONS["5 decode and loss"].beside(case, timing["median_ms"], report)
-        | timing
-        | theirs
-        | {"relative_error": distance}
-    )
-
-
 def update(case: str, shape: Shape, report: Report) -> Result:
     B, D, F, _ = shape
     found: Result = {}
@@ -224,36 +202,19 @@ def adam(case: str, shape: Shape, report: Report) -> Result:
         n_bytes = F * D * sum(4 + state_bytes(matrix) for matrix in (state.weights.enc, state.weights.dec))
         timing = kernel_ms(run)
         speed = 1e3 * n_bytes / timing["median_ms"]
-        found["-".join(formats)] = timing | {
-            "bytes_per_parameter": n_bytes / (2 * F * D), "gb_per_s": round(speed / 1e9), "of_copy": round(speed / copy, 3)
-        }  # fmt: skip
+        rates = {"gb_per_s": round(speed / 1e9), "of_copy": round(speed / copy, 3)}
+        found["-".join(formats)] = timing | {"bytes_per_parameter": n_bytes / (2 * F * D)} | rates
         del state, run
         free()
     return PREDICTIONS["7 adam"].beside(case, found["fp32-fp32"]["of_copy"], report) | found
 
 
-def transpose(case: str, shape: Shape, report: Report) -> Result:
-    """Against one torch.sort of latent * B + token, which the same results can be read from."""
-    B, _, F, _ = shape
-    acts, indices = uniform_code(shape)
-    tokens = torch.arange(B, device=DEVICE)[:, None]
-
-    def by_sort() -> tuple[Tensor, Tensor]:
-        keys = (indices.long() * B + tokens).flatten().sort().values
-        return torch.searchsorted(keys, torch.arange(F + 1, device=DEVICE) * B), keys % B
-
-    offsets, _, grouped = ops.group_by_latent(acts, indices, F)
-    want_offsets, want_tokens = by_sort()
-    expect(
-        torch.equal(offsets.long(), want_offsets) and torch.equal(grouped.long(), want_tokens),
-        "group_by_latent",
-    )
-    timing = kernel_ms(lambda: ops.group_by_latent(acts, indices, F))
-    return (
-        PREDICTIONS["8 transpose"].beside(case, timing["median_ms"], report)
-        | timing
-        | {"torch.sort": kernel_ms(by_sort)}
-    )
+def from_stages(name: str, stage: str, case: str, shape: Shape, report: Report) -> Result:
+    """An op that the part `stages` has compared with plain PyTorch and timed."""
+    timing = report.get("stages", {}).get(case, {}).get(stage)
+    if timing is None:
+        return {"error": "the part stages has not measured it"}
+    return PREDICTIONS[name].beside(case, timing["median_ms"], report) | timing
 
 
 def graph(case: str, shape: Shape, report: Report) -> Result:
@@ -262,10 +223,8 @@ def graph(case: str, shape: Shape, report: Report) -> Result:
     both = [steps.get(f"{case} {name}", {}).get(name, {}).get("median_ms") for name in ("triton", "eager")]
     if None in both:
         return {"error": "the part step has not measured both"}
-    return PREDICTIONS["9 graph"].beside(case, 1 - both[0] / both[1], report) | {
-        "graph_ms": both[0],
-        "eager_ms": both[1],
-    }
+    saved = PREDICTIONS["9 graph"].beside(case, 1 - both[0] / both[1], report)
+    return saved | {"graph_ms": both[0], "eager_ms": both[1]}
 
 
 MEASUREMENTS: list[tuple[str, Callable[[str, Shape, Report], Result]]] = [
@@ -273,10 +232,10 @@ MEASUREMENTS: list[tuple[str, Callable[[str, Shape, Report], Result]]] = [
     ("2 torch.topk", torch_topk),
     ("3 group maxima and select", selection),
     ("4 fused product", fused),
-    ("5 decode and loss", decode),
+    ("5 decode and loss", partial(from_stages, "5 decode and loss", "decode")),
     ("6 update", update),
     ("7 adam", adam),
-    ("8 transpose", transpose),
+    ("8 transpose", partial(from_stages, "8 transpose", "group")),
     ("9 graph", graph),
 ]
 ITEMS: dict[str, Item] = {

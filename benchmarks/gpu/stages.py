@@ -88,11 +88,16 @@ class Chain:
     def check(self, n_latents: int = 32) -> Result:
         close("loss", float(self.fvu), self.exact, LOSS)
         F = len(self.state.weights.b_enc.value)
-        for name, got, want in zip(
-            ("offsets", "pairs", "tokens"), self.groups, reference.group_by_latent(self.acts, self.indices, F), strict=True
-        ):  # fmt: skip
+        names, wanted = ("offsets", "pairs", "tokens"), reference.group_by_latent(self.acts, self.indices, F)
+        for name, got, want in zip(names, self.groups, wanted, strict=True):
             used = slice(None) if name == "offsets" else slice(0, int(self.groups[0][-1]))
             expect(torch.equal(got[used], want[used]), f"group_by_latent: {name} differ")
+        acts, indices, W_dec, b_dec, x, _ = self.decode
+        some = slice(0, 64)
+        rows = W_dec[indices[some].long()].double()
+        x_hat = b_dec.double() + torch.einsum("bk,bkd->bd", acts[some].double(), rows)
+        distance = relative_error(self.error[some], x_hat - x[some].double())
+        expect(distance <= 2e-3, f"decode_error: relative error {distance}")
         latents = self.indices.flatten()[:: max(1, self.indices.numel() // n_latents)].unique()
         of = self.centred, self.error, self.grad_scale, self.acts, self.indices
         errors = gradient_errors(self.state, *of, latents)

@@ -68,34 +68,39 @@ def plain_step(shape: Shape, params: Params, compiled: bool) -> Step:
     return step
 
 
-def contender(name: str, shape: Shape) -> tuple[Step, float, Result]:
-    """-> a step, the exact first loss, what is known before anything ran."""
+def contender(name: str, shape: Shape, **formats: str) -> tuple[Step, float, Result]:
+    """-> a step, the exact first loss, what is known before anything ran. formats: of weights and moments."""
     sae, (x,) = make_sae(shape), batches(shape, 1)
     exact = exact_loss(sae.params, x, shape.K)
     if name in ("plain", "compiled"):
         return plain_step(shape, sae.params, name == "compiled"), exact, {}
-    config = train_config(shape, cuda_graph=name == "triton")
+    config = train_config(shape, cuda_graph=name == "triton", **formats)
     known = {"predicted_gb": round(sum(training_bytes(sae.config, config, DTYPE.itemsize).values()) / 1e9, 3)}
     return trainer_step(Trainer(sae, config)), exact, known
 
 
-def measure(case: str, name: str, report: Report) -> Result:
-    shape, earlier = SHAPES[case], report.get("step", {})
-    run, exact, found = contender(name, shape)
-    free()
+def timed(run: Step, shape: Shape, exact: float, seconds: float = 2.0) -> Result:
+    """The first losses, and then the pace and the memory."""
     data = batches(shape, N_LOSSES)
     losses = [float(run(x)) for x in data]
+    close("first loss", losses[0], exact, LOSS)
+    found = step_ms(lambda: run(data[0]), seconds) | peak_gb() | {"losses": losses}
+    return found | {"tokens_per_s": round(1e3 * shape.B / found["median_ms"])}
+
+
+def measure(case: str, name: str, report: Report) -> Result:
+    shape, earlier = SHAPES[case], report.get("step", {})
+    run, exact, known = contender(name, shape)
+    free()
+    found = timed(run, shape, exact) | known | {"exact_first_loss": exact}
     rows = {
         other: row[other]
         for other in NAMES
         if other != name and (row := earlier.get(f"{case} {other}")) and "losses" in row.get(other, {})
     }
-    close("first loss", losses[0], exact, LOSS)
     for other, row in rows.items():
-        for step, (got, want) in enumerate(zip(losses, row["losses"], strict=True)):
+        for step, (got, want) in enumerate(zip(found["losses"], row["losses"], strict=True)):
             close(f"loss {step} against {other}", got, want, LATER_LOSSES)
-    found = step_ms(lambda: run(data[0])) | found | peak_gb() | {"losses": losses, "exact_first_loss": exact}
-    found["tokens_per_s"] = round(1e3 * shape.B / found["median_ms"])
     found["compared_with"] = ["fp32 first loss", *rows]
     if name == "triton":
         capability = torch.cuda.get_device_capability() if DEVICE == "cuda" else (9, 0)
@@ -109,24 +114,12 @@ def measure(case: str, name: str, report: Report) -> Result:
 
 def of_format(param_dtype: str, state_dtype: str, report: Report) -> Result:
     """Case B with weights and moments in these formats: pace and memory."""
-    shape = SHAPES.get("B", SHAPES["A"])
-    sae = make_sae(shape)
-    data = batches(shape, N_LOSSES)
-    exact = exact_loss(sae.params, data[0], shape.K)
-    config = train_config(shape, param_dtype=param_dtype, state_dtype=state_dtype)
-    predicted = sum(training_bytes(sae.config, config, DTYPE.itemsize).values())
-    trainer = Trainer(sae, config)
+    shape, formats = SHAPES.get("B", SHAPES["A"]), {"param_dtype": param_dtype, "state_dtype": state_dtype}
+    run, exact, known = contender("triton", shape, **formats)
     free()
-    losses = [float(trainer.step(x).loss) for x in data]
-    close("first loss", losses[0], exact, LOSS)
-    found = step_ms(lambda: trainer.step(data[0]), seconds=1) | peak_gb() | {"losses": losses}
-    formats = {"param_dtype": param_dtype, "state_dtype": state_dtype}
+    found = timed(run, shape, exact, seconds=1) | known
     floor = floors(report, shape, **formats)[2]
-    return found | {
-        "predicted_gb": round(predicted / 1e9, 3),
-        "tokens_per_s": round(1e3 * shape.B / found["median_ms"]),
-        "share_of_floor": round(floor / found["median_ms"], 3),
-    }
+    return found | {"share_of_floor": round(floor / found["median_ms"], 3)}
 
 
 def largest(report: Report) -> Result:
@@ -175,12 +168,9 @@ ORDER = [
     *((case, "eager") for case in SHAPES),
 ]
 ITEMS: dict[str, Item] = {f"{case} {name}": partial(measure, case, name) for case, name in ORDER}
+COMPILED_ITEMS = {f"{case} compiled": partial(measure, case, "compiled") for case in SHAPES if case != "C"}
+FORMAT_ITEMS = {"largest": largest}
+FORMAT_ITEMS |= {"-".join(formats): partial(of_format, *formats) for formats in FORMATS}
 STEP = Part(ITEMS, seconds=200, item_seconds=60)
-COMPILED = Part(
-    {f"{case} compiled": partial(measure, case, "compiled") for case in SHAPES if case != "C"},
-    seconds=240, item_seconds=100,
-)  # fmt: skip
-FORMAT = Part(
-    {"largest": largest} | {"-".join(formats): partial(of_format, *formats) for formats in FORMATS},
-    seconds=120, item_seconds=60,
-)  # fmt: skip
+COMPILED = Part(COMPILED_ITEMS, seconds=240, item_seconds=100)
+FORMAT = Part(FORMAT_ITEMS, seconds=120, item_seconds=60)

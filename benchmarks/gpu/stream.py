@@ -7,9 +7,10 @@ import functools
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from benchmarks.gpu.common import (
     CASES,
     DEVICE,
     REHEARSAL,
+    Item,
     Part,
     Report,
     Result,
@@ -83,7 +85,7 @@ def shards() -> Iterator[ShardSource]:
 
 
 def compare(source: Any, **options: Any) -> None:
-    """Its batches against those of the buffer in PyTorch, before any time is taken."""
+    """Compare its batches with those of the buffer in PyTorch, before any time is taken."""
     sizes = source, BATCH, CAPACITY
     with closing(device_buffer(*sizes, **options)) as ours:
         for i, (got, want) in enumerate(zip(ours, ShuffleBuffer(*sizes), strict=False)):
@@ -92,29 +94,35 @@ def compare(source: Any, **options: Any) -> None:
                 return
 
 
-def pace(batches: Iterator[Tensor], n: int = N_BATCHES) -> tuple[float, float]:
-    """Seconds for n batches, and of them those in which the host waited in `next`."""
-    for _ in range(5):
-        next(batches)
+def nothing(x: Tensor) -> None:
+    """What is done with a batch where only the buffer is measured."""
+
+
+def pace(
+    batches: Iterator[Tensor], n: int = N_BATCHES, warm: int = 5, use: Callable[[Tensor], object] = nothing
+) -> Result:
+    """The rate of n batches that are used in turn, and the share of the time in which the host waited in `next`."""
+    for _ in range(warm):
+        use(next(batches))
     synchronize()
     waited, began = 0.0, time.perf_counter()
     for _ in range(n):
         asked = time.perf_counter()
-        next(batches)
+        x = next(batches)
         waited += time.perf_counter() - asked
+        use(x)
     synchronize()
-    return time.perf_counter() - began, waited
-
-
-def rates(seconds: float, n: int = N_BATCHES) -> Result:
+    seconds = time.perf_counter() - began
     tokens = n * BATCH / seconds
-    return {"tokens_per_s": round(tokens), "gb_per_s": round(2 * D_IN * tokens / 1e9, 6)}
+    return {
+        "tokens_per_s": round(tokens),
+        "gb_per_s": round(2 * D_IN * tokens / 1e9, 6),
+        "waiting_share": round(waited / seconds, 4),
+    }
 
 
 def copies(report: Report) -> Result:
     """What the link gives: host to device, pinned and not, in pieces of a batch."""
-    if why := missing():
-        return {"missing": why}
     host = rows()[:BATCH].clone()
     target, found = torch.empty_like(host, device=DEVICE), {}
     for name, source in (("pinned", host if REHEARSAL else host.pin_memory()), ("pageable", host)):
@@ -125,14 +133,11 @@ def copies(report: Report) -> Result:
 
 def from_memory(report: Report) -> Result:
     """Rows in host memory: the mixer, the copies and the kernel, with batches in fp32 and as they are."""
-    if why := missing():
-        return {"missing": why}
     source, found = TensorSource(rows()), {}
     for dtype in (torch.float16, torch.float32):
         compare(source, dtype=dtype)
         with closing(device_buffer(source, BATCH, CAPACITY, dtype=dtype)) as buffer:
-            seconds, waited = pace(iter(buffer))
-        found[str(dtype)[6:]] = rates(seconds) | {"waiting_share": round(waited / seconds, 4)}
+            found[str(dtype)[6:]] = pace(iter(buffer))
     pinned = report.get("stream", {}).get("copies", {}).get("pinned", {}).get("gb_per_s")
     if pinned:
         found["of_pinned_copies"] = round(found["float16"]["gb_per_s"] / pinned, 4)
@@ -141,8 +146,6 @@ def from_memory(report: Report) -> Result:
 
 def gather(report: Report) -> Result:
     """The kernel alone, under torch's profiler: bytes moved are 3 reads or writes of a row in fp16, one in fp32."""
-    if why := missing():
-        return {"missing": why}
     if REHEARSAL:
         return {"said": "there is no kernel to profile over the fake runtime"}
     from torch.profiler import ProfilerActivity, profile
@@ -167,8 +170,6 @@ def gather(report: Report) -> Result:
 
 def from_shards(report: Report) -> Result:
     """Verified shards on a drive (in the page cache): the buffer on the GPU, and the one on the host with a copy."""
-    if why := missing():
-        return {"missing": why}
     with shards() as source:
         compare(source, dtype=torch.float32)
         found: Result = {}
@@ -181,15 +182,12 @@ def from_shards(report: Report) -> Result:
                 batches = (x.to(DEVICE) for x in buffer)
                 for _ in range(N_ROWS // BATCH):  # the first pass verifies
                     next(batches)
-                seconds, waited = pace(batches)
-            found[name] = rates(seconds) | {"waiting_share": round(waited / seconds, 4)}
+                found[name] = pace(batches)
         return found
 
 
 def training(report: Report) -> Result:
     """Steps of case A fed by each buffer, in turn, against the same steps on one batch that stays where it is."""
-    if why := missing():
-        return {"missing": why}
     shape = CASES["A"]._replace(B=BATCH, D=D_IN)
     trainer, found = Trainer(make_sae(shape), train_config(shape)), {}
     n, warm = (1, 0) if REHEARSAL else (200, 5)
@@ -202,19 +200,8 @@ def training(report: Report) -> Result:
         still = rows()[:BATCH].float().to(DEVICE)
         for name in ("one batch", *makers):
             buffer = makers[name]() if name in makers else None
-            batches = iter(buffer) if buffer else iter(lambda: still, None)
-            waited = 0.0
-            for i in range(n + warm):
-                if i == warm:
-                    synchronize()
-                    waited, began = 0.0, time.perf_counter()
-                asked = time.perf_counter()
-                x = next(batches)
-                waited += time.perf_counter() - asked
-                trainer.step(x.to(DEVICE))
-            synchronize()
-            seconds = time.perf_counter() - began
-            found[name] = rates(seconds, n) | {"waiting_share": round(waited / seconds, 4)}
+            batches = iter(buffer) if buffer else repeat(still)
+            found[name] = pace(batches, n, warm, lambda x: trainer.step(x.to(DEVICE)))
             if buffer:
                 buffer.close()
     speeds = {name: entry["tokens_per_s"] for name, entry in found.items()}
@@ -222,8 +209,16 @@ def training(report: Report) -> Result:
     return found
 
 
+def where_possible(item: Item, report: Report) -> Result:
+    return {"missing": why} if (why := missing()) else item(report)
+
+
 ITEMS = {
     "tests": partial(tests, "activations/test_gpu_stream", "", 4),
-    "copies": copies, "rows in memory": from_memory, "gather": gather, "shards": from_shards, "training": training
-}  # fmt: skip
+    "copies": partial(where_possible, copies),
+    "rows in memory": partial(where_possible, from_memory),
+    "gather": partial(where_possible, gather),
+    "shards": partial(where_possible, from_shards),
+    "training": partial(where_possible, training),
+}
 STREAM = Part(ITEMS, seconds=200, item_seconds=140)

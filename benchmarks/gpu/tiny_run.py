@@ -18,9 +18,15 @@ def main(device: str = "cuda") -> None:
         sae = SAE(SAEConfig(d_in=D, d_sae=F, k=4)).to(device)
         sae.b_enc.data[:8], sae.b_enc.data[9] = -50.0, 50.0  # dead from the start, and active in every token
         config = TrainConfig(
-            total_tokens=100 * B, batch_size=B, lr=1e-3, k_aux=4, dead_feature_threshold=B, cuda_graph=False,
-            backend="triton", **options,
-        )  # fmt: skip
+            total_tokens=100 * B,
+            batch_size=B,
+            lr=1e-3,
+            k_aux=4,
+            dead_feature_threshold=B,
+            cuda_graph=False,
+            backend="triton",
+            **options,
+        )
         trainer = Trainer(sae, config)
         metrics = [trainer.step(x) for _ in range(n_steps)]
         print(options, [f"{float(m.loss):.4f} auxk {float(m.auxk_loss):.3f}" for m in metrics])

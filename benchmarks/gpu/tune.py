@@ -12,11 +12,12 @@ import argparse
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
+from itertools import product
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -38,7 +39,7 @@ from tests.gates.compile_one import compile_launch, launches
 
 # modules that the package has functions of the same names beside
 decode, topk = (import_module(f"saefast.triton_kernels.{name}") for name in ("decode", "topk"))
-SECONDS = 0.15  # of timing, each
+SECONDS = 0.15  # for timing one candidate
 SAME = 1e-2  # relative difference of results: sums in another order, rounded to bf16
 
 
@@ -56,26 +57,35 @@ class Candidate(NamedTuple):
             return op(**dict(self.options))
 
 
-def gemm_candidates(shape: Shape, device: torch.device) -> Iterator[Candidate]:
-    used = gemm.gemm_config(shape.B, shape.F, shape.D, DTYPE, capability=gemm.device_capability(device))
-    tiles = [
-        (128, 256, 64, 8, 3),
-        (128, 256, 64, 8, 4),
-        (256, 128, 64, 8, 3),
-        (128, 128, 64, 8, 4),
-        (128, 128, 64, 4, 4),
-    ]
-    tiles += [(128, 128, 128, 8, 2), (64, 256, 64, 4, 4)]
-    found = {f"{m}x{n}x{k} {warps} warps {stages} stages": replace(
-        used, BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, num_warps=warps, num_stages=stages)
-        for m, n, k, warps, stages in tiles}  # fmt: skip
-    found["not flattened"] = replace(used, FLATTEN=False)
-    for group in (4, 16):
-        found[f"{group} tiles down"] = replace(used, GROUP_M=group)
+TILES = [  # BLOCK_M, BLOCK_N, BLOCK_K, warps, stages
+    (128, 256, 64, 8, 3),
+    (128, 256, 64, 8, 4),
+    (256, 128, 64, 8, 3),
+    (128, 128, 64, 8, 4),
+    (128, 128, 64, 4, 4),
+    (128, 128, 128, 8, 2),
+    (64, 256, 64, 4, 4),
+]
+
+
+def beside(used: Any, found: Mapping[str, Any]) -> Iterator[Candidate]:
+    """The configuration in use, and those of `found` that are others."""
     yield Candidate("default", options=(("config", used),))
     for name, config in found.items():
         if config != used:
             yield Candidate(name, options=(("config", config),))
+
+
+def gemm_candidates(shape: Shape, device: torch.device) -> Iterator[Candidate]:
+    used = gemm.gemm_config(shape.B, shape.F, shape.D, DTYPE, capability=gemm.device_capability(device))
+    found = {}
+    for m, n, k, warps, stages in TILES:
+        config = replace(used, BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, num_warps=warps, num_stages=stages)
+        found[f"{m}x{n}x{k} {warps} warps {stages} stages"] = config
+    found["not flattened"] = replace(used, FLATTEN=False)
+    for group in (4, 16):
+        found[f"{group} tiles down"] = replace(used, GROUP_M=group)
+    yield from beside(used, found)
 
 
 def round_candidates(shape: Shape, device: torch.device) -> Iterator[Candidate]:
@@ -94,26 +104,25 @@ def select_candidates(shape: Shape, device: torch.device) -> Iterator[Candidate]
         yield Candidate(f"{n} warps", ((topk, "select_config", select_config),))
 
 
+ROWS_AND_WARPS = (4, 1), (4, 2), (8, 1), (8, 2), (8, 4), (16, 4)
+
+
 def decode_candidates(shape: Shape, device: torch.device) -> Iterator[Candidate]:
     used = decode.decode_config(shape.K, shape.D, DTYPE.itemsize)
-    yield Candidate("default", options=(("config", used),))
-    for columns in (128, 256, 512, 1024):
-        for rows, warps in ((4, 1), (4, 2), (8, 1), (8, 2), (8, 4), (16, 4)):
+    found = {}
+    for columns, (rows, warps) in product((128, 256, 512, 1024), ROWS_AND_WARPS):
+        if columns <= 2 * shape.D and columns // (32 * warps) in (2, 4, 8):
             config = decode.DecodeConfig(min(rows, shape.K), columns, warps)
-            if config != used and columns <= 2 * shape.D and columns // (32 * warps) in (2, 4, 8):
-                yield Candidate(f"{rows} rows of {columns}, {warps} warps", options=(("config", config),))
+            found[f"{rows} rows of {columns}, {warps} warps"] = config
+    yield from beside(used, found)
 
 
 def update_candidates(shape: Shape, device: torch.device) -> Iterator[Candidate]:
     used = update_config(shape.D, DTYPE.itemsize, device)
     found = {f"R {R}": replace(used, R=R) for R in (1, 2, 4)}
     found |= {f"chunks of {chunk}": replace(used, chunk=chunk) for chunk in (128, 512)}
-    for warps, registers in (
-        (used.num_warps // 2, 168),
-        (used.num_warps * 2, 128),
-        (used.num_warps, 168),
-        (used.num_warps, 96),
-    ):
+    n = used.num_warps
+    for warps, registers in ((n // 2, 168), (2 * n, 128), (n, 168), (n, 96)):
         if warps:
             per_sm = 65536 // (32 * registers) // warps
             programs = max(1, gemm.multiprocessors(device) * per_sm)
@@ -121,10 +130,7 @@ def update_candidates(shape: Shape, device: torch.device) -> Iterator[Candidate]
             found[f"{warps} warps of {registers} registers"] = config
     for factor in (2, 4):
         found[f"{factor} times as many programs"] = replace(used, programs=factor * used.programs)
-    yield Candidate("default", options=(("config", used),))
-    for name, config in found.items():
-        if config != used:
-            yield Candidate(name, options=(("config", config),))
+    yield from beside(used, found)
 
 
 def operations(chain: Any) -> dict[str, tuple[Callable[..., Any], Iterator[Candidate]]]:
@@ -186,7 +192,7 @@ class Shapes:
 
 
 def largest_difference(got: Any, want: Any) -> float:
-    """Relative, of tensors or tuples of them. Some rows at a time: in fp32 the pre-activations of C are 9 GB."""
+    """The relative difference of tensors or tuples of them, some rows at a time: in fp32 C's pre-activations are 9 GB."""
     if isinstance(want, Tensor):
         apart, size = 0.0, 1e-30
         parts = zip(torch.atleast_1d(got).split(1024), torch.atleast_1d(want).split(1024), strict=True)
@@ -236,9 +242,8 @@ def tune(op: str, case: str, report: Report) -> Result:
 
 
 OPS = ("encode, triton", "encode, cublas", "update", "decode", "select")
-TUNE = Part(
-    {f"{op} {case}": partial(tune, op, case) for op in OPS for case in CASES}, seconds=240, item_seconds=60
-)  # fmt: skip
+ITEMS = {f"{op} {case}": partial(tune, op, case) for op in OPS for case in CASES}
+TUNE = Part(ITEMS, seconds=240, item_seconds=60)
 
 
 def compile_jobs(only: str) -> list[tuple[str, Any]]:

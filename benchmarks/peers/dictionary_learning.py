@@ -19,7 +19,7 @@ FILES = {
     "GatedSAE": "gdm",
     "Standard": "standard",
 }
-KINDS = tuple(FILES)
+KINDS = tuple(FILES)  # the trainers that the drop-in is measured for
 WARMUP = 50  # steps, of the learning rate and of the penalties in a drop-in
 PENALTIES: dict[str, dict[str, Any]] = {
     "Standard": {"l1_penalty": 0.06},

@@ -14,7 +14,7 @@ from benchmarks.peers.runs import BETAS, Pair, Recipe, Run, Side, as_sae, device
 from benchmarks.shapes import Shape
 from saefast import SAE
 
-KINDS = ("TopK", "BatchTopK")
+KINDS = ("TopK", "BatchTopK")  # the trainers that the drop-in is measured for
 KEPT = ExitStack()  # holds until the process ends
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.peers.runs import Pair, Side
 from benchmarks.shapes import Shape
 
-KINDS = ("TopK",)
+KINDS = ("TopK",)  # the trainers that the drop-in is measured for
 
 
 class PlainStep:

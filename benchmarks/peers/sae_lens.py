@@ -21,6 +21,7 @@ from benchmarks.peers.runs import (
 from benchmarks.shapes import Shape
 from saefast import SAE
 
+# the trainers that the drop-in is measured for
 KINDS = ("TopK", "BatchTopK", "MatryoshkaBatchTopK", "Standard")
 WARMUP = 50  # steps, of the penalty in a drop-in
 

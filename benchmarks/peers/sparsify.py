@@ -12,7 +12,7 @@ from benchmarks.peers.runs import BETAS, EPS, Pair, Recipe, Run, Side, Step, as_
 from benchmarks.shapes import Shape
 from saefast import SAE
 
-KINDS = ("adam", "signum")
+KINDS = ("adam", "signum")  # the trainers that the drop-in is measured for
 KEPT = ExitStack()  # holds until the process ends
 
 
