@@ -7,9 +7,10 @@ import torch
 
 from saefast import SAE, SAEConfig, TrainConfig, Trainer
 from saefast.activations.buffer import ShuffleBuffer
+from saefast.activations.native_buffer import NativeBuffer
+from saefast.activations.open import open_buffer
 from saefast.activations.shards import ShardSource, ShardWriter
 from saefast.activations.sources import TensorSource
-from saefast.activations.stream import NativeBuffer, open_buffer
 from tests.helpers.batches import same, take
 
 pytestmark = [
