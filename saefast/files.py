@@ -19,12 +19,13 @@ os.umask(_UMASK)
 
 
 def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write(temporary path)`, flush it to disk and rename it to `path`: a reader sees the old or the new file.
+    """Call `write(temporary path)`, flush that file to disk and rename it to `path`: a reader sees the old or the new file.
 
-    A failure (full disk, kill) leaves `path` as it was; the temporary has a fixed name, so it never piles up.
+    A failure (a full disk, a kill) leaves `path` as it was. The temporary file has a fixed name, so that there is never
+    more than one.
 
     Raises:
-        OSError: with the reason and `path`.
+        OSError: the file could not be written; the message has the reason and `path`.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -37,7 +38,7 @@ def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.unlink(missing_ok=True)
         if (
             isinstance(error, OSError) and error.errno and error.filename is None
-        ):  # a write does not know its file
+        ):  # a write does not name its file
             raise OSError(error.errno, error.strerror, str(path)) from None
         if isinstance(error, SafetensorError):
             raise OSError(f"{path}: could not be written ({error})") from None
@@ -50,11 +51,16 @@ def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, see `write_atomic`."""
     write_atomic(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n"))
 
 
 def read_json(path: Path) -> Any:
-    """Parsed JSON of `path`; InputError names the file if it is missing or not JSON."""
+    """The parsed JSON of `path`.
+
+    Raises:
+        InputError: the file is missing or not JSON; the message names it.
+    """
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -64,18 +70,18 @@ def read_json(path: Path) -> Any:
 
 
 def digest(tensors: dict[str, Tensor], meta: str = "") -> str:
-    """SHA-256 over `meta`, then names, dtypes, shapes and bytes, in order of the names."""
+    """SHA-256 of `meta` and then of the name, dtype, shape and bytes of each tensor, in the order of the names."""
     sha = hashlib.sha256(meta.encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.as_strided((tensor.numel(),), (1,))  # numpy's empty arrays may come with a stride of 0
+        flat = tensor.as_strided((tensor.numel(),), (1,))  # an empty array of numpy may have a stride of 0
         sha.update(flat.view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> str:
-    """Write a safetensors file atomically, with `meta` as JSON and the digest in its header; returns the digest."""
+    """Write a safetensors file atomically, with `meta` as JSON and the digest in its header. Returns the digest."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(meta)
     checksum = digest(tensors, text)
@@ -85,7 +91,11 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """Tensors, meta and digest of a file of `save_tensors`; InputError names the file if any bit of it is wrong."""
+    """Tensors, meta and digest of a file of `save_tensors`.
+
+    Raises:
+        InputError: the file is missing or any bit of it is wrong; the message names it.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

@@ -14,10 +14,11 @@ In place of this, with the same numbers up to rounding:
     torch.optim.Adam(params, lr, betas, eps).step()
     W /= W.norm(dim=1, keepdim=True)                         for W in unit_norm
 
-(The part of a gradient along its row only changes the norm; left in, it would distort Adam's moments.) A
-matrix of `unit_norm` takes one pass over its weight, gradient and moments, without a temporary matrix: the
-engine's `update_` (see `saefast.reference`) with the gradient as its AuxK part and no code. Clipping
-needs the norm of all projected gradients first, a pass before it. The others go to torch's fused Adam.
+The part of a gradient along its row would only change the norm of the row; left in, it would distort Adam's moments. A
+matrix of `unit_norm` takes one pass over its weight, gradient and moments, without a temporary matrix. It is the
+engine's `update_` (see `saefast.reference`), which gets the gradient as its AuxK part, and a code without an active
+latent. Clipping needs the norm of all projected gradients first, which is one more pass. All other parameters go to
+torch's fused Adam.
 """
 
 import math
@@ -39,23 +40,23 @@ NOT_OFFERED = ("weight_decay", "amsgrad", "maximize")  # a checkpoint of torch.o
 
 
 class Adam(torch.optim.Optimizer):
-    """`torch.optim.Adam`, the projection and the norm of decoder rows, and clipping, in one step.
+    """`torch.optim.Adam`, with the projection of gradients, unit norm of decoder rows, and clipping in the same step.
 
-    Learning rate schedulers, parameter groups and closures work as with torch's, and the state has its names
+    Learning rate schedulers, parameter groups and closures work as with torch's Adam. The state has the same names
     (step, exp_avg, exp_avg_sq), so that each can load the `state_dict` of the other.
 
     Args:
         params: as for every torch optimizer: parameters, or groups with their own lr, betas, eps.
-        lr: learning rate. betas, eps: of Adam.
-        unit_norm: those of the parameters [F, D] whose rows keep unit norm, contiguous, fp32 (or fp64). They
-            must have it before the first step.
+        lr, betas, eps: the learning rate, the decay rates of the two moments, and epsilon.
+        unit_norm: the parameters [F, D] whose rows keep unit norm, contiguous, fp32 or fp64. Their rows must have unit
+            norm before the first step.
         max_grad_norm: largest norm of all gradients together, after the projection; None does not clip.
-        backend: what runs the matrices of `unit_norm`, see `saefast.load_backend`.
+        backend: which one updates the matrices of `unit_norm`, see `saefast.load_backend`.
 
     Raises:
-        InputError: a number out of its range; a parameter of `unit_norm` that is not in `params` or does not
-            fit; in the first step, rows that are not of unit norm; a sparse gradient; an option of torch's
-            Adam that is not offered here (weight_decay, amsgrad, maximize).
+        InputError: a number out of its range; a parameter of `unit_norm` that is not in `params` or does not fit; in the
+            first step, rows without unit norm; a sparse gradient; an option of torch's Adam that is not offered here
+            (weight_decay, amsgrad, maximize).
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class Adam(torch.optim.Optimizer):
         return loss
 
     def _state(self, param: Tensor) -> dict[str, Tensor]:
-        """Adam's state of `param`; the step where it is read: by torch's fused Adam on the device."""
+        """Adam's state of `param`. The step is kept where it is read: torch's fused Adam reads it on the device."""
         state, where = self.state[param], "cpu" if param in self.unit_norm else param.device
         if not state:
             if param in self.unit_norm and len(param):
@@ -131,29 +132,16 @@ class Adam(torch.optim.Optimizer):
                 check(off < 1e-3, f"unit_norm: expected rows of norm 1, got {off:.3g} off in {_text(param)}")
             state |= {name: torch.zeros_like(param) for name in ("exp_avg", "exp_avg_sq")}
             state["step"] = torch.zeros((), dtype=torch.float32, device=where)
-        state["step"] = state["step"].to(where)  # loaded from elsewhere
+        state["step"] = state["step"].to(where)  # a `state_dict` may have it elsewhere
         return state
 
     def _step_of_others(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         states = [self._state(param) for param in params]
         exp_avg, exp_avg_sq, steps = ([s[key] for s in states] for key in ("exp_avg", "exp_avg_sq", "step"))
-        beta1, beta2 = group["betas"]
-        adam(
-            params,
-            grads,
-            exp_avg,
-            exp_avg_sq,
-            [],
-            steps,
-            fused=True,
-            amsgrad=False,
-            maximize=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=group["lr"],
-            weight_decay=0,
-            eps=group["eps"],
-        )
+        (beta1, beta2), lr, eps = group["betas"], group["lr"], group["eps"]
+        options: dict[str, Any] = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": 0}
+        options |= {"fused": True, "amsgrad": False, "maximize": False}
+        adam(params, grads, exp_avg, exp_avg_sq, [], steps, **options)
 
     def _step_of_rows(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state = self._state(param)
@@ -163,23 +151,14 @@ class Adam(torch.optim.Optimizer):
         frame, weight = self._frames[param], param.detach()
         dec = Matrix(weight, None, weight, state["exp_avg"], state["exp_avg_sq"], None)
         numbers = _numbers(group, int(state["step"]), param.device, frame.ops.NUMBERS_DTYPE)
-        launched(frame.ops.update_)(
-            frame.weights._replace(dec=dec),
-            frame.centred,
-            frame.error,
-            frame.acts,
-            frame.indices,
-            None,
-            frame.groups,
-            frame.grad_scale,
-            frame.aux._replace(W_dec=grad),
-            numbers,
-            frame.step,
-        )
+        weights, aux = frame.weights._replace(dec=dec), frame.aux._replace(W_dec=grad)
+        code = frame.acts, frame.indices, None, frame.groups
+        update_ = launched(frame.ops.update_)
+        update_(weights, frame.centred, frame.error, *code, frame.grad_scale, aux, numbers, frame.step)
 
 
 class _Frame(NamedTuple):
-    """What `update_` takes besides a decoder, all zero: an encoder of one column, biases, a token's code."""
+    """What `update_` takes besides a decoder, all zero: an encoder of one column, biases, the code of one token."""
 
     ops: Backend
     weights: Weights  # dec is replaced
@@ -190,7 +169,7 @@ class _Frame(NamedTuple):
     groups: Groups
     grad_scale: Tensor  # []: 1
     aux: Aux  # one row for each latent; W_dec is replaced
-    step: Tensor  # [] for stochastic rounding, which fp32 does without
+    step: Tensor  # [] for stochastic rounding, which fp32 does not need
 
 
 def _frame_of(param: Tensor, backend: str) -> _Frame:

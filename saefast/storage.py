@@ -1,6 +1,6 @@
 """How a weight matrix and its Adam moments are kept in memory, and the random bits for rounding them.
 
-Bytes per parameter, of weight + copy for the products + both moments, with products in 16 bits:
+Bytes per parameter for the weight, its copy for the products, and both moments, if products are in 16 bits:
 
     param_dtype   fp32 4+2    split 2+2 (the high half is the copy)    bf16 2 (stochastic rounding, no master)
     state_dtype   fp32 4+4    bf16 2+2                                 int8 1+1 and 8 bytes per row
@@ -25,13 +25,12 @@ class Matrix(NamedTuple):
     shadow: Tensor  # in the dtype of the products; `weight` itself if that is its dtype
     exp_avg: Tensor  # fp32, bf16 or int8
     exp_avg_sq: Tensor  # fp32, bf16 or uint8
-    scales: (
-        Tensor | None
-    )  # [F, 2] fp32: largest |exp_avg| and largest sqrt(exp_avg_sq) of each row; int8 only
+    # [F, 2] fp32, with int8 only: largest |exp_avg| and largest sqrt(exp_avg_sq) of each row
+    scales: Tensor | None
 
 
 class Vector(NamedTuple):
-    """A bias with its moments, always whole precision."""
+    """A bias with its moments, always in full precision."""
 
     value: Tensor
     exp_avg: Tensor
@@ -57,7 +56,7 @@ def mix(bits: Tensor) -> Tensor:
 
 
 def random_bits(rows: Tensor, n_columns: int, step: int, salt: int) -> Tensor:
-    """Random 32-bit integers [len(rows), n_columns] in int64, a function of row, column, step and salt alone.
+    """Random 32-bit integers [len(rows), n_columns] in int64, which depend on row, column, step and salt alone.
 
     salt: 0 for W_enc, 1 for W_dec. The lower 16 bits round the weight, the upper 16 exp_avg_sq; exp_avg takes
     the upper 16 of the hash of the hash.
@@ -93,9 +92,10 @@ def join_fp32(high: Tensor, low: Tensor) -> Tensor:
 def to_codes(magnitude: Tensor, scale: Tensor, levels: int, uniform: Tensor) -> Tensor:
     """magnitude [n, D] >= 0, scale [n] -> codes 0..levels (fp32) with magnitude ~ scale * (code / levels)^2.
 
-    Squared, because moments within a row span orders of magnitude. Between two codes the choice is random, with
-    the probability that keeps the mean: rounding to nearest would hold a decaying average in its place.
-    uniform: in [0, 1).
+    The codes are squared, because the moments of a row span orders of magnitude. Between two codes the choice is random,
+    with the probability that keeps the mean: rounding to the nearest code would stop a decaying average where it is.
+
+    uniform: random numbers in [0, 1), [n, D].
     """
     ratio = magnitude / scale.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
     below = (ratio.sqrt() * levels).floor().clamp_max(levels - 1)
@@ -104,14 +104,14 @@ def to_codes(magnitude: Tensor, scale: Tensor, levels: int, uniform: Tensor) -> 
 
 
 def load_weight(matrix: Matrix) -> Tensor:
-    """The weight in whole precision; not a copy where it is kept so."""
+    """The weight in full precision. It is not a copy if the weight is kept in full precision."""
     if matrix.low is not None:
         return join_fp32(matrix.weight, matrix.low)
     return matrix.weight.float() if matrix.weight.dtype == torch.bfloat16 else matrix.weight
 
 
 def store_weight_(matrix: Matrix, value: Tensor, bits: Tensor) -> None:
-    """Keep `value` [F, D] and its copy for the products. bits: of `random_bits`."""
+    """Store `value` [F, D] and its copy for the products. bits: what `random_bits` returned."""
     if matrix.low is not None:
         high, low = split_fp32(value)
         matrix.weight.copy_(high)
@@ -125,7 +125,7 @@ def store_weight_(matrix: Matrix, value: Tensor, bits: Tensor) -> None:
 
 
 def load_moments(matrix: Matrix) -> tuple[Tensor, Tensor]:
-    """exp_avg and exp_avg_sq in whole precision; not copies where they are kept so."""
+    """exp_avg and exp_avg_sq in full precision. They are not copies if they are kept in full precision."""
     m, v, scales = matrix.exp_avg, matrix.exp_avg_sq, matrix.scales
     if scales is None:
         return (m.float(), v.float()) if m.dtype == torch.bfloat16 else (m, v)
@@ -134,8 +134,8 @@ def load_moments(matrix: Matrix) -> tuple[Tensor, Tensor]:
 
 
 def store_moments_(matrix: Matrix, m: Tensor, v: Tensor, bits: Tensor) -> None:
-    """Keep both moments. bf16 rounds exp_avg to nearest and exp_avg_sq stochastically: with beta2 = 0.999 the
-    nearest bf16 of a decaying average is the one it already is."""
+    """Store both moments. bf16 rounds exp_avg to nearest and exp_avg_sq stochastically: with beta2 = 0.999 rounding to
+    nearest would never let a decaying average change."""
     if matrix.scales is not None:
         root = v.sqrt()
         scales = torch.stack([m.abs().amax(dim=1), root.amax(dim=1)], dim=1)
@@ -154,10 +154,12 @@ def store_moments_(matrix: Matrix, m: Tensor, v: Tensor, bits: Tensor) -> None:
 
 
 def allocate(weight: Tensor, param_dtype: str, state_dtype: str, compute_dtype: torch.dtype) -> Matrix:
-    """A Matrix around `weight` [F, D] (used in place where its dtype fits) with zero moments.
+    """A Matrix with `weight` [F, D], which is used in place if its dtype fits, and with moments of zero.
 
-    param_dtype: "fp32" (also leaves fp64 as it is), "split" or "bf16"; state_dtype: "fp32", "bf16" or "int8".
-    compute_dtype: of the products. With "split" and "bf16" it must be bf16: the copy costs nothing then.
+    Args:
+        param_dtype: "fp32" (which leaves fp64 as it is), "split" or "bf16".
+        state_dtype: "fp32", "bf16" or "int8".
+        compute_dtype: of the products. With "split" and "bf16" it must be bf16, so that they need no copy.
     """
     low = None
     if param_dtype == "split":
@@ -176,18 +178,15 @@ def allocate(weight: Tensor, param_dtype: str, state_dtype: str, compute_dtype: 
 
 
 def row_norms(matrix: Matrix, parts: int = 1, rows_at_once: int = 2**16) -> Tensor:
-    """[F], or [F, parts] with parts > 1: the norm of each row as the products see it, or of its equal parts."""
-    norms = [
-        torch.linalg.vector_norm(
-            rows.unflatten(1, (parts, -1)), dim=2, dtype=torch.promote_types(rows.dtype, torch.float32)
-        )
-        for rows in matrix.shadow.split(rows_at_once)
-    ]
+    """[F], or [F, parts] if parts > 1: the norm of each row as the products see it, or the norms of its equal parts."""
+    dtype = torch.promote_types(matrix.shadow.dtype, torch.float32)
+    parts_of_rows = [rows.unflatten(1, (parts, -1)) for rows in matrix.shadow.split(rows_at_once)]
+    norms = [torch.linalg.vector_norm(rows, dim=2, dtype=dtype) for rows in parts_of_rows]
     return torch.cat(norms) if parts > 1 else torch.cat(norms).squeeze(1)
 
 
 def scale_rows_(matrix: Matrix, factor: float, rows_at_once: int = 2**14) -> None:
-    """Multiply the weight, a few rows at a time: the random bits of all of them would take 8 bytes per parameter."""
+    """Multiply the weight, a few rows at a time: random bits for all rows at once would take 8 bytes per parameter."""
     for start in range(0, len(matrix.weight), rows_at_once):
         rows = slice(start, start + rows_at_once)
         part = Matrix(*(None if t is None else t[rows] for t in matrix))  # type: ignore[arg-type]

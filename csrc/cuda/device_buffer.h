@@ -1,12 +1,12 @@
-// The shuffle buffer with its rows on a GPU. What is read, drawn and remembered is stream::ShuffleBuffer's, so batches
-// and states are the same; a batch reaches the device as the rows that come, and one kernel swaps them with those
-// that leave.
+// The shuffle buffer with its rows on a GPU. stream::ShuffleBuffer reads, draws and keeps the state, so batches and states
+// are the same. For a batch, the rows that come are copied to the device, and one kernel swaps them with the rows that
+// leave.
 //
 //   readers -> slots -> mixers -> pinned slab -> copy stream -> stage -> kernel on the consumer's stream
 //                                                                            places <-> stage, places -> batch
 //
-// Every order on the device is an event's. The host waits for the device only where a stage is still being copied to
-// when its turn comes again: the ring of stages is full.
+// On the device, order is kept by events only. The host waits for the device only if the ring of stages is full, which
+// means that a stage is still being copied to when its turn comes again.
 #pragma once
 
 #include <chrono>
@@ -21,7 +21,7 @@
 
 namespace saefast::cuda {
 
-// Device memory, the caller's: it outlives the buffer.
+// Device memory that belongs to the caller and outlives the buffer.
 struct Room {
     int device;
     std::uint8_t* places;   // [capacity, row bytes]
@@ -42,13 +42,13 @@ class DeviceBuffer final : public stream::Elsewhere {
 
     static std::size_t stage_bytes(std::uint64_t batch, std::size_t row_bytes);
 
-    // As `stream::ShuffleBuffer::next`: the kernel that writes `out` is then in out.stream.
+    // As `stream::ShuffleBuffer::next`; the kernel that writes `out` is then queued on out.stream.
     stream::Status next(std::chrono::milliseconds patience, const Output& out);
 
-    // As `stream::ShuffleBuffer::fill`: what is put into `stream` afterwards sees the rows held.
+    // As `stream::ShuffleBuffer::fill`; work that is queued on `stream` afterwards sees the rows held.
     stream::Status fill(std::chrono::milliseconds patience, cudaStream_t stream);
 
-    // To restore a state: `pause`, write the rows held to their places, in `stream`, `load`.
+    // To restore a state: call `pause`, write the rows held to their places on `stream`, call `load`.
     void pause(cudaStream_t stream);
     void load(const stream::State& state, cudaStream_t stream);
 
@@ -84,7 +84,7 @@ class DeviceBuffer final : public stream::Elsewhere {
     Put puts_[2];
     unsigned turn_ = 0;             // of `puts_`
     const Event* used_ = nullptr;   // after what was last done to the places in the consumer's stream
-    bool broken_ = false;           // the places are not what the mixer thinks
+    bool broken_ = false;           // the places do not hold the rows that the mixer expects
     std::unique_ptr<stream::ShuffleBuffer> buffer_;
 };
 

@@ -1,4 +1,4 @@
-// The few things of the CUDA runtime that are used, with owners and errors.
+// What is used of the CUDA runtime, with owners for its objects, and exceptions for its errors.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -17,12 +17,12 @@ struct CudaError : std::runtime_error {
 
 inline void require(cudaError_t error, const char* what) {
     if (error == cudaSuccess) return;
-    static_cast<void>(cudaGetLastError());  // it was told here, and is not to be told again
+    static_cast<void>(cudaGetLastError());  // clears the error, which is reported here
     throw CudaError(std::string("CUDA: ") + what + ": " + cudaGetErrorString(error));
 }
 
-// While it lives, this thread works on `device`, also while another records a CUDA graph. A thread of our own stays
-// there: going back to device 0 would make a context on it.
+// While this object lives, its thread works on `device`, also while another thread records a CUDA graph. A thread of our
+// own stays on the device: going back to device 0 would create a context there.
 class Current {
   public:
     explicit Current(int device, bool stays = false) : device_(device), stays_(stays) {
@@ -68,7 +68,7 @@ class Event {
     cudaEvent_t event_ = nullptr;
 };
 
-// Does not wait for the legacy default stream, nor that one for it.
+// A stream that does not wait for the legacy default stream, and that stream does not wait for this one.
 class Stream {
   public:
     Stream() { require(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream"); }
@@ -81,7 +81,7 @@ class Stream {
     cudaStream_t stream_ = nullptr;
 };
 
-// Page-locked memory: only from there copies run beside everything else. It is taken by threads of our own.
+// Page-locked memory, because only copies from there run beside everything else. Threads of our own allocate it.
 class Pinned final : public stream::Memory {
   public:
     explicit Pinned(int device) : device_(device) {}

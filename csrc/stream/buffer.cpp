@@ -13,7 +13,7 @@ using std::uint64_t;
 using std::uint8_t;
 using Lock = std::unique_lock<std::mutex>;
 
-// Their places are given back unless they are put into the buffer.
+// The places of these rows are given back, unless the rows are put into the buffer.
 struct ShuffleBuffer::Rows {
     Rows(Readers& from, const Numbers& now) : readers(from), next_row(now.next_row), skipped(now.skipped) {}
     Rows(const Rows&) = delete;
@@ -30,7 +30,7 @@ namespace {
 
 constexpr uint64_t STEP = 8192;  // rows collected at a time
 
-// Beside the rows held and a batch: what is read ahead, enough for the largest piece.
+// The rows held, those of a batch, and those read ahead, which must be enough for the largest piece.
 uint64_t slots_for(const Files& files, const Settings& settings, uint64_t capacity) {
     const uint64_t piece = files.largest_piece(settings.chunk_bytes);
     if (piece == 0) return 0;  // all rows are in memory
@@ -109,7 +109,7 @@ void ShuffleBuffer::work() {
             return stop_ || waiting || room;
         });
         if (stop_) return;
-        // Who mixes may wait for places that come free when batches are copied: somebody else must be there to do it.
+        // The thread that mixes may wait for places that become free when batches are copied: another thread must do that.
         if (waiting && !(room && settings_.mixers > 1)) {
             copy_part(*waiting, lock);
             continue;
@@ -164,7 +164,7 @@ bool ShuffleBuffer::fill_up() {
 uint64_t ShuffleBuffer::top_up() {
     uint64_t came = 0;
     while (numbers_.held < capacity_ && numbers_.next_row < files_.rows()) {
-        {  // batches mixed ahead could not be taken back any more
+        {  // batches that were mixed ahead could not be undone any more
             Lock lock(mutex_);
             wake_.wait(lock, [&] { return stop_ || ready_.empty(); });
             if (stop_) throw Stopped{};
@@ -186,13 +186,13 @@ uint64_t ShuffleBuffer::top_up() {
 void ShuffleBuffer::put_elsewhere(const Rows& rows) {
     try {
         elsewhere_->put(numbers_.held, rows.data);
-    } catch (...) {  // the stream is where it was
+    } catch (...) {  // the stream has not moved
         in_step_ = false;
         throw;
     }
 }
 
-// As `ShuffleBuffer._draw`, but for the copying. What can fail comes first.
+// As `ShuffleBuffer._draw`, but without the copying. What can fail comes first.
 void ShuffleBuffer::draw() {
     const uint64_t n = settings_.batch, held = numbers_.held;
     std::vector<uint64_t> holes = Draw(settings_.seed, numbers_.batches, held)(n);
@@ -208,7 +208,7 @@ void ShuffleBuffer::draw() {
     for (const uint64_t hole : empty) {
         if (hole < left) low.push_back(hole);
     }
-    // Where the stream could not fill a hole, the last rows move down into it.
+    // The last rows move down into the holes that the stream could not fill.
     uint64_t last = left;
     for (const uint64_t hole : low) {
         while (std::binary_search(empty.begin(), empty.end(), last)) ++last;
@@ -221,7 +221,7 @@ void ShuffleBuffer::draw() {
         mixed.undo.emplace_back(where, places_[where].number);
         places_[where] = place;
     };
-    constexpr uint64_t SOON = 16;  // places ahead that are asked of memory
+    constexpr uint64_t SOON = 16;  // how many places ahead are prefetched
     for (uint64_t i = 0; i < n; ++i) {
         if (i + SOON < n) prefetch_row(reinterpret_cast<const uint8_t*>(&places_[holes[i + SOON]]), 1);
         mixed.rows[i] = places_[holes[i]].row;
@@ -243,7 +243,7 @@ void ShuffleBuffer::draw() {
     rows.data.clear();
 }
 
-// The next n finite rows of the pass, fewer at its end. Where it throws, the stream stays where it was.
+// The next n finite rows of the pass; fewer at its end. If it throws, the stream does not move.
 void ShuffleBuffer::collect(uint64_t n, Rows& rows) {
     uint64_t& next = rows.next_row;
     if (next == files_.rows()) return;

@@ -38,13 +38,13 @@ struct State {
 
 enum class Status { ready, ended, waiting };
 
-// Where the rows held are, if not with the buffer: on a device. A batch is then what changes there.
+// Holds the rows of the buffer in another place: on a device. A batch is then a description of what changes there.
 class Elsewhere {
   public:
     virtual ~Elsewhere() = default;
-    virtual Memory* memory() = 0;                // that the rows of a batch are collected in
-    virtual std::size_t slab_bytes() const = 0;  // of it for one batch: its rows, and what else is wanted
-    // Copy rows to the places from `first` on. Who mixes calls it, while no batch is mixed ahead. May throw.
+    virtual Memory* memory() = 0;                // in which the rows of a batch are collected
+    virtual std::size_t slab_bytes() const = 0;  // how much of it a batch needs: its rows, and whatever else is wanted
+    // Copy rows to the places from `first` on. The thread that mixes calls it, while no batch is mixed ahead. May throw.
     virtual void put(std::uint64_t first, const std::vector<const std::uint8_t*>& rows) = 0;
 };
 
@@ -69,12 +69,12 @@ class ShuffleBuffer {
 
     std::size_t out_row_bytes() const { return out_row_bytes_; }
 
-    // The next batch [batch, out_row_bytes], once it is there. Throws what went wrong in making it: the state is
-    // then that of the batch before, and the next call tries again.
+    // Wait for the next batch [batch, out_row_bytes]. Throws what went wrong in making it; the state is then that of the
+    // batch before, and the next call tries again.
     Status next(std::chrono::milliseconds patience, std::shared_ptr<Slab>& batch);
 
-    // The same in pieces, for rows that are elsewhere: wait for a batch, look at those mixed ahead (null: not there
-    // yet; the pointer is good until `pop`), take the first of them.
+    // The same in steps, for rows that are elsewhere: wait for a batch; look at those mixed ahead (null if there is none
+    // yet; the pointer is valid until `pop`); take the first of them.
     Status wait(std::chrono::milliseconds patience);
     const Mixed* peek(std::size_t ahead);
     void pop();
@@ -83,19 +83,19 @@ class ShuffleBuffer {
     Status fill(std::chrono::milliseconds patience);
     void read(std::uint64_t n, std::uint8_t* out) const;  // the first n <= held rows, after `fill`
 
-    // A pass of the readers alone, whose rows are dropped: how many they were. Before the first batch, or instead.
+    // A pass of the readers alone, whose rows are dropped and counted. Only before the first batch was asked for.
     std::uint64_t read_through();
 
     bool is_ahead();
     Numbers numbers();  // as of the last batch that `next` returned
     State state();
     void load(const State& state, const std::uint8_t* rows);  // rows [held, d_in] as in the source; elsewhere null
-    void halt();   // the threads, until the next batch is asked for; from any thread
-    void close();  // for good
+    void halt();   // stop the threads until the next batch is asked for; from any thread
+    void close();  // stop the threads for ever
 
   private:
     enum class Wanted { nothing, fill, batches };
-    struct Rows;  // of the stream, on their way into the buffer
+    struct Rows;  // rows of the stream on their way into the buffer
     struct Stopped {};
 
     struct Place {
@@ -129,7 +129,7 @@ class ShuffleBuffer {
     bool in_step_ = false;          // the readers are
 
     std::mutex halting_;
-    std::mutex mutex_;  // for what follows; who mixes alone writes places_ and numbers_
+    std::mutex mutex_;  // for what follows; only the thread that mixes writes places_ and numbers_
     std::condition_variable wake_, changed_;  // the mixers; the consumer
     std::vector<Place> places_;               // [capacity]
     Numbers numbers_, drawn_;  // now, and after the last draw: filling up after it is not part of the state

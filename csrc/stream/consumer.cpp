@@ -41,7 +41,7 @@ const Mixed* ShuffleBuffer::peek(std::size_t ahead) {
 }
 
 void ShuffleBuffer::pop() {
-    Mixed popped;  // goes after the lock
+    Mixed popped;  // destroyed after the lock is released
     {
         const Lock lock(mutex_);
         popped = std::move(ready_.front());

@@ -18,13 +18,13 @@ using std::uint64_t;
 
 namespace {
 
-// half plus a number that it and the key give, modulo m < 2^31.
+// half plus a hash of `other` and the key, modulo m < 2^31.
 SAEFAST_INLINE uint32_t turned(uint32_t half, uint32_t other, uint32_t key, uint32_t m) {
     uint32_t h = other ^ key;
     h = (h ^ (h >> 16)) * 0x21F0AAADu;
     h = (h ^ (h >> 15)) * 0x735A2D97u;
     half += static_cast<uint32_t>((uint64_t{h ^ (h >> 15)} * m) >> 32);
-    return std::min(half, half - m);  // below m either is the smaller one
+    return std::min(half, half - m);  // the smaller one is below m, because the difference wraps around
 }
 
 }  // namespace

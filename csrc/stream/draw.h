@@ -13,8 +13,8 @@ inline std::uint64_t mix64(std::uint64_t z) {
     return z ^ (z >> 31);
 }
 
-// A permutation of [0, held), held < 2^62: a Feistel network over a grid of rows x columns >= held places, walked on
-// until it lands below held.
+// A permutation of [0, held), held < 2^62: a Feistel network over a grid of rows x columns >= held places, which is
+// applied again until the place is below held.
 class Draw {
   public:
     Draw(std::uint64_t seed, std::uint64_t batch, std::uint64_t held);

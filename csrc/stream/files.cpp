@@ -96,7 +96,7 @@ void Files::read_memory(const Piece& piece, Chunk& chunk) {
     finite_[block] = true;
 }
 
-// Rows `first` to `first` + n, as far as they are in the piece, to their places.
+// Copies rows `first` to `first` + n, as far as they belong to the piece, to their places.
 void Files::store(const uint8_t* data, uint64_t first, uint64_t n, const Piece& piece, Chunk& chunk) {
     for (uint64_t i = first < piece.first ? std::min(n, piece.first - first) : 0; i < n; ++i) {
         const uint8_t* row = data + i * row_bytes_;
@@ -129,8 +129,8 @@ void Files::read_file(const Piece& piece, Chunk& chunk, Slab& scratch, const std
     if (data) store(data, piece.first, piece.count, piece, chunk);
 }
 
-// All of the file is hashed as it is read. Its rows go to their places before the checksum is known, and reach nobody
-// if it is wrong.
+// The whole file is hashed while it is read. Its rows are copied to their places before the checksum is known, and are not
+// delivered if it is wrong.
 void Files::verify(const Piece& piece, Chunk& chunk, const Reading& file, Slab& scratch) {
     const Segment& segment = segments_[piece.segment];
     const uint64_t step = at_once(scratch.bytes() / 2 - 2 * Reading::EXTRA);

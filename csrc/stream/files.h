@@ -20,14 +20,14 @@ struct SourceError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-// A stretch of bytes that the checksum covers, after `header`.
+// A range of bytes of the file that the checksum covers, after `header`.
 struct Part {
     std::string header;
     std::uint64_t offset, bytes;
 };
 
-// The rows of one file. `sha256` is empty where there is no checksum; else it covers `meta` and the parts, one of
-// which is the rows.
+// The rows of one file. `sha256` is empty if there is no checksum; else it covers `meta` and the parts, one of which is
+// the rows.
 struct Segment {
     std::string path;
     std::uint64_t file_bytes, offset, rows;
@@ -37,7 +37,7 @@ struct Segment {
     const std::uint8_t* memory = nullptr;  // rows in memory instead, which stay as they are: path is unused
 };
 
-// Consecutive rows of a pass, or the error met instead of them.
+// Consecutive rows of a pass, or the error that came instead of them.
 struct Chunk {
     std::uint64_t first = 0, count = 0;      // row numbers of the pass
     std::vector<const std::uint8_t*> rows;   // [count] where they are; null when taken

@@ -1,4 +1,4 @@
-// Copying the rows drawn into their batches.
+// Copies the rows that were drawn into their batches.
 #include <algorithm>
 
 #include "buffer.h"
@@ -9,7 +9,7 @@ using std::uint64_t;
 using std::uint8_t;
 
 void gather_rows(const uint8_t* const* rows, uint64_t n, uint64_t d_in, DType dtype, bool widen, uint8_t* out) {
-    constexpr uint64_t SOON = 9216;  // bytes ahead that are asked of memory
+    constexpr uint64_t SOON = 9216;  // how many bytes ahead are prefetched
     const std::size_t row_bytes = d_in * size_of(dtype), out_bytes = widen ? 4 * d_in : row_bytes;
     const auto wide = row_ops(dtype).widen;
     const bool aligned = reinterpret_cast<std::uintptr_t>(out) % 64 == 0;
@@ -32,7 +32,8 @@ Mixed* ShuffleBuffer::uncopied() {
     return found == ready_.end() ? nullptr : &*found;
 }
 
-// The next rows of a batch, which stays where it is in the deque until it is done. `lock` is held but for the copying.
+// Copies the next rows of a batch, which stays where it is in the deque until it is done. `lock` is held except while
+// rows are copied.
 void ShuffleBuffer::copy_part(Mixed& mixed, std::unique_lock<std::mutex>& lock) {
     constexpr uint64_t PART = 256;  // rows that a thread copies before it looks around
     const uint64_t begin = mixed.begun, n = std::min(PART, mixed.n_rows - begin);

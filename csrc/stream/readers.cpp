@@ -17,7 +17,7 @@ Readers::Readers(Files& files, int threads, std::vector<uint8_t*> places, std::u
     for (int i = 0; i < threads; ++i) scratch_.push_back(std::make_unique<Slab>(files.scratch_bytes(chunk_bytes)));
     try {
         for (int i = 0; i < threads; ++i) threads_.emplace_back([this, i] { work(*scratch_[static_cast<size_t>(i)]); });
-    } catch (...) {  // no more threads to be had: those that started must end first
+    } catch (...) {  // no more threads can be started: those that run must end first
         stop();
         for (std::thread& thread : threads_) thread.join();
         throw;
@@ -37,7 +37,7 @@ void Readers::stop() {
 }
 
 void Readers::seek(std::uint64_t row) {
-    std::map<std::uint64_t, std::shared_ptr<Chunk>> dropped;  // goes after the lock, which it takes
+    std::map<std::uint64_t, std::shared_ptr<Chunk>> dropped;  // destroyed after the lock, which it needs
     const Lock lock(mutex_);
     ++generation_;
     done_.swap(dropped);
@@ -64,7 +64,7 @@ void Readers::work(Slab& scratch) {
                 if (stop_) return true;
                 if (seeking_ || failed_) return false;
                 ticket.piece = files_.piece(row_, chunk_bytes_);
-                if (ticket.piece.verify && verifying_.count(ticket.piece.segment)) return false;  // not twice
+                if (ticket.piece.verify && verifying_.count(ticket.piece.segment)) return false;  // another thread does it
                 return may_start(ticket.piece);
             });
             if (stop_) return;
@@ -93,7 +93,7 @@ void Readers::work(Slab& scratch) {
     }
 }
 
-// A chunk with its places, which come back when its last reference goes. `mutex_` is held.
+// A chunk with its places, which are given back with its last reference. The caller holds `mutex_`.
 std::shared_ptr<Chunk> Readers::chunk_for(const Files::Piece& piece) {
     auto made = std::make_unique<Chunk>();
     made->rows.reserve(piece.count);

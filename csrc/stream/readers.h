@@ -1,4 +1,4 @@
-// Threads that read ahead: chunks come in order, in bounded memory.
+// Threads that read ahead and deliver chunks in order, with a bounded amount of memory.
 #pragma once
 
 #include <atomic>
@@ -17,22 +17,22 @@ namespace saefast::stream {
 
 class Readers {
   public:
-    // `places`: memory for single rows, which the threads read into. Who takes a row out of a chunk (and puts null
-    // there) has its place until `give_back`; they must suffice for the largest piece beside those held for long.
-    // `chunk_bytes`: of what is read at once.
+    // `places`: memory for single rows, which the threads read into. Whoever takes a row out of a chunk (and puts null
+    // there) owns its place until `give_back`. There must be enough places for the largest piece, beside those that are
+    // owned for long. `chunk_bytes`: how much is read at once.
     Readers(Files& files, int threads, std::vector<std::uint8_t*> places, std::uint64_t chunk_bytes);
-    ~Readers();  // whatever they are doing
+    ~Readers();  // stops the threads
 
-    // Begin a pass at `row` < files.rows(). What was read ahead is dropped.
+    // Begin a pass at `row` < files.rows(). Chunks that were read ahead are dropped.
     void seek(std::uint64_t row);
 
-    // The next chunk of the pass, passes following each other without end; null after `stop`. An error ends
-    // the stream there until `seek`. Chunks do not outlive the Readers.
+    // The next chunk; after the last one of a pass the next pass begins. Null after `stop`. After a chunk with an error
+    // there are no more until `seek`. Chunks must not outlive the Readers.
     std::shared_ptr<Chunk> next();
 
-    // From any thread. Null and rows of a source in memory are passed over.
+    // May be called from any thread. Null and rows of a source in memory are ignored.
     void give_back(const std::vector<const std::uint8_t*>& rows);
-    void stop();  // from any thread: `next` returns, the threads end
+    void stop();  // may be called from any thread: `next` returns, the threads end
 
   private:
     struct Ticket {

@@ -70,7 +70,7 @@ ReadAhead::ReadAhead(const Reading& file, std::vector<Range> ranges, Slab& memor
     : file_(file), ranges_(std::move(ranges)), memory_(memory) {
     try {
         thread_ = std::thread([this] { work(); });
-    } catch (const std::system_error&) {  // no more threads: `next` reads
+    } catch (const std::system_error&) {  // no thread can be started: `next` reads by itself
     }
 }
 

@@ -1,4 +1,4 @@
-// An open file, read into memory that stays in the cache, also ahead of who uses it.
+// An open file that is read into a small piece of memory, which stays in the processor's cache; also read ahead of use.
 #pragma once
 
 #include <atomic>
@@ -18,7 +18,7 @@ struct Range {
     std::uint64_t begin, end;
 };
 
-// As long as it stays, the file is the one that was verified.
+// As long as this is the same, the file is the one that was verified.
 struct Stamp {
     std::uint64_t device, inode, seconds, nanoseconds;
     bool operator==(const Stamp& other) const {
@@ -29,7 +29,7 @@ struct Stamp {
 
 class Reading {
   public:
-    // `direct`: around the page cache, where the file system can. Throws SourceError.
+    // `direct`: read around the page cache, if the file system can do that. Throws SourceError.
     Reading(const std::string& path, std::uint64_t file_bytes, bool direct, const std::atomic<bool>& stop);
     ~Reading();
     Reading(const Reading&) = delete;
@@ -37,7 +37,8 @@ class Reading {
 
     Stamp stamp() const { return stamp_; }
 
-    // A range into `memory`, of its size + `EXTRA`: where it begins there, null after `stop`. Throws SourceError.
+    // Read a range into `memory`, which has the size of the range + `EXTRA`. Returns where the range begins there, or null
+    // after `stop`. Throws SourceError.
     static constexpr std::uint64_t EXTRA = 2 * 4096;  // for the alignment that O_DIRECT wants
     const std::uint8_t* read(Range range, std::uint8_t* memory) const;
 
@@ -50,13 +51,13 @@ class Reading {
     Stamp stamp_{};
 };
 
-// Reads ranges in order, one ahead in a thread of its own, into the two halves of `memory`.
+// Reads ranges in order into the two halves of `memory`; a thread reads the next range while this one is used.
 class ReadAhead {
   public:
     ReadAhead(const Reading& file, std::vector<Range> ranges, Slab& memory);
     ~ReadAhead();
 
-    // The next range, good until the next call; null after `stop`. Throws what reading it threw.
+    // The next range, valid until the next call; null after `stop`. Throws what reading it threw.
     const std::uint8_t* next();
 
   private:

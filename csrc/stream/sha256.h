@@ -10,10 +10,10 @@ namespace saefast::stream {
 
 class Sha256 {
   public:
-    // `plain` leaves the processor's instructions unused; for tests.
+    // `plain` does not use the processor's instructions, for tests.
     explicit Sha256(bool plain = false);
     void update(const void* data, std::size_t bytes);
-    std::string hex();  // ends it
+    std::string hex();  // no `update` may follow
 
   private:
     using Compress = void (*)(std::uint32_t*, const std::uint8_t*, std::size_t);

@@ -1,4 +1,4 @@
-// Large pieces of memory that are used again: fresh ones cost a page fault every 4 KiB.
+// Large pieces of memory that are used again, because fresh memory costs a page fault every 4 KiB.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@
 
 namespace saefast::stream {
 
-// Another place than the heap to take memory from; it outlives what was taken. `take` throws where there is none.
+// A place to take memory from, other than the heap. It must outlive what was taken. `take` throws if there is no memory.
 class Memory {
   public:
     virtual ~Memory() = default;
@@ -18,7 +18,7 @@ class Memory {
     virtual void give_back(void* memory) = 0;
 };
 
-// Aligned memory, in huge pages where the kernel has them, or that of `memory`. Throws std::bad_alloc.
+// Aligned memory from the heap, in huge pages if the kernel has them, or from `memory`. Throws std::bad_alloc.
 class Slab {
   public:
     explicit Slab(std::size_t bytes, Memory* memory = nullptr);
@@ -34,7 +34,7 @@ class Slab {
     std::uint8_t* data_;
 };
 
-// Hands out slabs and takes them back when the last reference goes, which may be after the pool itself went.
+// Hands out slabs and takes them back with their last reference, which may be dropped after the pool was destroyed.
 class SlabPool {
   public:
     explicit SlabPool(std::size_t keep, Memory* memory = nullptr) : shared_(std::make_shared<Shared>()) {

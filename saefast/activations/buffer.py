@@ -18,10 +18,10 @@ GOLDEN, BITS_32, BITS_64 = 0x9E3779B97F4A7C15, 2**32 - 1, 2**64 - 1
 def draw(seed: int, batch: int, held: int, n: int) -> Tensor:
     """The places that batch number `batch` takes: n different numbers below `held`, [n] int64.
 
-    Element i is the image of i under a permutation of [0, held) that seed and batch number fix: no state, so a
-    run can go on from any batch, and `csrc/stream/draw.h` gives the same bits. It is a Feistel network over a
-    grid of about sqrt(held) x sqrt(held) places, with a keyed hash as its function; a place of the grid beyond
-    `held` is sent through it again (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
+    Element i is the image of i under a permutation of [0, held) that depends on the seed and the batch number only.
+    There is no state, so a run can go on from any batch. `csrc/stream/draw.h` gives the same bits. The permutation is a
+    Feistel network over a grid of about sqrt(held) x sqrt(held) places, with a keyed hash as its function; a place of the
+    grid beyond `held` goes through it again (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
     """
     rows = math.isqrt(held - 1) + 1
     columns = -(-held // rows)
@@ -50,7 +50,7 @@ def _permute(places: Tensor, rows: int, columns: int, keys: list[int]) -> Tensor
 
 
 def _hash(half: Tensor, key: int, below: int) -> Tensor:
-    """Numbers from 0 to below - 1; 32-bit arithmetic in int64, where no product overflows."""
+    """Numbers from 0 to below - 1. It is 32-bit arithmetic in int64, where no product overflows."""
     h = half ^ key
     h = ((h ^ (h >> 16)) * 0x21F0AAAD) & BITS_32
     h = ((h ^ (h >> 15)) * 0x735A2D97) & BITS_32
@@ -58,7 +58,7 @@ def _hash(half: Tensor, key: int, below: int) -> Tensor:
 
 
 def check_state(numbers: dict[str, Any]) -> None:
-    """Refuse the state of a buffer that drew with a generator (0.1.0 before the native buffer)."""
+    """Raise InputError for the state of a buffer that drew with a generator, as early versions did."""
     fits = numbers.keys() >= set(COUNTERS)
     check(fits, "resume: expected a checkpoint of this version, this one was shuffled in another way")
 
@@ -66,9 +66,9 @@ def check_state(numbers: dict[str, Any]) -> None:
 class ShuffleBuffer:
     """Turns a stream of rows into shuffled batches [batch_size, d_in].
 
-    It holds up to `capacity` rows. Each batch is a uniform sample without replacement of the rows held, and the
-    next rows of the stream take the places of those that left; at the end of a pass the buffer drains before
-    the next pass begins. So
+    It holds up to `capacity` rows. Each batch is a uniform sample without replacement of the rows held, and the next rows
+    of the stream take the places of those that left. At the end of a pass the buffer empties before the next pass begins.
+    So
 
     - in one pass every row leaves exactly once; only the last rows of a pass, fewer than a batch, wait and leave
       in the next one;
@@ -79,23 +79,25 @@ class ShuffleBuffer:
 
     Args:
         source: where the rows come from, read again when it ends.
-        nonfinite: what a row with NaN or Inf does: "stop" raises InputError, "skip" drops and counts it.
+        nonfinite: what happens at a row with NaN or Inf: "stop" raises InputError, "skip" drops the row and counts it.
+
+    Raises:
+        InputError: a capacity below batch_size.
     """
 
     def __init__(
         self, source: Source, batch_size: int, capacity: int, seed: int = 0, nonfinite: str = "stop"
     ) -> None:
-        check(
-            capacity >= batch_size, f"capacity: expected at least batch_size = {batch_size}, got {capacity}"
-        )
+        fits = capacity >= batch_size
+        check(fits, f"capacity: expected at least batch_size = {batch_size}, got {capacity}")
         self.source, self.batch_size, self.nonfinite = source, batch_size, nonfinite
         self.capacity, self.seed = capacity, seed
         self.batches = 0  # drawn so far
         self.held = 0
-        self.row_of = torch.empty(capacity, dtype=torch.int64)  # stream row in each place
+        self.row_of = torch.empty(capacity, dtype=torch.int64)  # number of the stream's row in each place
         self.place: Tensor | None = None  # [capacity, d_in] in the source's dtype, made with the first rows
-        self.passes = 0  # finished ones
-        self.next_row = 0  # of this pass; counts skipped rows too
+        self.passes = 0  # finished so far
+        self.next_row = 0  # number of the next row of this pass; skipped rows count too
         self.skipped = 0
         self._stream: Iterator[Tensor] | None = None
         self._chunk: Tensor | None = None
@@ -113,23 +115,23 @@ class ShuffleBuffer:
         return self.place[: min(n, self.held)]
 
     def _fill(self) -> bool:
-        """Top up from the stream, beginning new passes until a batch is held; False when there is no more."""
+        """Fill up from the stream, with new passes until a batch is held. Returns False if there are not enough rows."""
         self._top_up()
         while self.held < self.batch_size:
             self.passes, self.next_row, self._stream, self._chunk = self.passes + 1, 0, None, None
             if self._top_up() == 0:
-                return False  # a one-shot iterator, or no finite row in it
+                return False  # the source can be read only once, or has no finite row
         return True
 
     def _draw(self) -> Tensor:
         assert self.place is not None
         holes = draw(self.seed, self.batches, self.held, self.batch_size)
-        # NaN in a row, a damaged shard: the buffer stays as it was and can be saved
+        # where this raises (NaN in a row, a damaged shard), the buffer stays as it was and can be saved
         rows, numbers = self._next_rows(len(holes))
         self.batches += 1
         batch = self.place[holes]
         self._put(holes[: len(numbers)], rows, numbers)
-        # Where the stream could not fill a hole, the last rows move down into it.
+        # The last rows move down into the holes that the stream could not fill.
         holes = holes[len(numbers) :]
         self.held -= len(holes)
         is_hole = torch.zeros(self.held + len(holes), dtype=torch.bool)
@@ -140,7 +142,7 @@ class ShuffleBuffer:
         return batch
 
     def _top_up(self) -> int:
-        """Fill the free places from the stream; returns how many rows came."""
+        """Fill the free places from the stream. Returns how many rows came."""
         rows, numbers = self._next_rows(len(self.row_of) - self.held)
         self._put(torch.arange(self.held, self.held + len(numbers)), rows, numbers)
         self.held += len(numbers)
@@ -154,7 +156,7 @@ class ShuffleBuffer:
             self.row_of[where] = numbers
 
     def _next_rows(self, n: int) -> tuple[list[Tensor], Tensor]:
-        """The next n finite rows of the pass, as pieces, and their numbers; fewer at its end."""
+        """The next n finite rows of the pass, in pieces, and their numbers. There are fewer at the end of the pass."""
         first_row, skipped = self.next_row, self.skipped
         pieces: list[Tensor] = []
         numbers: list[Tensor] = []
@@ -172,9 +174,8 @@ class ShuffleBuffer:
                 if not finite.all():
                     if self.nonfinite == "stop":
                         row = int(number[~finite][0])
-                        raise InputError(
-                            f"source: row {row} holds NaN or Inf; nonfinite = 'skip' (--nonfinite skip) drops such rows"
-                        )
+                        way_out = "nonfinite = 'skip' (--nonfinite skip) drops such rows"
+                        raise InputError(f"source: row {row} holds NaN or Inf; {way_out}")
                     self.skipped += int((~finite).sum())
                     rows, number = rows[finite], number[finite]
                 pieces.append(rows)
@@ -186,7 +187,7 @@ class ShuffleBuffer:
         return pieces, torch.cat(numbers) if numbers else torch.empty(0, dtype=torch.int64)
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and numbers that restore the buffer exactly; the rows themselves only if they cannot be re-read."""
+        """Tensors and numbers that restore the buffer exactly; with the rows themselves if they cannot be read again."""
         tensors = {"row_of": self.row_of[: self.held].clone()}
         if not self.source.random_access and self.place is not None:
             tensors["rows"] = self.place[: self.held].clone()

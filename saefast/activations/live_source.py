@@ -1,4 +1,4 @@
-"""Live activations: rows that other threads produce while the trainer takes them."""
+"""Sources whose rows other threads produce while the trainer takes them."""
 
 import threading
 import time
@@ -14,18 +14,18 @@ from saefast.errors import InputError, check
 
 
 class Closed(Exception):
-    """Raised by `LiveSource.push` once nobody takes the rows any more: the producer should end."""
+    """Raised by `LiveSource.push` when nobody takes the rows any more. The producer should end then."""
 
 
 class LiveSource(Source):
-    """Rows that producer threads push while the trainer pulls; at most `max_rows` wait, then `push` does.
+    """Rows that producer threads push while the trainer takes them. At most `max_rows` wait; then `push` waits.
 
-    `close` ends the one pass there is, `fail` lets the consumer raise the producer's error. Rows of one producer
-    keep their order; those of several mix as they come. It cannot be read again: after a resume the rows in the
-    buffer come from the checkpoint, and the producers go on with new ones.
+    There is one pass, which `close` ends; `fail` makes the consumer raise the error of a producer. The rows of one
+    producer keep their order, those of several mix as they come. The source cannot be read a second time: after a
+    resume the rows in the buffer come from the checkpoint, and the producers go on with new ones.
 
     Args:
-        timeout: seconds that the consumer waits for rows before it raises, and a producer for room.
+        timeout: seconds that the consumer waits for rows, and a producer for room, before InputError is raised.
     """
 
     def __init__(self, d_in: int, max_rows: int = 65_536, timeout: float = 600.0) -> None:
@@ -38,7 +38,8 @@ class LiveSource(Source):
         self._error: BaseException | None = None
 
     def push(self, rows: Tensor) -> None:
-        """rows [n, d_in], any n; not to be written to afterwards. Waits for room; a larger n waits for an empty queue.
+        """Add rows [n, d_in], which must not be written to afterwards, and wait for room first. More than `max_rows` at
+        once wait until no other rows do.
 
         Raises:
             InputError: another shape or dtype; no room within `timeout` seconds.
@@ -49,22 +50,16 @@ class LiveSource(Source):
         check(ok, f"rows: expected a tensor [n, {self.d_in}], got {got}")
         check(rows.is_floating_point(), f"rows: expected a floating-point dtype, got {rows.dtype}")
 
-        def room() -> bool:
-            return (
-                self._stopped
-                or self._ended
-                or self._n_waiting == 0
-                or self._n_waiting + len(rows) <= self.max_rows
-            )
+        def may_go_on() -> bool:
+            has_room = self._n_waiting == 0 or self._n_waiting + len(rows) <= self.max_rows
+            return self._stopped or self._ended or has_room
 
         with self._changed:
-            in_time = self._changed.wait_for(room, self.timeout)
+            in_time = self._changed.wait_for(may_go_on, self.timeout)
             if self._stopped or self._ended:
                 raise Closed("the consumer of the activations has stopped, or the source was closed")
-            check(
-                in_time,
-                f"rows: expected room for {len(rows)} rows within {self.timeout:g} s, nobody took any",
-            )
+            wanted = f"room for {len(rows)} rows within {self.timeout:g} s"
+            check(in_time, f"rows: expected {wanted}, nobody took any")
             self._waiting.append(rows)
             self._n_waiting += len(rows)
             self._changed.notify_all()
@@ -76,13 +71,13 @@ class LiveSource(Source):
             self._changed.notify_all()
 
     def fail(self, error: BaseException) -> None:
-        """The consumer raises InputError from `error`, after the rows already pushed."""
+        """Make the consumer raise InputError from `error`, after it has taken the rows already pushed."""
         with self._changed:
             self._error, self._ended = self._error or error, True
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """The consumer wants no more: producers waiting in `push` get `Closed`."""
+        """The consumer wants no more rows: producers that wait in `push` get `Closed`."""
         with self._changed:
             self._stopped = True
             self._waiting.clear()
@@ -90,7 +85,7 @@ class LiveSource(Source):
             self._changed.notify_all()
 
     def start(self, *producers: Callable[["LiveSource"], Any]) -> list[threading.Thread]:
-        """Run each producer(self) in a thread; an error of one is `fail`, the end of the last is `close`."""
+        """Run each producer(self) in a thread. An error in one calls `fail`, the end of the last one calls `close`."""
         left = [len(producers)]
 
         def run(producer: Callable[["LiveSource"], Any]) -> None:
@@ -114,18 +109,14 @@ class LiveSource(Source):
         while True:
             with self._changed:
                 done = lambda: self._waiting or self._ended or self._stopped
-                # short waits, so that Ctrl-C is heard
-                limit = time.monotonic() + self.timeout
+                # short waits, so that Ctrl-C has an effect
+                limit, wanted = time.monotonic() + self.timeout, f"rows within {self.timeout:g} s"
                 while not self._changed.wait_for(done, 0.1):
-                    late = time.monotonic() > limit
-                    check(
-                        not late, f"source: expected rows within {self.timeout:g} s, no producer pushed any"
-                    )
+                    in_time = time.monotonic() <= limit
+                    check(in_time, f"source: expected {wanted}, no producer pushed any")
                 if not self._waiting:
-                    if self._error is not None:
-                        raise InputError(
-                            f"source: a producer of activations failed: {self._error!r}"
-                        ) from self._error
+                    if (error := self._error) is not None:
+                        raise InputError(f"source: a producer of activations failed: {error!r}") from error
                     return
                 rows = self._waiting.popleft()
                 self._n_waiting -= len(rows)
@@ -134,10 +125,10 @@ class LiveSource(Source):
 
 
 class Background(Source):
-    """`source`, read in a thread of its own while the trainer works: the same rows in the same order.
+    """The rows of `source` in the same order, read in another thread while the trainer works.
 
-    For a `saefast.activations.lm.ModelSource` the language model runs while the SAE trains; at most `max_rows` rows wait.
-    Resuming and reading again work as with `source`; its errors arrive unchanged.
+    With a `saefast.activations.lm.ModelSource` the language model runs while the SAE trains. At most `max_rows` rows wait.
+    Resuming and reading again work as with `source`, and its errors are raised unchanged.
     """
 
     def __init__(self, source: Source, max_rows: int = 65_536, timeout: float = 600.0) -> None:

@@ -64,17 +64,15 @@ class NativeBuffer(ShuffleBuffer):
         segments: tuple[list[Any], torch.dtype] | None = None,
     ) -> None:
         check(batch_size >= 1, f"batch_size: expected a positive integer, got {batch_size}")
-        check(
-            capacity >= batch_size, f"capacity: expected at least batch_size = {batch_size}, got {capacity}"
-        )
+        fits = capacity >= batch_size
+        check(fits, f"capacity: expected at least batch_size = {batch_size}, got {capacity}")
         check(1 <= readers <= 64, f"readers: expected 1 to 64, got {readers}")
         check(1 <= mixers <= 64, f"mixers: expected 1 to 64, got {mixers}")
         check(ahead >= 1, f"ahead: expected 1 or more, got {ahead}")
         found = segments or segments_of(source)
         if found is None:
-            raise InputError(
-                f"source: expected a shard folder, file or tensor in memory, got {type(source).__name__}"
-            )
+            kind = type(source).__name__
+            raise InputError(f"source: expected a shard folder, file or tensor in memory, got {kind}")
         parts, self.source_dtype = found
         self.source, self.batch_size, self.capacity, self.seed = source, batch_size, capacity, seed
         self.nonfinite, self.timeout = nonfinite, timeout
@@ -92,9 +90,8 @@ class NativeBuffer(ShuffleBuffer):
             self._native = self._open(parts, **rows, **sizes, **threads, **reading)
         except MemoryError:
             size = capacity * source.d_in * self.source_dtype.itemsize
-            raise InputError(
-                f"capacity: expected {size / 1e9:.1f} GB of memory for {capacity} rows, there is less"
-            ) from None
+            wanted = f"{size / 1e9:.1f} GB of memory for {capacity} rows"
+            raise InputError(f"capacity: expected {wanted}, there is less") from None
 
     def _open(self, parts: list[Any], **settings: Any) -> Any:
         import saefast._C  # here, because the package works without it
@@ -108,10 +105,11 @@ class NativeBuffer(ShuffleBuffer):
             yield batch.to(self.dtype)
 
     def _check_unchanged(self) -> None:
-        same = _version(self._tensor) == self._version
-        check(
-            same, "source: expected the tensor unchanged while the buffer reads it, it was modified in place"
+        same, wanted = (
+            _version(self._tensor) == self._version,
+            "the tensor unchanged while the buffer reads it",
         )
+        check(same, f"source: expected {wanted}, it was modified in place")
 
     def sample(self, n: int) -> Tensor:
         if self._native.numbers()[
@@ -129,9 +127,8 @@ class NativeBuffer(ShuffleBuffer):
         except ValueError as error:
             raise InputError(str(error)) from None
         except TimeoutError:
-            raise InputError(
-                f"source: expected a batch within {self.timeout:g} s, the readers gave none"
-            ) from None
+            wanted = f"a batch within {self.timeout:g} s"
+            raise InputError(f"source: expected {wanted}, the readers gave none") from None
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         numbers = self._native.numbers()

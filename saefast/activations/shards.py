@@ -1,18 +1,18 @@
 """Activations on disk: a folder of safetensors shards and an index.json. Format version 1.
 
 index.json
-    format "saefast-activations", version 1, complete (false while being written), d_in, dtype ("float16", ...),
-    n_tokens, model, hook (or null), notes (what the writer wants kept: rows dropped and why, context length, ...),
+    format "saefast-activations", version 1, complete (false while it is written), d_in, dtype ("float16", ...),
+    n_tokens, model, hook (or null), notes (what the writer wants to keep: rows dropped and why, context length, ...),
     shards: [{file, n_tokens, n_contexts, bytes, sha256}]; sha256 is `saefast.files.digest` of the tensors
-    and the shard's own metadata. Of several hook points, "hook" is a list, rows are their activations at the same
-    token side by side in that order, and "widths" says how many columns each has.
+    and the shard's own metadata. With several hook points, "hook" is a list. A row then holds their activations at the
+    same token side by side, in the order of that list, and "widths" says how many columns each of them has.
 
 shard-00000.safetensors
     activations [n, d_in]; and, when the rows come from text,
     contexts [m, context_length] int32 token ids of the m contexts the rows come from,
     context [n] int32 and position [n] int32: row i is token contexts[context[i], position[i]].
 
-The index is rewritten after each shard, so an interrupted writer goes on where it stopped.
+The index is rewritten after each shard, so that an interrupted writer can go on where it stopped.
 """
 
 import functools
@@ -37,14 +37,13 @@ def read_index(folder: Path) -> dict[str, Any]:
     """The index of a shard folder, complete or not."""
     index = read_json(folder / INDEX)
     is_ours = isinstance(index, dict) and index.get("format") == FORMAT and index.get("version") == VERSION
-    check(
-        is_ours and index.keys() >= FIELDS, f"{folder / INDEX}: expected a {FORMAT} index, version {VERSION}"
-    )
+    is_ours = is_ours and index.keys() >= FIELDS
+    check(is_ours, f"{folder / INDEX}: expected a {FORMAT} index, version {VERSION}")
     return index
 
 
 def check_widths(name: str, hooks: Sequence[str | None], widths: Sequence[int], d_in: int) -> None:
-    """Raise InputError unless each hook point has its columns and all of them make up d_in."""
+    """Raise InputError unless there is a width for each hook point and they add up to d_in."""
     fits = len(widths) == len(hooks) and sum(widths) == d_in and min(widths) > 0
     want = f"{len(hooks)} positive numbers that add up to d_in = {d_in}"
     check(fits, f"{name}: expected widths of the hook points {list(hooks)}, {want}, got {list(widths)}")
@@ -54,12 +53,15 @@ class ShardWriter:
     """Writes a shard folder: `append` activations, then `close`.
 
     Args:
-        folder: made if absent. One that holds a finished cache is refused; an interrupted one is continued if
-            everything else given here is the same (or nothing is written yet): `n_contexts` says how many contexts
-            it has already.
-        d_in, dtype: of the activations; with several hook points, the columns of each in place of d_in.
+        folder: made if it does not exist. A folder with a finished cache is refused. An interrupted cache is continued
+            if all other arguments are the same as before, or if no shard is written yet; `n_contexts` says how many
+            contexts it has already.
+        d_in, dtype: of the activations. With several hook points d_in is a sequence: the number of columns of each.
         model, hook, notes: recorded in the index.
         shard_tokens: rows after which a shard is written.
+
+    Raises:
+        InputError: the folder cannot be used, see above, or the widths do not fit the hook points.
     """
 
     def __init__(
@@ -76,23 +78,21 @@ class ShardWriter:
         hooks = [hook] if isinstance(hook, str | None) else list(hook)
         widths = [d_in] if isinstance(d_in, int) else list(d_in)
         check_widths("d_in", hooks, widths, sum(widths))
-        self.index: dict[str, Any] = {
-            "format": FORMAT, "version": VERSION, "complete": False, "d_in": sum(widths), "dtype": str(dtype)[6:],
-            "n_tokens": 0, "model": model, "hook": None, "notes": notes or {}, "shards": [],
-        } | recorded(hooks, widths)  # fmt: skip
+        self.index: dict[str, Any] = {"format": FORMAT, "version": VERSION, "complete": False}
+        self.index |= {"d_in": sum(widths), "dtype": str(dtype).removeprefix("torch."), "n_tokens": 0}
+        self.index |= {"model": model, "hook": None, "notes": notes or {}, "shards": []}
+        self.index |= recorded(hooks, widths)
         if (self.folder / INDEX).exists():
             found = read_index(self.folder)
-            check(
-                not found["complete"],
-                f"out: expected a new folder, {self.folder} already holds a finished cache",
-            )
+            unfinished = not found["complete"]
+            check(unfinished, f"out: expected a new folder, {self.folder} already holds a finished cache")
             if found["shards"]:
                 for key in ("d_in", "dtype", "model", "hook", "widths", "notes"):
                     begun, given = found.get(key), self.index.get(key)
                     check(begun == given, f"out: {self.folder} was begun with {key} = {begun}, got {given}")
                 self.index = found
         else:
-            # a writer killed before its first index leaves a temporary of `write_atomic`
+            # a writer that was killed before its first index leaves a temporary file of `write_atomic`
             empty = not self.folder.exists() or all(path.suffix == ".tmp" for path in self.folder.iterdir())
             check(empty, f"out: expected a new or empty folder, {self.folder} holds other files")
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ class ShardWriter:
 
     @property
     def n_tokens(self) -> int:
-        """Rows so far, those not yet on disk included."""
+        """Rows so far, including those that are not yet on disk."""
         return self.index["n_tokens"] + sum(len(part["activations"]) for part in self._pending)
 
     def append(
@@ -115,7 +115,16 @@ class ShardWriter:
         context: Tensor | None = None,
         position: Tensor | None = None,
     ) -> None:
-        """activations [n, d_in]; for rows from text also contexts [m, L], context [n] below m, position [n] below L."""
+        """Add rows.
+
+        Args:
+            activations: [n, d_in].
+            contexts, context, position: for rows from text, integers [m, L], [n] below m and [n] below L: row i is
+                token contexts[context[i], position[i]].
+
+        Raises:
+            InputError: another shape, or finite values that overflow the dtype of the cache.
+        """
         d_in = self.index["d_in"]
         ok = activations.ndim == 2 and activations.shape[1] == d_in
         check(ok, f"activations: expected [n, {d_in}], got {list(activations.shape)}")
@@ -134,7 +143,7 @@ class ShardWriter:
         tensors = {"activations": torch.cat([part["activations"] for part in parts])}
         n_contexts = 0
         if "contexts" in parts[0]:
-            first = []  # context numbers count from the shard's first context
+            first = []  # context numbers count from the first context of the shard
             for part in parts:
                 first.append(part["context"] + n_contexts)
                 n_contexts += len(part["contexts"])
@@ -145,10 +154,8 @@ class ShardWriter:
         checksum = save_tensors(path, tensors, {"format": FORMAT, "version": VERSION})
         n = len(tensors["activations"])
         self.index["n_tokens"] += n
-        self.index["shards"].append(
-            {"file": path.name, "n_tokens": n, "n_contexts": n_contexts, "bytes": path.stat().st_size,
-             "sha256": checksum}
-        )  # fmt: skip
+        entry = {"file": path.name, "n_tokens": n, "n_contexts": n_contexts, "bytes": path.stat().st_size}
+        self.index["shards"].append(entry | {"sha256": checksum})
         write_json(self.folder / INDEX, self.index)
 
     def close(self) -> None:
@@ -160,12 +167,14 @@ class ShardWriter:
 
 
 class ShardSource(Source):
-    """Reads a shard folder. Sizes are checked when it is opened, the checksum of a shard when it is first read.
+    """Reads a shard folder. Sizes are checked when it is opened, the checksum of a shard when the shard is first read.
 
-    `hooks` are the hook points (None where the index names none), `widths` the columns of each, in order.
+    Attributes:
+        hooks: the hook points, None if the index names none.
+        widths: the number of columns of each, in the same order.
 
     Raises:
-        InputError: not a shard folder, not complete, or a shard missing, truncated or with a flipped bit (named).
+        InputError: not a shard folder, not complete, or a shard that is missing, truncated or altered (its file is named).
     """
 
     random_access = True
@@ -173,10 +182,8 @@ class ShardSource(Source):
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.index = index = read_index(self.folder)
-        check(
-            index["complete"],
-            f"{self.folder}: this cache is incomplete; run `saefast cache` again to finish it",
-        )
+        finish = "run `saefast cache` again to finish it"
+        check(index["complete"], f"{self.folder}: this cache is incomplete; {finish}")
         check(index["n_tokens"] > 0, f"{self.folder}: expected at least one activation, the cache is empty")
         self.d_in: int = index["d_in"]
         hook = index["hook"]
@@ -186,18 +193,16 @@ class ShardSource(Source):
         sizes = [0] + [shard["n_tokens"] for shard in index["shards"]]
         self.starts = torch.tensor(sizes).cumsum(0)  # first row of each shard, and the end
         for shard in index["shards"]:
-            path = self.folder / shard["file"]
-            bytes_found = path.stat().st_size if path.exists() else "no file"
-            check(
-                bytes_found == shard["bytes"], f"{path}: expected {shard['bytes']} bytes, found {bytes_found}"
-            )
+            path, want = self.folder / shard["file"], shard["bytes"]
+            found = path.stat().st_size if path.exists() else "no file"
+            check(found == want, f"{path}: expected {want} bytes, found {found}")
 
     def __len__(self) -> int:
         return self.index["n_tokens"]
 
     @functools.cache  # noqa: B019 (tensors are memory-mapped; a source lives as long as its run)
     def shard(self, i: int) -> dict[str, Tensor]:
-        """The tensors of shard i, verified."""
+        """The tensors of shard i, after their checksum was compared."""
         path = self.folder / self.index["shards"][i]["file"]
         tensors, _, checksum = load_tensors(path)
         if checksum != self.index["shards"][i]["sha256"]:
@@ -223,12 +228,11 @@ class ShardSource(Source):
         return out
 
     def context(self, row: int, before: int = 20, after: int = 5) -> tuple[list[int], int]:
-        """Token ids around `row` in its context, and the place of the row's own token among them."""
+        """Token ids around `row` in its context, and the position of the token of the row among them."""
         i = int(torch.searchsorted(self.starts, torch.tensor(row), right=True)) - 1
         shard, local = self.shard(i), row - int(self.starts[i])
-        check(
-            "contexts" in shard, f"{self.folder}: expected a cache made from text, this one has no token ids"
-        )
+        from_text = "contexts" in shard
+        check(from_text, f"{self.folder}: expected a cache made from text, this one has no token ids")
         tokens, position = shard["contexts"][shard["context"][local]], int(shard["position"][local])
         first = max(0, position - before)
         return tokens[first : position + after + 1].tolist(), position - first

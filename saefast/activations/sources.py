@@ -17,7 +17,7 @@ CHUNK = 8192  # rows a random-access source yields at a time
 
 
 class Source:
-    """Base of the sources. Iterating gives one pass over the rows, always the same ones in the same order."""
+    """Base of the sources. Each iteration is one pass over the rows: always the same rows in the same order."""
 
     d_in: int
     random_access = False
@@ -47,9 +47,8 @@ class TensorSource(Source):
     def __init__(self, tensor: Tensor, name: str = "source", path: Path | None = None) -> None:
         check(tensor.ndim == 2, f"{name}: expected shape [n, d_in], got {list(tensor.shape)}")
         check(tensor.is_floating_point(), f"{name}: expected a floating-point dtype, got {tensor.dtype}")
-        check(
-            tensor.numel() > 0, f"{name}: expected at least one row, got an empty tensor {list(tensor.shape)}"
-        )
+        got = f"an empty tensor {list(tensor.shape)}"
+        check(tensor.numel() > 0, f"{name}: expected at least one row, got {got}")
         self.tensor, self.path, self.d_in = tensor, path, tensor.shape[1]
 
     def __len__(self) -> int:
@@ -67,13 +66,11 @@ class TensorSource(Source):
 
 
 class IterableSource(Source):
-    """Any iterable of tensors [n, d_in]. To resume, it is read again from its start and the seen rows dropped."""
+    """Any iterable of tensors [n, d_in]. To resume, it is read again from its start and the rows seen are dropped."""
 
     def __init__(self, iterable: Iterable[Tensor], d_in: int) -> None:
-        check(
-            isinstance(iterable, Iterable),
-            f"source: expected an iterable of tensors, got {type(iterable).__name__}",
-        )
+        kind = type(iterable).__name__
+        check(isinstance(iterable, Iterable), f"source: expected an iterable of tensors, got {kind}")
         self.iterable, self.d_in = iterable, d_in
 
     def rows(self, start: int = 0) -> Iterator[Tensor]:
@@ -92,10 +89,14 @@ class SyntheticSource(Source):
     """Sparse combinations of known directions: x = offset + sum of n_active random directions times activations.
 
     Args:
-        d_in: width. n_features: number of true directions, unit norm. n_active: directions in each row.
-        n_tokens: rows in a pass. noise: standard deviation of Gaussian noise. seed: fixes everything.
+        d_in: width of the rows.
+        n_features: number of true directions, which have unit norm.
+        n_active: number of directions in each row.
+        n_tokens: rows in a pass.
+        noise: standard deviation of Gaussian noise.
+        seed: of everything that is random.
 
-    `directions` [n_features, d_in] is the ground truth; activations are uniform in [0.5, 1.5].
+    `directions` [n_features, d_in] is the ground truth. Activations are uniform in [0.5, 1.5].
     """
 
     random_access = True
@@ -103,30 +104,26 @@ class SyntheticSource(Source):
     def __init__(
         self, d_in: int, n_features: int, n_active: int, n_tokens: int, noise: float = 0.0, seed: int = 0
     ) -> None:
-        check(
-            0 < n_active <= n_features, f"n_active: expected 1 to n_features = {n_features}, got {n_active}"
-        )
+        in_range = 0 < n_active <= n_features
+        check(in_range, f"n_active: expected 1 to n_features = {n_features}, got {n_active}")
         self.d_in, self.n_features, self.n_active = d_in, n_features, n_active
         self.n_tokens, self.noise, self.seed = n_tokens, noise, seed
         generator = torch.Generator().manual_seed(seed)
-        self.directions = torch.nn.functional.normalize(
-            torch.randn(n_features, d_in, generator=generator), dim=1
-        )
+        directions = torch.randn(n_features, d_in, generator=generator)
+        self.directions = torch.nn.functional.normalize(directions, dim=1)
         self.offset = torch.randn(d_in, generator=generator) / d_in**0.5
 
     def __len__(self) -> int:
         return self.n_tokens
 
     def _block(self, block: int) -> Tensor:
-        """Rows [block * CHUNK, (block + 1) * CHUNK): each block has a seed of its own, so any of them can be made."""
+        """Rows block * CHUNK to (block + 1) * CHUNK - 1. Each block has its own seed, so that any block can be made."""
         n = min(CHUNK, self.n_tokens - block * CHUNK)
         generator = torch.Generator().manual_seed(hash((self.seed, block)) % 2**63)
         active = torch.rand(n, self.n_features, generator=generator).topk(self.n_active, dim=1).indices
         acts = torch.rand(n, self.n_active, generator=generator) + 0.5
-        x = self.offset + torch.nn.functional.embedding_bag(
-            active, self.directions, per_sample_weights=acts, mode="sum"
-        )
-        return x + self.noise * torch.randn(n, self.d_in, generator=generator)
+        sums = torch.nn.functional.embedding_bag(active, self.directions, per_sample_weights=acts, mode="sum")
+        return self.offset + sums + self.noise * torch.randn(n, self.d_in, generator=generator)
 
     def rows(self, start: int = 0) -> Iterator[Tensor]:
         for block in range(start // CHUNK, -(-self.n_tokens // CHUNK)):

@@ -10,9 +10,9 @@
     torch.Size([32, 8])
 
 Shapes: x [B, D], W_enc and W_dec [F, D] with one row per latent, b_enc [F], b_dec [D]. The values are those of
-`saefast.reference`. Gradients are summed over the active entries of each latent in a fixed order, so they are the same
-bits every time, and no dense gradient [B, F] is made. An entry is active where its activation is positive, and only
-there does a gradient reach it. Which latents are selected is not differentiated. Gradients of gradients raise an error.
+`saefast.reference`. Gradients are summed over the active entries of each latent in a fixed order, so that they have the
+same bits every time, and no dense gradient [B, F] is made. An entry is active if its activation is positive; only active
+entries get a gradient. The choice of the latents is not differentiated. Gradients of gradients raise an error.
 
 Everything is a `torch.library` operator (see `saefast.autograd.ops`), so `torch.compile(fullgraph=True)` works.
 Training an SAE by itself is faster with `saefast.Trainer`, which never stores a gradient.
@@ -44,7 +44,8 @@ def encode_topk(
         x: any floating dtype; b_dec is subtracted before it is rounded to the dtype of W_enc.
         W_enc: fp32, bf16, fp16 or fp64 (fp64 on the reference backend only).
         b_enc, b_dec: of one dtype, that of W_enc or a wider one.
-        backend: "reference", "triton", or "auto": triton for tensors on a GPU and C++ on a CPU, where they can be imported.
+        backend: "reference", "triton", or "auto", which is triton for tensors on a GPU and C++ on a CPU if they can be
+            imported, and else the reference.
 
     Raises:
         InputError: shapes, dtypes or devices that do not fit together, k outside 1..F, an unknown backend, or one
@@ -74,8 +75,9 @@ def decode(
         tensor([[1., 4., 3.]])
 
     Args:
-        top_acts: >= 0 (a negative one would count in x_hat and get no gradient), of any floating dtype.
-        top_indices: 0 to F - 1, distinct within a row. Neither is checked: it would wait for the device.
+        top_acts: of any floating dtype, 0 or more. (A negative one would count in x_hat but get no gradient.)
+        top_indices: 0 to F - 1, distinct within a row. The values are not checked, because that would have to wait for
+            the device.
         W_dec: fp32, bf16, fp16 or fp64 (fp64 on the reference backend only).
         b_dec: of the dtype of W_dec or a wider one.
         backend: as for `encode_topk`.
@@ -113,7 +115,7 @@ def sae_forward(
     return decode(top_acts, top_indices, W_dec, b_dec, backend), top_acts, top_indices
 
 
-# `torch.compile` traces these checks, so a message is put together only where one fails.
+# `torch.compile` traces these checks, so a message is only put together where a check fails.
 
 
 def _check_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:

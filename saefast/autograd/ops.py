@@ -1,11 +1,10 @@
 """The operators behind `saefast.autograd`: each backend op as a `torch.library` operator, and the backward passes.
 
-An operator takes the backend's name and finds its functions when it runs, so a compiled graph is one for all backends.
-Inputs may have any strides; outputs are contiguous.
+An operator takes the name of the backend and finds its functions when it runs, so that one compiled graph serves all
+backends. Inputs may have any strides; outputs are contiguous.
 """
 
 import functools
-import importlib
 import os
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from saefast import reference
-from saefast.backend import launched
+from saefast.backend import launched, load_backend
 from saefast.errors import check
 
 
@@ -37,21 +36,16 @@ REFERENCE = Ops(
 )
 
 
-@functools.cache
 def triton_ops() -> Ops:
-    files = ("encode", "decode", "backward", "group", "sum_rows")
-    modules = [importlib.import_module(f"saefast.triton_kernels.{file}") for file in files]
-    return Ops(*(launched(getattr(module, op)) for module, op in zip(modules, Ops._fields, strict=True)))
+    import saefast.triton_kernels as kernels  # needs triton
+
+    return Ops(*(launched(getattr(kernels, op)) for op in Ops._fields))
 
 
-@functools.cache
-def native_or_reference() -> Ops:
-    """The C++ ops, which take what is not fp32 to the reference by themselves. There is none for `sum_rows`."""
-    try:
-        from saefast import native
-        from saefast.native.arrays import handles
-    except ImportError:
-        return REFERENCE
+def native_ops() -> Ops:
+    """The ops in C++, which themselves use the reference for what is not fp32. There is none for `sum_rows`."""
+    from saefast import native  # needs the C++ extension
+    from saefast.native.arrays import handles
 
     def decode(acts: Tensor, indices: Tensor, W_dec: Tensor, b_dec: Tensor) -> Tensor:
         if not handles(acts, indices, W_dec, b_dec):
@@ -59,39 +53,42 @@ def native_or_reference() -> Ops:
         target = b_dec.new_zeros(len(acts), W_dec.shape[1])
         return native.decode_error(acts, indices, W_dec, b_dec, target, torch.float32)[0]
 
-    return Ops(native.encode_topk, decode, native.grad_top_acts, native.group_by_latent, reference.sum_rows)
+    sum_rows = reference.sum_rows
+    return Ops(native.encode_topk, decode, native.grad_top_acts, native.group_by_latent, sum_rows)
+
+
+OPS = {"reference": lambda: REFERENCE, "native": native_ops, "triton": triton_ops}
 
 
 @functools.cache
-def triton_or_reference() -> Ops:
-    try:
-        return triton_ops()
-    except (ImportError, AttributeError):
-        return REFERENCE
+def load_ops(backend: str, device: str) -> Ops:
+    """The functions of the backend that `load_backend` returns; for "auto" it says why if that is the reference."""
+    return OPS[load_backend(backend, device).NAME]()
 
 
 def choose(backend: str, like: Tensor) -> Ops:
-    """The functions for tensors such as `like`, which must be of the widest dtype among them."""
-    if backend == "reference":
-        return REFERENCE
-    narrow = like.dtype != torch.float64
+    """The functions for tensors on the device of `like`, which must have the widest dtype among them.
+
+    Raises:
+        InputError: "triton" cannot run on such tensors, or not on this machine.
+    """
+    device, narrow = like.device.type, like.dtype != torch.float64
     if backend == "triton":
         runs = narrow and (like.is_cuda or os.environ.get("TRITON_INTERPRET") == "1")
         what = f"{like.dtype} on {like.device}"
         check(runs, f"backend: 'triton' needs a GPU and at most fp32, got {what}; 'reference' takes it")
-        return triton_ops()
-    if like.is_cuda:
-        return triton_or_reference() if narrow else REFERENCE
-    return native_or_reference() if like.device.type == "cpu" else REFERENCE
+    elif backend == "reference" or device not in ("cpu", "cuda") or (device == "cuda" and not narrow):
+        return REFERENCE
+    return load_ops(backend, device)
 
 
 def plain(*tensors: Tensor) -> list[Tensor]:
-    """As the backends take them: contiguous, without autograd."""
+    """The tensors as the backends need them: contiguous and without autograd."""
     return [tensor.detach().contiguous() for tensor in tensors]
 
 
 def centred(x: Tensor, b_dec: Tensor, dtype: torch.dtype) -> Tensor:
-    """x - b_dec, subtracted before it is rounded to `dtype`. Made again in the backward pass instead of kept."""
+    """x - b_dec, subtracted before it is rounded to `dtype`. The backward pass computes it again, so it is not kept."""
     return (x.to(b_dec.dtype) - b_dec).to(dtype)
 
 
@@ -120,7 +117,7 @@ def _(top_acts: Tensor, top_indices: Tensor, W_dec: Tensor, b_dec: Tensor, backe
     return b_dec.new_empty(top_acts.shape[0], W_dec.shape[1])
 
 
-# The operators of the backward passes. They have no gradient of their own, so asking for one raises an error.
+# The operators of the backward passes. They have no gradient themselves, so that asking for one raises an error.
 
 
 @torch.library.custom_op("saefast::grad_top_acts", mutates_args=())
@@ -138,7 +135,7 @@ def _(grad_x_hat: Tensor, W_dec: Tensor, top_acts: Tensor, top_indices: Tensor, 
 
 @torch.library.custom_op("saefast::gather_rows", mutates_args=())
 def gather_rows(weights: Tensor, top_indices: Tensor, rows: Tensor, backend: str) -> Tensor:
-    """[B, K] of either sign, [B, K], [F, D] -> the weighted sum of K rows for each token, [B, D]."""
+    """weights [B, K] of either sign, [B, K], [F, D] -> the weighted sum of K rows for each token, [B, D]."""
     inputs = plain(weights, top_indices, rows)
     return choose(backend, rows).decode(*inputs, weights.new_zeros(rows.shape[1]))
 

@@ -19,11 +19,12 @@ from saefast import backend, formats
 from saefast.activations import lm, shards
 from saefast.activations.open import open_source
 from saefast.cli.sweep import Sweep
-from saefast.cli.train import Train, check_device, with_recipe
+from saefast.cli.train import Train, usable_device, with_recipe
 from saefast.config.train import TrainConfig
 from saefast.errors import InputError, check
 from saefast.files import load_tensors, read_json
 from saefast.interp.evaluate import evaluate
+from saefast.interp.splice import evaluate_in_model
 from saefast.sae import SAE
 
 Format = Literal[
@@ -35,7 +36,7 @@ Format = Literal[
 class Cache:
     """Write a language model's activations on some text to a shard folder.
 
-    An interrupted cache goes on where it stopped when the same command is given again.
+    Give the same command again to go on with an interrupted cache where it stopped.
     """
 
     model: Annotated[Positional[str], arg(metavar="MODEL")]
@@ -48,9 +49,9 @@ class Cache:
     out: Path
     """Shard folder to write."""
     tokens: int | None = None
-    """Activations to keep at the most; default: all of the text."""
+    """Largest number of activations to keep; default: all of the text."""
     skip_tokens: int = 0
-    """Tokens of the text to pass over first, to cache a held-out part."""
+    """Tokens at the beginning of the text to leave out, to cache a held-out part."""
     context_length: int = 256
     """Tokens per context."""
     contexts_per_batch: int = 4
@@ -58,7 +59,7 @@ class Cache:
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     """How activations are stored."""
     sink_ratio: float | None = 10.0
-    """Drop rows with more than this many times the median norm (attention sinks); None keeps them."""
+    """Drop rows whose norm is more than this many times the median norm (attention sinks); None keeps them."""
     keep_special: bool = False
     """Keep the rows of special tokens (end of text, ...)."""
     device: str = "cpu"
@@ -70,19 +71,17 @@ class Cache:
             check(value is None or value > 0, f"{name}: expected a positive integer, got {value}")
         check(bool(self.hook), "hook: expected at least one --hook, got none")
         check(self.skip_tokens >= 0, f"skip_tokens: expected 0 or more, got {self.skip_tokens}")
-        check_device(self.device)
-        next(lm.read_texts(self.text), None)  # a missing text is said before a model is loaded
+        usable_device(self.device)
+        next(lm.read_texts(self.text), None)  # a missing text is reported before a model is loaded
         model, tokenizer = lm.load_model(self.model, self.device)
-        contexts = lm.PackedContexts(
-            lm.Texts(self.text), tokenizer, self.context_length, self.contexts_per_batch
-        )
+        shape = self.context_length, self.contexts_per_batch
+        contexts = lm.PackedContexts(lm.Texts(self.text), tokenizer, *shape)
         drop = () if self.keep_special else tokenizer.all_special_ids
         source = lm.ModelSource(model, self.hook, contexts, drop, self.sink_ratio, {"use_cache": False})
-        notes = {
-            "text": str(self.text), "skip_tokens": self.skip_tokens, "context_length": self.context_length,
-            "contexts_per_batch": self.contexts_per_batch, "sink_ratio": self.sink_ratio,
-            "max_norm": source.max_norm if self.sink_ratio else None, "dropped_ids": sorted(drop),
-        }  # fmt: skip
+        notes = {"text": str(self.text), "skip_tokens": self.skip_tokens}
+        notes |= {"context_length": self.context_length, "contexts_per_batch": self.contexts_per_batch}
+        notes |= {"sink_ratio": self.sink_ratio, "max_norm": source.max_norm if self.sink_ratio else None}
+        notes |= {"dropped_ids": sorted(drop)}
         dtype = getattr(torch, self.dtype)
         writer = shards.ShardWriter(self.out, source.widths, dtype, self.model, source.hooks, notes)
         batch_tokens = self.context_length * self.contexts_per_batch
@@ -92,13 +91,11 @@ class Cache:
                 room = len(batch.activations) if self.tokens is None else self.tokens - writer.n_tokens
                 if room <= 0:
                     break
-                writer.append(
-                    batch.activations[:room], batch.contexts, batch.context[:room], batch.position[:room]
-                )
-                bar.update(min(room, len(batch.activations)))
-        check(
-            writer.n_tokens > 0, f"text: expected at least {batch_tokens} tokens after skip_tokens, got fewer"
-        )
+                rows, where = batch.activations[:room], (batch.context[:room], batch.position[:room])
+                writer.append(rows, batch.contexts, *where)
+                bar.update(len(rows))
+        some = writer.n_tokens > 0
+        check(some, f"text: expected at least {batch_tokens} tokens after skip_tokens, got fewer")
         writer.close()
         dropped, limits = source.n_dropped, ", ".join(f"{limit:.4g}" for limit in source.max_norms)
         print(
@@ -128,7 +125,7 @@ class Evaluate:
         show(self.result(), self.json)
 
     def result(self) -> dict[str, Any]:
-        """The figures as plain values."""
+        """What is printed, as plain values."""
         check(self.contexts > 0, f"contexts: expected a positive integer, got {self.contexts}")
         sae, source = SAE.from_pretrained(self.run_folder), open_source(self.source)
         result = evaluate(sae, source, self.backend)._asdict()
@@ -140,11 +137,8 @@ class Evaluate:
         return result
 
     def _in_model(self, sae: SAE, source: Any) -> dict[str, Any]:
-        from saefast.interp.splice import evaluate_in_model
-
-        is_text = (
-            isinstance(source, shards.ShardSource) and source.index["model"] and "contexts" in source.shard(0)
-        )
+        of_model = isinstance(source, shards.ShardSource) and source.index["model"]
+        is_text = of_model and "contexts" in source.shard(0)
         check(bool(is_text), f"in_model: expected a shard folder of `saefast cache`, got {self.source}")
         check(len(source.hooks) == 1, f"in_model: expected a cache of one hook point, got {source.hooks}")
         model, _ = lm.load_model(source.index["model"])
@@ -155,16 +149,16 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Convert:
-    """Write an SAE in the files of another project; what it computes stays the same."""
+    """Write an SAE in the files of another project. What it computes stays the same."""
 
     source: Annotated[Positional[str], arg(metavar="SRC")]
     """A run, a folder or file of any of the formats, or organisation/repository/folder on the Hub."""
     destination: Annotated[Positional[Path], arg(metavar="DST")]
     """A new folder."""
     to: Format
-    """What to write."""
+    """The format to write."""
     format: Format | None = None
-    """What SRC is; default: seen from its files."""
+    """The format of SRC; default: recognised from its files."""
 
     def run(self) -> None:
         sae = SAE.from_pretrained(self.source, format=self.format)
@@ -178,7 +172,7 @@ class Convert:
 
 @dataclass(frozen=True)
 class Info:
-    """What a run, an SAE, a shard folder or an activation file holds; without PATH, what this machine offers."""
+    """Show what a run, an SAE, a shard folder or an activation file holds; without PATH, what this machine offers."""
 
     path: Positional[Path | None] = None
     """Run folder, SAE folder, shard folder, .npy or .safetensors file."""
@@ -190,12 +184,9 @@ class Info:
         if self.path is not None:
             result = {"path": str(self.path)} | describe(self.path)
         name, reason = backend.choose("cuda" if torch.cuda.is_available() else "cpu")
-        result["backend"] = {
-            "auto": name,
-            "why": reason,
-            "instruction_sets": backend.native_isas(),
-            "unavailable": {n: why for n in backend.MODULES if (why := backend.unavailable(n))},
-        }
+        unavailable = {n: why for n in backend.MODULES if (why := backend.unavailable(n))}
+        result["backend"] = {"auto": name, "why": reason, "instruction_sets": backend.native_isas()}
+        result["backend"]["unavailable"] = unavailable
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         result["machine"] = {"gpu": gpu, "torch": torch.__version__, "threads": torch.get_num_threads()}
         result["saefast"] = saefast.__version__
@@ -204,10 +195,8 @@ class Info:
 
 def describe(path: Path) -> dict[str, Any]:
     """What `path` holds, as plain values."""
-    check(
-        path.exists(),
-        f"path: expected a run, an SAE, a shard folder or an activation file, found nothing at {path}",
-    )
+    kinds = "a run, an SAE, a shard folder or an activation file"
+    check(path.exists(), f"path: expected {kinds}, found nothing at {path}")
     try:
         format = formats.detect(path)
     except InputError:
@@ -225,7 +214,7 @@ def describe(path: Path) -> dict[str, Any]:
             _, meta, _ = load_tensors(path / "checkpoint.safetensors")
             found["progress"] = {"step": meta["step"], "of": total}
         metrics = path / "metrics.jsonl"
-        # whole lines only: a kill can cut the last one
+        # whole lines only: the last one may have been cut when the run was killed
         lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
         found["last_metrics"] = json.loads(lines[-1]) if lines else None
     if found["kind"] == "sae" or (path / "config.json").exists():
@@ -250,15 +239,14 @@ def show(result: dict[str, Any], as_json: bool = False) -> None:
 
 
 def strict(value: Any) -> Any:
-    """The same with None for NaN and infinity, which JSON does not have."""
+    """`value` with None in place of NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: strict(entry) for key, entry in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {
-    "cache": Cache, "train": Train, "sweep": Sweep, "evaluate": Evaluate, "convert": Convert, "info": Info,
-}  # fmt: skip
+COMMANDS: dict[str, Callable[..., Any]] = {"cache": Cache, "train": Train, "sweep": Sweep}
+COMMANDS |= {"evaluate": Evaluate, "convert": Convert, "info": Info}
 
 
 def main(args: list[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""`saefast sweep`: every combination of the values listed, or the SAEs of a file."""
+"""`saefast sweep` trains every combination of the values listed, or the SAEs that a file describes."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -6,13 +6,12 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from saefast.activations.open import open_source
 from saefast.activations.shards import ShardSource
 from saefast.activations.sources import Source
-from saefast.cli.train import SAEFlags, TrainFlags, check_device
+from saefast.cli.train import SAEFlags, TrainFlags, usable_device
 from saefast.config.recipes import recipe
 from saefast.config.sae import WITH_K, Activation
 from saefast.config.train import SAEConfig, TrainConfig
@@ -22,7 +21,7 @@ from saefast.sweep import Member, pareto, sweep
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSAEFlags(SAEFlags):
-    """What to train; of the lists, every combination."""
+    """What to train: every combination of the values listed."""
 
     d_sae: tuple[int, ...] = ()  # type: ignore[assignment]
     """Numbers of latents."""
@@ -34,19 +33,19 @@ class SweepSAEFlags(SAEFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepTrainFlags(TrainFlags):
-    """How to train; of the lists, every combination."""
+    """How to train: every combination of the values listed."""
 
     lr: tuple[float, ...] = ()  # type: ignore[assignment]
     """Peak learning rates. Default: as `saefast train`."""
     sparsity_coefficient: tuple[float, ...] = (0.0,)  # type: ignore[assignment]
     """Weights of the penalty."""
     seed: tuple[int, ...] = (0,)  # type: ignore[assignment]
-    """Seeds of the initial weights; the first is that of the shuffling too, which all share."""
+    """Seeds of the initial weights. The first one is also the seed of the shuffling, which all SAEs share."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Train many SAEs from one stream of activations; ends in one table and one plot."""
+    """Train many SAEs from one stream of activations, and write one table and one plot of them."""
 
     source: Annotated[Positional[Path], arg(metavar="SOURCE")]
     """A shard folder (of `saefast cache`), a .npy or a .safetensors file."""
@@ -55,12 +54,12 @@ class Sweep:
     sae: OmitArgPrefixes[SweepSAEFlags]
     train: OmitArgPrefixes[SweepTrainFlags]
     hook: tuple[str, ...] = ()
-    """Of a cache of several hook points: those to train on, one set of SAEs for each. Default: all."""
+    """With a cache of several hook points: those to train on, one set of SAEs for each. Default: all."""
     configs: Path | None = None
-    """A JSON list of SAEs in place of the lists of values: objects with any of "name", "recipe", "sae" and "train"
-    (fields of the configs, which change those of the recipe and the flags), "columns" or "hook"."""
+    """A JSON list of SAEs in place of the lists of values. Each is an object with any of "name", "recipe", "sae" and
+    "train" (fields of the configs, which win over those of the recipe and the flags), and "columns" or "hook"."""
     held_out: Path | None = None
-    """Activations to evaluate on. Default: none, the table shows the last metrics of training."""
+    """Activations to evaluate on. Default: none; the table then shows the last metrics of training."""
     contexts: int = 0
     """Contexts of --held-out for the evaluation inside the language model; 0: none."""
     resume: bool = False
@@ -71,8 +70,7 @@ class Sweep:
     def run(self) -> None:
         source = open_source(self.source)
         held_out = open_source(self.held_out) if self.held_out else None
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        check_device(device)
+        device = usable_device(self.device)
         check(self.contexts >= 0, f"contexts: expected 0 or more, got {self.contexts}")
         members = self.members(source)
         print(f"training {len(members)} SAEs on {members[0].train.total_tokens} tokens, on {device}")
@@ -90,17 +88,14 @@ class Sweep:
             return [self._from_file(entry, source) for entry in self._entries()]
         check(bool(self.sae.d_sae), "d_sae: expected at least one number (or --configs), got none")
         found = []
-        for hook, d_sae, activation, k, lr, coefficient, seed in product(
-            self._hooks(source), self.sae.d_sae, self.sae.activation, self.sae.k or (None,), self.train.lr or (None,),
-            self.train.sparsity_coefficient, self.train.seed,
-        ):  # fmt: skip
+        kinds = product(self._hooks(source), self.sae.d_sae, self.sae.activation, self.sae.k or (None,))
+        ways = product(self.train.lr or (None,), self.train.sparsity_coefficient, self.train.seed)
+        for (hook, d_sae, activation, k), (lr, coefficient, seed) in product(kinds, ways):
             own_k = k if activation in WITH_K else None
-            member = make_member(
-                sae | {"d_sae": d_sae, "activation": activation, "k": own_k},
-                train | {"lr": lr, "sparsity_coefficient": coefficient, "seed": seed},
-                columns_of(source, hook), source,
-            )  # fmt: skip
-            if member not in found:  # an architecture without k
+            own_sae = sae | {"d_sae": d_sae, "activation": activation, "k": own_k}
+            own_train = train | {"lr": lr, "sparsity_coefficient": coefficient, "seed": seed}
+            member = make_member(own_sae, own_train, columns_of(source, hook), source)
+            if member not in found:  # twice the same one: an architecture without k
                 found.append(member)
         return found
 
@@ -123,22 +118,18 @@ class Sweep:
 
     def _from_file(self, entry: dict[str, Any], source: Source) -> Member:
         sae, train = asdict(self.sae), asdict(self.train)
-        for values, lists in (
-            (sae, ("d_sae", "activation", "k")),
-            (train, ("lr", "sparsity_coefficient", "seed")),
-        ):
-            values |= {key: values[key][0] if values[key] else None for key in lists}
+        sae |= {key: next(iter(sae[key]), None) for key in ("d_sae", "activation", "k")}
+        train |= {key: next(iter(train[key]), None) for key in ("lr", "sparsity_coefficient", "seed")}
         if "recipe" in entry:
             of_sae, of_train = recipe(entry["recipe"])
             sae, train = sae | of_sae, train | of_train
         columns = tuple(entry["columns"]) if "columns" in entry else columns_of(source, entry.get("hook"))
-        return make_member(
-            sae | entry.get("sae", {}), train | entry.get("train", {}), columns, source, entry.get("name", "")
-        )
+        sae, train = sae | entry.get("sae", {}), train | entry.get("train", {})
+        return make_member(sae, train, columns, source, entry.get("name", ""))
 
 
 def columns_of(source: Source, hook: str | None) -> tuple[int, int] | None:
-    """Of this hook point in the rows of the source."""
+    """First and last + 1 of the columns of this hook point in the rows of the source; None for all columns."""
     if hook is None:
         return None
     hooks = source.hooks if isinstance(source, ShardSource) else []
@@ -151,7 +142,7 @@ def columns_of(source: Source, hook: str | None) -> tuple[int, int] | None:
 def make_member(
     sae: dict[str, Any], train: dict[str, Any], columns: Any, source: Source, name: str = ""
 ) -> Member:
-    """With d_in from the source, as `saefast train`."""
+    """An SAE of a sweep. As in `saefast train`, d_in is the width of its columns, less d_out, where it is not given."""
     width = columns[1] - columns[0] if columns else source.d_in
     sae = sae | {"d_in": sae["d_in"] or width - (sae["d_out"] or 0)}
     for values in (sae, train):

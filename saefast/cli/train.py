@@ -1,4 +1,4 @@
-"""`saefast train`. Flags are generated from the two configs; a recipe is a set of them."""
+"""`saefast train`. Its flags are generated from the two configs; a recipe is a set of flags."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,11 +16,14 @@ from saefast.train.memory import out_of_memory_help
 from saefast.train.trainer import Trainer
 
 
-def check_device(name: str) -> None:
+def usable_device(name: str | None) -> str:
+    """The device of this name, by default the GPU if there is one. Raises InputError if it cannot be used."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError):  # torch without CUDA raises the latter
         raise InputError(f"device: expected a device of this machine, got {name!r}") from None
+    return name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +34,7 @@ class SAEFlags(SAEConfig):
     """Width of the input; default: that of SOURCE (less d_out)."""
 
     def __post_init__(self) -> None:
-        """Nothing, as `TrainFlags`."""
+        """Nothing is checked here, for the reason given in `TrainFlags`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,7 @@ class TrainFlags(TrainConfig):
     """Tokens to train on; the source is read again when it is shorter."""
 
     def __post_init__(self) -> None:
-        """Nothing: `Train.run` makes the TrainConfig, so that its errors are one line and not tyro's box."""
+        """Nothing is checked here: `Train.run` makes the TrainConfig, so that an error is one line, and not tyro's box."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +60,16 @@ class Train:
     sae: OmitArgPrefixes[SAEFlags]
     train: OmitArgPrefixes[TrainFlags]
     recipe: str | None = None
-    """Begin with the settings of a recipe (see `saefast.config.recipes`); flags beside it change them."""
+    """Begin with the settings of a recipe (see `saefast.config.recipes`), which other flags change."""
     resume: bool = False
-    """Go on from the checkpoint in --out, bit for bit; without one, start."""
+    """Go on from the checkpoint in --out, bit for bit. If there is none, start a new run."""
     device: str | None = None
     """Where to train; default: the GPU if there is one."""
 
     def run(self) -> None:
         config = TrainConfig(**asdict(self.train))
         source = open_source(self.source)
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        check_device(device)
+        device = usable_device(self.device)
         weight_dtype = torch.float32 if config.param_dtype == "fp32" else torch.bfloat16
         shape = asdict(self.sae)
         shape["d_in"] = shape["d_in"] or source.d_in - (shape["d_out"] or 0)
@@ -84,16 +86,16 @@ class Train:
 
 
 def with_recipe(args: list[str]) -> list[str]:
-    """Put the flags of `--recipe NAME` in front of the others, which then win."""
+    """Put the flags of `--recipe NAME` before the others, so that the others win."""
     if args[:1] != ["train"] or "--recipe" not in args[:-1]:
         return args
-    given: dict[str, Any] = {}
-    for options in recipe(args[args.index("--recipe") + 1]):
-        given |= options
-    return ["train", *(flag for name, value in given.items() for flag in as_flags(name, value)), *args[1:]]
+    of_sae, of_train = recipe(args[args.index("--recipe") + 1])
+    flags = [flag for name, value in (of_sae | of_train).items() for flag in as_flags(name, value)]
+    return ["train", *flags, *args[1:]]
 
 
 def as_flags(name: str, value: Any) -> list[str]:
+    """A field of a config as it is written on the command line."""
     flag = name.replace("_", "-")
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]

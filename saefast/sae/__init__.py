@@ -33,19 +33,20 @@ class SAE(nn.Module):
 
     x_hat = b_dec + sum over the active latents of act * W_dec[latent],  pre_acts = W_enc (x - b_dec) + b_enc
 
-    What is active and by how much is a function of the pre-activations, see `saefast.engine.architectures`. JumpReLU's
-    straight-through gradients are those of `Trainer`; autograd sees a threshold that does not move.
+    Which latents are active, and how strongly, is a function of the pre-activations, see `saefast.engine.architectures`.
+    The straight-through gradients of JumpReLU exist in `Trainer` only: autograd gives its threshold no gradient.
 
     Args:
         config: sizes and architecture.
-        seed: seed of the initial weights. W_dec has random unit rows, W_enc is a copy of it (its transpose in the
-            field's [d_in, d_sae] layout; random unit rows of its own where input and output differ in width), biases
-            are 0; `Trainer.fit` moves b_dec to the centre of the data.
-        device, weight_dtype: of the parameters, and of W_enc and W_dec (biases are fp32). They are made a few rows at
-            a time, so that a dictionary that fills the device needs no second copy anywhere.
+        seed: seed of the initial weights. W_dec has random unit rows. W_enc is a copy of it (the transpose, in the usual
+            [d_in, d_sae] layout), or has its own random unit rows if input and output differ in width. Biases are 0;
+            `Trainer.fit` moves b_dec to the centre of the data.
+        device: of the parameters.
+        weight_dtype: of W_enc and W_dec; biases are fp32. The matrices are made a few rows at a time, so that a
+            dictionary that fills the device needs no second copy anywhere.
 
-    The parameters are always in the units of the data, before, during and after training (of JumpReLU: from the first
-    step on).
+    The parameters are always in the units of the data, before, during and after training. (Those of JumpReLU are from
+    the first step on.)
 
     Attributes:
         metadata: plain values that are saved with it: "model_name", "hook_name" where they are known.
@@ -106,21 +107,22 @@ class SAE(nn.Module):
         """Raise InputError unless x is [B, width] (default d_in) with the dtype and device of the parameters."""
         width, weight = width or self.config.d_in, self.W_enc
         ok = isinstance(x, Tensor) and x.ndim == 2 and x.shape[1] == width
-        check(
-            ok, f"{name}: expected a tensor [B, {width}], got {list(getattr(x, 'shape', [type(x).__name__]))}"
-        )
+        got = list(getattr(x, "shape", [type(x).__name__]))
+        check(ok, f"{name}: expected a tensor [B, {width}], got {got}")
         dtype = self.b_dec.dtype  # W_enc and W_dec may be kept in bf16
         check(x.dtype == dtype, f"{name}: expected dtype {dtype}, got {x.dtype}")
         check(x.device == weight.device, f"{name}: expected device {weight.device}, got {x.device}")
 
     def rows(self, x: Tensor, target: Tensor | None) -> Tensor:
-        """x [B, d_in], target [B, d_out] of a transcoder -> rows as `Trainer.fit` reads them, after checks."""
+        """x [B, d_in] and, for a transcoder, target [B, d_out] -> rows [B, row_width] as `Trainer.fit` reads them.
+
+        Raises:
+            InputError: x or target does not fit the SAE.
+        """
         self.check_input(x)
         if self.config.d_out is None:
-            check(
-                target is None,
-                "target: expected None, the SAE reconstructs its input (d_out is None), got one",
-            )
+            why = "the SAE reconstructs its input (d_out is None)"
+            check(target is None, f"target: expected None, {why}, got one")
             return x
         check(target is not None, f"target: expected a tensor [B, {self.config.d_out}], got None")
         assert target is not None
@@ -129,8 +131,8 @@ class SAE(nn.Module):
         return torch.cat([x, target], dim=1)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B, d_in] -> top_acts [B, L], largest first, top_indices [B, L] int32. L is k, or the most that a token has
-        active where that is not bounded; an activation of 0 is not active."""
+        """x [B, d_in] -> top_acts [B, L], largest first, top_indices [B, L] int32. L is k; for architectures without a
+        bound it is the most that a token has active. An activation of 0 is not active."""
         self.check_input(x)
         if self.config.activation == "topk" and not self.config.scale_by_norm:
             return reference.topk(self.pre_acts(x), self.config.top_k)
@@ -149,21 +151,18 @@ class SAE(nn.Module):
 
         x: [B, d_in], needed for what a skip transcoder adds, and where rows are normalised (`input_norm`).
         """
-        check(
-            top_acts.ndim == 2 and top_acts.shape == top_indices.shape,
-            f"top_indices: expected the shape of top_acts {list(top_acts.shape)}, got {list(top_indices.shape)}",
-        )
+        ok, want = top_acts.ndim == 2 and top_acts.shape == top_indices.shape, list(top_acts.shape)
+        check(ok, f"top_indices: expected the shape of top_acts {want}, got {list(top_indices.shape)}")
         x_hat = reference.decode(top_acts, top_indices, self.W_dec, self.b_dec)
         if not self.config.skip and self.config.input_norm in ("none", "scale"):
             return x_hat if self.config.scales is None else x_hat * (1 / self.config.scales[1])
-        check(
-            x is not None, "x: expected the input (a skip transcoder, or rows that are normalised), got None"
-        )
+        given = x is not None
+        check(given, "x: expected the input (a skip transcoder, or rows that are normalised), got None")
         assert x is not None
         return finish(self.config, x_hat, x, {name: getattr(self, name) for name in self.extra})
 
     def forward(self, x: Tensor, target: Tensor | None = None) -> SAEOutput:
-        """x [B, d_in] (and a transcoder's target [B, d_out], for fvu) -> SAEOutput(x_hat, fvu, top_acts, top_indices)."""
+        """x [B, d_in] -> SAEOutput(x_hat, fvu, top_acts, top_indices). The fvu of a transcoder needs its target [B, d_out]."""
         top_acts, top_indices = self.encode(x)
         x_hat = self.decode(top_acts, top_indices, x)
         goal = target if self.config.d_out is not None else x
@@ -198,9 +197,9 @@ class SAE(nn.Module):
 
 
 def geometric_median(x: Tensor, max_iterations: int = 100, tolerance: float = 1e-6) -> Tensor:
-    """x [n, d_in] -> [d_in], the point with the least sum of distances to the rows, by Weiszfeld's algorithm.
+    """x [n, d_in] -> [d_in], the point whose distances to the rows have the smallest sum, by Weiszfeld's algorithm.
 
-    Unlike the mean it hardly moves for a few rows of huge norm. Stops when a step is below tolerance * ||point||.
+    Unlike the mean, it hardly depends on a few rows of huge norm. It stops when a step is below tolerance * ||point||.
     """
     point = x.mean(dim=0)
     for _ in range(max_iterations):

@@ -1,4 +1,4 @@
-"""Several SAEs from one stream: what is read, checked and shuffled once trains them all, and one pass evaluates them.
+"""Several SAEs from one stream: rows are read, checked and shuffled once for all of them, and one pass evaluates all.
 
     saes = [sweep.Member(SAEConfig(d_in=576, d_sae=4608, k=k), TrainConfig(total_tokens=100_000)) for k in (16, 32, 64)]
     table = sweep.sweep(saes, open_source("data/mine"), "runs/sweep", held_out=open_source("data/held-out"))
@@ -30,13 +30,8 @@ from saefast.train.parallel import side_by_side, workers_for
 from saefast.train.run import Columns, fit, take
 from saefast.train.trainer import Trainer
 
-SHARED = (
-    "total_tokens",
-    "batch_size",
-    "buffer_rows",
-    "nonfinite",
-)  # what makes the batches, and their number
-CONTEXTS_AT_ONCE = 4  # of the language model
+SHARED = ("total_tokens", "batch_size", "buffer_rows", "nonfinite")  # they decide what the batches are
+CONTEXTS_AT_ONCE = 4  # in a forward pass of the language model
 
 log = logging.getLogger("saefast")
 
@@ -50,14 +45,14 @@ class Member:
     columns: Columns = None
     """First and last + 1 of the columns of a row that it is trained on; None: all."""
     name: str = ""
-    """Of its folder; default: what it is, and what else differs within the sweep (see `names`)."""
+    """Name of its folder. Default: what it is, and what else differs within the sweep (see `names`)."""
 
 
 def names(members: Sequence[Member]) -> list[str]:
-    """A folder name for each: activation, d_sae, k, columns and the fields that are not the same in all.
+    """A folder name for each: activation, d_sae, k, columns, and those fields that differ between the members.
 
     Raises:
-        InputError: two are the same SAE, or have the same name.
+        InputError: two members are the same SAE or have the same name, or a name is not that of a folder.
     """
     fields = [asdict(m.sae) | asdict(m.train) for m in members]
     said = ("activation", "d_sae", "k", "d_in", "group_sizes")
@@ -106,23 +101,26 @@ def sweep(
     device: str = "cpu",
     workers: int | None = None,
 ) -> list[dict[str, Any]] | None:
-    """Train all, evaluate all, write the table and the plot.
+    """Train all members, evaluate them, and write the table and the plot.
 
     Args:
-        source: of rows that hold the columns of every SAE. `TrainConfig.seed` is here that of the weights only.
-        out: folder of the run folders.
+        source: rows that hold the columns of every SAE.
+        out: folder in which the run folders are made.
         held_out: what to evaluate on; None: the table has the last metrics of training.
-        resume: go on from the checkpoints in `out`; to the same bits, also where a kill came between two of them.
-        seed: of the shuffling; default: that of the first.
-        contexts: of `held_out`, a shard folder of `saefast cache`, for the evaluation in its language model; 0: none.
-        workers: SAEs trained side by side (see `saefast.train.parallel`); default: one on each thread of a CPU, four on a
-            GPU. On a CPU each has the same bits as alone on its number of threads, on a GPU as alone.
+        resume: go on from the checkpoints in `out`. The result has the same bits, even if the sweep was killed when some
+            members had written a checkpoint and others not.
+        seed: of the shuffling. Default: that of the first member. `TrainConfig.seed` is only that of the weights here.
+        contexts: how many contexts of `held_out`, a shard folder of `saefast cache`, the evaluation in the language model
+            uses; 0: no such evaluation.
+        workers: how many SAEs are trained side by side (see `saefast.train.parallel`). Default: one for each thread of a
+            CPU, four on a GPU. On a GPU each SAE has the same bits as when it is trained alone; on a CPU, as when it is
+            trained alone on as many threads as it has here.
 
     Returns:
-        the rows of the table; None if SIGTERM or Ctrl-C stopped it, after saving, or the source ended.
+        The rows of the table. None if SIGTERM or Ctrl-C stopped the sweep, after saving, or if the source ended.
 
     Raises:
-        InputError: SAEs that do not go together, what `Trainer.fit` refuses; if all diverge.
+        InputError: members that do not go together, what `Trainer.fit` refuses, or all members diverged.
     """
     check_shared(members, source.d_in)
     labels, out = names(members), Path(out)
@@ -159,7 +157,7 @@ def sweep(
 def evaluate_all(
     saes: dict[int, SAE], source: Source, columns: list[Columns], rows: list[dict[str, Any]], workers: int
 ) -> None:
-    """One pass over `source` for all; what `evaluate` says of each goes into its row of the table."""
+    """Evaluate all SAEs in one pass over `source`. The result of each goes into its row of the table."""
     with side_by_side(workers, next(iter(saes.values())).b_dec.device if saes else "cpu") as together:
         sums = {i: Sums(sae) for i, sae in saes.items()}
         for chunk in source:
@@ -188,11 +186,11 @@ def hook_of(source: Source, member: Member) -> str:
 def evaluate_in_models(
     saes: dict[int, SAE], source: ShardSource, hooks: list[str], contexts: int, rows: list[dict[str, Any]]
 ) -> None:
-    """`evaluate_in_model` of all: the passes without an SAE are done once for each hook point."""
+    """`evaluate_in_model` for all SAEs. The passes without an SAE are done once for each hook point."""
     model, _ = lm.load_model(source.index["model"])
     batches = source.shard(0)["contexts"][:contexts].long().split(CONTEXTS_AT_ONCE)
     notes = source.index["notes"]
-    limits = notes.get("max_norm")  # of each hook point, where there are several
+    limits = notes.get("max_norm")  # a list where there are several hook points
     for hook in dict.fromkeys(hooks):
         here = [i for i in saes if hooks[i] == hook]
         limit = limits[source.hooks.index(hook)] if isinstance(limits, list) else limits

@@ -1,4 +1,4 @@
-"""What a sweep ends in: one table and one plot of L0 against the error, of all its SAEs."""
+"""The result of a sweep: one table, and one plot of L0 against the error, of all its SAEs."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ log = logging.getLogger("saefast")
 
 
 def described(name: str, folder: Path) -> dict[str, Any]:
-    """The row of a run before it is evaluated: what it is, and its last metrics."""
+    """The row of the table for a run that is not evaluated: what it is, and its last metrics."""
     run = read_json(folder / "run.json")
     sae, train = run["sae"], run["train"]
     row = {"name": name, "activation": sae["activation"], "d_sae": sae["d_sae"], "k": sae["k"]}
@@ -32,7 +32,7 @@ def described(name: str, folder: Path) -> dict[str, Any]:
 
 
 def table(rows: Rows) -> str:
-    """The rows as aligned text, by architecture and L0."""
+    """The rows as aligned text, sorted by architecture and L0."""
     keys = [key for key in SHOWN if any(key in row for row in rows)]
     ordered = sorted(rows, key=lambda row: (row["activation"], "diverged" in row, row.get("l0", 0.0)))
     lines = [["name", *keys]]
@@ -48,7 +48,10 @@ def table(rows: Rows) -> str:
 
 
 def front(points: Sequence[tuple[float, float]], up: bool = False) -> list[tuple[float, float]]:
-    """Those (l0, y) for which no other has a smaller or equal l0 and a better y: less, or with `up` more."""
+    """The points (l0, y) that no other point beats: none has a smaller or equal l0 and a better y.
+
+    up: whether a larger y is better; else a smaller one is.
+    """
     best, found = math.inf, []
     for l0, y in sorted(points, key=lambda p: (p[0], -p[1] if up else p[1])):
         if (worse := -y if up else y) < best:
@@ -58,7 +61,7 @@ def front(points: Sequence[tuple[float, float]], up: bool = False) -> list[tuple
 
 
 def write(out: Path, rows: Rows) -> None:
-    """OUT/table.json and OUT/pareto.png; the latter needs the extra `viz` (matplotlib), and is left out without."""
+    """Write OUT/table.json and OUT/pareto.png. Without the extra `viz` (matplotlib) there is a warning in place of the plot."""
     write_json(out / TABLE, {"rows": json.loads(json.dumps(rows), parse_constant=lambda _: None)})
     try:
         plot(out / PLOT, rows)
@@ -67,7 +70,8 @@ def write(out: Path, rows: Rows) -> None:
 
 
 def plot(path: Path, rows: Rows) -> None:
-    """L0 against FVU, and against loss recovered where there is one; for each architecture the line of its best."""
+    """Draw L0 against FVU, and against loss recovered if it was measured, with a line through the best SAEs of each
+    architecture."""
     from matplotlib.figure import Figure  # no pyplot: no global state, no display
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
@@ -83,22 +87,14 @@ def plot(path: Path, rows: Rows) -> None:
             here = [r for r in rows if r["activation"] == kind and finite(r, "l0") and finite(r, key)]
             points = [(r["l0"], r[key]) for r in here]
             axis.plot(*zip(*points, strict=True), marker, color=color, markersize=5) if points else None
-            line = front(points, up)
-            axis.plot(
-                [p[0] for p in line],
-                [p[1] for p in line],
-                color=color,
-                marker=marker,
-                markersize=5,
-                label=kind,
-            )
+            l0, y = zip(*front(points, up), strict=True) if points else ((), ())
+            axis.plot(l0, y, color=color, marker=marker, markersize=5, label=kind)
+            # labels of two architectures at the same k must not cover each other
+            above: dict[str, Any] = {"xytext": (5, 4), "ha": "left", "va": "bottom"}
+            below: dict[str, Any] = {"xytext": (-5, -4), "ha": "right", "va": "top"}
+            place = {"textcoords": "offset points"} | (above if i % 2 == 0 else below)
             for row in here:
-                above = i % 2 == 0  # labels of two architectures at the same k do not cover each other
-                axis.annotate(
-                    label(row, here), (row["l0"], row[key]), xytext=(5 if above else -5, 4 if above else -4),
-                    textcoords="offset points", fontsize=7, color=color, ha="left" if above else "right",
-                    va="bottom" if above else "top",
-                )  # fmt: skip
+                axis.annotate(label(row, here), (row["l0"], row[key]), fontsize=7, color=color, **place)
         axis.set_xscale("log", base=2)
         axis.margins(x=0.16, y=0.1)
         axis.xaxis.set_major_locator(LogLocator(base=2, subs=(1.0,)))
@@ -108,7 +104,7 @@ def plot(path: Path, rows: Rows) -> None:
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
         axis.legend(title="number: d_sae; line: the best of each", title_fontsize=8, fontsize=8)
-    figure.savefig(path, dpi=110, facecolor="white")  # opaque: readable on light and dark pages
+    figure.savefig(path, dpi=110, facecolor="white")  # not transparent: readable on light and dark pages
 
 
 def finite(row: dict[str, Any], key: str) -> bool:
@@ -117,7 +113,7 @@ def finite(row: dict[str, Any], key: str) -> bool:
 
 
 def label(row: dict[str, Any], among: Rows) -> str:
-    """What tells a point from the others of its architecture: d_sae, and if need be the seed or the columns."""
+    """What distinguishes a point from the others of its architecture: d_sae, and the seed or columns if they differ."""
     parts = [f"{row['d_sae']}"]
     if len({r["seed"] for r in among}) > 1:
         parts.append(f"seed {row['seed']}")

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from saefast import reference
 from saefast.autograd import encode_topk, sae_forward
 from saefast.autograd import ops as autograd_ops
+from saefast.backend import load_backend
 from saefast.errors import InputError
 from tests.helpers.autograd_cases import CASES, NAMES, assert_same, gradients, leaves, own_loss
 from tests.helpers.kernels import DEVICE
@@ -154,11 +155,15 @@ def test_cpu_equals_reference(shape):
 
 def test_backend_is_chosen_by_device_and_name(monkeypatch):
     fp32, fp64 = torch.zeros(1), torch.zeros(1, dtype=torch.float64)
-    assert autograd_ops.choose("auto", fp32) is autograd_ops.native_or_reference()
+    auto = autograd_ops.load_ops(load_backend("auto").NAME, "cpu")
+    assert autograd_ops.choose("auto", fp32) == autograd_ops.load_ops("auto", "cpu")
+    assert autograd_ops.choose("auto", fp32).encode_topk is auto.encode_topk
     assert autograd_ops.choose("reference", fp32) is autograd_ops.REFERENCE
-    triton = autograd_ops.triton_ops()  # imported with the environment as it is
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert autograd_ops.choose("triton", fp32) is triton
+    triton = autograd_ops.load_ops("triton", "cpu")
+    assert autograd_ops.choose("triton", fp32) is triton and triton.decode.__module__.endswith(
+        "kernels.decode"
+    )
     with pytest.raises(InputError, match="'triton' needs a GPU and at most fp32, got torch.float64 on cpu"):
         autograd_ops.choose("triton", fp64)
     monkeypatch.delenv("TRITON_INTERPRET")
