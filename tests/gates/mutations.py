@@ -1,6 +1,6 @@
 """Changes the package in one place at a time, and says whether the tests notice: those of `make test`, and all of them.
 
-    nice python -m tests.gates.mutations                              the sample in benchmarks/LOG.md
+    nice python -m tests.gates.mutations                              40 mutants
     nice python -m tests.gates.mutations --seed 1 --count 10 --only triton_kernels/
     nice python -m tests.gates.mutations --only saefast/engine/auxk.py --line 57
 
@@ -30,14 +30,14 @@ import pytest
 from tests.helpers import kernels  # before triton, which is loaded once for all mutants
 
 ROOT = Path(__file__).parents[2]
-# How the files of a part of the package begin, and the tests that belong to them (of a kernel: `tests_of`).
+# How the files of a part of the package begin, and the tests that belong to them.
 BELONGS = {
     "saefast/reference": "tests/test_reference.py tests/test_reference_cpu.py tests/engine tests/autograd",
     "saefast/engine/": "tests/engine tests/train/test_trainer.py",
     "saefast/native/": "tests/native/test_step.py tests/native/test_given.py tests/native/test_encode.py tests/native/test_topk.py",
     "saefast/activations/": "tests/activations",
     "saefast/formats/": "tests/formats",
-    "triton_kernels/": "tests/kernels/test_update.py tests/kernels/test_given.py",
+    "triton_kernels/": "tests/kernels",
 }
 SWAPS = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "==", "in": "not in", "is": "is not"}
 SWAPS |= {"+": "-", "-": "+", "*": "+", "/": "*", "//": "*", "@": "+", "&": "|", "and": "or", "or": "and"}
@@ -128,10 +128,10 @@ def sample(only: str, line: int | None, count: int, seed: int) -> list[Mutant]:
 
 
 def tests_of(path: Path) -> list[str]:
-    own = Path("tests/kernels", f"test_{path.stem}.py")
-    if path.parts[0] == "triton_kernels" and (ROOT / own).exists():
-        return [str(own)]
-    return next(tests for begin, tests in BELONGS.items() if path.as_posix().startswith(begin)).split()
+    """The one named after the file before all others."""
+    tests = next(tests for begin, tests in BELONGS.items() if path.as_posix().startswith(begin)).split()
+    own = [f"{folder}/test_{path.stem}.py" for folder in tests]
+    return [test for test in own if (ROOT / test).exists()] + tests
 
 
 class Watch:
@@ -192,8 +192,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="what the path of the file begins with")
     parser.add_argument("--line", type=int)
     options = parser.parse_args()
-    assert not kernels.ON_GPU
-    importlib.import_module("triton.language")
+    assert not kernels.ON_GPU and importlib.import_module("triton.language")
     counts = dict.fromkeys(("make test", "make test-all alone", "nothing"), 0)
     for mutant in sample(options.only, options.line, options.count, options.seed):
         begun = time.perf_counter()
