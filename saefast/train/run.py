@@ -222,7 +222,9 @@ def fit(
     needed = sum(free_for_steps(t.sae.config, t.config, t.compute_dtype.itemsize) for t in trainers)
     sizes = config.batch_size, config.buffer_rows, config.seed if seed is None else seed
     b_dec = sae.b_dec
-    buffer = open_buffer(rows, *sizes, config.nonfinite, b_dec.dtype, b_dec.device, needed)
+    buffer = open_buffer(
+        rows, *sizes, config.nonfinite, dtype=b_dec.dtype, device=b_dec.device, reserve=needed
+    )
     places = [None if folder is None else Path(folder) for folder in folders]
     runs = [Run(*each) for each in zip(trainers, places, [buffer] * len(trainers), parts, strict=True)]
     with side_by_side(workers, sae.b_dec.device) as together:
