@@ -259,7 +259,3 @@ def main(args: list[str] | None = None) -> None:
     except (InputError, OSError) as error:
         print(f"saefast: error: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

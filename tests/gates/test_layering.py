@@ -25,6 +25,7 @@ FLOORS = """
     train
     sweep  adapters
     cli
+    __main__
 """
 
 
