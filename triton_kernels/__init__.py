@@ -5,12 +5,12 @@ Imported as `saefast.triton_kernels`. Depends on torch and triton only: tensors 
 
 import torch
 
-from saefast.triton_kernels.backward import grad_top_acts
 from saefast.triton_kernels.batch_topk import batch_topk
 from saefast.triton_kernels.centre import centre
 from saefast.triton_kernels.decode import decode, decode_error
 from saefast.triton_kernels.dense import dense_error, dense_grad_acts, outer_sum, relu_encode
 from saefast.triton_kernels.encode import encode_batch_topk, encode_dense, encode_threshold, encode_topk
+from saefast.triton_kernels.grad_top_acts import grad_top_acts
 from saefast.triton_kernels.group import group_by_latent
 from saefast.triton_kernels.keep_topk import keep_topk
 from saefast.triton_kernels.sum_entries import sum_entries

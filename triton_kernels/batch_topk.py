@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from saefast.triton_kernels.keys import from_key, to_key
+from saefast.triton_kernels.sort_keys import from_key, to_key
 from saefast.triton_kernels.threshold import count_above, fill_above, list_groups
 from saefast.triton_kernels.topk import GROUP, group_maxima
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from saefast.triton_kernels.adam_kernels import _adam_rows_kernel, _b_dec_kernel
 from saefast.triton_kernels.gemm import multiprocessors
-from saefast.triton_kernels.hot import chunk_kernel, chunk_offsets, most_chunks
+from saefast.triton_kernels.hot_latents import chunk_kernel, chunk_offsets, most_chunks
 from saefast.triton_kernels.rows import pieces_of
 from saefast.triton_kernels.storage import Weights, pointers, state_bytes
 from saefast.triton_kernels.update_kernels import _update_kernel

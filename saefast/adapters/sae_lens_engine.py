@@ -12,7 +12,7 @@ from saefast.adapters.linked import Linked
 from saefast.config.train import SAEConfig, TrainConfig
 from saefast.engine.architectures.penalties import penalty
 from saefast.engine.code import Code, where
-from saefast.engine.forward import reconstruct
+from saefast.engine.reconstruct import reconstruct
 from saefast.engine.stages import Metrics, centre
 from saefast.storage import row_norms
 

@@ -46,7 +46,7 @@ def by_part(code: Code, part: Tensor, n_parts: int, n_tokens: int) -> Code:
 
 
 def nested(step: Step, code: Code, target: Tensor) -> tuple[Code, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """target [B, D] -> the fields of `saefast.engine.forward.Forward`: the code of G * B rows; E [G * B, D]; e of the
+    """target [B, D] -> the fields of `saefast.engine.reconstruct.Forward`: the code of G * B rows; E [G * B, D]; e of the
     reconstruction that counts and its squared norm; the loss; whether an entry counts as active."""
     plan, W_dec, b_dec = step.plan, step.weights.dec.shadow, step.weights.b_dec.value
     part, weights, counts = part_of_entry(code, plan)

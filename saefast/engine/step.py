@@ -11,12 +11,12 @@ from saefast.backend import Backend
 from saefast.engine.architecture import Step
 from saefast.engine.architectures import architecture_of
 from saefast.engine.auxk import revive
-from saefast.engine.backward import EntryGrads, entry_grads
 from saefast.engine.code import active_latents
-from saefast.engine.dense import dense_step
-from saefast.engine.forward import Forward, reconstruct
+from saefast.engine.dense_step import dense_step
+from saefast.engine.entry_grads import EntryGrads, entry_grads
 from saefast.engine.numbers import coefficients, number
 from saefast.engine.plan import Plan
+from saefast.engine.reconstruct import Forward, reconstruct
 from saefast.engine.stages import (
     Metrics,
     OptimizerStep,

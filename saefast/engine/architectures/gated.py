@@ -14,10 +14,10 @@ from saefast.config.sae import SAEConfig
 from saefast.config.train import TrainConfig
 from saefast.engine.architecture import Architecture, Entries, Step, threshold_code
 from saefast.engine.architectures.penalties import penalty
-from saefast.engine.backward import slopes
 from saefast.engine.code import Backward, Code, where
-from saefast.engine.forward import reconstruct
+from saefast.engine.entry_grads import slopes
 from saefast.engine.plan import Plan
+from saefast.engine.reconstruct import reconstruct
 
 
 class Gated(Architecture):

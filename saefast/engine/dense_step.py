@@ -10,9 +10,9 @@ from torch import Tensor
 
 from saefast.engine.architecture import Architecture, Step, Whole
 from saefast.engine.auxk import revive
-from saefast.engine.backward import entry_grads
-from saefast.engine.forward import Forward, reconstruct
+from saefast.engine.entry_grads import entry_grads
 from saefast.engine.numbers import number
+from saefast.engine.reconstruct import Forward, reconstruct
 from saefast.engine.stages import (
     Batch,
     Metrics,

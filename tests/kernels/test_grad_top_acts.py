@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from saefast import reference
-from saefast.triton_kernels.backward import grad_top_acts, grad_top_acts_config
+from saefast.triton_kernels.grad_top_acts import grad_top_acts, grad_top_acts_config
 from tests.helpers.kernels import DEVICE, dtypes
 from tests.helpers.sparse_codes import Code, code_to, fixed_code, ragged_code
 

@@ -1,10 +1,10 @@
-"""The keys of `saefast.triton_kernels.keys`: integers in the order of the numbers, and back."""
+"""The keys of `saefast.triton_kernels.sort_keys`: integers in the order of the numbers, and back."""
 
 import torch
 import triton
 import triton.language as tl
 
-from saefast.triton_kernels.keys import from_key, to_key
+from saefast.triton_kernels.sort_keys import from_key, to_key
 from tests.helpers.kernels import DEVICE, INF, dtypes
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saefast.triton_kernels.hot import chunk_offsets, most_chunks
+from saefast.triton_kernels.hot_latents import chunk_offsets, most_chunks
 from tests.helpers.update_cases import (
     random,
 )

@@ -1,6 +1,6 @@
 """Gradient of the activations: plain multiplies the error by all of W_dec and picks, the others read K rows a token.
 
-    pytest benchmarks/ops/bench_backward.py
+    pytest benchmarks/ops/bench_grad_top_acts.py
 
 The reference is the best formulation in stock ops, sampled_addmm. Compared with fp64 before anything is timed.
 """
@@ -42,5 +42,5 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 @pytest.mark.parametrize("contender", CONTENDERS)
-def bench_backward(contest, case: Case, contender: str) -> None:
+def bench_grad_top_acts(contest, case: Case, contender: str) -> None:
     contest(case, CONTENDERS, contender)

@@ -14,7 +14,7 @@ from torch import Tensor
 from saefast.backend import Backend
 from saefast.engine.architecture import Architecture, Entries, Step
 from saefast.engine.code import Code
-from saefast.engine.forward import Forward
+from saefast.engine.reconstruct import Forward
 from saefast.reference import Given, Groups
 from saefast.storage import row_norms
 
