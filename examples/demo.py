@@ -27,7 +27,7 @@ TRAIN_TOKENS, HELDOUT_TOKENS = 120_000, 16_384
 HELDOUT_START = 260_000  # the held-out text begins well after the last training token
 CONTEXTS = 16  # of the evaluation inside the model
 RECIPE = """--d-sae 4608 --k 32 --tokens 660000 --batch-size 512 --lr 4e-3 --betas 0.9 0.99
-    --decay-fraction 0.95 --dead-feature-threshold 20000"""
+    --decay-fraction 0.95 --dead-feature-threshold 10000"""
 
 
 def announce(command: str) -> list[str]:
