@@ -67,7 +67,7 @@ def copy_of(sae: SAE, recipe: Recipe, fresh: Sequence[float] = UNIT) -> SAE:
 
 
 Make = Callable[[SAE, Recipe], Run]
-# Latents count as dead after 20,000 tokens, as in the demo; the default of 10,000,000 is more than a short run has.
+# Latents count as dead after 20,000 tokens; the default of 10,000,000 is more than a short run has.
 DEMO = {"betas": (0.9, 0.99), "dead_feature_threshold": 20_000}
 # What was found to be best for a short run, see benchmarks/LOG.md: rows of W_dec of any norm, short to begin with
 FREE = DEMO | {"fresh": (0.1, 0.1), "unit_norm": False, "loss": "mse", "grad_clip": 1.0}
