@@ -19,6 +19,8 @@ from sparsify import sparse_coder
 from sparsify.config import SparseCoderConfig, TrainConfig
 from sparsify.fused_encoder import EncoderOutput
 
+from tests.peers.nudged import assert_within, nudge
+
 SMALL = {"num_latents": 301, "k": 9}
 OF_CODER = SparseCoderConfig.__dataclass_fields__
 
@@ -113,8 +115,12 @@ def fit(trainer):
     return Run(trainer, logs)
 
 
-def run(cls, rows, folder, **options):
-    return fit(make(cls, rows, folder, **options))
+def run(cls, rows, folder, seed=None, **options):
+    """With a seed, from nudged weights."""
+    trainer = make(cls, rows, folder, **options)
+    for coder in trainer.saes.values() if seed is not None else ():
+        nudge(coder, seed)
+    return fit(trainer)
 
 
 @contextmanager
@@ -147,23 +153,28 @@ def repaired():
         sparse_coder.fused_encoder, coder.forward = kept
 
 
-def assert_same(want, got, rtol=1e-5, weights=1e-5):
-    """Two runs: every number logged at every step; dead latents; the parameters, W_dec with the rows of unit norm that
-    it has at the next step."""
+def differences(want, got, rtol, weights):
+    """Between two runs, each with its tolerance: every number logged at every step; dead latents; the parameters, W_dec
+    with the rows of unit norm that it has at the next step."""
     assert len(want.logs) == len(got.logs) > 0
+    found = {}
     for step, (a, b) in enumerate(zip(want.logs, got.logs)):
         assert a.keys() == b.keys()
         for key, value in a.items():
-            assert abs(b[key] - value) <= rtol * abs(value) + 1e-9, (
-                f"step {step}: {key}: {value}, ours {b[key]}"
-            )
+            found[f"step {step}: {key}"] = abs(b[key] - value), rtol * abs(value) + 1e-9
     for name, coder in want.coders.items():
         ours = got.coders[name]
         since = [run.trainer.num_tokens_since_fired[name] for run in (want, got)]
-        assert torch.equal(*since), f"{name}: {int((since[0] != since[1]).sum())} latents"
+        found[f"{name}: dead latents"] = int((since[0] != since[1]).sum()), 0
         if coder.cfg.normalize_decoder and not coder.cfg.transcode:
             coder.set_decoder_norm_to_unit_norm()
             ours.set_decoder_norm_to_unit_norm()
         for (key, param), other in zip(coder.named_parameters(), ours.parameters()):
-            off = float((param - other).detach().norm() / param.detach().norm())
-            assert off <= weights, f"{name}: {key}: {off}"
+            found[f"{name}: {key}"] = float((param - other).detach().norm() / param.detach().norm()), weights
+    return found
+
+
+def assert_same(want, got, rtol=1e-5, weights=1e-5, nudged=None):
+    """Two runs are; nudged: for a seed, the nudged run of sparsify's trainer that `got` may differ like."""
+    of_nudged = nudged and (lambda seed: differences(want, nudged(seed=seed), rtol, weights))
+    assert_within(differences(want, got, rtol, weights), of_nudged)

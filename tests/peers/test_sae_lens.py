@@ -59,15 +59,22 @@ def test_losses_and_state_in_fp32(name, rows, monkeypatch, engine_only):
     watched = lambda *args: norms.append(clip(*args)) or norms[-1]
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", watched)
     stock, ours = both(name, rows)
-    want, got = steps(stock, 15), steps(ours, 15)
-    assert_same_state(ours, stock, 5e-3)
-    want, got = want + steps(stock, 25), got + steps(ours, 25)
-    assert len(norms) == 40 and max(norms) > 1, "clipping is active, and ours is not torch's"
-    last = want[-1].losses.get("auxiliary_reconstruction_loss", want[-1].losses.get("pre_act_loss"))
-    assert last is None or last > 0, "there are dead latents"
-    for i, (mine, theirs) in enumerate(zip(got, want, strict=True)):
+    # how often more than in the stock run each latent was active
+    more = torch.zeros_like(stock.act_freq_scores)
+    for i in range(40):
+        # what one active latent of one row adds to the loss
+        weight = stock.get_coefficients().get("l0", 0.0) / B
+        (theirs,), (mine,) = steps(stock, 1), steps(ours, 1)
         # where two pre-activations are within rounding, another one may be chosen: the runs part slowly
-        assert float(mine.loss) == pytest.approx(float(theirs.loss.detach()), rel=1e-5 if i < 15 else 1e-4), i
+        before, more = more, ours.act_freq_scores - stock.act_freq_scores
+        want = float(theirs.loss.detach())
+        allowed = (1e-5 if i < 15 else 1e-4) * abs(want) + weight * float((more - before).abs().sum())
+        assert float(mine.loss) == pytest.approx(want, rel=0, abs=allowed), i
+        if i == 14:
+            assert_same_state(ours, stock, 5e-3)
+    assert len(norms) == 40 and max(norms) > 1, "clipping is active, and ours is not torch's"
+    last = theirs.losses.get("auxiliary_reconstruction_loss", theirs.losses.get("pre_act_loss"))
+    assert last is None or last > 0, "there are dead latents"
 
 
 @pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka", "jumprelu", "standard"])
@@ -138,7 +145,9 @@ def test_k_may_change_and_batches_may_have_other_sizes(rows):
 
 
 def test_what_others_write_is_seen(rows):
-    """A step of SAELens's own in between, weights and moments from elsewhere."""
+    """A step of SAELens's own in between, weights and moments from elsewhere. In fp64, where no two pre-activations are
+    within rounding."""
+    rows = rows.double()
     stock, ours = both("topk", rows)
     other = make(adapter.Stock, "topk", rows, seed=3)
     steps(other, 5)
@@ -155,7 +164,7 @@ def test_what_others_write_is_seen(rows):
         steps(trainer, 3)
         trainer.sae.W_enc.data = 1.1 * trainer.sae.W_enc.data.clone()
         steps(trainer, 3)
-    assert_same_state(ours, stock, 1e-4)
+    assert_same_state(ours, stock, 1e-10)
 
 
 def test_the_first_plan_on_a_gpu_counts_the_dead(rows):
