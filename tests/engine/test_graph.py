@@ -5,6 +5,7 @@ import contextlib
 import pytest
 import torch
 
+import saefast
 from saefast.engine import graph
 from saefast.engine.stages import Metrics
 from tests.helpers.steps import plan_of
@@ -97,3 +98,21 @@ def test_metrics_outlive_the_next_replay(steps):
     inside = next(iter(step.recorded.values())).metrics
     inside.loss.fill_(99.0)  # what the next replay would do
     assert metrics.loss == 0
+
+
+def test_the_trainer_runs_records_and_replays(steps):
+    """Its first two steps change the SAE as without graphs: on a CPU what is recorded runs at once. The third only replays."""
+    x = torch.randn(3, 40, 16)
+    curves = []
+    for graphs in (None, graph.GraphedSteps()):
+        sae = saefast.SAE(saefast.SAEConfig(d_in=16, d_sae=64, k=4), seed=1)
+        config = saefast.TrainConfig(
+            total_tokens=400, batch_size=40, lr=1e-2, backend="reference", auxk_alpha=0.0
+        )
+        trainer = saefast.Trainer(sae, config)
+        trainer._graphs = graphs
+        curves.append([float(trainer.step(rows).loss) for rows in x[:2]])
+    torch.testing.assert_close(*map(torch.tensor, curves))
+    (recorded,) = graphs.recorded.values()
+    trainer.step(x[2])
+    assert recorded.graph.replays == 2 and torch.equal(recorded.x, x[2])
