@@ -31,15 +31,15 @@ bench: $(PEERS)/ready data/acts-bench
 gpu: $(VENV)/ready
 	$(BIN)/python -m benchmarks.gpu
 
-# The tests beside the real packages of other projects. Activations are the demo's.
-peers: $(PEERS)/ready data/acts-corpus
+# The tests beside the real packages of other projects, on activations of the text that the demo reads.
+peers: $(PEERS)/ready data/acts-bench
 	OMP_NUM_THREADS=1 SPARSIFY_DISABLE_TRITON=1 $(PEERS)/bin/python -P -m pytest tests/peers -n auto
 
 data/acts-corpus:
 	$(MAKE) demo
 
 # Of the text that the demo reads, more than the 131,072 tokens that quality.py trains on once.
-data/acts-bench: data/acts-corpus $(PEERS)/ready
+data/acts-bench: | data/acts-corpus $(PEERS)/ready
 	$(PEERS)/bin/saefast cache data/smollm2-135m data/corpus.jsonl --hook model.layers.12 --out $@ --tokens 220000
 
 # torchvision comes with transformer-lens, fits another torch, and breaks the import of transformers

@@ -1,11 +1,13 @@
 """Ground truth: on sparse combinations of known directions, training finds the directions."""
 
+import pytest
 import torch
 
 import saefast
 from saefast.activations.sources import SyntheticSource
 
 
+@pytest.mark.slow
 def test_true_directions_are_recovered():
     source = SyntheticSource(d_in=64, n_features=128, n_active=4, n_tokens=200_000, noise=0.02, seed=0)
     sae = saefast.SAE(saefast.SAEConfig(d_in=64, d_sae=192, k=4))

@@ -93,6 +93,7 @@ def test_bits_depend_on_nothing_else() -> None:
     assert_equal(encode(encoder, x, W, b, 20), want)  # memory that is used again holds nothing of others
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_fuzz(data: st.DataObject) -> None:

@@ -17,8 +17,8 @@ collect_ignore_glob = [] if any(map(find_spec, PACKAGES)) else ["test_*.py"]
 @pytest.fixture(scope="session")
 def real_rows():
     """[8192, 576] fp32 activations of SmolLM2-135M after block 12, attention sinks dropped, one random order."""
-    source = ROOT / "data" / "acts-corpus"
-    assert source.exists(), f"{source}: run `make demo` first, it caches the activations"
+    source = ROOT / "data" / "acts-bench"
+    assert source.exists(), f"{source}: run `make peers`, which caches the activations"
     rows = torch.cat([chunk.float() for chunk in open_source(source).rows()])
     return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:8192]]
 
