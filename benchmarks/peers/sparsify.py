@@ -100,8 +100,7 @@ def pair(kind: str, shape: Shape, rows: Tensor) -> Pair:
         coder = trainer.saes["lookup"]
         coder.b_dec.data = rows.mean(dim=0)
         if cls is ours.Trainer:  # what its `fit` does around the loop
-            KEPT.enter_context(ours.lent(trainer, "lookup", "auto", "auto"))
-            KEPT.enter_context(ours.faster_signum(trainer.optimizers))
+            KEPT.enter_context(trainer.on_the_engine())
         return Side(steps(coder, trainer.optimizers, trainer.lr_schedulers))
 
     return side(sparsify.trainer.Trainer), side(ours.Trainer)

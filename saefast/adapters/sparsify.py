@@ -7,8 +7,8 @@ engine's operators. See docs/drop-in/sparsify.md.
 """
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -51,12 +51,18 @@ class Trainer(sparsify.trainer.Trainer):
             log.warning(f"sparsify: {reason}: sparsify's own step, with the encoder and decoder of saefast")
             with patched():
                 return super().fit()
+        with self.on_the_engine():
+            super().fit()
+
+    @contextmanager
+    def on_the_engine(self) -> Iterator[None]:
+        """Until the end of the block, steps of the sparse coders and of signum are those of saefast."""
         with ExitStack() as stack:
             for name in self.saes:
                 stack.enter_context(lent(self, name, self.backend, self.compute_dtype))
             for optimizer in filter(is_signum, self.optimizers):
                 stack.enter_context(during(partial(replace, optimizer, step=partial(signum_step, optimizer))))
-            super().fit()
+            yield
 
 
 SaeTrainer = Trainer  # sparsify's other name for it
