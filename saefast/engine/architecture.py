@@ -43,9 +43,8 @@ class Entries(NamedTuple):
     grad_scale: Tensor  # [] gradient of the loss with respect to half of a squared error
     sums: Callable[[Tensor], Tensor]  # per entry -> per latent [F]
     sum_of_rows: Tensor  # [D]: of centred
-    row_norms: (
-        Tensor | None
-    )  # [F]: of the decoder rows, of a crosscoder the sum of its parts; None where nobody asks
+    # [F]: of the decoder rows, of a crosscoder the sum over its parts; None where nobody asks for them
+    row_norms: Tensor | None
 
     def penalty_norms(self, plan: Plan) -> Tensor | None:
         """The norms that the penalty weighs activations with; None: it does not."""

@@ -45,7 +45,9 @@ def encode_topk(
     if can_screen(len(centred), d_sae, d_in, k):
         # the scale in the weights is one rounding of each; afterwards would be one of each pre-activation
         scaled = (W_enc, b_enc) if scale is None else (_scaled(W_enc, scale), b_enc * scale)
-        screen = _arena.__dict__.setdefault("encoder", saefast._C.TopkEncoder())
+        if not hasattr(_arena, "encoder"):
+            _arena.encoder = saefast._C.TopkEncoder()  # keeps its memory
+        screen = _arena.encoder
         row = screen.encode(*numpy_of(centred, *scaled), k, *found, torch.get_num_threads())
         raise_for_nan(row, 0)
         if row != screen.BAD_WEIGHTS:  # W_enc or b_enc hold numbers that are not finite, or huge
