@@ -33,9 +33,8 @@ class Backend(Protocol):
 
     NAME: str  # for messages: what differs between backends is said by the constants below
     NUMBERS_DTYPE: torch.dtype  # in which the numbers of a step travel, see `saefast.engine.numbers`
-    GPU_DTYPE: (
-        torch.dtype | None
-    )  # of the products on a GPU where the config leaves it open; None: that of the SAE
+    # Of the products on a GPU where the config leaves it open; None: that of the SAE.
+    GPU_DTYPE: torch.dtype | None
     MAX_SELECTED: int | None  # the largest k + rescore; None: any
     RECORDABLE: bool  # whether a step on a GPU can be recorded as a CUDA graph
     ADDS_PER_LATENT: bool  # whether the addend of `dense_grad_acts` may be [F]
