@@ -185,10 +185,13 @@ def row_norms(matrix: Matrix, parts: int = 1, rows_at_once: int = 2**16) -> Tens
     return torch.cat(norms) if parts > 1 else torch.cat(norms).squeeze(1)
 
 
-def scale_rows_(matrix: Matrix, factor: float, rows_at_once: int = 2**14) -> None:
-    """Multiply the weight, a few rows at a time: random bits for all rows at once would take 8 bytes per parameter."""
+def scale_rows_(matrix: Matrix, factor: float | Tensor, rows_at_once: int = 2**14) -> None:
+    """Multiply the weight by a number, or by one for each row [F], a few rows at a time: random bits for all rows at once
+    would take 8 bytes per parameter."""
     for start in range(0, len(matrix.weight), rows_at_once):
         rows = slice(start, start + rows_at_once)
         part = Matrix(*(None if t is None else t[rows] for t in matrix))  # type: ignore[arg-type]
         numbers = torch.arange(start, start + len(part.weight), device=part.weight.device)
-        store_weight_(part, load_weight(part) * factor, random_bits(numbers, part.weight.shape[1], 0, 0))
+        weight = load_weight(part)
+        by = factor[rows, None].to(weight) if isinstance(factor, Tensor) else factor
+        store_weight_(part, weight * by, random_bits(numbers, part.weight.shape[1], 0, 0))

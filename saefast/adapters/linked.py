@@ -75,6 +75,7 @@ class Linked(Trainer):
             values.setdefault(our, values["W_enc"].new_zeros(param.shape))
         super().__init__(SAE.of(sae, values), config)
         self.theirs: Any = theirs
+        self.frozen = frozenset(our for our, param in params.items() if not param.requires_grad)
         self.their_optimizer = optimizer
         self.input_scale = self.output_scale = 1.0
         self.lr_now = self.sparsity_now = 0.0
@@ -203,6 +204,8 @@ class Linked(Trainer):
     def take_gradients(self, grads: dict[str, Tensor]) -> None:
         """Without an optimizer: add the gradients of a step, by our names, to `.grad` of their parameters."""
         for our, grad in grads.items():
+            if our in self.frozen:
+                continue
             param, grad = self.links[our].param, self._turned(our, grad)
             param.grad = grad if param.grad is None else param.grad.add_(grad)
 

@@ -22,8 +22,11 @@ ONLY_OF = (  # an option, its default, and the only architecture that has it
 def check_compatible(sae: SAEConfig, config: TrainConfig) -> None:
     """Raise InputError where an option of training does not fit the SAE, or another option."""
     kind, optimizer = sae.activation, config.optimizer
-    ok = sae.input_norm == "none"
-    check(ok, f"input_norm: expected 'none' to train (normalise the rows beforehand), got {sae.input_norm!r}")
+    ok = sae.input_norm in ("none", "scale")
+    wanted = "'none' or 'scale' to train (normalise the rows beforehand)"
+    check(ok, f"input_norm: expected {wanted}, got {sae.input_norm!r}")
+    ok = sae.scales is None or sae.d_out is not None or sae.scales[: sae.layers] == sae.scales[sae.layers :]
+    check(ok, f"scales: expected the output's equal to the input's to train, got {sae.scales}")
     way = config.straight_through
     ok = kind != "jumprelu" or not sae.scale_by_norm or way in ("threshold", "positive")
     check(ok, f"scale_by_norm: expected False to train 'jumprelu' with straight_through {way!r}, got True")

@@ -8,9 +8,9 @@ Reductions: the `loss` "mse" is the sum over d_in, averaged over tokens; "mse_me
 squared error of the batch divided by its variance. A penalty is a sum over latents, averaged over tokens. Where a source
 counts in another way, its number is converted, and both numbers are given below.
 
-Scales: with normalize_input the data are scaled to E||x||^2 = d_in. The recipes of Anthropic, openai and SAELens ask for
-that, up to the difference between the root mean square and the mean of the norm. Where a source scales to E||x||^2 = 1,
-the weights of penalties are converted.
+Units: each recipe scales the rows as its source does (`normalize_input`), so its numbers are those of the source: Anthropic
+to E||x|| = sqrt(d_in), Gemma Scope to E||x||^2 = 1; openai to E||x||^2 = d_in, though row by row. The other sources
+leave the rows as they are, and so do their recipes: there the numbers depend on the size of the activations.
 
 Steps become shares of the run: a source that warms up over 1000 of 100,000 steps warms up over 1% here.
 """
@@ -48,7 +48,7 @@ RECIPES: dict[str, Recipe] = {
             "loss": "mse", "penalty": "l1", "norm_weighted": True, "unit_norm": False, "sparsity_coefficient": 5.0,
             "sparsity_warmup_fraction": 0.05, "batch_size": 4096, "lr": 5e-5, "warmup_fraction": 0.0,
             "decay_fraction": 0.2, "eps": 1e-8, "grad_clip": 1.0, "auxk_alpha": 0.0, "init_b_dec": "none",
-            "init_decoder_norm": 0.1, "init_encoder_scale": 1.0,
+            "init_decoder_norm": 0.1, "init_encoder_scale": 1.0, "normalize_input": "mean_norm",
         },
         "decoder rows of norm 0.1 at the start (the source gives 0.05 to 1, depending on the data)",
     ),
@@ -60,7 +60,7 @@ RECIPES: dict[str, Recipe] = {
             "straight_through": "all", "bandwidth": 2.0, "sparsity_coefficient": 15.0, "sparsity_warmup_fraction": 1.0,
             "preact": "all", "preact_coefficient": 3e-6, "batch_size": 32_768, "lr": 2e-4, "warmup_fraction": 0.0,
             "decay_fraction": 0.2, "eps": 1e-8, "grad_clip": 1.0, "auxk_alpha": 0.0, "init_b_dec": "none",
-            "init_decoder_norm": 0.1, "init_encoder_scale": 1.0,
+            "init_decoder_norm": 0.1, "init_encoder_scale": 1.0, "normalize_input": "mean_norm",
         },
         "weights of the penalty from 10 to 20 are named; decoder rows begin with norm 0.1 in place of U(-1/n, 1/n), and "
         "b_enc is not set from the data",
@@ -71,7 +71,7 @@ RECIPES: dict[str, Recipe] = {
         {
             "loss": "fvu", "batch_size": 131_072, "warmup_fraction": 0.0, "decay_fraction": 0.0, "eps": 6.25e-10,
             "auxk_alpha": 1 / 32, "k_aux": 256, "dead_feature_threshold": 10_000_000, "ema_decay": 0.999,
-            "init_b_dec": "geometric_median", "init_encoder_scale": 1.0,
+            "init_b_dec": "geometric_median", "init_encoder_scale": 1.0, "normalize_input": "rms",
         },
         "lr is 2e-4 / sqrt(d_sae / 2^14), the law of the paper; the released code z-scores each input, which is not done",
     ),
@@ -82,6 +82,7 @@ RECIPES: dict[str, Recipe] = {
             "loss": "mse", "penalty": "l0", "sparsity_coefficient": 1e-3, "sparsity_warmup_fraction": 0.1,
             "bandwidth": 0.001, "batch_size": 4096, "lr": 7e-5, "warmup_fraction": 0.01, "decay_fraction": 0.0,
             "betas": (0.0, 0.999), "eps": 1e-8, "auxk_alpha": 0.0, "init_b_dec": "none", "init_encoder_scale": 1.0,
+            "normalize_input": "unit",
         },
         "the papers sweep the weight of the penalty: 1e-3 is only a place to begin; their learning rate rises as a cosine",
     ),
@@ -101,7 +102,7 @@ RECIPES: dict[str, Recipe] = {
         {
             "loss": "mse", "batch_size": 4096, "lr": 3e-4, "warmup_fraction": 0.0, "decay_fraction": 0.0,
             "betas": (0.9, 0.99), "eps": 1e-8, "auxk_alpha": 1 / 32, "k_aux": 512, "dead_feature_threshold": 5 * 4096,
-            "init_b_dec": "none", "init_encoder_scale": 1.0,
+            "init_b_dec": "none", "init_encoder_scale": 1.0, "normalize_input": False,
         },
         "sizes, lr and AuxK of the authors' script (five prefixes, d_sae / 16 to d_sae; k 32), the rest as their "
         "BatchTopK; the loss is the paper's sum over the prefixes",
@@ -122,7 +123,7 @@ RECIPES: dict[str, Recipe] = {
             "loss": "mse", "unit_norm": False, "batch_size": 4096, "lr": 3e-4, "warmup_fraction": 0.0,
             "decay_fraction": 0.0, "eps": 1e-8, "grad_clip": 1.0, "auxk_alpha": 1.0, "auxk_scale": "loss",
             "auxk_ramp": True, "auxk_relu": False, "dead_feature_threshold": 1000 * 4096, "init_b_dec": "none",
-            "init_decoder_norm": 0.1, "init_encoder_scale": 1.0,
+            "init_decoder_norm": 0.1, "init_encoder_scale": 1.0, "normalize_input": False,
         },
         "its 1000 batches until a latent is dead are counted in tokens",
     ),

@@ -41,11 +41,14 @@ class SAEConfig:
     """TopK, BatchTopK, Matryoshka, JumpReLU: select by pre_acts * ||W_dec row||, for decoder rows that have any norm."""
     input_norm: Literal["none", "layer_norm", "constant_norm", "scale"] = "none"
     """How a row is normalised before it is encoded, which is undone in its reconstruction; see `saefast.sae.inference`.
-    It is for SAEs of other projects: the trainer takes "none" only."""
-    scales: tuple[float, float] | None = None
-    """For "scale": what the input is multiplied by, and what the output is divided by."""
-    init_threshold: float = 0.001
-    """JumpReLU: the thresholds of a fresh SAE, in the units of the scaled input (see normalize_input)."""
+    The trainer takes "none" and "scale"; it gives a fresh crosscoder its "scale". The others are for SAEs of other
+    projects."""
+    scales: tuple[float, ...] | None = None
+    """For "scale": what the input is multiplied by, then what the output is divided by; for a crosscoder a number for
+    each layer of the input, then one for each of the output."""
+    init_threshold: float | None = None
+    """JumpReLU: the thresholds of a fresh SAE, in the units of the scaled input (see normalize_input). Default: 0.001 of
+    the norm that its rows are scaled to (Gemma Scope's 0.001 is for rows of norm 1)."""
 
     def __post_init__(self) -> None:
         positive(self, "d_in", "d_sae", "layers")
@@ -68,7 +71,7 @@ class SAEConfig:
         check(divides, f"layers: expected a divisor of d_in = {self.d_in} (and d_out), got {self.layers}")
         scalable = not self.scale_by_norm or kind in ("topk", "batch_topk", "matryoshka", "jumprelu")
         check(scalable, f"scale_by_norm: expected False with activation {kind!r}, got True")
-        above_0 = 0 < self.init_threshold < math.inf
+        above_0 = self.init_threshold is None or 0 < self.init_threshold < math.inf
         check(above_0, f"init_threshold: expected > 0, got {self.init_threshold!r}")
         self._check_scales()
         self._check_groups()
@@ -80,8 +83,9 @@ class SAEConfig:
         check(ok, f"input_norm: expected 'none' for a transcoder, got {kind!r}")
         ok = (kind == "scale") == (scales is not None)
         check(ok, f"scales: expected with 'scale' only, got {kind!r}")
-        ok = scales is None or (len(scales) == 2 and all(0 < scale < math.inf for scale in scales))
-        check(ok, f"scales: expected two positive numbers, got {scales!r}")
+        n = 2 * self.layers
+        ok = scales is None or (len(scales) == n and all(0 < scale < math.inf for scale in scales))
+        check(ok, f"scales: expected {n} positive numbers, got {scales!r}")
 
     def _check_groups(self) -> None:
         kind, given = self.activation, self.group_sizes

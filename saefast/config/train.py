@@ -11,6 +11,7 @@ from saefast.errors import check, check_choices, positive
 __all__ = ["LOGGERS", "SAEConfig", "TrainConfig"]
 Logger = Literal["wandb", "tensorboard", "trackio"]
 LOGGERS = get_args(Logger)
+Scaling = Literal["rms", "mean_norm", "unit"]
 SIZES = "total_tokens batch_size dead_feature_threshold log_every checkpoint_every resample_tokens"
 OPTIONAL_SIZES = "k_aux micro_batch_size buffer_tokens k_start"
 FRACTIONS = "warmup_fraction decay_fraction sparsity_warmup_fraction k_anneal_fraction p_anneal_from"
@@ -18,8 +19,9 @@ WEIGHTS = "auxk_alpha sparsity_coefficient preact_coefficient weight_decay multi
 MULTIPLIERS = "lr_W_enc lr_b_enc lr_W_dec lr_b_dec lr_extra"
 # Fields, what is expected of their value, and whether a value is so.
 NUMBERS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
-    ("lr grad_clip", "a positive number or None", lambda value: value is None or 0 < value < math.inf),
-    ("eps init_encoder_scale bandwidth tanh_scale", "a positive number", lambda value: 0 < value < math.inf),
+    ("lr", "0 or a positive number, or None", lambda value: value is None or 0 <= value < math.inf),
+    ("grad_clip bandwidth", "a positive number or None", lambda value: value is None or 0 < value < math.inf),
+    ("eps init_encoder_scale tanh_scale", "a positive number", lambda value: 0 < value < math.inf),
     (MULTIPLIERS, "a multiplier of 0 or more", lambda value: 0 <= value < math.inf),
     (WEIGHTS, "0 or more", lambda value: 0 <= value < math.inf),
     (FRACTIONS, "a number from 0 to 1", lambda value: 0 <= value <= 1),
@@ -95,8 +97,9 @@ class TrainConfig:
     penalty of the same activations stays the same."""
     p_anneal_from: float = 0.0
     """Share of the steps after which p begins to fall."""
-    bandwidth: float = 0.001
-    """JumpReLU: width of the window around the threshold in which it gets a gradient."""
+    bandwidth: float | None = None
+    """JumpReLU: width of the window around the threshold in which it gets a gradient. Default: 0.001 of the norm that
+    rows are scaled to (Gemma Scope's 0.001 is for rows of norm 1)."""
     straight_through: Literal["threshold", "all", "acts", "positive"] = "threshold"
     """JumpReLU: what gets a gradient through the step function, see `saefast.engine.architectures.jumprelu`."""
     log_threshold: bool = False
@@ -154,8 +157,10 @@ class TrainConfig:
     encoder changes its direction faster at the same learning rate; measured in benchmarks/LOG.md."""
     init_decoder_norm: float = 1.0
     """With unit_norm False: the norm of the decoder rows (and encoder rows) of a fresh SAE before the first step."""
-    normalize_input: bool = True
-    """Train as if the input were scaled by one scalar to E||x||^2 = d_in. See "Units" in docs/architectures.md."""
+    normalize_input: bool | Scaling = True
+    """Train as if the input were scaled by one scalar, see "Units" in docs/architectures.md. True: to
+    E||x - E x||^2 = d_in, which does not see a constant in the rows. As papers have it: 'rms' to E||x||^2 = d_in,
+    'mean_norm' to E||x|| = sqrt(d_in), 'unit' to E||x||^2 = 1. False: not at all."""
     buffer_tokens: int | None = None
     """Rows that the shuffle buffer holds. Default: 131072, or four batches if that is more."""
     nonfinite: Literal["stop", "skip"] = "stop"
@@ -191,6 +196,9 @@ class TrainConfig:
             for name in names.split():
                 value = getattr(self, name)
                 check(holds(value), f"{name}: expected {expected}, got {value!r}")
+        how = self.normalize_input
+        ok = how in (True, False, *get_args(Scaling))
+        check(ok, f"normalize_input: expected True, False or one of {list(get_args(Scaling))}, got {how!r}")
         for logger in self.loggers:
             check(logger in LOGGERS, f"loggers: expected any of {list(LOGGERS)}, got {logger!r}")
         self._check_together()
@@ -212,6 +220,10 @@ class TrainConfig:
         ok = self.param_dtype == "fp32" or self.compute_dtype in ("auto", "bf16")
         wanted = f"'bf16' with param_dtype = {self.param_dtype!r}"
         check(ok, f"compute_dtype: expected {wanted}, got {self.compute_dtype!r}")
+
+    def norm_of_rows(self, d_in: int) -> float:
+        """The norm that `normalize_input` gives to rows, by its definition of a mean; 1 where it leaves them as they are."""
+        return math.sqrt(d_in) if self.normalize_input not in (False, "unit") else 1.0
 
     @property
     def total_steps(self) -> int:

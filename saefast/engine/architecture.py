@@ -4,7 +4,7 @@ overrides what differs, and everything else (decoding, the gradients of rows, Ad
 The defaults are those of an SAE with the four parameters of every SAE, whose entries get the gradient of the reconstruction.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -67,6 +67,7 @@ class Architecture:
     """One kind of SAE, in training and trained."""
 
     unbounded = False  # how many latents of a token are active has no bound: the code may be kept as a matrix
+    measures = False  # whether `measured` finds something
 
     # -- parameters
 
@@ -82,8 +83,15 @@ class Architecture:
         """The parameters that `trained` was made of."""
         return trained
 
-    def set_input_scale(self, extra: Extra, train: TrainConfig, scale: float) -> None:
-        """Bring parameters of a fresh SAE that were given in units of the scaled input into those of the data."""
+    def begin_(self, extra: Extra, sae: SAEConfig, train: TrainConfig, scale: float) -> None:
+        """Bring parameters of a fresh SAE that are given in units of the scaled input into those of the data.
+
+        Raises:
+            InputError: an SAE that was made before cannot be trained so.
+        """
+
+    def enlarge_(self, extra: Extra, sae: SAEConfig, train: TrainConfig, norms: Tensor) -> None:
+        """Follow W_enc and b_enc, whose rows were multiplied by norms [F], and W_dec, whose rows were divided by them."""
 
     def in_data_units(self, name: str, train: TrainConfig) -> bool:
         """Whether an extra parameter grows with the activations."""
@@ -127,6 +135,12 @@ class Architecture:
 
     def observe_(self, step: Step, seen: Tensor | None, valid: Tensor) -> None:
         """Move what follows the batches without a gradient. valid []: False changes nothing."""
+
+    def measured(
+        self, ops: Backend, params: Params, sae: SAEConfig, batches: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """Parameters that no gradient finds, for the SAE of `params`, on batches [B, d_in] like those of training."""
+        return {}
 
     # -- a trained SAE, where no batch decides what is active
 

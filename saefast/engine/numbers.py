@@ -51,9 +51,13 @@ def numbers_of(plan: Plan, now: Scheduled, step: int, batch_size: int) -> list[f
     """The fields of `Numbers`, then those of `Coefficients`. step: counted from 1; batch_size: in tokens."""
     train, lr, s, B = plan.train, now.lr, now.input_scale, max(batch_size, 1)
     (beta1, beta2), out = train.betas, now.output_scale or s
+
+    def of(name: str) -> float:
+        return 0.0 if name in plan.frozen else lr * getattr(train, f"lr_{name}")
+
     numbers = Numbers(
-        lr=lr * train.lr_W_enc,
-        lr_bias=lr * train.lr_b_enc / s,
+        lr=of("W_enc"),
+        lr_bias=of("b_enc") / s,
         eps=train.eps,
         eps_bias=train.eps * s,
         beta1=beta1,
@@ -64,8 +68,8 @@ def numbers_of(plan: Plan, now: Scheduled, step: int, batch_size: int) -> list[f
         correction2=1 / (1 - beta2**step),
         l1=now.sparsity * s / B if train.penalty == "l1" else 0.0,
         bias_norm=1 / s,
-        lr_dec=lr * train.lr_W_dec,
-        lr_b_dec=lr * train.lr_b_dec / out,
+        lr_dec=of("W_dec"),
+        lr_b_dec=of("b_dec") / out,
         unit=float(train.unit_norm),
         tied=float(plan.sae.pre_bias),
     )
@@ -75,7 +79,7 @@ def numbers_of(plan: Plan, now: Scheduled, step: int, batch_size: int) -> list[f
         "scale": s,
         "exponent": now.exponent,
         "next_exponent": now.next_exponent,
-        "bandwidth": train.bandwidth / s,
+        "bandwidth": (train.bandwidth or 0.001 * train.norm_of_rows(plan.sae.d_in)) / s,
         "inactive": train.preact_coefficient / B,
         "lr": lr * train.lr_extra,
         "lr_bias": lr * train.lr_extra / s,

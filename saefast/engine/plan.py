@@ -27,6 +27,7 @@ class Plan:
     dense: bool = False  # a code [B, F] in place of a list of entries
     dead_capacity: int = 0  # rows for dead latents; 0 leaves AuxK out
     code_capacity: int | None = None  # entries reserved for a list without bound; None counts, and waits
+    frozen: frozenset[str] = frozenset()  # parameters that no step changes (requires_grad is False), by name
 
     @property
     def nested(self) -> bool:

@@ -102,6 +102,8 @@ def adam_extra_(step: Step, arch: Architecture, grads: dict[str, Tensor], factor
     """Adam on the extra parameters, with `factor` times the gradients; NaN changes nothing. Nothing waits."""
     valid, train, c = ~factor.isnan(), step.plan.train, step.c
     for name, grad in grads.items():
+        if name in step.plan.frozen:
+            continue
         value, m, v = step.extra[name]
 
         def of(field: str, like: Tensor = m) -> Tensor:

@@ -28,6 +28,9 @@ class Evaluation(NamedTuple):
     dead_frac: float  # share of latents active on none of the rows
     density: list[float]  # share of rows on which each latent is active, [d_sae]
     rows_skipped: int  # rows with NaN or Inf, left out of everything above
+    layer_fvu: list[
+        float
+    ]  # fvu of each layer of a crosscoder, [layers]; the fvu above is mostly that of the largest
 
 
 def evaluate(sae: SAE, source: Iterable[Tensor] | Tensor, backend: str = "auto") -> Evaluation:
@@ -49,9 +52,10 @@ class Sums:
     def __init__(self, sae: SAE, backend: str = "auto") -> None:
         self.sae, self.ops = sae, load_backend(backend, sae.W_enc.device.type)
         self.n_tokens = self.rows_skipped = self.n_active = 0
-        self.squared_error = self.squared_norm = self.normalized_mse = self.cosine = 0.0
+        self.normalized_mse = self.cosine = 0.0
         self.sum_x = torch.zeros(sae.config.width_out, dtype=torch.float64)
         self.sum_error = torch.zeros_like(self.sum_x)
+        self.squared_error, self.squared_norm = torch.zeros_like(self.sum_x), torch.zeros_like(self.sum_x)
         self.count = torch.zeros(sae.config.d_sae, dtype=torch.int64)
 
     @torch.no_grad()
@@ -67,8 +71,8 @@ class Sums:
             error = (x_hat - x).double()
             self.n_tokens += len(x)
             self.n_active += int((acts > 0).sum())
-            self.squared_error += float(error.square().sum())
-            self.squared_norm += float(x.double().square().sum())
+            self.squared_error += error.square().sum(dim=0).cpu()
+            self.squared_norm += x.double().square().sum(dim=0).cpu()
             self.normalized_mse += float(reference.normalized_mse(x_hat, x)) * len(x)
             self.cosine += float(torch.cosine_similarity(x, x_hat, dim=1).double().sum())
             self.sum_x += x.double().sum(dim=0).cpu()
@@ -78,18 +82,30 @@ class Sums:
     def result(self) -> Evaluation:
         n = self.n_tokens
         check(n > 0, "source: expected at least one finite row, got none")
-        variance = self.squared_norm - float(self.sum_x.square().sum()) / n
-        error_variance = self.squared_error - float(self.sum_error.square().sum()) / n
-        # one row, or equal rows, have no FVU: what is left of their variance is rounding
-        scale = variance if variance > 1e-12 * self.squared_norm else float("nan")
+        variance = self.squared_norm - self.sum_x.square() / n
+        error_variance = self.squared_error - self.sum_error.square() / n
+        layers = self.sae.config.layers
+
+        def fvu(error: Tensor, variance: Tensor, squares: Tensor = self.squared_norm) -> float:
+            # one row, or equal rows, have no FVU: what is left of their variance is rounding
+            return (
+                float(error.sum() / variance.sum())
+                if variance.sum() > 1e-12 * squares.sum()
+                else float("nan")
+            )
+
+        parts = zip(
+            *(t.chunk(layers) for t in (self.squared_error, variance, self.squared_norm)), strict=True
+        )
         return Evaluation(
             n_tokens=n,
-            fvu=self.squared_error / scale,
-            explained_variance=1 - error_variance / scale,
+            fvu=fvu(self.squared_error, variance),
+            explained_variance=1 - fvu(error_variance, variance),
             normalized_mse=self.normalized_mse / n,
             cosine=self.cosine / n,
             l0=self.n_active / n,
             dead_frac=float((self.count == 0).double().mean()),
             density=(self.count / n).tolist(),
             rows_skipped=self.rows_skipped,
+            layer_fvu=[fvu(*part) for part in parts],
         )

@@ -13,7 +13,7 @@ from saefast.engine.architectures import extra_parameters
 from saefast.errors import check
 from saefast.formats import saefast as own_format
 from saefast.formats.contents import Origin
-from saefast.sae.inference import dense_acts, finish, listed, normed
+from saefast.sae.inference import dense_acts, finish, listed, normed, scales_of
 
 ROWS_AT_ONCE = 2**14
 S = TypeVar("S", bound="SAE")
@@ -79,6 +79,7 @@ class SAE(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(config.width_out, device=device))
         for name, value in extra_parameters(config, device).items():
             self.register_parameter(name, nn.Parameter(value, requires_grad=value.ndim > 0))
+        self._first_rows = self._some_rows()
 
     @classmethod
     def of(cls, config: SAEConfig, tensors: dict[str, Tensor]) -> Self:
@@ -86,6 +87,18 @@ class SAE(nn.Module):
         sae = cls(config, device="meta")
         sae.load_state_dict(tensors, assign=True)
         return sae
+
+    def _some_rows(self) -> Tensor:
+        """A copy of a few rows of W_dec, by which weights are told apart."""
+        rows = self.W_dec.detach()[:: -(-self.config.d_sae // 16)]
+        return rows if rows.is_meta else rows.to("cpu", copy=True)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether W_dec is still what the constructor drew: neither trained, nor loaded, nor set by hand."""
+        if self._first_rows.is_meta or self.W_dec.is_meta:
+            return False
+        return torch.equal(self._some_rows(), self._first_rows.to(self.W_dec.dtype))
 
     @property
     def params(self) -> reference.Params:
@@ -155,7 +168,7 @@ class SAE(nn.Module):
         check(ok, f"top_indices: expected the shape of top_acts {want}, got {list(top_indices.shape)}")
         x_hat = reference.decode(top_acts, top_indices, self.W_dec, self.b_dec)
         if not self.config.skip and self.config.input_norm in ("none", "scale"):
-            return x_hat if self.config.scales is None else x_hat * (1 / self.config.scales[1])
+            return x_hat if self.config.scales is None else x_hat * (1 / scales_of(self.config, x_hat)[1])
         given = x is not None
         check(given, "x: expected the input (a skip transcoder, or rows that are normalised), got None")
         assert x is not None

@@ -4,10 +4,11 @@ Codes come in the fixed layout [B, L], L = k or the most that any token has; an 
 
 Some projects normalise each row before they encode it, and undo that after decoding (SAEConfig.input_norm):
 "layer_norm" (x - mean) / (std + 1e-5), std with n - 1 (openai, SAELens); "constant_norm" x * sqrt(d_in) / ||x|| (SAELens,
-llamascopium "token-wise"); "scale" by a constant (llamascopium "dataset-wise").
+llamascopium "token-wise"); "scale" by a constant (llamascopium "dataset-wise"), of a crosscoder by one for each layer.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ class Normed(NamedTuple):
     """Rows as they are encoded, and how to get back: x_hat * scale + shift."""
 
     x: Tensor  # [B, d_in]
-    scale: Tensor | float  # [B, 1]
+    scale: Tensor | float  # [B, 1] or [d_out]
     shift: Tensor | float  # [B, 1]
 
     def undo(self, x_hat: Tensor) -> Tensor:
@@ -41,8 +42,23 @@ def normed(config: SAEConfig, x: Tensor) -> Normed | None:
         factor = math.sqrt(config.d_in) / norm
         return Normed(x * factor, 1 / factor, 0.0)
     if config.scales is not None:
-        return Normed(x * config.scales[0], 1 / config.scales[1], 0.0)
+        into, out = scales_of(config, x)
+        return Normed(x * into, 1 / out, 0.0)
     return None
+
+
+def scales_of(config: SAEConfig, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+    """`SAEConfig.scales` as factors of rows [B, d_in] and [B, d_out], in the dtype and on the device of `like`."""
+    assert config.scales is not None
+    into, out = config.scales[: config.layers], config.scales[config.layers :]
+    if config.layers == 1:
+        return into[0], out[0]
+    return spread(into, config.d_in, like), spread(out, config.width_out, like)
+
+
+def spread(numbers: Sequence[float], width: int, like: Tensor) -> Tensor:
+    """One number for each equal part of a row -> [width]."""
+    return like.new_tensor(numbers).repeat_interleave(width // len(numbers))
 
 
 @launched

@@ -7,6 +7,7 @@ OUT/NAME/                    the run folder of each SAE, as of `Trainer.fit`
 OUT/table.json, pareto.png   written at the end, see `saefast.sweep.pareto`
 """
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -27,10 +28,12 @@ from saefast.sae import SAE
 from saefast.sweep import pareto
 from saefast.train.memory import out_of_memory_help
 from saefast.train.parallel import side_by_side, workers_for
-from saefast.train.run import Columns, fit, take
+from saefast.train.run import fit
+from saefast.train.samples import Columns, take
 from saefast.train.trainer import Trainer
 
 SHARED = ("total_tokens", "batch_size", "buffer_rows", "nonfinite")  # they decide what the batches are
+LONGEST_NAME = 100
 CONTEXTS_AT_ONCE = 4  # in a forward pass of the language model
 
 log = logging.getLogger("saefast")
@@ -49,7 +52,8 @@ class Member:
 
 
 def names(members: Sequence[Member]) -> list[str]:
-    """A folder name for each: activation, d_sae, k, columns, and those fields that differ between the members.
+    """A folder name for each: activation, d_sae, k, columns, and those fields that differ between the members; of a long one
+    the beginning, and a hash of the whole.
 
     Raises:
         InputError: two members are the same SAE or have the same name, or a name is not that of a folder.
@@ -63,7 +67,10 @@ def names(members: Sequence[Member]) -> list[str]:
         parts += [f"k{member.sae.k}"] if member.sae.k else []
         parts += ["columns{}-{}".format(*member.columns)] if member.columns else []
         parts += [f"{key}-{values[key]}" for key in differ]
-        found.append(member.name or "_".join(parts).replace("/", "-").replace(" ", ""))
+        name = "_".join(parts).replace("/", "-").replace(" ", "")
+        if len(name) > LONGEST_NAME:  # a folder's name has at most 255 bytes
+            name = f"{name[:LONGEST_NAME]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        found.append(member.name or name)
     twice = [name for name, n in Counter(found).items() if n > 1]
     check(not twice, f"members: expected SAEs that differ, or have names, got {twice[:3]} more than once")
     bad = [name for name in found if name != Path(name).name or name in (".", "..")]

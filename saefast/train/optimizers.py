@@ -15,7 +15,7 @@ bit: it takes `eval()`, saves, and takes `train()`, which rounds.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -100,8 +100,8 @@ class Optimizer:
     def step(self, grads: Mapping[str, Tensor], lr: float) -> None:
         """One step. grads: of all parameters, in their shapes; signum overwrites them with their signs."""
         check(grads.keys() == self.params.keys(), f"grads: expected {list(self.params)}, got {list(grads)}")
-        check(0 < lr < math.inf, f"lr: expected a positive number, got {lr!r}")
-        for optimizer, names in self._parts:
+        check(0 <= lr < math.inf, f"lr: expected 0 or a positive number, got {lr!r}")
+        for optimizer, names in self._parts if lr > 0 else ():
             for group, name in zip(optimizer.param_groups, names, strict=True):
                 group["lr"] = lr * self.lr_of.get(name, 1.0)
                 self.params[name].grad = grads[name].sign_() if self.name == "signum" else grads[name]
@@ -193,12 +193,14 @@ def make_optimizer(
     arch: Architecture,
     input_scale: float,
     output_scale: float,
+    frozen: Collection[str] = (),
 ) -> Optimizer:
-    """trained: every parameter by name. Those in the units of the data get their learning rate over the scale."""
-    params = {name: p.weight if isinstance(p, Matrix) else p for name, p in trained.items()}
-    lr_of = {}
+    """trained: every parameter by name. Those in the units of the data get their learning rate over the scale; those in
+    `frozen`, or with a rate of 0, are left out."""
+    rates = {name: getattr(config, f"lr_{name}", config.lr_extra) for name in trained}
+    lr_of = {name: rate for name, rate in rates.items() if rate and name not in frozen}
+    params = {name: p.weight if isinstance(p := trained[name], Matrix) else p for name in lr_of}
     for name in params:
-        lr_of[name] = getattr(config, f"lr_{name}", config.lr_extra)
         if name in ("b_enc", "b_dec") or arch.in_data_units(name, config):
             lr_of[name] /= output_scale if name == "b_dec" else input_scale
     assert config.optimizer != "adam"
@@ -214,6 +216,7 @@ def step_with(
     extra_grads: dict[str, Tensor],
     factor: Tensor,
     lr: float,
+    frozen: Collection[str] = (),
 ) -> None:
     """One step with `factor` times the gradients, then unit norm, and thresholds that are not below 0. A factor of NaN
     changes nothing.
@@ -223,12 +226,12 @@ def step_with(
     if not math.isfinite(factor):
         return
     found = dict(zip(Params._fields, grads, strict=True)) | extra_grads
-    clipped = {name: grad.to(torch.float32).mul_(factor) for name, grad in found.items()}
+    clipped = {name: found[name].to(torch.float32).mul_(factor) for name in optimizer.params}
     optimizer.step(clipped, lr)
     if config.unit_norm:
         normalize_rows_(state.weights.dec.weight)
     for name in extra_grads:
-        if (least := arch.smallest_value(name, config)) is not None:
+        if name not in frozen and (least := arch.smallest_value(name, config)) is not None:
             state.extra[name].value.clamp_min_(least)
     step, state.step = state.step, int(state.counter)  # `refresh` sets the counter from the step
     state.refresh()

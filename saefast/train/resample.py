@@ -101,6 +101,7 @@ def mean_norm(matrix: Matrix, among: Tensor) -> float:
 
 
 def parts(matrix: Matrix) -> Iterator[Matrix]:
+    """Views of a few rows each."""
     for start in range(0, len(matrix.weight), ROWS_AT_ONCE):
         yield _rows(matrix, slice(start, start + ROWS_AT_ONCE))
 

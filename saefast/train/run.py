@@ -29,13 +29,12 @@ from saefast.train import checkpoint, loggers, plots
 from saefast.train.memory import free_for_steps
 from saefast.train.parallel import Map, side_by_side
 from saefast.train.resample import resample
+from saefast.train.samples import INIT_ROWS, Columns, calibration_rows, once, take
 from saefast.train.signals import stop_signals
 from saefast.train.stepper import Stepper
 
-INIT_ROWS = 32_768  # sample for b_dec and the input scale; what OpenAI uses for the geometric median
 DENSITY_TOKENS = 100_000  # that share is counted over at least as many
 
-Columns = tuple[int, int] | None  # first and last + 1 of the columns of a row that are a run's own; None: all
 BufferState = tuple[dict[str, Tensor], dict[str, Any]]
 
 log = logging.getLogger("saefast")
@@ -107,14 +106,20 @@ class Run:
         """From the rows that wait in the shuffle buffer, a random part of the data."""
         trainer, state = self.trainer, self.trainer.state
         dead = state.num_tokens_since_fired >= trainer.config.dead_feature_threshold
+        trainer.sync()
         rows = self.buffer.sample(trainer.config.resample_tokens)
         x = take(rows, self.columns).to(trainer.sae.b_dec)
         generator = torch.Generator().manual_seed((trainer.config.seed << 20) + state.step)
-        n = resample(state, x, token_losses(trainer, x), dead, generator)
+        n = resample(state, trainer.frame.rows(x), token_losses(trainer, x), dead, generator)
         state.refresh()
         log.info(f"step {state.step}: {n} dead latents resampled")
 
-    def save(self) -> None:
+    def save(self, last: bool = False) -> None:
+        self.trainer.sync()
+        if last or self.trainer.exports_average:
+            rows = calibration_rows(self.buffer, self.trainer.config.batch_size)
+            if self.trainer.arch.measures and len(rows := take(rows, self.columns)):
+                self.trainer.calibrate(rows.to(self.trainer.sae.b_dec))
         if self.folder is not None and self.metrics is not None:
             self.trainer.check_loss(self.metrics)
             trainer = self.trainer
@@ -123,6 +128,7 @@ class Run:
 
     def finish(self) -> None:
         """Write the trained SAE and its curves."""
+        self.trainer.settle()
         if self.folder is not None:
             described, metadata = self.buffer.source.describe(), self.trainer.sae.metadata
             if isinstance(hook := described.get("hook"), str):  # not of several side by side
@@ -174,23 +180,6 @@ def token_losses(trainer: Stepper, x: Tensor) -> Tensor:
         penalty = sparsity * scale * (acts * weight[indices.long()]).sum(dim=1)
         losses.append(scale**2 * error.square().sum(dim=1) + penalty)
     return torch.cat(losses)
-
-
-def take(rows: Tensor, columns: Columns) -> Tensor:
-    return rows if columns is None else rows[:, columns[0] : columns[1]].contiguous()
-
-
-def once(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`function`, called once for the same rows. They are kept, so that no others can have their address."""
-    found: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
-
-    def call(rows: Tensor) -> Tensor:
-        key = (rows.data_ptr(), *rows.shape)
-        if key not in found:
-            found[key] = rows, function(rows)
-        return found[key][1]
-
-    return call
 
 
 def fit(
@@ -262,7 +251,7 @@ def _fit(runs: list[Run], buffer: ShuffleBuffer, resume: bool, together: Map) ->
             if lines and (line := lines[0]) is not None:
                 bar.set_postfix({key: f"{line[key]:.4g}" for key in ("fvu", "l0", "dead_frac")})
         for run in alive:
-            run.save()
+            run.save(last=True)
     if stop.is_set() and done < n_steps:
         if (place := started[0].folder) is not None:
             where = place if len(started) == 1 else place.parent

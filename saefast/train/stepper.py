@@ -3,37 +3,30 @@
 import logging
 import math
 from collections import deque
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from saefast.backend import load_backend
-from saefast.config.compatible import check_compatible
 from saefast.config.train import TrainConfig
 from saefast.engine import auxk
-from saefast.engine.architectures import architecture_of
 from saefast.engine.graph import GraphedSteps
 from saefast.engine.numbers import Scheduled, numbers_of
 from saefast.engine.plan import CPU_DENSITY, GPU_DENSITY, Plan, stays_dense
 from saefast.engine.stages import Metrics, OptimizerStep
-from saefast.engine.state import State
 from saefast.engine.step import train_step
 from saefast.errors import InputError, check
 from saefast.reference import Grads
-from saefast.sae import SAE, geometric_median
-from saefast.storage import Matrix, scale_rows_
+from saefast.sae import SAE
 from saefast.train import schedules
-from saefast.train.ema import Ema
 from saefast.train.memory import out_of_memory_help
-from saefast.train.optimizers import Optimizer, make_optimizer, step_with
+from saefast.train.optimizers import step_with
+from saefast.train.prepared import Prepared
 
 STEPS_BETWEEN_COUNTS = 16  # of dead and active latents, on a GPU; each waits for the device once
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 log = logging.getLogger("saefast")
 
 
-class Stepper:
+class Stepper(Prepared):
     """Trains `sae` in place, a step at a time; `saefast.Trainer` is this with whole runs.
 
     Args:
@@ -46,94 +39,16 @@ class Stepper:
     """
 
     def __init__(self, sae: SAE, config: TrainConfig) -> None:
-        check_compatible(sae.config, config)
-        self.sae, self.config, self.on_gpu = sae, config, sae.W_enc.device.type == "cuda"
-        sae.origin = sae.origin and sae.origin._replace(tensors={})  # they are of the SAE as it was
-        self.ops, self.arch = load_backend(config.backend, sae.W_enc.device.type), architecture_of(sae.config)
-        self.compute_dtype = self._compute_dtype()
-        for name, param in sae.params._asdict().items():
-            ok, strides = param.is_contiguous(), param.stride()
-            check(ok, f"sae: {name}: expected contiguous memory, got strides {strides}")
-        if config.rescore and self.ops.MAX_SELECTED is not None:
-            largest = self.ops.MAX_SELECTED - sae.config.top_k
-            fits, k = config.rescore <= largest, sae.config.k
-            check(fits, f"rescore: expected at most {largest} with k = {k}, got {config.rescore}")
-        if self.on_gpu and (sae.config.d_in % 8 or sae.config.width_out % 8):
-            log.warning(f"d_in = {sae.config.d_in}: works, but rows of a multiple of 8 are read faster")
-        formats = config.param_dtype, config.state_dtype, self.compute_dtype
-        with out_of_memory_help(sae.config, config):
-            extra = self.arch.trained(sae.extra, config, sae.b_enc.data)
-            self.state = State.fresh(sae.params, *formats, extra)
-        self.state.dense = self.arch.unbounded
-        sae.W_enc.data, sae.W_dec.data = self.state.weights.enc.weight, self.state.weights.dec.weight
-        self.input_scale: float | None = None  # set from the first data seen, with output_scale
-        self.output_scale = 1.0
-        self.ema = None if config.ema_decay is None else Ema(self._trained(), config.ema_decay)
-        self._optimizer: Optimizer | None = None  # made when the scales are known
+        super().__init__(sae, config)
         self._graphs = GraphedSteps() if self.on_gpu and self.ops.RECORDABLE and config.cuda_graph else None
         self._own_step: OptimizerStep | None = None if config.optimizer == "adam" else self._apply
         self._watched: deque[tuple[int, torch.cuda.Event, Tensor]] = deque()
 
-    def _trained(self) -> dict[str, Tensor | Matrix]:
-        """Every parameter that is trained, as it is kept."""
-        enc, dec, b_enc, b_dec = self.state.weights
-        values = enc, b_enc.value, dec, b_dec.value
-        found: dict[str, Tensor | Matrix] = dict(
-            zip(("W_enc", "b_enc", "W_dec", "b_dec"), values, strict=True)
-        )
-        return found | {name: v.value for name, v in self.state.extra.items() if v.value.ndim}
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """Of `TrainConfig.optimizer`, other than the fused Adam."""
-        if self._optimizer is None:
-            scales = self.scale, self.output_scale
-            self._optimizer = make_optimizer(self.config, self._trained(), self.arch, *scales)
-        return self._optimizer
-
     def _apply(self, grads: Grads, extra_grads: dict[str, Tensor], factor: Tensor) -> None:
         lr = self.lr(self.state.step + 1)
-        step_with(self.optimizer, self.state, self.config, self.arch, grads, extra_grads, factor, lr)
-
-    def exported(self) -> dict[str, Tensor]:
-        """The parameters to save: the average where `ema_decay` or the optimizer keeps one."""
-        found = self.state.exported()._asdict() | self.sae.extra
-        if self.ema is not None and self.ema.steps:
-            found |= self.ema.averaged(self.config.unit_norm)
-        elif self._optimizer is not None:
-            found |= self._optimizer.averaged()
-        else:
-            return found
-        return self.arch.restored(found, self.config)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint holds of this trainer."""
-        found = self.state.tensors()
-        if self.ema is not None:
-            found |= self.ema.tensors()
-        return found | (self.optimizer.tensors() if self.config.optimizer != "adam" else {})
-
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from the rest of `tensors`; those of the state are restored already."""
-        if self.ema is not None:
-            self.ema.load(tensors)
-        if self.config.optimizer != "adam":
-            self.optimizer.load(tensors)
-
-    def _compute_dtype(self) -> torch.dtype:
-        """Of the products: what the config says; by default bf16 for the kernels of a GPU, else that of the SAE."""
-        config, own = self.config, self.sae.b_dec.dtype
-        if config.compute_dtype != "auto":
-            return DTYPES[config.compute_dtype]
-        if config.param_dtype != "fp32":
-            return torch.bfloat16
-        return self.ops.GPU_DTYPE if self.on_gpu and self.ops.GPU_DTYPE else own
-
-    @property
-    def precision(self) -> str:
-        """The formats in one line, printed at the start."""
-        kept = f"parameters {self.config.param_dtype}, moments {self.config.state_dtype}"
-        return f"products in {str(self.compute_dtype).removeprefix('torch.')}, {kept}"
+        step_with(
+            self.optimizer, self.state, self.config, self.arch, grads, extra_grads, factor, lr, self.frozen
+        )
 
     def step(self, x: Tensor, target: Tensor | None = None, checked: bool = False) -> Metrics:
         """One optimizer step on x [B, d_in], any B > 0. Metrics are those of x before the update.
@@ -143,13 +58,13 @@ class Stepper:
         Args:
             target: [B, d_out], for a transcoder only.
             checked: x is [B, row_width], with a transcoder's target in it, of a source that checks its rows itself, and
-                the scales are set.
+                the scales are set. The SAE is then only brought up to date by `sync`.
 
         Raises:
             InputError: wrong shape, dtype or device, an empty batch, NaN or Inf in x or target. On a GPU the step does
                 not wait to see: such a batch changes no weight, and a later call raises.
         """
-        rows = x if checked else self._checked(x, target)
+        rows = self.frame.rows(x if checked else self._checked(x, target))
         config, state, step = self.config, self.state, self.state.step + 1
         self._raise_for_earlier_steps()
         plan = self.plan(len(rows))
@@ -168,6 +83,8 @@ class Stepper:
                 metrics = now.result()
         state.step, state.fired_tokens = step, state.fired_tokens + len(rows)
         self._follow(plan, metrics)
+        if not checked:
+            self.sync()
         return metrics
 
     def _checked(self, x: Tensor, target: Tensor | None) -> Tensor:
@@ -231,6 +148,7 @@ class Stepper:
             dense=state.dense,
             dead_capacity=state.dead_capacity,
             code_capacity=room if self.on_gpu and self.arch.unbounded else None,
+            frozen=self.frozen,
         )
 
     def _raise_for_earlier_steps(self) -> None:
@@ -249,37 +167,3 @@ class Stepper:
                 f"lr: the loss is {float(metrics.loss)} at step {self.state.step}: training diverged; "
                 f"expected a learning rate below {peak:.3g}; checkpoints hold the state before"
             )
-
-    def initialize(self, sample: Tensor, median: Callable[[Tensor], Tensor] = geometric_median) -> None:
-        """Set the scales; of a fresh SAE also b_dec, to the centre of the data, and the size of W_enc.
-
-        sample: rows [n, row_width]. median: their geometric median, for one that is known already.
-        """
-        self.set_scales(sample)
-        sae, init = self.sae, self.config.init_b_dec
-        if init != "none" and not sae.b_dec.any():
-            goal = sample[:, -sae.config.width_out :]
-            sae.b_dec.data.copy_(median(goal) if init == "geometric_median" else goal.mean(dim=0))
-        enc, dec = self.state.weights.enc, self.state.weights.dec
-        if torch.equal(enc.weight, dec.weight):
-            scale_rows_(enc, self.config.init_encoder_scale * self.config.init_decoder_norm)
-            scale_rows_(dec, self.config.init_decoder_norm)
-        self.state.refresh()
-
-    def set_scales(self, sample: Tensor) -> None:
-        """From rows [n, row_width]; thresholds of a fresh SAE are given in these units."""
-
-        def scale(part: Tensor) -> float:
-            mean_square = float(part.double().square().sum(dim=1).mean())
-            scaled = self.config.normalize_input and mean_square > 0
-            return math.sqrt(part.shape[1] / mean_square) if scaled else 1.0
-
-        self.input_scale = scale(sample[:, : self.sae.config.d_in])
-        self.output_scale = scale(sample[:, -self.sae.config.width_out :])
-        if self.state.step == 0:
-            self.arch.set_input_scale(self.state.extra, self.config, self.input_scale)
-
-    @property
-    def scale(self) -> float:
-        assert self.input_scale is not None
-        return self.input_scale

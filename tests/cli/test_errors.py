@@ -124,7 +124,7 @@ def test_nan_rows_stop_or_are_skipped_and_counted(world, tmp_path, fails, capsys
             for value in (0, -3)
         ),
         ("tokens", 0, "total_tokens: expected a positive integer, got 0"),
-        ("lr", "nan", "lr: expected a positive number or None, got nan"),
+        ("lr", "nan", "lr: expected 0 or a positive number, or None, got nan"),
         ("seed", -1, "seed: expected an integer from 0 to 2^63 - 1, got -1"),
         ("device", "cuda:99", "device: expected a device of this machine, got 'cuda:99'"),
         ("device", "toaster", "device: expected a device of this machine, got 'toaster'"),

@@ -82,6 +82,17 @@ OPTIONS = {
         },
     ),
     "rates": ({"k": 4}, {"lr_W_enc": 0.5, "lr_b_dec": 0.0}),
+    "shifted": ({"k": 4, "pre_bias": False}, {}),
+    "shifted-gated-resampled": (
+        {"activation": "gated", "pre_bias": False},
+        {"resample_steps": (20,), "dead_feature_threshold": 500, "ema_decay": 0.9},
+    ),
+    "crosscoder": ({"k": 4, "layers": 2}, {}),
+    "batch-topk-signum": (
+        {"activation": "batch_topk", "k": 4, "pre_bias": False},
+        {"optimizer": "signum", "lr": 1e-2},
+    ),
+    "matryoshka-ema": ({"activation": "matryoshka", "k": 4}, {"ema_decay": 0.9}),
 }
 
 

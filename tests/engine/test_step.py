@@ -42,7 +42,7 @@ def test_thirty_steps_equal_autograd(x64, options, clip, aux):
 @pytest.mark.parametrize("clip", [None, 1e-2])
 def test_input_normalisation_equals_scaling_the_data_and_folding_afterwards(x64, clip):
     sae, config = make(torch.float64, grad_clip=clip)
-    scale = (24 / x64.square().sum(dim=1).mean()).sqrt()
+    scale = (24 / (x64 - x64.mean(dim=0)).square().sum(dim=1).mean()).sqrt()
     plain, plain_config = make(torch.float64, normalize_input=False, grad_clip=clip)
     trainer, plain_trainer = saefast.Trainer(sae, config), saefast.Trainer(plain, plain_config)
     for _ in range(20):

@@ -58,7 +58,8 @@ def test_batches_of_fit_are_those_of_the_buffer_and_the_curve_is_autograds(tmp_p
     sample = buffer.sample(32768)
     start[0] *= config.init_encoder_scale
     start[3] = geometric_median(sample)
-    scale = float((16 / sample.double().square().sum(dim=1).mean()).sqrt())
+    centred = sample.double() - sample.double().mean(dim=0)
+    scale = float((16 / centred.square().sum(dim=1).mean()).sqrt())
     oracle = dense.Trainer(start, 4, config.lr, config.eps, bias_scale=scale)
     for step, (x, got) in enumerate(zip(buffer, fvu), 1):
         oracle.set_lr(schedules.lr_at(config, step, 96), scale)

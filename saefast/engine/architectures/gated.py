@@ -14,7 +14,7 @@ from saefast.config.sae import SAEConfig
 from saefast.config.train import TrainConfig
 from saefast.engine.architecture import Architecture, Entries, Step, threshold_code
 from saefast.engine.architectures.penalties import penalty
-from saefast.engine.code import Backward, Code, where
+from saefast.engine.code import Backward, Code, Extra, where
 from saefast.engine.entry_grads import slopes
 from saefast.engine.plan import Plan
 from saefast.engine.reconstruct import reconstruct
@@ -28,6 +28,9 @@ class Gated(Architecture):
 
     def in_data_units(self, name: str, train: TrainConfig) -> bool:
         return name == "b_mag"
+
+    def enlarge_(self, extra: Extra, sae: SAEConfig, train: TrainConfig, norms: Tensor) -> None:
+        extra["b_mag"].value.mul_(norms)
 
     def select(self, step: Step, centred: Tensor) -> Code:
         W_enc, b_enc = step.weights.enc.shadow, step.weights.b_enc.value

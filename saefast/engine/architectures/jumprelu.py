@@ -33,6 +33,7 @@ from saefast.engine.architecture import Architecture, Entries, Step, threshold_c
 from saefast.engine.architectures.penalties import penalty
 from saefast.engine.code import Backward, Code, Extra, where
 from saefast.engine.plan import Plan
+from saefast.errors import check
 from saefast.storage import row_norms
 
 
@@ -40,19 +41,31 @@ class JumpReLU(Architecture):
     unbounded = True
 
     def extra_parameters(self, sae: SAEConfig, device: str | torch.device) -> dict[str, Tensor]:
-        return {"threshold": torch.full((sae.d_sae,), sae.init_threshold, device=device)}
+        return {
+            "threshold": torch.full((sae.d_sae,), first_threshold(sae, math.sqrt(sae.d_in)), device=device)
+        }
 
     def trained(self, extra: dict[str, Tensor], train: TrainConfig, b_enc: Tensor) -> dict[str, Tensor]:
-        return extra | ({"threshold": extra["threshold"].log()} if train.log_threshold else {})
+        if not train.log_threshold:
+            return extra
+        least = float(extra["threshold"].min())
+        check(least > 0, f"log_threshold: expected an SAE with thresholds above 0, got one of {least:.4g}")
+        return extra | {"threshold": extra["threshold"].log()}
 
     def restored(self, trained: dict[str, Tensor], train: TrainConfig) -> dict[str, Tensor]:
         return trained | ({"threshold": trained["threshold"].exp()} if train.log_threshold else {})
 
-    def set_input_scale(self, extra: Extra, train: TrainConfig, scale: float) -> None:
+    def begin_(self, extra: Extra, sae: SAEConfig, train: TrainConfig, scale: float) -> None:
+        value = first_threshold(sae, train.norm_of_rows(sae.d_in)) / scale
+        extra["threshold"].value.fill_(math.log(value) if train.log_threshold else value)
+
+    def enlarge_(self, extra: Extra, sae: SAEConfig, train: TrainConfig, norms: Tensor) -> None:
+        if sae.scale_by_norm:  # thresholds are of pre_acts * ||W_dec row||, which stay the same
+            return
         if train.log_threshold:
-            extra["threshold"].value.sub_(math.log(scale))
+            extra["threshold"].value.add_(norms.log())
         else:
-            extra["threshold"].value.div_(scale)
+            extra["threshold"].value.mul_(norms)
 
     def in_data_units(self, name: str, train: TrainConfig) -> bool:
         return name == "threshold" and not train.log_threshold
@@ -103,6 +116,11 @@ class JumpReLU(Architecture):
     def bound(self, extra: dict[str, Tensor], norms: Tensor | None, b_enc: Tensor) -> Tensor:
         bound = extra["threshold"].clamp_min(0)
         return bound if norms is None else bound / norms
+
+
+def first_threshold(sae: SAEConfig, norm_of_rows: float) -> float:
+    """Of a fresh SAE, in the units of the scaled input."""
+    return sae.init_threshold or 0.001 * norm_of_rows
 
 
 def theta(step: Step) -> Tensor:

@@ -1,0 +1,57 @@
+"""The rows that a run looks at before its first step and after its last."""
+
+from collections.abc import Callable, Iterable
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from saefast.activations.buffer import ShuffleBuffer
+from saefast.errors import InputError
+
+INIT_ROWS = 32_768  # for b_dec and the input scale; what OpenAI uses for the geometric median
+CALIBRATION_ROWS = 8192  # for `Prepared.calibrate`
+
+Columns = tuple[int, int] | None  # first and last + 1 of the columns of a row that are a run's own; None: all
+
+
+def take(rows: Tensor, columns: Columns) -> Tensor:
+    return rows if columns is None else rows[:, columns[0] : columns[1]].contiguous()
+
+
+def once(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`function`, called once for the same rows. They are kept, so that no others can have their address."""
+    found: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+
+    def call(rows: Tensor) -> Tensor:
+        key = (rows.data_ptr(), *rows.shape)
+        if key not in found:
+            found[key] = rows, function(rows)
+        return found[key][1]
+
+    return call
+
+
+def calibration_rows(buffer: ShuffleBuffer, at_least: int) -> Tensor:
+    """[n, d_in]: random rows of the source where they can be taken; else those in the buffer, and if these are few, the
+    first ones of the source. None where the source has ended, or a shard is damaged. Not finite ones are left out."""
+    n, source = max(CALIBRATION_ROWS, at_least), buffer.source
+    try:
+        if source.random_access:
+            generator = torch.Generator().manual_seed(buffer.seed)
+            index = torch.randint(len(source), (n,), generator=generator)  # type: ignore[arg-type]
+            rows = source.take(index.sort().values)
+        else:
+            rows = first_rows(chain([buffer.sample(n)], source.rows()), n)
+    except InputError:
+        return torch.empty(0, source.d_in)
+    return rows[rows.isfinite().all(dim=1)]
+
+
+def first_rows(chunks: Iterable[Tensor], n: int) -> Tensor:
+    found: list[Tensor] = []
+    for chunk in chunks:
+        found.append(chunk[: n - sum(map(len, found))])
+        if sum(map(len, found)) >= n:
+            break
+    return torch.cat([rows.to(found[0]) for rows in found])
