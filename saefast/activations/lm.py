@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,18 +11,23 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from saefast.activations.hooks import HookPoint, capture_all, one_or_all, recorded
+from saefast.activations.hooks import HookPoint, one_or_all, recorded
 from saefast.activations.sources import Source
+from saefast.activations.token_rows import TokenRows, norm_of
 from saefast.errors import InputError, check
 
 TEXT_FILES = (".txt", ".md", ".py", ".jsonl")
 
 
 class ModelBatch(NamedTuple):
-    """The kept activations of one batch of contexts, and where each comes from."""
+    """The kept activations of one batch of contexts, and where each comes from: row i is that of the token
+    contexts[context[i], position[i]]. Rows of one token (of each attention head) follow each other.
+
+    If the input is no text, `contexts` is the input [m, ...], and `position` counts the rows of each of its m entries.
+    """
 
     activations: Tensor  # [n, d_in]
-    contexts: Tensor  # [m, L] the input of the model
+    contexts: Tensor  # [m, L] token ids, padding included, as the model is given them
     context: Tensor  # [n] row of `contexts`
     position: Tensor  # [n] column of `contexts`
 
@@ -33,88 +39,96 @@ class ModelSource(Source):
     `widths[0]` columns are those of `hooks[0]`, and so on.
 
     Args:
-        model: any nn.Module. It is put in eval mode and called as model(batch, **forward_kwargs) without gradient.
+        model: any nn.Module. It is put in eval mode and called without gradient, as model(batch, **forward_kwargs), or
+            model(**batch, **forward_kwargs) if the batches are dicts.
         hook: one or several, all different; see `saefast.activations.hooks`.
-        batches: a re-iterable of inputs: token ids [m, L] for a language model, moved to the device of the model's
-            parameters. Leading dimensions of the activations are flattened to rows.
+        batches: a re-iterable of inputs, see `saefast.activations.inputs`: token ids [m, L] for a language model, or
+            dicts as a tokenizer gives them, whose rows at `attention_mask` 0 are dropped (padding). They are moved to the
+            device of the model's parameters. Which rows are which tokens is found with the first batch, see
+            `saefast.activations.token_rows`.
         drop_ids: token ids whose rows are dropped (special tokens).
         sink_ratio: rows with more than this many times the median norm are dropped: attention sinks, a few rows
             of huge norm that would dominate every loss and make any FVU look superb. None keeps them. The median
-            is that of the first batch. Each hook point has a median of its own, and a row goes if it is a sink
-            at any of them.
+            is that of the first batch, without padding. Each hook point has a median of its own, and a row goes if it
+            is a sink at any of them.
 
-    `n_dropped` counts the rows dropped in the last pass, by reason; `max_norms` are the limits, one per hook point.
+    `n_dropped` counts the rows dropped in the last pass, by reason: "padding", "special", "sink"; `max_norms` are the
+    limits, one per hook point.
 
     Raises:
         InputError: unknown hook point (near ones are listed), one that the forward pass never reaches, the same one
-            twice, or hook points that do not have the same tokens.
+            twice, hook points that do not have the same tokens, or whose rows are not those of tokens in order; inputs
+            that the model cannot take.
     """
 
     def __init__(
         self,
         model: nn.Module,
         hook: str | Sequence[str],
-        batches: Iterable[Tensor],
+        batches: Iterable[Any],
         drop_ids: Iterable[int] = (),
         sink_ratio: float | None = 10.0,
         forward_kwargs: dict[str, Any] | None = None,
     ) -> None:
         is_ratio = sink_ratio is None or sink_ratio > 0
         check(is_ratio, f"sink_ratio: expected a positive number or None, got {sink_ratio}")
-        self.hooks = [hook] if isinstance(hook, str) else list(hook)
+        self.hooks: list[Any] = list(hook) if isinstance(hook, list | tuple) else [hook]
         is_set = 0 < len(self.hooks) == len(set(self.hooks))
         check(is_set, f"hook: expected one or more different hook points, got {self.hooks}")
-        self.model, self.batches = model.eval(), batches
+        once = iter(batches) is batches
+        check(
+            not once,
+            f"batches: expected what can be read again, such as a list, got {type(batches).__name__}",
+        )
         self.points = [HookPoint(model, name) for name in self.hooks]
+        self.model, self.batches = model.eval(), batches
         self.drop_ids = torch.tensor(sorted(drop_ids), dtype=torch.int64)
         self.sink_ratio, self.forward_kwargs = sink_ratio, forward_kwargs or {}
-        self.n_dropped = {"special": 0, "sink": 0}
+        self.n_dropped: Counter[str] = Counter(special=0, sink=0)
         first = next(iter(batches), None)
         check(first is not None, "batches: expected at least one batch, got none")
-        parts = self._run(first)
+        self.reader = TokenRows(self.points, first, self.forward_kwargs)
+        parts, is_real = self.reader.first.parts, self.reader.first.text.is_real
         self.widths = [part.shape[-1] for part in parts]
         self.d_in = sum(self.widths)
         self.max_norms = [math.inf] * len(parts)
         if sink_ratio is not None:
-            medians = [float(part.flatten(0, -2).norm(dim=1).nanmedian()) for part in parts]
+            rows = [part if is_real is None else part[is_real.to(part.device)] for part in parts]
+            medians = [float(norm_of(part.flatten(0, -2)).nanmedian()) for part in rows]
             self.max_norms = [sink_ratio * median or math.inf for median in medians]
+        del self.reader.first  # a batch of activations
 
     @torch.no_grad()
-    def _run(self, batch: Any) -> list[Tensor]:
-        """The activations at each hook point, [..., n, width]."""
-        weight = next(self.model.parameters(), None)
-        if isinstance(batch, Tensor) and weight is not None:
-            batch = batch.to(weight.device)
-        parts = capture_all(self.points, batch, **self.forward_kwargs)
-        for name, part in zip(self.hooks, parts, strict=True):
-            got, want = list(part.shape[:-1]), list(parts[0].shape[:-1])
-            check(got == want, f"hook: expected rows {want} at {name!r}, as at {self.hooks[0]!r}, got {got}")
-        return parts
-
     def model_batches(self, start: int = 0) -> Iterator[ModelBatch]:
         """One pass, batch by batch, from batch number `start` (earlier ones are not run)."""
-        self.n_dropped = {"special": 0, "sink": 0}
+        self.n_dropped = Counter(special=0, sink=0)
         for number, batch in enumerate(self.batches):
             if number < start:
                 continue
-            activations = self._run(batch)
-            length, device = activations[0].shape[-2], activations[0].device
-            parts = [part.flatten(0, -2).to(device) for part in activations]
-            keep = torch.ones(len(parts[0]), dtype=torch.bool, device=device)
-            is_tokens = isinstance(batch, Tensor) and not batch.is_floating_point()
-            if is_tokens and len(self.drop_ids):
-                keep &= ~torch.isin(batch.flatten(), self.drop_ids.to(batch.device)).to(device)
-                self.n_dropped["special"] += int((~keep).sum())
-            norms = [part.norm(dim=1) for part in parts]
+            found = self.reader.read(batch)
+            tokens, is_real = found.text.tokens, found.text.is_real
+            m, length, n_heads = found.parts[0].shape[:-1]
+            device = found.parts[0].device
+            parts = [part.flatten(0, -2).to(device) for part in found.parts]
+            keep = torch.ones(m, length, dtype=torch.bool, device=device)
+            if is_real is not None:
+                keep &= is_real.to(device)
+                self.n_dropped["padding"] += int((~keep).sum()) * n_heads
+            if found.text.is_ids and len(self.drop_ids):
+                special = torch.isin(tokens, self.drop_ids.to(tokens.device)).to(device)
+                self.n_dropped["special"] += int((keep & special).sum()) * n_heads
+                keep &= ~special
+            keep = keep.flatten().repeat_interleave(n_heads)
+            norms = [norm_of(part) for part in parts]
             above = [norm > limit for norm, limit in zip(norms, self.max_norms, strict=True)]
             # rows with NaN or Inf are kept: they are no sinks, and the buffer stops at them or counts them
             finite = torch.stack([norm.isfinite() for norm in norms]).all(dim=0)
             is_sink = torch.stack(above).any(dim=0) & finite
             self.n_dropped["sink"] += int((keep & is_sink).sum())
             keep &= ~is_sink
-            row = keep.nonzero().squeeze(1).cpu()
+            token = keep.nonzero().squeeze(1).cpu() // n_heads
             rows = torch.cat([part[keep] for part in parts], dim=1)
-            yield ModelBatch(rows, batch, row // length, row % length)
+            yield ModelBatch(rows, tokens.cpu(), token // length, token % length)
 
     def rows(self, start: int = 0) -> Iterator[Tensor]:
         seen = 0
