@@ -222,20 +222,20 @@ def called(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         raise InputError(f"model: its forward pass failed on {', '.join(given)}: {got}") from error
 
 
-def capture_and_record(points: Sequence[HookPoint], *args: Any, **kwargs: Any) -> tuple[list[Tensor], Any]:
-    """`capture_all`, and the output of the last of the `earlier_blocks` of the first point that is reached, with which
-    later passes skip all of them.
+def capture_and_record(
+    points: Sequence[HookPoint], blocks: Sequence[nn.Module], *args: Any, **kwargs: Any
+) -> tuple[list[Tensor], Any]:
+    """`capture_all`, and the output of the last of `blocks` (see `earlier_blocks`), with which later passes skip them.
 
     The output is None if not each of these blocks ran once and in order.
     """
     ran: list[tuple[nn.Module, Any]] = []
-    blocks = earlier_blocks(points)
     with ExitStack() as stack:
         for block in blocks:
             handle = block.register_forward_hook(lambda block, args, output: ran.append((block, output)))
             stack.callback(handle.remove)
         activations = capture_all(points, *args, **kwargs)
-    in_order = bool(ran) and [block for block, _ in ran] == blocks
+    in_order = bool(ran) and [block for block, _ in ran] == list(blocks)
     return activations, ran[-1][1] if in_order else None
 
 

@@ -24,6 +24,7 @@ from saefast.config.train import TrainConfig
 from saefast.errors import InputError, check
 from saefast.files import load_tensors, read_json
 from saefast.interp.evaluate import evaluate
+from saefast.interp.places import Cached
 from saefast.interp.splice import evaluate_in_model
 from saefast.sae import SAE
 
@@ -128,6 +129,8 @@ class Evaluate:
         """What is printed, as plain values."""
         check(self.contexts > 0, f"contexts: expected a positive integer, got {self.contexts}")
         sae, source = SAE.from_pretrained(self.run_folder), open_source(self.source)
+        if self.in_model:
+            Cached.of(source, sae.config, "in_model")  # before the work
         result = evaluate(sae, source, self.backend)._asdict()
         density = torch.tensor(result.pop("density"))
         quantiles = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
@@ -137,14 +140,10 @@ class Evaluate:
         return result
 
     def _in_model(self, sae: SAE, source: Any) -> dict[str, Any]:
-        of_model = isinstance(source, shards.ShardSource) and source.index["model"]
-        is_text = of_model and "contexts" in source.shard(0)
-        check(bool(is_text), f"in_model: expected a shard folder of `saefast cache`, got {self.source}")
-        check(len(source.hooks) == 1, f"in_model: expected a cache of one hook point, got {source.hooks}")
+        at = Cached.of(source, sae.config, "in_model")
         model, _ = lm.load_model(source.index["model"])
         batches = source.shard(0)["contexts"][: self.contexts].long().split(4)
-        max_norm = source.index["notes"].get("max_norm") or float("inf")
-        return evaluate_in_model(sae, model, source.index["hook"], batches, max_norm)._asdict()
+        return evaluate_in_model(sae, model, at.hooks, batches, at.limits, drop_ids=at.drop_ids)._asdict()
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from saefast.activations.sources import Source
 from saefast.config.train import SAEConfig, TrainConfig
 from saefast.errors import check
 from saefast.interp.evaluate import Sums
+from saefast.interp.places import Cached
 from saefast.interp.splice import evaluate_all_in_model
 from saefast.sae import SAE
 from saefast.sweep import pareto
@@ -134,7 +135,8 @@ def sweep(
     if held_out is not None:
         check_shared(members, held_out.d_in)
     check(contexts == 0 or held_out is not None, "contexts: expected 0 without held_out")
-    hooks = [hook_of(held_out, member) for member in members] if held_out is not None and contexts else []
+    kinds = [(member.sae, "contexts", member.columns) for member in members] if contexts else []
+    places = [Cached.of(held_out, *kind) for kind in kinds]
     there = out.exists() and any(out.iterdir())
     check(resume or not there, f"out: expected a new folder, {out} exists; go on with --resume")
     trainers = []
@@ -156,7 +158,7 @@ def sweep(
         evaluate_all(saes, held_out, columns, rows, workers)
         if contexts:
             assert isinstance(held_out, ShardSource)
-            evaluate_in_models(saes, held_out, hooks, contexts, rows)
+            evaluate_in_models(saes, held_out, places, contexts, rows)
     pareto.write(out, rows)
     return rows
 
@@ -175,33 +177,17 @@ def evaluate_all(
         rows[i] |= result
 
 
-def hook_of(source: Source, member: Member) -> str:
-    """The hook point whose activations are the columns of this SAE."""
-    with_text = isinstance(source, ShardSource) and source.index["model"] and "contexts" in source.shard(0)
-    check(bool(with_text), "contexts: expected held-out activations of `saefast cache`, these are others")
-    assert isinstance(source, ShardSource)
-    start = 0
-    for hook, width in zip(source.hooks, source.widths, strict=True):
-        if (member.columns or (0, source.d_in)) == (start, start + width) and hook and not member.sae.d_out:
-            return hook
-        start += width
-    places = list(zip(source.hooks, source.widths, strict=True))
-    check(False, f"columns: expected those of one hook point of {places}, got {member.columns}")
-    raise AssertionError
-
-
 def evaluate_in_models(
-    saes: dict[int, SAE], source: ShardSource, hooks: list[str], contexts: int, rows: list[dict[str, Any]]
+    saes: dict[int, SAE], source: ShardSource, places: list[Cached], contexts: int, rows: list[dict[str, Any]]
 ) -> None:
-    """`evaluate_in_model` for all SAEs. The passes without an SAE are done once for each hook point."""
+    """`evaluate_in_model` for all SAEs. The passes without an SAE are done once for those of the same place and width."""
     model, _ = lm.load_model(source.index["model"])
     batches = source.shard(0)["contexts"][:contexts].long().split(CONTEXTS_AT_ONCE)
-    notes = source.index["notes"]
-    limits = notes.get("max_norm")  # a list where there are several hook points
-    for hook in dict.fromkeys(hooks):
-        here = [i for i in saes if hooks[i] == hook]
-        limit = limits[source.hooks.index(hook)] if isinstance(limits, list) else limits
-        found = evaluate_all_in_model([saes[i] for i in here], model, hook, batches, limit or float("inf"))
+    kinds = {i: (places[i], sae.config.d_in, sae.config.d_out) for i, sae in saes.items()}
+    for kind in dict.fromkeys(kinds.values()):
+        here, at = [i for i in saes if kinds[i] == kind], kind[0]
+        own = [saes[i] for i in here]
+        found = evaluate_all_in_model(own, model, at.hooks, batches, at.limits, drop_ids=at.drop_ids)
         for i, result in zip(here, found, strict=True):
             kept = ("ce", "ce_sae", "ce_zero", "ce_mean", "loss_recovered", "loss_recovered_mean", "kl")
             rows[i] |= {key: getattr(result, key) for key in kept}

@@ -121,7 +121,7 @@ def test_a_module_that_never_runs_or_holds_no_activations_is_refused(model):
         ModelSource(model, "model.layers", [tokens(1, 4)])  # a ModuleList is not called
     with pytest.raises(
         InputError,
-        match=r"^hook: expected a module with floating-point activations \[..., n, d_in\] at 'model.embed_tokens:in'$",
+        match=r"^hook: expected a module with floating-point activations \[..., n, d_in\] at 'model.embed_tokens:in', got \[1, 4\] in torch.int64$",
     ):
         ModelSource(model, "model.embed_tokens:in", [tokens(1, 4)])
 

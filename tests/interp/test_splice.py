@@ -119,7 +119,7 @@ def test_bad_input_of_the_evaluation_in_the_model(model):
             SAE(SAEConfig(d_in=6, d_sae=40, k=3)),
             HOOK,
             batches(),
-            r"^x: expected a tensor \[B, 6\], got \[32, 32\]$",
+            "^hook: expected activations of width d_in = 6, got 32 at 'model.layers.1'$",
         ),
         (perfect(), HOOK, [], "^batches: expected at least one batch of tokens, got none$"),
         (perfect(), HOOK, [torch.ones(4, 1).long()], "^batches: expected contexts of at least two tokens"),
@@ -134,10 +134,11 @@ def test_blocks_before_the_hook_point_run_once_for_each_batch_and_change_no_figu
     handle = model.model.layers[0].mlp.register_forward_hook(lambda *args: runs.append(args[0]))
     saes = [perfect(), constant(0)]
     found = splice.evaluate_all_in_model(saes, model, hook, batches())
-    assert len(runs) == 2 + 3  # two of the first context, to see whether blocks can be skipped
+    # two to find the rows of the tokens, two of the first context to see whether blocks can be skipped
+    assert len(runs) == 2 + 2 + 3
     monkeypatch.setattr(splice, "_blocks_can_be_skipped", lambda *args: False)
     assert splice.evaluate_all_in_model(saes, model, hook, batches()) == found
-    assert len(runs) == 2 + 3 + 3 * (1 + 5)
+    assert len(runs) == 7 + 2 + 3 * (1 + 5)
     handle.remove()
     assert not any("forward" in vars(module) for module in model.modules())
 
