@@ -59,7 +59,7 @@ class Places:
             outputs = [module]
         self.points = [HookPoint(model, name) for name in names + outputs]
         self.model, self.config = self.points[0].model, config
-        self.kwargs = {"use_cache": False} if _takes(self.model, "use_cache") else {}
+        self.kwargs = call_kwargs(self.model)
         self.reader = TokenRows(self.points, first, self.kwargs)
         self.widths = [part.shape[-1] for part in self.reader.first.parts]
         del self.reader.first  # a batch of activations
@@ -119,13 +119,29 @@ class Places:
 
     def logits(self, inputs: Inputs) -> Tensor:
         """The whole pass -> [m, L, vocabulary]."""
-        output = called(self.model, *inputs.args, **inputs.kwargs, **self.kwargs)
-        logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-        ok = isinstance(logits, Tensor) and logits.ndim == 3
-        got = described(logits) if isinstance(logits, Tensor) else f"{type(output).__name__} without .logits"
-        check(ok, f"model: expected next-token logits [contexts, length, vocabulary] from it, got {got}")
-        assert isinstance(logits, Tensor)
-        return logits
+        return next_token_logits(self.model, *inputs.args, **inputs.kwargs, **self.kwargs)
+
+
+def call_kwargs(model: nn.Module) -> dict[str, Any]:
+    """What a language model is called with besides its inputs: no keys and values are kept, if it has a word for that."""
+    parameters = inspect.signature(model.forward).parameters
+    takes = "use_cache" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return {"use_cache": False} if takes else {}
+
+
+def next_token_logits(model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    """A whole pass -> [m, L, vocabulary].
+
+    Raises:
+        InputError: the model has no such output.
+    """
+    output = called(model, *args, **kwargs)
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    got = described(logits) if isinstance(logits, Tensor) else f"{type(output).__name__} without .logits"
+    ok = isinstance(logits, Tensor) and logits.ndim == 3
+    check(ok, f"model: expected next-token logits [contexts, length, vocabulary] from it, got {got}")
+    assert isinstance(logits, Tensor)
+    return logits
 
 
 def n_inputs(config: SAEConfig, hooks: Sequence[tuple[str, int]], n: int | None = None) -> int:
@@ -192,9 +208,3 @@ def _names(hook: str | Sequence[str]) -> list[Any]:
     names = list(hook) if isinstance(hook, list | tuple) else [hook]
     check(bool(names), "hook: expected a hook point, got none")
     return names
-
-
-def _takes(model: nn.Module, name: str) -> bool:
-    """Whether the model's forward pass has this keyword."""
-    parameters = inspect.signature(model.forward).parameters
-    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())

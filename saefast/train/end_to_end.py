@@ -25,9 +25,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from saefast import reference
-from saefast.activations.hooks import HookPoint, capture_all
+from saefast.activations.hooks import HookPoint, capture_all, described, unwrapped
+from saefast.activations.inputs import inputs_for
+from saefast.activations.token_rows import Layout, TokenRows
 from saefast.autograd import BACKENDS, sae_forward
 from saefast.errors import check, one_of, positive
+from saefast.interp.places import call_kwargs, next_token_logits
 from saefast.sae import SAE, geometric_median
 
 WARMUP, DECAY = 0.05, 0.2  # shares of the steps of `fit`; these and Adam's numbers as in TrainConfig
@@ -89,9 +92,8 @@ class EndToEnd:
     Args:
         sae: fp32 (fp64 works with the reference backend), on the device of the model's activations. W_dec keeps unit
             rows; what a gradient would do to their norm is projected out.
-        model: a Hugging Face causal language model, or anything called as model(tokens, use_cache=False) that returns
-            `.logits` [n, L, vocabulary]. It is put in eval mode and its parameters no longer ask for gradients.
-        hook: where the SAE goes; see `saefast.activations.hooks`.
+        model: a causal language model, called on tokens. It is put in eval mode, its parameters ask for no gradients.
+        hook: where the SAE goes, see `saefast.activations.hooks`; it gives activations [n, L, d_in].
         drop_ids: token ids whose rows stay as they are (special tokens), like the attention sinks.
 
     `max_norm` is the norm above which a row is a sink, from the tokens of the first step;
@@ -110,7 +112,8 @@ class EndToEnd:
         drop_ids: Iterable[int] = (),
     ) -> None:
         self.sae, self.config = sae, config or EndToEndConfig()
-        self.model = model.eval().requires_grad_(False)
+        self.model = unwrapped(model).eval().requires_grad_(False)
+        self.kwargs = call_kwargs(self.model)
         self.point = HookPoint(model, hook)
         self.downstream = [HookPoint(model, name) for name in self.config.downstream]
         c = sae.config
@@ -243,13 +246,13 @@ class EndToEnd:
             stack.enter_context(self.point.attached(function))
             for place, point in enumerate(self.downstream):
                 stack.enter_context(point.attached(partial(keep, place)))
-            logits = self.model(part, use_cache=False).logits[:, :-1].flatten(0, 1)
+            logits = next_token_logits(self.model, part, **self.kwargs)[:, :-1].flatten(0, 1)
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return wide.log_softmax(dim=1), [seen[place] for place in range(len(self.downstream))]
 
     def _rows(self, activations: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
         """The rows that the SAE replaces [r, d_in], and which of all rows they are [m L] bool."""
-        got, want = list(activations.shape[:-1]), list(part.shape)
+        got, want = list(activations.shape), [*part.shape, self.sae.config.d_in]
         check(got == want, f"hook: expected activations {want} at {self.point.name!r}, got {got}")
         flat = activations.flatten(0, -2)
         chosen = ~torch.isin(part.flatten(), self.drop_ids.to(part.device)).to(flat.device)
@@ -268,7 +271,9 @@ class EndToEnd:
         """Set what the first tokens decide: which rows are sinks, and the scale of the rest, which is returned."""
         parts = tokens.split(self.config.contexts_at_once or len(tokens))
         points = [self.point, *self.downstream]  # raises for one that the pass never reaches
-        captured = [capture_all(points, part, use_cache=False)[0] for part in parts]
+        layouts = TokenRows(points, parts[0], self.kwargs).layouts
+        check(set(layouts) == {Layout(0, 1)}, f"hook: expected activations [n, L, width], got {layouts}")
+        captured = [capture_all(points, part, **self.kwargs)[0] for part in parts]
         finite = all(bool(activations.isfinite().all()) for activations in captured)
         check(finite, f"tokens: expected finite activations at {self.point.name!r}, got NaN or Inf")
         if self.max_norm is None and self.config.sink_ratio:
@@ -281,14 +286,10 @@ class EndToEnd:
         return x
 
     def _checked(self, tokens: Tensor) -> Tensor:
-        is_tensor = isinstance(tokens, Tensor)
-        got = f"{list(tokens.shape)} in {tokens.dtype}" if is_tensor else type(tokens).__name__
-        is_ids = is_tensor and tokens.ndim == 2 and tokens.dtype == torch.int64
-        check(
-            is_ids and len(tokens) > 0 and tokens.shape[1] > 1,
-            f"tokens: expected token ids [n, at least 2] in torch.int64, got {got}",
-        )
-        return tokens.to(next(self.model.parameters()).device)
+        is_ids = isinstance(tokens, Tensor) and tokens.ndim == 2 and tokens.dtype == torch.int64
+        ok = is_ids and len(tokens) > 0 and tokens.shape[1] > 1
+        check(ok, f"tokens: expected token ids [n, at least 2] in torch.int64, got {described(tokens)}")
+        return inputs_for(self.model, tokens).texts[0].tokens
 
 
 def _again_and_again(contexts: Iterable[Tensor]) -> Iterator[Tensor]:
