@@ -279,8 +279,7 @@ class EndToEnd:
         if self.max_norm is None and self.config.sink_ratio:
             norms = torch.cat([activations.flatten(0, -2).norm(dim=1) for activations in captured])
             self.max_norm = self.config.sink_ratio * float(norms.median())
-        rows = [self._rows(activations, part)[0] for activations, part in zip(captured, parts, strict=True)]
-        x = torch.cat(rows)
+        x = torch.cat([self._rows(given, part)[0] for given, part in zip(captured, parts, strict=True)])
         mean_square = float(x.double().square().sum(dim=1).mean()) if len(x) else 0.0
         self.input_scale = math.sqrt(self.sae.config.d_in / mean_square) if mean_square > 0 else 1.0
         return x
