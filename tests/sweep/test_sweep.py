@@ -192,9 +192,7 @@ def test_an_existing_folder_and_contexts_without_text_are_refused(tmp_path):
     (tmp_path / "a" / "mine").write_text("")
     with pytest.raises(saefast.InputError, match="out: expected a new folder"):
         sweep([member()], source, tmp_path / "a")
-    with pytest.raises(
-        saefast.InputError, match="contexts: expected a shard folder of `saefast cache`"
-    ):
+    with pytest.raises(saefast.InputError, match="contexts: expected a shard folder of `saefast cache`"):
         sweep([member()], source, tmp_path / "b", held_out=source, contexts=4)
 
 

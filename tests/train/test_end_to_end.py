@@ -278,7 +278,9 @@ def test_bad_input_is_refused():
         trained.fit([tokens()], 0)
     with pytest.raises(InputError, match="^hook: expected a module path"):
         EndToEnd(make_sae(), model, "model.layers.9")
-    with pytest.raises(InputError, match=r"^x: expected a tensor \[B, 32\], got \[27, 48\]$"):
+    with pytest.raises(
+        InputError, match=r"^hook: expected activations \[3, 9, 32\] at .*, got \[3, 9, 48\]$"
+    ):
         EndToEnd(make_sae(), model, "model.layers.1.mlp.down_proj:in").step(tokens())
     unreached = EndToEndConfig(downstream=("model.layers",), downstream_coefficient=1.0)
     with pytest.raises(InputError, match="^hook: the model's forward pass never reached 'model.layers'$"):
