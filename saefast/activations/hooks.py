@@ -20,6 +20,7 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -57,14 +58,14 @@ class HookPoint:
     def attached(self, function: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
         """While it lasts, a pass calls function(activations); what it returns, if not None, takes their place.
 
-        It is for one pass: only the first time that the module runs counts.
+        It is for one pass of the thread that is here: only the first time that the module runs in it counts.
         """
-        ran = False
+        ran, thread = False, get_ident()
 
         def changed(value: Any) -> Any:
             """`value` with other activations; None: it stays."""
             nonlocal ran
-            if ran:
+            if ran or get_ident() != thread:
                 return None
             ran = True
             activations = first_of(value)
@@ -248,11 +249,15 @@ def earlier_blocks(points: Sequence[HookPoint]) -> list[nn.Module]:
 
 @contextmanager
 def blocks_skipped(blocks: Sequence[nn.Module], output: Any) -> Iterator[None]:
-    """While it lasts, `blocks` compute nothing and return `output`, unless it is None."""
+    """While it lasts, `blocks` compute nothing in this thread and return `output`, unless it is None. One thread at a time."""
     blocks = blocks if output is not None else []
-    own = [vars(block).get("forward") for block in blocks]
+    own, thread = [vars(block).get("forward") for block in blocks], get_ident()
+
+    def skipped(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return output if get_ident() == thread else forward(*args, **kwargs)
+
     for block in blocks:
-        block.forward = lambda *args, **kwargs: output
+        block.forward = partial(skipped, block.forward)
     try:
         yield
     finally:

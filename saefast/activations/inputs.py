@@ -82,6 +82,8 @@ class Inputs:
         texts = [_text(name, kwargs[name], kwargs.get(TEXTS[name])) for name in TEXTS if name in names]
         others = [name for name in names if name not in {*TEXTS, *TEXTS.values()}]
         floats = [name for name in others if kwargs[name].is_floating_point() and kwargs[name].ndim > 1]
+        if not texts:  # a model with names of its own
+            floats = [name for name in others if kwargs[name].ndim == 2 and name not in floats] + floats
         return texts + [_text(name, kwargs[name], None) for name in floats or ([] if texts else others[:1])]
 
     def part(self, n: int, lengths: Sequence[int]) -> "Inputs":
@@ -142,6 +144,8 @@ def _text(name: str, tokens: Tensor, mask: Tensor | None) -> Text:
             ok = mask.shape == shape
             want = f"the mask [contexts, length] of {name}, {list(shape)}"
             check(ok, f"batches: {TEXTS[name]}: expected {want}, got {list(mask.shape)}")
+            ok = bool(((mask == 0) | (mask == 1)).all())
+            check(ok, f"batches: {TEXTS[name]}: expected 0 at padding and 1 elsewhere, got other numbers")
             mask = mask != 0
         return Text(name, tokens, mask, shape[1])
     return Text(name, tokens, None, None)

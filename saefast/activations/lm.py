@@ -93,6 +93,8 @@ class ModelSource(Source):
         self.d_in = sum(self.widths)
         self.max_norms = [math.inf] * len(parts)
         if sink_ratio is not None:
+            some = is_real is None or bool(is_real.any())
+            check(some, "batches: expected tokens in the first batch, got padding only")
             rows = [part if is_real is None else part[is_real.to(part.device)] for part in parts]
             medians = [float(norm_of(part.flatten(0, -2)).nanmedian()) for part in rows]
             self.max_norms = [sink_ratio * median or math.inf for median in medians]

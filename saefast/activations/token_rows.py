@@ -91,7 +91,10 @@ class TokenRows:
             self.first = self.in_order(inputs, captured)
 
     def inputs(self, batch: Any) -> Inputs:
-        return inputs_for(self.model, batch)
+        inputs = inputs_for(self.model, batch)
+        both = sorted(inputs.kwargs.keys() & self.forward_kwargs.keys())
+        check(not both, f"forward_kwargs: expected other names than those of the batches, got {both} in both")
+        return inputs
 
     def read(self, batch: Any) -> Rows:
         """Run the model up to the last hook point."""

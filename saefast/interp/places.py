@@ -59,7 +59,8 @@ class Places:
             outputs = [module]
         self.points = [HookPoint(model, name) for name in names + outputs]
         self.model, self.config = self.points[0].model, config
-        self.kwargs = call_kwargs(self.model)
+        own = Inputs(first).kwargs
+        self.kwargs = {key: value for key, value in call_kwargs(self.model).items() if key not in own}
         self.reader = TokenRows(self.points, first, self.kwargs)
         self.widths = [part.shape[-1] for part in self.reader.first.parts]
         del self.reader.first  # a batch of activations

@@ -149,10 +149,21 @@ def test_batches_of_other_kinds_are_refused():
             {"input_ids": tokens(2, 3), "attention_mask": torch.ones(2, 4)},
             r"batches: attention_mask: expected the mask \[contexts, length\] of input_ids, \[2, 3\], got \[2, 4\]",
         ),
+        (
+            {"input_ids": tokens(2, 3), "attention_mask": torch.tensor([[0, 0, -1e9]] * 2)},
+            "batches: attention_mask: expected 0 at padding and 1 elsewhere, got other numbers",
+        ),
+        (
+            {"input_ids": tokens(2, 3), "use_cache": False},
+            r"forward_kwargs: expected other .* got \['use_cache'\] in both",
+        ),
         (torch.zeros(0, 3).long(), r"batches: expected inputs, got \[0, 3\] in torch.int64"),
     ):
         with pytest.raises(InputError, match=f"^{message}"):
-            read(model, "model.layers.0", batch)
+            read(model, "model.layers.0", batch, forward_kwargs={"use_cache": False})
+    padding = {"input_ids": tokens(2, 3), "attention_mask": torch.zeros(2, 3)}
+    with pytest.raises(InputError, match="^batches: expected tokens in the first batch, got padding only$"):
+        read(model, "model.layers.0", padding, sink_ratio=10.0)
     with pytest.raises(
         InputError, match="^batches: expected what can be read again, such as a list, got generator$"
     ):

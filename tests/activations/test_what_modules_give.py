@@ -1,5 +1,7 @@
 """What modules give and take: the activations in it are read and replaced, and everything else stays as it is."""
 
+import threading
+import time
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
 
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from saefast import InputError
-from saefast.activations.hooks import HookPoint, capture_all
+from saefast.activations.hooks import HookPoint, blocks_skipped, capture_all
 from saefast.activations.lm import ModelSource
 from tests.helpers import tiny_models
 from tests.helpers.tiny_models import tokens
@@ -177,6 +179,32 @@ def test_modules_that_change_their_input_in_place():
         found = capture_all([HookPoint(model, name) for name in ("0", "1:in", "1", "2")], x)
     for got, more in zip(found, (0, 0, 1, 2)):
         assert torch.allclose(got, want + more)
+
+
+def test_a_model_in_two_threads_at_once():
+    """As when a language model runs for training while it is evaluated: nobody sees the other's activations."""
+    model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(3)))
+    model[1].register_forward_hook(lambda *args: time.sleep(0.002))  # so that the threads take turns
+    xs, right = [torch.full((2, 3), float(i)) for i in range(2)], []
+
+    def reads(x, skips):
+        with torch.no_grad():
+            first, last = model[0](x), model(x)
+            zeroed = model[1:](0 * first)
+            for _ in range(20):
+                point = HookPoint(model, "0")
+                right.append(torch.equal(point.capture(x), first) and torch.equal(model(x), last))
+                right.append(torch.equal(point.replace(lambda a: 0 * a, x), zeroed))
+                if skips:
+                    with blocks_skipped([model[0]], 0 * first):
+                        right.append(torch.equal(model(x), zeroed))
+
+    threads = [threading.Thread(target=reads, args=args) for args in zip(xs, (True, False))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(right) == 20 * (3 + 2) and all(right)
 
 
 # --- where hooks act
