@@ -98,6 +98,30 @@ def test_convolutions_are_refused():
             read(sounds, hook, torch.randn(4, 2, 8))
 
 
+def test_convolutions_are_refused_too_in_a_model_for_inputs_of_one_size_only():
+    """There is no other size to compare with."""
+    sounds = nn.Sequential(nn.Linear(8, 8), nn.Conv1d(2, 5, 3))
+    with pytest.raises(
+        InputError, match="at '1', got .*: a convolution has its channels before its positions"
+    ):
+        read(sounds, "1", torch.randn(4, 2, 8))
+
+    class Fixed(nn.Module):
+        """[m, 6] -> [m, 6 channels, 6 positions]"""
+
+        def __init__(self):
+            super().__init__()
+            self.embed, self.table, self.act = nn.Embedding(64, 6), nn.Parameter(torch.randn(6, 6)), nn.ReLU()
+
+        def forward(self, ids):
+            return self.act((self.embed(ids) + self.table).transpose(1, 2))
+
+    with pytest.raises(
+        InputError, match=r"^hook: expected activations \[3, 6, width\] .* at 'act', got \[3, 6, 6\]"
+    ):
+        read(Fixed(), "act", tokens(3, 6))
+
+
 def test_a_model_for_contexts_of_one_length_only():
     class Fixed(nn.Module):
         def __init__(self, length):
