@@ -1,22 +1,30 @@
 """Activations of a language model, or of any module, at one or more hook points; packed contexts, and texts."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from saefast.activations.contexts import Bos, PackedContexts, Separator
 from saefast.activations.hooks import HookPoint, one_or_all, recorded
 from saefast.activations.sources import Source
+from saefast.activations.texts import Texts, read_texts
 from saefast.activations.token_rows import TokenRows, norm_of
 from saefast.errors import InputError, check
 
-TEXT_FILES = (".txt", ".md", ".py", ".jsonl")
+__all__ = [
+    "ModelBatch",
+    "ModelSource",
+    "PackedContexts",
+    "Texts",
+    "load_model",
+    "model_contexts",
+    "read_texts",
+]
 
 
 class ModelBatch(NamedTuple):
@@ -177,78 +185,41 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-class Texts:
-    """Re-iterable of the documents in `path`; see `read_texts`."""
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = path
-
-    def __iter__(self) -> Iterator[str]:
-        return read_texts(self.path)
-
-
-def read_texts(path: str | Path) -> Iterator[str]:
-    """Documents of a text file, of a folder of them (*.txt, *.md, *.py, *.jsonl, sorted), or a .jsonl with "text".
+def model_contexts(
+    model: nn.Module,
+    tokenizer: Any,
+    texts: Texts,
+    context_length: int = 256,
+    batch: int = 4,
+    bos: Bos = "auto",
+    separator: Separator = "auto",
+) -> PackedContexts:
+    """`PackedContexts` that the model can take.
 
     Raises:
-        InputError: nothing there, no text in it, or a .jsonl line without the field "text".
+        InputError: contexts that are longer than the model has positions; also as `PackedContexts`.
     """
-    path = Path(path)
-    expected = "text: expected a file, a folder or a .jsonl with a text field"
-    check(path.exists(), f"{expected}, found nothing at {path}")
-    files = [path]
-    if path.is_dir():
-        files = sorted(f for f in path.rglob("*") if f.suffix in TEXT_FILES and f.is_file())
-        check(bool(files), f"text: expected *.txt, *.md, *.py or *.jsonl in {path}, found none")
-    empty = True
-    for file in files:
-        for text in _read_jsonl(file) if file.suffix == ".jsonl" else [_read(file)]:
-            if text.strip():
-                empty = False
-                yield text
-    check(not empty, f"text: expected some text, {path} is empty")
+    positions = n_positions(model)
+    fits = positions is None or context_length <= positions
+    check(
+        fits,
+        f"context_length: expected at most {positions}, the positions of the model, got {context_length}",
+    )
+    get_embedding: Any = getattr(model, "get_input_embeddings", None)
+    embedding = get_embedding() if get_embedding else None
+    n_vocab = embedding.num_embeddings if isinstance(embedding, nn.Embedding) else None
+    return PackedContexts(texts, tokenizer, context_length, batch, bos, separator, n_vocab=n_vocab)
 
 
-def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace")
-
-
-def _read_jsonl(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                text = json.loads(line)["text"]
-            except (json.JSONDecodeError, KeyError, TypeError):
-                text = None
-            ok = isinstance(text, str)
-            check(ok, f'text: {path} line {number}: expected a JSON object with a field "text"')
-            yield text
-
-
-class PackedContexts:
-    """Re-iterable of token batches [batch, context_length]: documents one after another, joined by `separator`.
-
-    Every position holds a real token: documents are cut where a context ends, nothing is padded; the tokens
-    after the last full batch are left out.
-    """
-
-    def __init__(
-        self, texts: Iterable[str], tokenizer: Any, context_length: int = 256, batch: int = 4
-    ) -> None:
-        check(context_length > 0, f"context_length: expected a positive integer, got {context_length}")
-        check(batch > 0, f"contexts_per_batch: expected a positive integer, got {batch}")
-        self.texts, self.tokenizer, self.shape = texts, tokenizer, (batch, context_length)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        separator = self.tokenizer.eos_token_id
-        pending: list[int] = []
-        size, n_batches = self.shape[0] * self.shape[1], 0
-        for text in self.texts:
-            pending += self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-            if separator is not None:
-                pending.append(separator)
-            whole = len(pending) // size * size
-            for i in range(0, whole, size):
-                yield torch.tensor(pending[i : i + size]).view(self.shape)
-            pending, n_batches = pending[whole:], n_batches + whole // size
-        check(n_batches > 0, f"text: expected at least {size} tokens for one batch, got {len(pending)}")
+def n_positions(model: nn.Module) -> int | None:
+    """The largest number of tokens that a model of Hugging Face takes at once, by its configuration; None if it has none."""
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    names = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+    found = [value for name in names if isinstance(value := getattr(config, name, None), int) and value > 0]
+    if not found:
+        return None
+    for name, module in model.named_modules():
+        if "position" in name and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return found[0] - module.padding_idx - 1  # RoBERTa and its kin count positions from there
+    return found[0]

@@ -17,6 +17,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 import saefast
 from saefast import backend, formats
 from saefast.activations import lm, shards
+from saefast.activations.contexts import Bos, Separator
 from saefast.activations.open import open_source
 from saefast.cli.sweep import Sweep
 from saefast.cli.train import Train, usable_device, with_recipe
@@ -43,7 +44,7 @@ class Cache:
     model: Annotated[Positional[str], arg(metavar="MODEL")]
     """Hugging Face causal language model: a local folder, or a name on the Hub."""
     text: Annotated[Positional[Path], arg(metavar="TEXT")]
-    """A text file, a folder of them, or a .jsonl with a field "text"."""
+    """Text: a file or a folder; plain, .jsonl, .json, .csv, .tsv (also compressed), .parquet, .arrow."""
     hook: UseAppendAction[tuple[str, ...]]
     """Hook point: a module path for its output (model.layers.12), or path:in for its input. Give it again for each
     further hook point; rows then hold the activations of all of them side by side."""
@@ -61,8 +62,14 @@ class Cache:
     """How activations are stored."""
     sink_ratio: float | None = 10.0
     """Drop rows whose norm is more than this many times the median norm (attention sinks); None keeps them."""
+    text_field: str = "text"
+    """The field of JSON objects, or the column of a table, that holds the text."""
+    bos: Bos = "auto"
+    """Whether each context begins with the token for the beginning of a text; auto: if the tokenizer does so."""
+    separator: Separator = "auto"
+    """The token after each document; auto: eos if the tokenizer has one."""
     keep_special: bool = False
-    """Keep the rows of special tokens (end of text, ...)."""
+    """Keep the rows of special tokens (beginning and end of text, ...)."""
     device: str = "cpu"
     """Where the language model runs."""
 
@@ -73,16 +80,18 @@ class Cache:
         check(bool(self.hook), "hook: expected at least one --hook, got none")
         check(self.skip_tokens >= 0, f"skip_tokens: expected 0 or more, got {self.skip_tokens}")
         usable_device(self.device)
-        next(lm.read_texts(self.text), None)  # a missing text is reported before a model is loaded
+        texts = lm.Texts(self.text, self.text_field)
+        next(texts.pieces(), None)  # a missing text is reported before a model is loaded
         model, tokenizer = lm.load_model(self.model, self.device)
         shape = self.context_length, self.contexts_per_batch
-        contexts = lm.PackedContexts(lm.Texts(self.text), tokenizer, *shape)
-        drop = () if self.keep_special else tokenizer.all_special_ids
+        contexts = lm.model_contexts(model, tokenizer, texts, *shape, self.bos, self.separator)
+        drop = () if self.keep_special else contexts.special_ids
         source = lm.ModelSource(model, self.hook, contexts, drop, self.sink_ratio, {"use_cache": False})
         notes = {"text": str(self.text), "skip_tokens": self.skip_tokens}
         notes |= {"context_length": self.context_length, "contexts_per_batch": self.contexts_per_batch}
         notes |= {"sink_ratio": self.sink_ratio, "max_norm": source.max_norm if self.sink_ratio else None}
-        notes |= {"dropped_ids": sorted(drop)}
+        notes |= {"dropped_ids": sorted(drop)} | contexts.notes
+        notes |= {} if self.text_field == "text" else {"text_field": self.text_field}
         dtype = getattr(torch, self.dtype)
         writer = shards.ShardWriter(self.out, source.widths, dtype, self.model, source.hooks, notes)
         batch_tokens = self.context_length * self.contexts_per_batch
