@@ -158,18 +158,16 @@ def _documents_of(texts: Any, field: str) -> Any:
         raise InputError(f"{expected} a {type(texts).__name__} of {names}: give one of its values")
     is_frame = hasattr(texts, "columns") and hasattr(texts, "shape")
     check(not is_frame, f"{expected} a {type(texts).__name__}: give one column, table[{field!r}]")
-    try:
-        once = iter(texts) is iter(texts)
-    except TypeError:
-        raise InputError(f"{expected} {type(texts).__name__}") from None
-    if once:
-        return _Once(iter(texts))
     columns = getattr(texts, "column_names", None)
     if isinstance(columns, list):  # a dataset of Hugging Face; one that streams may not know its columns
         names = ", ".join(map(str, columns[:20]))
         check(field in columns, f'texts: expected a column "{field}" (field), it has {names}')
-        texts = texts.select_columns([field]) if hasattr(texts, "select_columns") else texts
-    return texts
+        return texts.select_columns([field]) if hasattr(texts, "select_columns") else texts
+    try:
+        once = iter(texts) is iter(texts)
+    except TypeError:
+        raise InputError(f"{expected} {type(texts).__name__}") from None
+    return _Once(iter(texts)) if once else texts
 
 
 def _documents(texts: Any, field: str) -> Pieces:

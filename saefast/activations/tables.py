@@ -8,6 +8,7 @@ from saefast.activations.containers import damage
 from saefast.errors import InputError, check
 from saefast.files import read_json
 
+END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"  # of Arrow
 ROWS = 1000  # values that are Python objects at the same time
 
 
@@ -50,6 +51,14 @@ def _batches(path: Path, kind: str, field: str) -> Iterator[Any]:
         place = _check_column(path, reader.schema, field)
         for batch in batches:
             yield batch.column(place)
+        # pyarrow takes the end of a file that was cut between two batches for the end of the stream
+        if kind == "arrow stream" and (file.tell() != file.size() or not _ends_with(file, END_OF_STREAM)):
+            raise EOFError("it does not end where the stream ends")
+
+
+def _ends_with(file: Any, mark: bytes) -> bool:
+    file.seek(file.size() - len(mark))
+    return bool(file.read(len(mark)) == mark)
 
 
 def _check_column(path: Path, schema: Any, field: str) -> int:

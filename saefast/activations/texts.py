@@ -52,7 +52,7 @@ class Texts:
                 parts = []
 
     def pieces(self) -> Pieces:
-        """The same in pieces of a few MiB at most where the file is plain text, and one by one where it is not."""
+        """The same in pieces: a file of plain text of at most 1 MiB (34 from .zst) at a time, other documents as a whole."""
         empty = True
         for file in _files(self.path):
             for piece in _without_blank(_pieces(file, self.field)):
@@ -145,7 +145,7 @@ def _decoded(path: Path, chunks: Iterator[bytes], as_it_is: bool = False) -> Ite
             text = decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
             where = position - held + error.start
-            what = f"byte {where} is 0x{error.object[error.start]:02x}, which is not {encoding}"
+            what = f"byte {where} is 0x{error.object[error.start]:02x}, which is not {encoding.upper()}"
             raise InputError(f"text: {path}: {what}; `iconv -f latin1 -t utf-8` converts Latin-1") from None
         position += len(chunk)
         zeros = "it has zero bytes: it is binary, or UTF-16 without a byte-order mark"

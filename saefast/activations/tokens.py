@@ -7,9 +7,9 @@ long runs of one character too.
 
 The ids are those of the whole document if what a tokenizer does depends on less than half an OVERLAP of text to each side.
 That holds for byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM2) and WordPiece unless one word is longer, and in practice for
-SentencePiece models, which split at no words. Where the windows do not agree, and for tokenizers that give no offsets (slow
-ones), text is cut between two words instead: tokens that hold a space in their middle, or that a tokenizer gives at the
-beginning of a text only, are other ones there.
+SentencePiece models, which split at no words. Where two windows do not agree, and for tokenizers that give no offsets (slow
+ones), text is cut between a word and the space after it instead, or, where there is none in half a window, before a token, or
+anywhere: a token that reaches across, or that a tokenizer gives at the beginning of a text only, is another one there.
 """
 
 import re
@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 WINDOW, OVERLAP = 1 << 16, 1 << 12  # characters
 AGREEMENT = 8  # tokens that two windows must share
-WORD_END = re.compile(r".*\w(?=\s\w)", re.DOTALL)  # greedy: up to the last one
+# Greedy: up to the end of the last word. A space is better: SentencePiece models do not split at others.
+WORD_ENDS = (re.compile(r".*\w(?= )", re.DOTALL), re.compile(r".*\w(?=\s)", re.DOTALL))
 
 
 class _Window(NamedTuple):
@@ -57,9 +58,9 @@ def token_ids(pieces: Iterator[tuple[str, bool]], tokenizer: Any) -> Iterator[tu
                 yield window.ids[first:last], False
                 window, first, at = following, then, at + step
             else:
-                cut = _word_end(text[at : at + WINDOW])
-                yield encode(tokenizer, text[at : at + cut])[first:], False
-                window, first, at = None, 0, at + cut
+                ids, step = _cut(tokenizer, text[at : at + WINDOW], window)
+                yield ids[first:], False
+                window, first, at = None, 0, at + step
         parts, length = [text[at:]], len(text) - at
         if ends:
             yield window.ids[first:] if window else encode(tokenizer, parts[0]), True
@@ -77,7 +78,7 @@ def _joint(tokenizer: Any, text: str, window: _Window) -> tuple[int, int, _Windo
     ids, starts = window
     begin = bisect_left(starts, WINDOW - OVERLAP)
     if begin == len(starts):
-        return None  # one token reaches through the overlap
+        return None
     step = starts[begin]
     following = _window(tokenizer, text[step : step + WINDOW])
     place = {
@@ -103,7 +104,13 @@ def _joint(tokenizer: Any, text: str, window: _Window) -> tuple[int, int, _Windo
     return step, middle, following, j_first + middle - i_first
 
 
-def _word_end(text: str) -> int:
-    """The end of the last word before a space, or of the text if there is none."""
-    found = WORD_END.match(text)
-    return found.end() if found else len(text)
+def _cut(tokenizer: Any, text: str, window: _Window | None) -> tuple[list[int], int]:
+    """Tokens of the beginning of `text` up to a place in its second half, and that place."""
+    found = (pattern.match(text, len(text) // 2) for pattern in WORD_ENDS)
+    word = next((match for match in found if match), None)
+    if word is None and window is not None:
+        last = bisect_left(window.starts, len(text) // 2)
+        if last < len(window.starts):
+            return window.ids[:last], window.starts[last]
+    end = word.end() if word else len(text)
+    return encode(tokenizer, text[:end]), end

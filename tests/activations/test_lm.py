@@ -1,6 +1,5 @@
-"""Activations of models: what is dropped, several hook points, packed contexts, texts, and loading a model."""
+"""Activations of models: what is dropped, several hook points, and loading a model."""
 
-import json
 import sys
 
 import pytest
@@ -10,7 +9,7 @@ from torch import nn
 from saefast import InputError
 from saefast.activations import lm
 from saefast.activations.hooks import HookPoint
-from saefast.activations.lm import ModelSource, PackedContexts, Texts, load_model, read_texts
+from saefast.activations.lm import ModelSource, load_model
 from tests.helpers import tiny_lm
 
 
@@ -161,72 +160,6 @@ def test_inputs_go_to_the_device_of_the_model():
 def test_no_batches_are_refused(model):
     with pytest.raises(InputError, match="^batches: expected at least one batch, got none$"):
         ModelSource(model, "model.layers.1", [])
-
-
-@pytest.mark.parametrize("batch,length", [(1, 5), (2, 3), (3, 7)])
-def test_packed_contexts_hold_every_token_once_and_in_order(batch, length):
-    texts = [tiny_lm.text(n, seed=n) for n in (50, 3, 1, 40)]
-    stream = [token for text in texts for token in [*(int(word[1:]) + 2 for word in text.split()), 0]]
-    contexts = PackedContexts(texts, tiny_lm.tokenizer(), length, batch)
-    for _ in range(2):  # it can be read again
-        got = list(contexts)
-        assert {tuple(b.shape) for b in got} == {(batch, length)}
-        assert torch.cat(got).flatten().tolist() == stream[: len(stream) // (batch * length) * batch * length]
-
-
-def test_packed_contexts_refuse_bad_sizes_and_too_little_text():
-    for sizes, message in (
-        ((0, 1), "context_length: expected a positive integer, got 0"),
-        ((4, -1), "contexts_per_batch: expected a positive integer, got -1"),
-    ):
-        with pytest.raises(InputError, match=f"^{message}$"):
-            PackedContexts(["w1"], tiny_lm.tokenizer(), *sizes)
-    with pytest.raises(InputError, match="^text: expected at least 8 tokens for one batch, got 5$"):
-        list(PackedContexts(["w1 w2", "w3"], tiny_lm.tokenizer(), 4, 2))
-
-
-def test_texts_of_a_file_a_folder_and_jsonl(tmp_path):
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "b.txt").write_text("text b")
-    (tmp_path / "a.md").write_text("text a\n")
-    (tmp_path / "sub" / "c.py").write_text("text c")
-    (tmp_path / "sub" / "empty.py").write_text("")
-    (tmp_path / "d.jsonl").write_text('{"text": "one", "id": 3}\n{"text": ""}\n{"text": "two\\nlines"}\n')
-    (tmp_path / "ignored.bin").write_bytes(b"\xff\x00")
-    assert list(read_texts(tmp_path / "b.txt")) == ["text b"]
-    assert list(read_texts(tmp_path / "d.jsonl")) == ["one", "two\nlines"]
-    texts = Texts(str(tmp_path))
-    assert list(texts) == list(texts) == ["text a\n", "text b", "one", "two\nlines", "text c"]
-
-
-@pytest.mark.parametrize(
-    "line", ["not json", '{"body": "x"}', '["text"]', '"text"', '{"text": 5}', '{"text": null}']
-)
-def test_a_bad_jsonl_line_is_named(tmp_path, line):
-    (tmp_path / "x.jsonl").write_text(json.dumps({"text": "good"}) + "\n" + line + "\n")
-    stream = read_texts(tmp_path / "x.jsonl")
-    assert next(stream) == "good"
-    with pytest.raises(
-        InputError, match='^text: .*x.jsonl line 2: expected a JSON object with a field "text"$'
-    ):
-        next(stream)
-
-
-def test_missing_and_empty_texts_are_refused(tmp_path):
-    (tmp_path / "folder").mkdir()
-    for name in ("empty.txt", "empty.jsonl"):
-        (tmp_path / name).write_text("")
-    (tmp_path / "blank.txt").write_text(" \n")
-    for name, message in (
-        ("none.txt", "expected a file, a folder or a .jsonl with a text field, found nothing at "),
-        ("folder", r"expected \*.txt, \*.md, \*.py or \*.jsonl in .*folder, found none"),
-        *(
-            (name, f"expected some text, .*{name} is empty")
-            for name in ("empty.txt", "empty.jsonl", "blank.txt")
-        ),
-    ):
-        with pytest.raises(InputError, match=f"^text: {message}"):
-            list(read_texts(tmp_path / name))
 
 
 def test_load_model_reads_a_folder(tmp_path, model):

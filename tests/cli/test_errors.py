@@ -172,6 +172,12 @@ BAD_CACHE = {
     ),
     "tokens": ("--tokens 0", "tokens: expected a positive integer, got 0"),
     "context length": ("--context-length -1", "context_length: expected a positive integer, got -1"),
+    "positions": (
+        "--context-length 65",
+        "context_length: expected at most 64, the positions of the model, got 65",
+    ),
+    "bos": ("--bos always", "bos: the tokenizer has no bos token; --bos chooses another way"),
+    "separator": ("--separator bos", "separator: the tokenizer has no bos token; --separator chooses"),
     "contexts per batch": (
         "--contexts-per-batch 0",
         "contexts_per_batch: expected a positive integer, got 0",
@@ -179,8 +185,8 @@ BAD_CACHE = {
     "skip": ("--skip-tokens -1", "skip_tokens: expected 0 or more, got -1"),
     "sink ratio": ("--sink-ratio 0", "sink_ratio: expected a positive number or None, got 0"),
     "too little text": (
-        "--context-length 5000",
-        "text: expected at least 20000 tokens for one batch, got 1204",
+        "--context-length 64 --contexts-per-batch 100",
+        "text: expected at least 6400 tokens for one batch, got 1204",
     ),
     "device": ("--device toaster", "device: expected a device of this machine, got 'toaster'"),
 }
