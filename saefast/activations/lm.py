@@ -188,13 +188,14 @@ def _line(error: Exception) -> str:
 def model_contexts(
     model: nn.Module,
     tokenizer: Any,
-    texts: Texts,
+    texts: Iterable[Any],
     context_length: int = 256,
     batch: int = 4,
     bos: Bos = "auto",
     separator: Separator = "auto",
+    field: str = "text",
 ) -> PackedContexts:
-    """`PackedContexts` that the model can take.
+    """`PackedContexts` that the model can take: no longer than it has positions, of tokens that its embedding has.
 
     Raises:
         InputError: contexts that are longer than the model has positions; also as `PackedContexts`.
@@ -208,7 +209,7 @@ def model_contexts(
     get_embedding: Any = getattr(model, "get_input_embeddings", None)
     embedding = get_embedding() if get_embedding else None
     n_vocab = embedding.num_embeddings if isinstance(embedding, nn.Embedding) else None
-    return PackedContexts(texts, tokenizer, context_length, batch, bos, separator, n_vocab=n_vocab)
+    return PackedContexts(texts, tokenizer, context_length, batch, bos, separator, field, n_vocab)
 
 
 def n_positions(model: nn.Module) -> int | None:

@@ -1,4 +1,4 @@
-"""Documents of files and folders: plain text, JSON, CSV, Parquet, Arrow, also compressed; see docs/texts.md.
+"""Documents of files and folders: plain text, JSON, CSV, Parquet, Arrow, also compressed; see docs/usage.md.
 
 What a file is is seen from its first bytes. Its name only says which of the kinds of text it is: .json, .jsonl, .csv, .tsv,
 or plain text. A file of plain text is one document and comes in pieces, so that a large one is never in memory as a whole.
@@ -19,7 +19,8 @@ from saefast.errors import InputError, check
 
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 LINES, TABLES = (".jsonl", ".ndjson"), (".parquet", ".arrow", ".feather")
-TEXT_FILES = (".txt", ".md", ".py", *LINES, ".json", ".csv", ".tsv", *TABLES)  # what is read of a folder
+WITH_FIELDS = (*LINES, ".json", ".csv", ".tsv", *TABLES)
+TEXT_FILES = (".txt", ".md", ".py", *WITH_FIELDS)  # what is read of a folder
 METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # of `datasets`
 MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32-le", codecs.BOM_UTF32_BE: "utf-32-be"}
 MARKS |= {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}  # after utf-32, which begins so
@@ -53,8 +54,11 @@ class Texts:
 
     def pieces(self) -> Pieces:
         """The same in pieces: a file of plain text of at most 1 MiB (34 from .zst) at a time, other documents as a whole."""
-        empty = True
-        for file in _files(self.path):
+        empty, files = True, _files(self.path)
+        if self.field != "text":
+            has_fields = any(suffix(file) in WITH_FIELDS or opened(file)[0] != "text" for file in files)
+            check(has_fields, f"text_field: {self.path} is plain text, which has no field {self.field!r}")
+        for file in files:
             for piece in _without_blank(_pieces(file, self.field)):
                 empty = False
                 yield piece
@@ -78,7 +82,7 @@ def _files(path: Path) -> list[Path]:
     files = sorted(f for f in path.rglob("*") if _is_text_file(f.relative_to(path)) and f.is_file())
     is_some = bool(files)
     check(
-        is_some, f"text: expected *.txt, *.md, *.py, *.jsonl or others of docs/texts.md in {path}, found none"
+        is_some, f"text: expected *.txt, *.md, *.py, *.jsonl or others of docs/usage.md in {path}, found none"
     )
     return files
 

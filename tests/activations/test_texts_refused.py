@@ -191,7 +191,7 @@ def test_missing_and_empty_texts_and_pipes_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name, message in (
         ("none.txt", "expected a file, a folder or a .jsonl with a text field, found nothing at "),
-        ("folder", "expected *.txt, *.md, *.py, *.jsonl or others of docs/texts.md in "),
+        ("folder", "expected *.txt, *.md, *.py, *.jsonl or others of docs/usage.md in "),
         ("pipe", "expected a file, "),
         *((name, "expected some text, ") for name in ("empty.txt", "empty.jsonl", "empty.json", "empty.csv")),
         *((name, "expected some text, ") for name in ("blank.txt", "blanks.json")),

@@ -178,6 +178,7 @@ BAD_CACHE = {
     ),
     "bos": ("--bos always", "bos: the tokenizer has no bos token; --bos chooses another way"),
     "separator": ("--separator bos", "separator: the tokenizer has no bos token; --separator chooses"),
+    "text field": ("--text-field body", "text_field: .*text is plain text, which has no field 'body'"),
     "contexts per batch": (
         "--contexts-per-batch 0",
         "contexts_per_batch: expected a positive integer, got 0",
