@@ -1,6 +1,7 @@
 """Files that are whole or absent, and checksums that notice every bit."""
 
 import errno
+import hashlib
 import json
 import os
 import random
@@ -11,7 +12,17 @@ import pytest
 import torch
 
 from saefast import InputError, files
-from saefast.files import digest, load_tensors, read_json, save_tensors, write_atomic, write_json
+from saefast.files import (
+    digest,
+    file_checksum,
+    load_tensors,
+    read_json,
+    read_json_checked,
+    save_tensors,
+    write_atomic,
+    write_json,
+    write_json_checked,
+)
 
 
 def names(folder):
@@ -214,3 +225,41 @@ def test_bad_json_is_named(tmp_path, content):
 def test_written_json_reads_back(tmp_path):
     write_json(tmp_path / "file", META)
     assert read_json(tmp_path / "file") == META == json.loads((tmp_path / "file").read_text())
+
+
+def test_checked_json_is_the_same_object_or_refused_at_every_flipped_bit(tmp_path):
+    path, value = tmp_path / "config.json", META | {"widths": (3, 4), "nan": None}
+    write_json_checked(path, value)
+    whole, refused = path.read_bytes(), 0
+    assert read_json_checked(path) == value | {"widths": [3, 4]}
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:  # a bit of a space or of the last line's end may not change what the file says
+            assert read_json_checked(path) == value | {"widths": [3, 4]}, bit
+        except InputError as error:
+            assert str(path) in str(error)
+            refused += 1
+    assert refused > 7.5 * len(whole) * 0.8
+
+
+def test_checked_json_without_a_checksum_is_an_older_one(tmp_path):
+    write_json(tmp_path / "old.json", META)
+    assert read_json_checked(tmp_path / "old.json") == META
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, "[1, 2]", "\xff", ""])
+def test_checked_json_refuses_what_is_no_object(tmp_path, text):
+    (tmp_path / "x.json").write_text(text, encoding="latin-1")
+    with pytest.raises(InputError, match=r"x\.json"):
+        read_json_checked(tmp_path / "x.json")
+
+
+def test_checksum_of_a_file_is_that_of_all_its_bytes(tmp_path):
+    path = tmp_path / "data"
+    path.write_bytes(bytes(3_000_000))
+    first = file_checksum(path)
+    assert first == "blake2b-" + hashlib.blake2b(bytes(3_000_000), digest_size=16).hexdigest()
+    path.write_bytes(bytes(2_999_999) + b"\x01")
+    assert file_checksum(path) != first
