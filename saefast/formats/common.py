@@ -1,5 +1,6 @@
 """What the readers and writers share: files that are opened safely, tensors that are checked before they are used."""
 
+import functools
 import math
 import pickle
 import zipfile
@@ -16,6 +17,8 @@ from saefast.config.sae import SAEConfig
 from saefast.errors import InputError, check
 from saefast.files import read_json, write_atomic
 from saefast.formats.contents import Contents, Origin, SAELike
+
+READ = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -69,13 +72,12 @@ class Tensors:
     def __init__(self, path: Path, tensors: Any) -> None:
         check(isinstance(tensors, dict), f"{path}: expected tensors by name, got {type(tensors).__name__}")
         self.path, self.left = path, dict(tensors)
-        self.dtype = "float32"  # of the first matrix that was taken
 
     def __contains__(self, name: str) -> bool:
         return name in self.left
 
     def take(self, name: str, shape: tuple[int | None, ...]) -> Tensor:
-        """The tensor of this name, contiguous, in fp32 (fp64 stays). None in `shape` stands for any size above 0."""
+        """The tensor of this name, contiguous, in its own dtype. None in `shape` stands for any size above 0."""
         tensor = self.left.pop(name, None)
         found = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
         wanted = "[" + ", ".join("any" if size is None else f"{size}" for size in shape) + "]"
@@ -84,14 +86,12 @@ class Tensors:
         pairs = zip(tensor.shape, shape, strict=True) if fits else ()
         fits = fits and all(n > 0 if want is None else n == want for n, want in pairs)
         check(fits, f"{self.path}: {name}: expected shape {wanted}, got {found}")
-        real = tensor.is_floating_point() and tensor.layout == torch.strided
-        kind = f"{tensor.dtype}, {tensor.layout}"
+        real = tensor.dtype in READ and tensor.layout == torch.strided and tensor.device.type == "cpu"
+        kind = f"{tensor.dtype}, {tensor.layout}, {tensor.device}"
         check(real, f"{self.path}: {name}: expected floating-point numbers, got {kind}")
         held = tensor.untyped_storage().nbytes() // tensor.element_size()
         check(tensor.numel() <= held, f"{self.path}: {name}: refused, {held} numbers that declare {found}")
-        if tensor.ndim == 2 and self.dtype == "float32":
-            self.dtype = str(tensor.dtype).removeprefix("torch.")
-        return tensor.to(torch.promote_types(tensor.dtype, torch.float32)).contiguous()
+        return tensor.detach().contiguous()
 
     def rest(self, *known: str) -> dict[str, Tensor]:
         """The tensors that are left. Each must have one of the `known` names, or begin with one that ends in a dot."""
@@ -119,14 +119,18 @@ def build(
         made = SAEConfig(d_in=d_in, d_sae=d_sae, **config)
     except (InputError, TypeError) as error:
         raise InputError(f"{path}: {error}") from None
-    dtype = tensors["W_enc"].dtype
+    dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
+    origin = origin._replace(dtypes=dtypes | origin.dtypes)
+    dtype = torch.float64 if tensors["W_enc"].dtype == torch.float64 else torch.float32
+    exact = {name: tensor for name, tensor in tensors.items() if tensor.dtype == torch.float64 != dtype}
     if tensors["W_dec"].data_ptr() == tensors["W_enc"].data_ptr():  # a tied model
         tensors["W_dec"] = tensors["W_dec"].clone()
     tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         finite = bool(tensor.isfinite().all())
         check(finite, f"{path}: {name}: expected finite numbers, got NaN or Inf")
-    return Contents(made, tensors, {key: v for key, v in metadata.items() if v is not None}, origin)
+    described = {key: v for key, v in metadata.items() if v is not None}
+    return Contents(made, tensors, described, origin._replace(exact=exact))
 
 
 def integer(config: dict[str, Any], name: str, path: Path) -> int:
@@ -153,18 +157,31 @@ def config_beside(weights: Path) -> Path:
 
 
 def origin_in(sae: SAELike, format: str) -> Origin:
-    """The origin of `sae` if it comes from a file of this format; else an empty one, with weights in fp32."""
+    """The origin of `sae` if it comes from a file of this format; else an empty one."""
     origin = sae.origin
     if origin is None or origin.format != format:
-        return Origin(format, {}, "float32", {})
+        return Origin(format, {})
     return origin._replace(config=dict(origin.config))
 
 
-def to_dtype(tensors: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
-    """The tensors as files hold them: in the dtype of this name, contiguous, on the CPU."""
-    return {
-        name: tensor.detach().cpu().to(getattr(torch, dtype)).contiguous() for name, tensor in tensors.items()
-    }
+def wide(tensor: Tensor) -> Tensor:
+    """In fp32, or in fp64 as it is: to compute with."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def packed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as files hold them, contiguous."""
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def widest(tensors: dict[str, Tensor]) -> str:
+    """The name of the dtype in which each of them can be held without rounding."""
+    found = {tensor.dtype for tensor in tensors.values()}
+    narrow = found & {torch.float8_e4m3fn, torch.float8_e5m2}
+    if narrow and len(found) > 1:  # torch has no rule for these
+        found = (found - narrow) | {torch.bfloat16}
+    made = functools.reduce(torch.promote_types, found)
+    return str(made).removeprefix("torch.")
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 from typing_extensions import Self
 
@@ -11,12 +12,37 @@ from saefast.engine.architectures import extra_parameters
 
 
 class Origin(NamedTuple):
-    """What the file of another project held besides the SAE. It is written back into a file of the same project."""
+    """What the file held besides the values of the parameters. It is written back into a file of the same project."""
 
     format: str
-    config: dict[str, Any]  # its own configuration, JSON
-    dtype: str  # of its weights, for example "float32"
-    tensors: dict[str, Tensor]  # those that an SAE has no place for
+    config: dict[str, Any]
+    """Its own configuration, JSON."""
+    tensors: dict[str, Tensor] = {}  # noqa: RUF012 (these are never changed)
+    """Those that an SAE has no place for."""
+    dtypes: dict[str, str] = {}  # noqa: RUF012
+    """In which the parameters were read, by our names, for example "bfloat16"."""
+    exact: dict[str, Tensor] = {}  # noqa: RUF012
+    """The parameters that were read in fp64, of an SAE that is in fp32, by our names."""
+
+
+def as_read(tensors: dict[str, Tensor], origin: Origin | None) -> tuple[dict[str, Tensor], list[str]]:
+    """Parameters as a file gets them: each in the dtype in which it was read, unless that would round it.
+
+    Returns:
+        The tensors by name, and the names of those that were read in a narrower dtype and have changed since.
+    """
+    out, widened = {}, []
+    for name, tensor in tensors.items():
+        exact = origin.exact.get(name) if origin else None
+        if exact is not None and torch.equal(exact.to(tensor.dtype), tensor):
+            out[name] = exact
+            continue
+        narrow = tensor.to(getattr(torch, origin.dtypes.get(name, "float32") if origin else "float32"))
+        same = torch.equal(narrow.to(tensor.dtype), tensor)
+        out[name] = narrow if same else tensor
+        if not same and origin is not None and name in origin.dtypes:
+            widened.append(name)
+    return out, widened
 
 
 @dataclass

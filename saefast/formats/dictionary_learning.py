@@ -25,9 +25,9 @@ from saefast.formats.common import (
     config_beside,
     integer,
     origin_in,
+    packed,
     read_config,
     read_pickle,
-    to_dtype,
 )
 from saefast.formats.contents import Contents, Origin, SAELike
 from saefast.formats.folding import Folding
@@ -95,7 +95,7 @@ def read(path: Path) -> Contents:
         options["group_sizes"] = tuple(kept["group_sizes"].cumsum(0).tolist())
     layer, submodule = trainer.get("layer"), trainer.get("submodule_name")
     described = {"model_name": trainer.get("lm_name"), "hook_name": submodule, "layer": layer}
-    return build(options, tensors, Origin(NAME, config, found.dtype, kept), place, described)
+    return build(options, tensors, Origin(NAME, config, kept), place, described)
 
 
 def write(sae: SAELike, path: Path) -> list[str]:
@@ -112,8 +112,9 @@ def write(sae: SAELike, path: Path) -> list[str]:
     fold.centred(kind not in UNCENTRED)
     trainer_class, _, names, transposed = CLASSES[kind]
     ours = fold.config
-    tensors = fold.tensors | {transposed: fold.tensors[transposed].T}
-    out = to_dtype({theirs: tensors[name] for name, theirs in names.items()}, origin.dtype)
+    tensors = fold.written()
+    tensors |= {transposed: tensors[transposed].T}
+    out = packed({theirs: tensors[name] for name, theirs in names.items()})
     if ours.k is not None:
         out["k"] = torch.tensor(ours.k, dtype=torch.int32)
     if ours.activation == "topk":

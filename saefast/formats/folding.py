@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from saefast.errors import check
-from saefast.formats.contents import S, SAELike
+from saefast.formats.contents import S, SAELike, as_read
 
 
 class Folding:
@@ -20,9 +20,13 @@ class Folding:
     """
 
     def __init__(self, sae: SAELike, target: str) -> None:
-        self.config, self.target = sae.config, target
-        self.tensors: dict[str, Tensor] = {name: t.detach().cpu() for name, t in sae.tensors.items()}
+        self.config, self.target, self.origin = sae.config, target, sae.origin
+        self.tensors: dict[str, Tensor] = {}
+        for name, tensor in sae.tensors.items():
+            wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+            self.tensors[name] = tensor.detach().cpu().to(wide)
         self.notes: list[str] = []
+        self.as_it_was = True  # whether `written` keeps every dtype
         self.need(sae.config.layers == 1, "crosscoders")
 
     def need(self, ok: bool, what: str) -> None:
@@ -36,6 +40,18 @@ class Folding:
 
     def wide(self, name: str) -> Tensor:
         return self.tensors[name].double()
+
+    def written(self) -> dict[str, Tensor]:
+        """The tensors in the dtypes in which they were read, see `as_read`; a note says where that was not possible."""
+        out, widened = as_read(self.tensors, self.origin)
+        if widened and self.origin is not None:
+            was = ", ".join(dict.fromkeys(self.origin.dtypes[name] for name in widened))
+            wide = str(self.tensors["W_enc"].dtype).removeprefix("torch.")
+            self.notes.append(
+                f"{', '.join(widened)} in {wide}: {was}, in which they were read, would round them"
+            )
+        self.as_it_was = not widened
+        return out
 
     def unit_rows(self) -> None:
         """Remove `scale_by_norm`: W_dec gets unit rows, W_enc and b_enc are multiplied by the norms that its rows had.

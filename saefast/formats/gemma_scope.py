@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from saefast.errors import check
@@ -19,10 +20,11 @@ from saefast.files import write_atomic, write_json
 from saefast.formats.common import (
     build,
     origin_in,
+    packed,
     read_config,
     read_npz,
     read_safetensors,
-    to_dtype,
+    wide,
     write_tensors,
 )
 from saefast.formats.contents import Contents, Origin, SAELike
@@ -69,10 +71,10 @@ def read(path: Path) -> Contents:
     check(scaling is None or bool((scaling == 1).all()), f"{path}: scaling_factor: expected ones")
     if not second and EMBEDDING in path.parts:
         root = math.sqrt(d_in)
-        tensors |= {"W_enc": tensors["W_enc"] / root, "W_dec": tensors["W_dec"] * root}
+        tensors |= {"W_enc": wide(tensors["W_enc"]) / root, "W_dec": wide(tensors["W_dec"]) * root}
     kept = {"version": 2 if second else 1, "lower": names is lower, "config": config}
     described = {"model_name": config.get("model_name"), "hook_name": into}
-    return build(options, tensors, Origin(NAME, kept, found.dtype, {}), path, described)
+    return build(options, tensors, Origin(NAME, kept), path, described)
 
 
 def write(sae: SAELike, path: Path) -> list[str]:
@@ -86,14 +88,18 @@ def write(sae: SAELike, path: Path) -> list[str]:
     fold.jumprelu()
     fold.centred(False)
     ours = fold.config
-    out = {name: fold.tensors[name] for name in NAMES}
+    written = fold.written()
+    out = {name: written[name] for name in NAMES}
     out["W_enc"] = out["W_enc"].T
-    if "W_skip" in fold.tensors:
-        out["affine_skip_connection"] = fold.tensors["W_skip"].T
-    out, kept = to_dtype(out, origin.dtype), origin.config
+    if "W_skip" in written:
+        out["affine_skip_connection"] = written["W_skip"].T
+    out, kept = packed(out), origin.config
     if kept.get("version", 1) == 1 and ours.d_out is None:
         names = {name: name.lower() if kept.get("lower") else name for name in out}
-        arrays: dict[str, Any] = {names[name]: tensor.numpy() for name, tensor in out.items()}
+        arrays: dict[str, Any] = {}
+        for name, tensor in out.items():  # numpy has no bf16 and no fp8
+            held = tensor.dtype in (torch.float64, torch.float32, torch.float16)
+            arrays[names[name]] = (tensor if held else tensor.float()).numpy()
 
         def save(temporary: Path) -> None:
             with open(temporary, "wb") as file:  # given a path it would add .npz

@@ -23,10 +23,11 @@ from saefast.formats.common import (
     check_declared,
     integer,
     origin_in,
+    packed,
     read_config,
     read_pickle,
     read_safetensors,
-    to_dtype,
+    wide,
     write_tensors,
 )
 from saefast.formats.contents import Contents, Origin, SAELike
@@ -77,7 +78,7 @@ def read(path: Path) -> Contents:
         options["k"] = integer({"top_k": 50} | config, "top_k", place)
     elif kind == "jumprelu":
         kept[THRESHOLD] = found.left.get(THRESHOLD, torch.zeros(()))
-        tensors["threshold"] = found.take(THRESHOLD, (d_sae,)).exp()
+        tensors["threshold"] = wide(found.take(THRESHOLD, (d_sae,))).exp()
     kept |= found.rest(NORM)
     into, out = config.get("hook_point_in"), config.get("hook_point_out")
     if into != out:
@@ -90,7 +91,7 @@ def read(path: Path) -> Contents:
     elif norm == "dataset-wise":
         scales = (_factor(kept, into, d_in, weights), _factor(kept, out, d_in, weights))
         options |= {"input_norm": "scale", "scales": scales}
-    return build(options, tensors, Origin(NAME, config, found.dtype, kept), place, {"hook_name": into})
+    return build(options, tensors, Origin(NAME, config, kept), place, {"hook_name": into})
 
 
 def _factor(tensors: dict[str, Tensor], hook: Any, d_in: int, path: Path) -> float:
@@ -114,20 +115,20 @@ def write(sae: SAELike, path: Path) -> list[str]:
     if fold.config.activation not in KINDS:
         fold.jumprelu()
     ours = fold.config
-    tensors = {"W_E": fold.tensors["W_enc"].T, "b_E": fold.tensors["b_enc"]}
-    tensors |= {"W_D": fold.tensors["W_dec"], "b_D": fold.tensors["b_dec"]}
+    written = fold.written()
+    tensors = {"W_E": written["W_enc"].T, "b_E": written["b_enc"]}
+    tensors |= {"W_D": written["W_dec"], "b_D": written["b_dec"]}
     if not config.get("use_decoder_bias", True) and not tensors["b_D"].any():
         del tensors["b_D"]
-    out = to_dtype(tensors, origin.dtype)
+    out = packed(tensors)
     if ours.activation == "jumprelu":
         threshold = fold.tensors["threshold"]
         was = origin.tensors.get(THRESHOLD)
-        same = was is not None and torch.equal(was.to(threshold.dtype).exp(), threshold)
-        log = was if same and was is not None else threshold.log()
-        out[THRESHOLD] = log.to(out["W_E"].dtype)
-        if not same:
+        if was is not None and torch.equal(wide(was).exp().to(threshold.dtype), threshold):
+            out[THRESHOLD] = was
+        else:
             fold.notes.append("the threshold as its logarithm: rounded, and a threshold of 0 as 1e-38")
-            out[THRESHOLD] = out[THRESHOLD].clamp_min(math.log(1e-38))
+            out[THRESHOLD] = threshold.log().clamp_min(math.log(1e-38))
     hook = sae.metadata.get("hook_name") or "unknown"
     config = {"hook_point_in": hook, "hook_point_out": hook if ours.d_out is None else f"{hook}.out"} | config
     norms = {n: t for n, t in origin.tensors.items() if n.startswith(NORM)}

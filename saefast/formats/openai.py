@@ -20,8 +20,8 @@ from saefast.formats.common import (
     config_beside,
     integer,
     origin_in,
+    packed,
     read_pickle,
-    to_dtype,
 )
 from saefast.formats.contents import Contents, Origin, SAELike
 from saefast.formats.folding import Folding
@@ -63,7 +63,7 @@ def read(path: Path) -> Contents:
         check(after == "ReLU", f"{path}: postact_fn: expected 'ReLU', got {after!r}")
         options = {"activation": "topk", "k": integer(state, "k", path), "input_norm": "layer_norm"}
     more = {name: found.left.pop(name) for name in MORE if name in found}
-    origin = Origin(NAME, {"tied": tied, "more": more}, found.dtype, found.rest(*STATS))
+    origin = Origin(NAME, {"tied": tied, "more": more}, found.rest(*STATS))
     return build(options, tensors, origin, path, {})
 
 
@@ -78,12 +78,9 @@ def write(sae: SAELike, path: Path) -> list[str]:
     fold.need(fold.config.input_norm == wanted, f"{kind!r} with other rows than {wanted!r}")
     fold.centred(True)
     ours = fold.config
-    W_enc, W_dec = fold.tensors["W_enc"], fold.tensors["W_dec"]
-    tensors = {
-        "pre_bias": fold.tensors["b_dec"],
-        "encoder.weight": W_enc,
-        "latent_bias": fold.tensors["b_enc"],
-    }
+    written = fold.written()
+    W_enc, W_dec = written["W_enc"], written["W_dec"]
+    tensors = {"pre_bias": written["b_dec"], "encoder.weight": W_enc, "latent_bias": written["b_enc"]}
     tied = origin.config.get("tied", False) and torch.equal(W_enc, W_dec)
     tensors |= {"decoder.linear.weight": W_dec} if tied else {"decoder.weight": W_dec.T}
     fresh = {
@@ -91,7 +88,7 @@ def write(sae: SAELike, path: Path) -> list[str]:
         "latents_activation_frequency": torch.ones(ours.d_sae),
         "latents_mean_square": torch.zeros(ours.d_sae),
     }
-    out: dict[str, Any] = to_dtype(tensors, origin.dtype) | fresh | origin.tensors
+    out: dict[str, Any] = packed(tensors) | fresh | origin.tensors
     out["activation"] = "TopK" if kind == "topk" else "ReLU"
     out["activation_state_dict"] = {"k": ours.k, "postact_fn": "ReLU"} if kind == "topk" else {}
     out |= origin.config.get("more", {})

@@ -12,7 +12,6 @@ exported, they are jumprelu.
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import saefast
@@ -23,9 +22,10 @@ from saefast.formats.common import (
     check_declared,
     integer,
     origin_in,
+    packed,
     read_config,
     read_safetensors,
-    to_dtype,
+    widest,
     write_tensors,
 )
 from saefast.formats.contents import Contents, Origin, SAELike
@@ -77,10 +77,8 @@ def read(path: Path) -> Contents:
     if kind in ("topk", *TRAINING):
         options |= {"k": integer(config, "k", place)}
         options["scale_by_norm"] = bool(config.get("rescale_acts_by_decoder_norm", False))
-    kept = {}
     if kind in TRAINING:
-        kept["topk_threshold"] = found.left.get("topk_threshold", torch.zeros(()))  # fp64
-        tensors["threshold"] = found.take("topk_threshold", ())
+        tensors["threshold"] = found.take("topk_threshold", ())  # fp64
     if kind == "matryoshka_batchtopk":
         widths = [int(n) for n in config.get("matryoshka_widths", [])]
         options["group_sizes"] = tuple(widths if widths and widths[-1] == d_sae else [*widths, d_sae])
@@ -88,7 +86,7 @@ def read(path: Path) -> Contents:
     ones = scaling is None or bool((scaling == 1).all())
     check(ones, f"{found.path}: scaling_factor: expected none, or ones, got finetuned scales")
     metadata = config.get("metadata") or {}
-    origin = Origin(NAME, config, found.dtype, kept)
+    origin = Origin(NAME, config)
     described = {key: metadata.get(key) for key in ("model_name", "hook_name")}
     return build(options, tensors, origin, place, described)
 
@@ -126,7 +124,7 @@ def write(sae: SAELike, path: Path) -> list[str]:
         fold.jumprelu()
     elif sae.config.activation == "jumprelu":
         fold.unit_rows()
-    ours, tensors = fold.config, fold.tensors
+    ours, tensors = fold.config, fold.written()
     if ours.d_out is not None:
         fold.need(ours.activation in ("relu", "jumprelu"), f"transcoder with activation {ours.activation!r}")
         kind = "skip_transcoder" if ours.skip else "transcoder"
@@ -134,19 +132,18 @@ def write(sae: SAELike, path: Path) -> list[str]:
     else:
         ours_to_theirs = {ours: theirs for theirs, ours in SAES.items()}
         kind = config["architecture"] if training else ours_to_theirs[ours.activation]
-    out = to_dtype(tensors | {"W_enc": tensors["W_enc"].T}, origin.dtype)
+    out = packed(tensors | {"W_enc": tensors["W_enc"].T})
     if kind == "gated":
         out["b_gate"] = out.pop("b_enc")
     if training:
-        threshold = origin.tensors.get("topk_threshold", torch.zeros((), dtype=torch.float64))
-        same = threshold.to(tensors["threshold"].dtype) == tensors["threshold"]
-        out["topk_threshold"] = threshold if same else out["threshold"].to(threshold.dtype)
-        del out["threshold"]
+        out["topk_threshold"] = out.pop("threshold")
     norm = {ours: theirs for theirs, ours in NORMS.items()}[ours.input_norm]
     if config.get("normalize_activations") == "expected_average_only_in":
         norm = "expected_average_only_in"
     config = {"device": "cpu", "reshape_activations": "none"} | config
-    config |= {"d_in": ours.d_in, "d_sae": ours.d_sae, "architecture": kind, "dtype": origin.dtype}
+    config |= {"d_in": ours.d_in, "d_sae": ours.d_sae, "architecture": kind}
+    if not (fold.as_it_was and "dtype" in config):  # their loader brings every tensor to this dtype
+        config["dtype"] = widest(out)
     config |= {"apply_b_dec_to_input": ours.pre_bias, "normalize_activations": norm}
     if kind in ("topk", *TRAINING):
         k = config.get("k", ours.k)  # SAELens' may be 32.0

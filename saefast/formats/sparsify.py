@@ -15,9 +15,9 @@ from saefast.formats.common import (
     build,
     integer,
     origin_in,
+    packed,
     read_config,
     read_safetensors,
-    to_dtype,
     write_tensors,
 )
 from saefast.formats.contents import Contents, Origin, SAELike
@@ -57,7 +57,7 @@ def read(path: Path) -> Contents:
     options: dict[str, Any] = {"activation": OURS[kind], "k": k}
     if transcode:
         options |= {"pre_bias": False, "d_out": d_in, "skip": skip}
-    return build(options, tensors, Origin(NAME, config, found.dtype, {}), place, {"hook_name": path.name})
+    return build(options, tensors, Origin(NAME, config), place, {"hook_name": path.name})
 
 
 def write(sae: SAELike, path: Path) -> list[str]:
@@ -70,9 +70,9 @@ def write(sae: SAELike, path: Path) -> list[str]:
     fold.unit_rows()
     if fold.config.d_out is None:
         fold.centred(True)
-    ours, tensors = fold.config, fold.tensors
+    ours, tensors = fold.config, fold.written()
     names = {"W_enc": "encoder.weight", "b_enc": "encoder.bias"}
-    out = to_dtype({names.get(name, name): tensor for name, tensor in tensors.items()}, origin.dtype)
+    out = packed({names.get(name, name): tensor for name, tensor in tensors.items()})
     defaults = {"expansion_factor": 32, "normalize_decoder": True, "multi_topk": False}
     config = defaults | {"num_latents": ours.d_sae} | origin.config
     config |= {"activation": {v: k for k, v in OURS.items()}[kind], "k": ours.k, "d_in": ours.d_in}

@@ -56,24 +56,6 @@ def test_what_a_format_cannot_hold_is_refused_with_the_reason(case, tmp_path):
     assert list(tmp_path.iterdir()) == []  # not even a part
 
 
-@pytest.mark.parametrize("format", ["sparsify", "dictionary_learning", "openai", "sae_lens", "llamascopium"])
-def test_weights_in_bf16_come_back_in_bf16(format, tmp_path):
-    options = (
-        {"activation": "relu", "pre_bias": format != "llamascopium"} if format != "sparsify" else {"k": 3}
-    )
-    sae = make(options)
-    for param in sae.parameters():
-        param.data.copy_(param.to(torch.bfloat16))
-    formats.save(sae, tmp_path / "a", format)
-    sae = SAE.from_pretrained(tmp_path / "a")
-    sae.origin = sae.origin._replace(dtype="bfloat16")  # as if the file had been so
-    formats.save(sae, tmp_path / "b", format)
-    back = SAE.from_pretrained(tmp_path / "b")
-    assert back.W_enc.dtype == torch.float32 and back.origin.dtype == "bfloat16"
-    for name, param in sae.named_parameters():
-        assert torch.equal(param, back.get_parameter(name)), name
-
-
 def test_normalised_rows_are_undone_everywhere():
     x = rows()
     for options in (

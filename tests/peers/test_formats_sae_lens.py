@@ -185,7 +185,7 @@ def test_gemma_scope_2(options, from_folder, x, tmp_path):
     sae.metadata = {"model_name": "gemma-v3-1b", "hook_name": "model.layers.12.mlp"}
     from saefast.formats import Origin
 
-    sae.origin = Origin("gemma_scope", {"version": 2}, "float32", {})
+    sae.origin = Origin("gemma_scope", {"version": 2})
     folder = f"{'transcoder' if options else 'resid_post'}/layer_12_width_16k"
     formats.save(sae, tmp_path / folder, "gemma_scope")
     model = through_sae_lens(from_folder.gemma_3_sae_huggingface_loader("google/gemma-scope-2-1b-pt", folder))

@@ -148,12 +148,19 @@ def test_a_missing_file_is_named(tmp_path, name):
         ({"d_sae": -4}, "d_sae: expected a positive integer, got -4"),
         ({"d_sae": 21}, r"sae\.safetensors: W_enc: expected shape \[21, 6\], got \[20, 6\]"),
         ({"d_in": 5}, r"sae\.safetensors: W_enc: expected shape \[20, 5\], got \[20, 6\]"),
+        ({"k": 4}, r"config\.json: corrupt, or of another sae\.safetensors than the one beside it"),
     ],
     ids=str,
 )
 def test_a_config_that_is_wrong_or_of_other_weights_is_refused(tmp_path, change, message):
-    config = json.loads((saved(tmp_path) / "config.json").read_text()) | change
+    config = json.loads((saved(tmp_path) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(InputError, match=r"config\.json: corrupt: expected checksum 'blake2b-"):
+        SAE.from_pretrained(tmp_path)
+    del config["checksum"], config["files"]  # an older folder
     (tmp_path / "config.json").write_text(json.dumps(config))
+    assert SAE.from_pretrained(tmp_path).config.d_sae == 20
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(InputError, match=message):
         SAE.from_pretrained(tmp_path)
 
@@ -161,7 +168,7 @@ def test_a_config_that_is_wrong_or_of_other_weights_is_refused(tmp_path, change,
 @pytest.mark.parametrize("text", ["[]", "[1, 2]", '"text"', "{}", "null"])
 def test_a_config_that_is_no_object_of_fields_is_refused(tmp_path, text):
     (saved(tmp_path) / "config.json").write_text(text)
-    with pytest.raises(InputError, match=r"config\.json: expected the fields of SAEConfig"):
+    with pytest.raises(InputError, match=r"config\.json: expected (the fields of SAEConfig|a JSON object)"):
         SAE.from_pretrained(tmp_path)
 
 
