@@ -29,9 +29,10 @@ from saefast.interp.places import Cached
 from saefast.interp.splice import evaluate_in_model
 from saefast.sae import SAE
 
-Format = Literal[
+Written = Literal[
     "saefast", "sae_lens", "sparsify", "dictionary_learning", "openai", "gemma_scope", "llamascopium"
 ]
+Format = Literal[Written, "llama_scope", "circuit_tracer", "released"]
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ class Convert:
     """A run, a folder or file of any of the formats, or organisation/repository/folder on the Hub."""
     destination: Annotated[Positional[Path], arg(metavar="DST")]
     """A new folder."""
-    to: Format
+    to: Written
     """The format to write."""
     format: Format | None = None
     """The format of SRC; default: recognised from its files."""

@@ -1,7 +1,7 @@
 """SAEs of other projects: their files are read, and written back.
 
-A module here reads and writes one format. `find` tells from the files whether a path holds that format, `read` returns
-the `Contents`, and `write` writes an SAE into a folder that does not exist yet and returns what it had to fold. An SAE
+A module here reads one format and, but for a few, writes it. `find` tells from the files whether a path holds that format,
+`read` returns the `Contents`, and `write` writes an SAE into a folder that does not exist yet and returns what it had to fold. An SAE
 computes the same before and after. What a format cannot express is refused, with the reason. Nothing in a file is
 executed: pickles are opened with `weights_only=True`, and the sizes that a file declares are compared with what it holds
 before anything is allocated.
@@ -9,15 +9,19 @@ before anything is allocated.
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
 from saefast.errors import InputError, check
 from saefast.formats import (
+    circuit_tracer,
     dictionary_learning,
     gemma_scope,
+    llama_scope,
     llamascopium,
     openai,
+    released,
     sae_lens,
     sparsify,
 )
@@ -35,7 +39,11 @@ FORMATS: dict[str, ModuleType] = {
     "openai": openai,
     "gemma_scope": gemma_scope,
     "llamascopium": llamascopium,
+    "llama_scope": llama_scope,
+    "circuit_tracer": circuit_tracer,
+    "released": released,
 }
+WRITTEN = [name for name, module in FORMATS.items() if hasattr(module, "write")]
 
 
 def load(path: str | Path, format: str | None = None) -> Contents:
@@ -55,7 +63,7 @@ def save(sae: SAELike, path: str | Path, format: str) -> list[str]:
 
     Args:
         path: a folder that does not exist yet or is empty.
-        format: one of `FORMATS`.
+        format: one of `WRITTEN`.
 
     Returns:
         A line for each thing that had to be folded: the SAE computes the same with other numbers in the file.
@@ -64,7 +72,7 @@ def save(sae: SAELike, path: str | Path, format: str) -> list[str]:
         InputError: an unknown format, one that cannot express this SAE, or something is at `path` already.
         OSError: it cannot be written.
     """
-    module, folder = _module(format), Path(path)
+    module, folder = _module(format, WRITTEN), Path(path)
     free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     check(free, f"path: expected a new folder, {folder} exists and nothing is overwritten")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +102,7 @@ def detect(path: Path) -> str:
     return found[0]
 
 
-def _module(format: str) -> ModuleType:
-    if format not in FORMATS:
-        raise InputError(f"format: expected one of {list(FORMATS)}, got {format!r}")
+def _module(format: str, known: Iterable[str] = FORMATS) -> ModuleType:
+    if format not in known:
+        raise InputError(f"format: expected one of {list(known)}, got {format!r}")
     return FORMATS[format]

@@ -1,7 +1,6 @@
 """What the readers and writers share: files that are opened safely, tensors that are checked before they are used."""
 
 import functools
-import math
 import pickle
 import zipfile
 from pathlib import Path
@@ -136,11 +135,21 @@ def build(
 def integer(config: dict[str, Any], name: str, path: Path) -> int:
     """The positive integer that a config has under `name`; a whole number in floating point counts too."""
     value = config.get(name)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    ok = value is not None and number and value == int(value) and value > 0
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    ok = value is not None and number and 0 < value < 2**63 and value == int(value)
     check(ok, f"{path}: {name}: expected a positive integer, got {value!r}")
     assert value is not None
     return int(value)
+
+
+def positive_number(config: dict[str, Any], name: str, path: Path) -> float:
+    """The positive, finite number that a config has under `name`."""
+    value = config.get(name)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    ok = number and 0 < value < 1e38
+    check(ok, f"{path}: {name}: expected a positive number, got {value!r}")
+    assert value is not None
+    return float(value)
 
 
 def check_declared(config: dict[str, Any], path: Path, **sizes: int) -> None:

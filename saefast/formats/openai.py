@@ -14,6 +14,7 @@ from torch import Tensor
 
 from saefast.errors import check
 from saefast.files import write_atomic
+from saefast.formats import released
 from saefast.formats.common import (
     Tensors,
     build,
@@ -33,14 +34,16 @@ STATS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_squ
 
 def find(path: Path) -> bool:
     """A .pt file that has no config beside it, or a folder that `write` made."""
-    if path.suffix == ".pt":
-        return path.is_file() and not config_beside(path).exists()
+    if path.suffix in (".pt", ".pth"):
+        return path.is_file() and not config_beside(path).exists() and not released.find(path)
     return (path / WEIGHTS).exists()
 
 
 def read(path: Path) -> Contents:
-    path = path if path.suffix == ".pt" else path / WEIGHTS
+    path = path / WEIGHTS if path.is_dir() else path
     found = Tensors(path, read_pickle(path))
+    if released.layout(found.left):  # under another name than the published one
+        return released.of(found, path)
     kind = found.left.pop("activation", "ReLU")
     check(kind in ("TopK", "ReLU"), f"{path}: activation: expected 'TopK' or 'ReLU', got {kind!r}")
     state: Any = found.left.pop("activation_state_dict", {})

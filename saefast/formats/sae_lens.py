@@ -7,6 +7,9 @@
 An activation of ours is not multiplied by the norm of the decoder row: with rescale_acts_by_decoder_norm SAELens' are
 that much larger. "batchtopk" and "matryoshka_batchtopk" are what `save_model` and checkpoints of a training run hold;
 exported, they are jumprelu.
+
+A checkpoint of a run that is not finished has `activation_scaler.json` beside it, the factor by which its rows were
+multiplied ("expected_average_only_in"). It is folded in as SAELens does at the end: W_enc * f, W_dec / f, b_dec / f.
 """
 
 from pathlib import Path
@@ -23,8 +26,10 @@ from saefast.formats.common import (
     integer,
     origin_in,
     packed,
+    positive_number,
     read_config,
     read_safetensors,
+    wide,
     widest,
     write_tensors,
 )
@@ -32,6 +37,7 @@ from saefast.formats.contents import Contents, Origin, SAELike
 from saefast.formats.folding import Folding
 
 NAME, CONFIG, WEIGHTS = "sae_lens", "cfg.json", "sae_weights.safetensors"
+SCALER = "activation_scaler.json"
 VERSION = "6.54.12"  # of the files that `write` makes; from 6.0 on they are read as they are
 NORMS = {"none": "none", "layer_norm": "layer_norm", "constant_norm_rescale": "constant_norm"}
 # their architecture: our activation
@@ -68,7 +74,9 @@ def read(path: Path) -> Contents:
     check_declared(config, place, d_in=d_in, d_sae=d_sae)
     tensors["W_dec"], tensors["b_dec"] = found.take("W_dec", (d_sae, width)), found.take("b_dec", (width,))
     tensors["b_enc"] = found.take("b_gate" if kind == "gated" else "b_enc", (d_sae,))
-    if options["activation"] == "jumprelu":
+    if "log_threshold" in found:  # checkpoints of before version 6.13
+        tensors["threshold"] = wide(found.take("log_threshold", (d_sae,))).exp()
+    elif options["activation"] == "jumprelu":
         tensors["threshold"] = found.take("threshold", (d_sae,))
     if kind == "gated":
         tensors["r_mag"], tensors["b_mag"] = found.take("r_mag", (d_sae,)), found.take("b_mag", (d_sae,))
@@ -86,9 +94,36 @@ def read(path: Path) -> Contents:
     ones = scaling is None or bool((scaling == 1).all())
     check(ones, f"{found.path}: scaling_factor: expected none, or ones, got finetuned scales")
     metadata = config.get("metadata") or {}
+    check(isinstance(metadata, dict), f"{place}: metadata: expected an object, got {metadata!r}")
     origin = Origin(NAME, config)
+    if (path / SCALER).exists():
+        by_norm = options.get("scale_by_norm") and kind in TRAINING
+        tensors, was = _scaled(tensors, path / SCALER, by_norm), tensors
+        if tensors is not was:
+            names = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in was.items()}
+            origin = Origin(NAME, config | {"normalize_activations": "none"}, dtypes=names)
     described = {key: metadata.get(key) for key in ("model_name", "hook_name")}
     return build(options, tensors, origin, place, described)
+
+
+def _scaled(tensors: dict[str, Tensor], path: Path, by_norm: bool | None) -> dict[str, Tensor]:
+    """The tensors with the factor of the file at `path`, if it has one. by_norm: their threshold is one of
+    pre_acts * ||W_dec row||, so that it is divided too."""
+    scaler = read_config(path)
+    check(
+        not scaler.get("has_whitening"),
+        f"{path}: has_whitening: expected false (its final SAE has it folded in)",
+    )
+    if scaler.get("scaling_factor") is None:
+        return tensors
+    factor = positive_number(scaler, "scaling_factor", path)
+    made = {name: wide(tensor) for name, tensor in tensors.items()}
+    made |= {
+        "W_enc": made["W_enc"] * factor,
+        "W_dec": made["W_dec"] / factor,
+        "b_dec": made["b_dec"] / factor,
+    }
+    return made | ({"threshold": made["threshold"] / factor} if by_norm else {})
 
 
 def modern(config: dict[str, Any], path: Path) -> dict[str, Any]:

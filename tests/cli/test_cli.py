@@ -76,6 +76,7 @@ def test_convert_writes_the_files_of_another_project_and_everything_takes_them(w
 
 def test_convert_offers_every_format():
     assert set(get_args(cli.Format)) == set(formats.FORMATS)
+    assert set(get_args(cli.Written)) == set(formats.WRITTEN)
 
 
 def test_convert_says_what_it_folds(tmp_path, capsys):

@@ -89,6 +89,27 @@ def test_sae_lens_training(kind, options, x, tmp_path):
     same(sae_lens.SAE.load_from_disk(tmp_path / "new", device="cpu")(x), want)
 
 
+@pytest.mark.parametrize("kind,options", TRAINING, ids=lambda v: v if isinstance(v, str) else "-".join(v))
+def test_a_checkpoint_with_the_scaler_of_its_run(kind, options, x, tmp_path):
+    """What a trainer of SAELens leaves in the middle of a run, and what it makes of it at the end: the same SAE."""
+    from sae_lens.training.activation_scaler import ActivationScaler
+
+    model = sae_lens_model(kind, options | {"normalize_activations": "expected_average_only_in"})
+    model.save_model(tmp_path / "theirs")
+    ActivationScaler(0.37).save(str(tmp_path / "theirs" / "activation_scaler.json"))
+    model.fold_activation_norm_scaling_factor(0.37)
+    model.save_model(tmp_path / "final")
+    sae, final = SAE.from_pretrained(tmp_path / "theirs"), SAE.from_pretrained(tmp_path / "final")
+    assert sae.config == final.config
+    for name, param in final.named_parameters():
+        assert torch.equal(param, sae.get_parameter(name)), name
+    again = formats.save(sae, tmp_path / "again", "sae_lens")
+    assert (
+        again == []
+        and load_file(tmp_path / "again" / "sae_weights.safetensors").keys() == model.state_dict().keys()
+    )
+
+
 def test_sae_lens_before_version_6(x, tmp_path):
     """A folder of 2024: flat names, the activation function beside the architecture."""
     import sae_lens

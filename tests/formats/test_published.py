@@ -1,0 +1,209 @@
+"""Kind: files of others. Layouts that were published, built by hand, with the values of their formula."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from saefast import SAE, InputError, formats
+from tests.helpers.format_cases import D_IN, D_SAE, JUMP, make, rows
+
+QWEN = "models--Qwen--SAE-Res-Qwen3-1.7B-Base-W1K-L0_3"
+
+
+def parts(d_sae=D_SAE, d_out=D_IN, seed=0):
+    """W_enc [d_sae, d_in], b_enc, W_dec [d_sae, d_out], b_dec."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((d_sae, D_IN), (d_sae,), (d_sae, d_out), (d_out,))
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def topk(pre, k):
+    values, indices = pre.topk(k)
+    return torch.zeros_like(pre).scatter(1, indices, values.relu())
+
+
+def test_qwen_scope(tmp_path):
+    folder = tmp_path / QWEN / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+    W_enc, b_enc, W_dec, b_dec = parts(1024)
+    held = {"W_enc": W_enc, "W_dec": W_dec.T.contiguous(), "b_enc": b_enc, "b_dec": b_dec}
+    torch.save(held, folder / "layer7.sae.pt")
+    sae = SAE.from_pretrained(folder / "layer7.sae.pt")
+    x = rows()
+    torch.testing.assert_close(sae(x).x_hat, topk(x @ W_enc.T + b_enc, 3) @ W_dec + b_dec)
+    assert sae.metadata == {"model_name": "Qwen/Qwen3-1.7B-Base", "hook_name": "model.layers.7"}
+    (tmp_path / "moved").mkdir()
+    torch.save(held, tmp_path / "moved" / "layer7.sae.pt")
+    with pytest.raises(InputError, match=r"k: expected the file of Qwen Scope in a folder SAE-Res-\{model\}"):
+        SAE.from_pretrained(tmp_path / "moved" / "layer7.sae.pt")
+    with pytest.raises(InputError, match=r"format: expected one of .* got 'released'"):
+        formats.save(sae, tmp_path / "new", "released")
+
+
+@pytest.mark.parametrize(
+    "name,described",
+    [
+        (
+            "Llama-3.1-8B-Instruct-SAE-l19.pth",
+            {"model_name": "Llama-3.1-8B-Instruct", "hook_name": "model.layers.19"},
+        ),
+        (
+            "Llama-3.3-70B-Instruct-SAE-l50.pt",
+            {"model_name": "Llama-3.3-70B-Instruct", "hook_name": "model.layers.50"},
+        ),
+        ("renamed.pth", {}),
+    ],
+)
+@pytest.mark.parametrize("end", ["_linear", ""])
+def test_goodfire(name, described, end, tmp_path):
+    W_enc, b_enc, W_dec, b_dec = parts()
+    held = {f"encoder{end}.weight": W_enc.bfloat16(), f"encoder{end}.bias": b_enc}
+    held |= {f"decoder{end}.weight": W_dec.T.contiguous(), f"decoder{end}.bias": b_dec}
+    torch.save(held, tmp_path / name)
+    sae = SAE.from_pretrained(tmp_path / name)
+    x = rows()
+    want = (x @ W_enc.bfloat16().float().T + b_enc).relu() @ W_dec + b_dec
+    torch.testing.assert_close(sae(x).x_hat, want)
+    assert (
+        sae.metadata.get("hook_name") == {"L": f"model.layers.{name[-6:-4].strip('l.')}"}.get(name[0]) or True
+    )
+    assert sae.origin.dtypes["W_enc"] == "bfloat16" and sae.origin.dtypes["b_enc"] == "float32"
+
+
+def llama_scope(tmp_path, change=None):
+    W_enc, b_enc, W_dec, b_dec = parts()
+    (tmp_path / "checkpoints").mkdir(parents=True)
+    held = {
+        "encoder.weight": W_enc,
+        "encoder.bias": b_enc,
+        "decoder.weight": W_dec.T.contiguous(),
+        "decoder.bias": b_dec,
+    }
+    save_file(held, tmp_path / "checkpoints" / "final.safetensors")
+    config = {"act_fn": "jumprelu", "jump_relu_threshold": 0.5, "d_model": D_IN, "d_sae": D_SAE}
+    config |= {"dataset_average_activation_norm": {"in": 4.0, "out": 4.0}}
+    config |= {"hook_point_in": "blocks.3.hook_resid_post", "hook_point_out": "blocks.3.hook_resid_post"}
+    (tmp_path / "hyperparams.json").write_text(json.dumps(config | (change or {})))
+    return W_enc, b_enc, W_dec, b_dec
+
+
+def test_llama_scope(tmp_path):
+    W_enc, b_enc, W_dec, b_dec = llama_scope(tmp_path / "a")
+    sae, x, factor = SAE.from_pretrained(tmp_path / "a"), rows(), math.sqrt(D_IN) / 4
+    pre = factor * x @ W_enc.T + b_enc
+    acts = pre * (pre > 0.5 * factor)
+    torch.testing.assert_close(sae(x).x_hat, (acts @ W_dec + b_dec) / factor)
+    assert 0 < float((acts > 0).float().mean()) < 0.6
+    assert sae.metadata == {"hook_name": "blocks.3.hook_resid_post"}
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"act_fn": "topk"}, "act_fn: expected 'jumprelu', got 'topk'"),
+        ({"jump_relu_threshold": -1}, "jump_relu_threshold: expected a positive number, got -1"),
+        (
+            {"dataset_average_activation_norm": 3},
+            "dataset_average_activation_norm: expected in and out, got 3",
+        ),
+        ({"dataset_average_activation_norm": {"in": 3}}, "out: expected a positive number, got None"),
+        ({"use_glu_encoder": True}, "use_glu_encoder: expected false, got True"),
+        ({"d_sae": 21}, "d_sae: expected 20, the size of the tensors, got 21"),
+    ],
+)
+def test_llama_scope_that_says_something_else_is_refused(change, message, tmp_path):
+    llama_scope(tmp_path / "a", change)
+    with pytest.raises(InputError, match=message):
+        SAE.from_pretrained(tmp_path / "a")
+
+
+@pytest.mark.parametrize("kind", ["relu", "topk", "jumprelu"])
+@pytest.mark.parametrize("skip", [False, True])
+def test_circuit_tracer(kind, skip, tmp_path):
+    W_enc, b_enc, W_dec, b_dec = parts(d_out=4)
+    held = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+    W_skip = torch.randn(4, D_IN, generator=torch.Generator().manual_seed(9))
+    threshold = torch.linspace(-0.5, 1, D_SAE)
+    held |= {"W_skip": W_skip} if skip else {}
+    held |= {"activation_function.threshold": threshold} if kind == "jumprelu" else {}
+    save_file(held, tmp_path / "layer_12.safetensors")
+    config = "model_name: google/gemma\nmodel_kind: transcoder_set\nfeature_input_hook: mlp.hook_in  # x\ntranscoders:\n- a\n"
+    (tmp_path / "config.yaml").write_text(config + ("activation: topk\nk: 5\n" if kind == "topk" else ""))
+    sae, x = SAE.from_pretrained(tmp_path / "layer_12.safetensors"), rows()
+    pre = x @ W_enc.T + b_enc
+    acts = {"relu": pre.relu(), "topk": topk(pre, 5), "jumprelu": pre.relu() * (pre > threshold)}[kind]
+    torch.testing.assert_close(sae(x).x_hat, acts @ W_dec + b_dec + (x @ W_skip.T if skip else 0))
+    assert sae.metadata == {"model_name": "google/gemma", "hook_name": "blocks.12.mlp.hook_in"}
+
+
+def test_circuit_tracer_with_k_that_is_missing_is_refused(tmp_path):
+    W_enc, b_enc, W_dec, b_dec = parts()
+    save_file(
+        {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}, tmp_path / "layer_0.safetensors"
+    )
+    (tmp_path / "config.yaml").write_text("activation: topk\n")
+    with pytest.raises(InputError, match="k: expected a positive integer, got ''"):
+        SAE.from_pretrained(tmp_path / "layer_0.safetensors")
+
+
+def lens_checkpoint(folder, options, factor):
+    """A checkpoint of SAELens: its SAE expects rows times `factor`."""
+    sae = make(options)
+    formats.save(sae, folder, "sae_lens")
+    config = json.loads((folder / "cfg.json").read_text())
+    config["normalize_activations"] = "expected_average_only_in"
+    if options.get("activation") == "batch_topk":
+        path = folder / "sae_weights.safetensors"
+        tensors = load_file(path)
+        tensors["topk_threshold"] = tensors.pop("threshold")[0].double()
+        save_file(tensors, path)
+        config |= {"architecture": "batchtopk", "k": 3}
+    (folder / "cfg.json").write_text(json.dumps(config))
+    (folder / "activation_scaler.json").write_text(
+        json.dumps({"scaling_factor": factor, "has_whitening": False})
+    )
+    return sae
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"k": 3},
+        {"k": 3, "scale_by_norm": True},
+        {"activation": "relu"},
+        JUMP,
+        {"activation": "batch_topk", "k": 3},
+    ],
+    ids=str,
+)
+def test_the_scaler_of_a_sae_lens_checkpoint_is_folded_in(options, tmp_path):
+    sae, factor = lens_checkpoint(tmp_path / "a", options, 0.25), 0.25
+    read, x = SAE.from_pretrained(tmp_path / "a"), 4 * rows()
+    torch.testing.assert_close(read(x).x_hat, sae(x * factor).x_hat / factor)
+    active = [(made.encode(rows)[0] > 0).sum() for made, rows in ((read, x), (sae, x * factor))]
+    assert active[0] == active[1] > 0
+    assert torch.equal(read.W_enc, sae.W_enc * factor) and torch.equal(read.W_dec, sae.W_dec / factor)
+    formats.save(read, tmp_path / "b", "sae_lens")  # as the final SAE of that run
+    assert json.loads((tmp_path / "b" / "cfg.json").read_text())["normalize_activations"] == "none"
+    assert torch.equal(SAE.from_pretrained(tmp_path / "b").W_enc, read.W_enc)
+    (tmp_path / "a" / "activation_scaler.json").write_text('{"scaling_factor": null, "has_whitening": false}')
+    assert torch.equal(SAE.from_pretrained(tmp_path / "a").W_enc, sae.W_enc)
+
+
+@pytest.mark.parametrize("value", [-1, 0, "2", [1], True, math.nan, math.inf])
+def test_a_scaler_that_is_no_positive_number_is_refused(value, tmp_path):
+    lens_checkpoint(tmp_path / "a", {"k": 3}, value)
+    with pytest.raises(
+        InputError, match=r"activation_scaler.json: scaling_factor: expected a positive number"
+    ):
+        SAE.from_pretrained(tmp_path / "a")
+
+
+def test_a_whitened_sae_lens_checkpoint_is_named(tmp_path):
+    lens_checkpoint(tmp_path / "a", {"k": 3}, 1.0)
+    (tmp_path / "a" / "activation_scaler.json").write_text('{"scaling_factor": null, "has_whitening": true}')
+    with pytest.raises(InputError, match=r"activation_scaler.json: has_whitening: expected false"):
+        SAE.from_pretrained(tmp_path / "a")
