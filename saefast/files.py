@@ -51,6 +51,17 @@ def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
         os.close(folder)
 
 
+def refuse_pointer(path: Path) -> None:
+    """Raise InputError if the file at `path` is what git leaves in place of one that Git LFS keeps."""
+    if path.is_file() and path.stat().st_size < 1024:
+        with open(path, "rb") as file:
+            pointer = file.read(40).startswith(b"version https://git-lfs.github.com/spec/")
+        if pointer:
+            raise InputError(
+                f"{path}: a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`"
+            )
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON, see `write_atomic`."""
     write_atomic(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n"))
@@ -62,6 +73,7 @@ def read_json(path: Path) -> Any:
     Raises:
         InputError: the file is missing or not JSON; the message names it.
     """
+    refuse_pointer(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -143,6 +155,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     Raises:
         InputError: the file is missing or any bit of it is wrong; the message names it.
     """
+    refuse_pointer(path)
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 from saefast.errors import InputError, check
+from saefast.files import refuse_pointer
 from saefast.formats import (
     circuit_tracer,
     dictionary_learning,
@@ -29,6 +30,7 @@ from saefast.formats import saefast as own_format
 from saefast.formats.contents import Contents, Origin, SAELike
 from saefast.formats.folding import folded
 from saefast.formats.hub import download
+from saefast.formats.places import what_is
 
 __all__ = ["FORMATS", "Contents", "Origin", "detect", "folded", "load", "save"]
 FORMATS: dict[str, ModuleType] = {
@@ -43,6 +45,14 @@ FORMATS: dict[str, ModuleType] = {
     "circuit_tracer": circuit_tracer,
     "released": released,
 }
+# files that are half of an SAE: their folder is meant
+OF_FOLDERS = (
+    own_format.WEIGHTS,
+    sae_lens.WEIGHTS,
+    sae_lens.CONFIG,
+    own_format.CONFIG,
+    dictionary_learning.WEIGHTS,
+)
 WRITTEN = [name for name, module in FORMATS.items() if hasattr(module, "write")]
 
 
@@ -54,6 +64,8 @@ def load(path: str | Path, format: str | None = None) -> Contents:
     place = Path(path)
     if not place.exists():
         place = download(str(path))
+    if place.is_file() and place.name in OF_FOLDERS:
+        place = place.parent
     contents: Contents = _module(detect(place) if format is None else format).read(place)
     return contents
 
@@ -94,10 +106,12 @@ def detect(path: Path) -> str:
     Raises:
         InputError: there is no SAE, or it is not clear in which format.
     """
+    refuse_pointer(path)
     found = [name for name, module in FORMATS.items() if module.find(path)]
-    if not found and ((path / own_format.CONFIG).exists() or (path / own_format.WEIGHTS).exists()):
-        return "saefast"  # one file of the two: the reader says which one is missing
-    check(bool(found), f"path: expected an SAE, one of {list(FORMATS)}, found none of their files in {path}")
+    if not found and own_format.half(path):
+        return "saefast"  # the reader says which of the two files is missing
+    if not found:
+        raise InputError(f"path: expected an SAE, one of {list(FORMATS)}, {path} is {what_is(path)}")
     check(len(found) == 1, f"path: {path} may be any of {found}: name the format")
     return found[0]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from saefast.config.sae import SAEConfig
 from saefast.errors import InputError, check
-from saefast.files import read_json, write_atomic
+from saefast.files import read_json, refuse_pointer, write_atomic
 from saefast.formats.contents import Contents, Origin, SAELike
 
 READ = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
@@ -27,6 +27,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path) -> "Tensors":
+    refuse_pointer(path)
     try:
         with safe_open(path, framework="pt") as file:
             return Tensors(path, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (not a dict)
@@ -38,6 +39,7 @@ def read_safetensors(path: Path) -> "Tensors":
 
 def read_pickle(path: Path) -> Any:
     """A file of `torch.save`: tensors, numbers and strings. Anything else in it is refused, and not run."""
+    refuse_pointer(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -51,6 +53,7 @@ def read_pickle(path: Path) -> Any:
 
 def read_npz(path: Path) -> "Tensors":
     """The tensors of a .npz archive. Arrays of anything but numbers are refused."""
+    refuse_pointer(path)
     try:
         with zipfile.ZipFile(path) as archive:
             declared, held = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
@@ -135,21 +138,18 @@ def build(
 def integer(config: dict[str, Any], name: str, path: Path) -> int:
     """The positive integer that a config has under `name`; a whole number in floating point counts too."""
     value = config.get(name)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    ok = value is not None and number and 0 < value < 2**63 and value == int(value)
+    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
+    ok = 0 < number < 2**63 and number == int(number)
     check(ok, f"{path}: {name}: expected a positive integer, got {value!r}")
-    assert value is not None
-    return int(value)
+    return int(number)
 
 
 def positive_number(config: dict[str, Any], name: str, path: Path) -> float:
     """The positive, finite number that a config has under `name`."""
     value = config.get(name)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    ok = number and 0 < value < 1e38
-    check(ok, f"{path}: {name}: expected a positive number, got {value!r}")
-    assert value is not None
-    return float(value)
+    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
+    check(0 < number < 1e38, f"{path}: {name}: expected a positive number, got {value!r}")
+    return float(number)
 
 
 def check_declared(config: dict[str, Any], path: Path, **sizes: int) -> None:

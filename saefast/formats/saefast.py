@@ -14,10 +14,11 @@ from torch import Tensor
 
 from saefast.config.sae import SAEConfig
 from saefast.errors import InputError, check
-from saefast.files import load_tensors, read_json_checked, save_tensors, write_json_checked
+from saefast.files import load_tensors, read_json, read_json_checked, save_tensors, write_json_checked
 from saefast.formats.contents import Contents, Origin, SAELike, as_read, shapes_of
 
 NAME, WEIGHTS, CONFIG, ORIGIN = "saefast", "sae.safetensors", "config.json", "origin.safetensors"
+UNFINISHED = "a run that is not finished has none: go on with --resume, or `saefast export-checkpoint`"
 EXACT = "exact:"  # before the names of those tensors of the origin
 
 
@@ -26,12 +27,21 @@ def find(path: Path) -> bool:
     return (path / "run.json").exists() or ((path / CONFIG).exists() and (path / WEIGHTS).exists())
 
 
+def half(path: Path) -> bool:
+    """Whether one of the two files is there, and it is ours."""
+    if (path / WEIGHTS).exists() or not (path / CONFIG).exists():
+        return (path / WEIGHTS).exists()
+    try:
+        fields = read_json(path / CONFIG)
+    except InputError:
+        return True
+    return isinstance(fields, dict) and "d_sae" in fields
+
+
 def read(path: Path) -> Contents:
     weights = path / WEIGHTS
     if not (path / CONFIG).exists() and (path / "run.json").exists():
-        raise InputError(
-            f"{path / CONFIG}: expected a file, found none (a run that is not finished has none)"
-        )
+        raise InputError(f"{path / CONFIG}: expected a file, found none ({UNFINISHED})")
     fields = read_json_checked(path / CONFIG)
     files, metadata = fields.pop("files", None), fields.pop("metadata", {})
     ok = isinstance(metadata, dict) and isinstance(files, dict | None)
@@ -42,7 +52,7 @@ def read(path: Path) -> Contents:
     except (TypeError, OverflowError) as error:
         raise InputError(f"{path / CONFIG}: expected the fields of SAEConfig, got {error}") from None
     if not weights.exists():
-        raise InputError(f"{weights}: expected a file, found none (a run that is not finished has none)")
+        raise InputError(f"{weights}: expected a file, found none ({UNFINISHED})")
     tensors, meta, checksum = load_tensors(weights)
     expected = shapes_of(config)
     for name, shape in expected.items():
