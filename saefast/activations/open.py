@@ -41,8 +41,9 @@ def open_source(path: str | Path) -> Source:
 def _open_npy(path: Path) -> TensorSource:
     try:
         array = np.lib.format.open_memmap(path, mode="c")  # copy on write: never writes to the file
-    except (ValueError, OSError) as error:
-        raise InputError(f"source: {path} is not a readable .npy file ({error})") from None
+    except Exception as error:  # noqa: BLE001 (numpy evaluates the header: a damaged one raises anything)
+        reason = " ".join(str(error).split())
+        raise InputError(f"source: {path} is not a readable .npy file ({reason})") from None
     native = array.dtype in (np.float16, np.float32, np.float64)  # not of the other byte order, or longer
     check(native, f"source: {path}: expected a floating-point dtype of torch, got {array.dtype.str}")
     return TensorSource(torch.from_numpy(array), f"source: {path}", path)

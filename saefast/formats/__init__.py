@@ -27,6 +27,7 @@ from saefast.formats import (
     sparsify,
 )
 from saefast.formats import saefast as own_format
+from saefast.formats.common import line
 from saefast.formats.contents import Contents, Origin, SAELike
 from saefast.formats.folding import folded
 from saefast.formats.hub import download
@@ -66,7 +67,13 @@ def load(path: str | Path, format: str | None = None) -> Contents:
         place = download(str(path))
     if place.is_file() and place.name in OF_FOLDERS:
         place = place.parent
-    contents: Contents = _module(detect(place) if format is None else format).read(place)
+    module = _module(detect(place) if format is None else format)
+    try:
+        contents: Contents = module.read(place)
+    except (InputError, OSError):
+        raise
+    except Exception as error:
+        raise InputError(f"{place}: unexpected contents ({type(error).__name__}: {line(error)})") from error
     return contents
 
 

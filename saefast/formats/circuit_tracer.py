@@ -13,8 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from saefast.errors import check
-from saefast.formats.common import build, integer, read_safetensors
+from saefast.formats.common import build, choice, integer, read_safetensors
 from saefast.formats.contents import Contents, Origin
 
 NAME, CONFIG = "circuit_tracer", "config.yaml"
@@ -56,7 +55,7 @@ def read(path: Path) -> Contents:
     tensors |= {"b_enc": found.take("b_enc", (d_sae,)), "b_dec": found.take("b_dec", (d_out,))}
     kind = config.get("activation", "jumprelu" if THRESHOLD in found else "relu")
     known = ("relu", "topk", "jumprelu", "jump_relu")
-    check(kind in known, f"{place}: activation: expected one of {list(known)}, got {kind!r}")
+    kind = choice({"activation": kind}, "activation", known, "", place)
     options: dict[str, Any] = {"activation": kind.replace("_", ""), "d_out": d_out, "pre_bias": False}
     if kind == "topk":
         k = config.get("k", "")

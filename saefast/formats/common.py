@@ -3,12 +3,13 @@
 import functools
 import pickle
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -33,8 +34,10 @@ def read_safetensors(path: Path) -> "Tensors":
             return Tensors(path, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (not a dict)
     except FileNotFoundError:
         raise InputError(f"{path}: expected a file, found none") from None
-    except (SafetensorError, ValueError) as error:
-        raise InputError(f"{path}: corrupt ({error})") from None
+    except (InputError, PermissionError):
+        raise
+    except Exception as error:  # noqa: BLE001 (what a damaged file makes of the library)
+        raise InputError(f"{path}: corrupt ({line(error)})") from None
 
 
 def read_pickle(path: Path) -> Any:
@@ -44,11 +47,13 @@ def read_pickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: expected a file, found none") from None
+    except PermissionError:
+        raise
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0]
         raise InputError(f"{path}: refused, expected tensors only in the pickle ({reason})") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: corrupt ({error})") from None
+    except Exception as error:  # noqa: BLE001 (what a damaged stream makes of the unpickler)
+        raise InputError(f"{path}: corrupt ({line(error)})") from None
 
 
 def read_npz(path: Path) -> "Tensors":
@@ -62,10 +67,15 @@ def read_npz(path: Path) -> "Tensors":
             return Tensors(path, {name: torch.from_numpy(file[name]) for name in file.files})
     except FileNotFoundError:
         raise InputError(f"{path}: expected a file, found none") from None
-    except (zipfile.BadZipFile, ValueError, TypeError, OSError, EOFError, MemoryError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: corrupt, or not numbers only ({error})") from None
+    except (InputError, PermissionError):
+        raise
+    except Exception as error:  # noqa: BLE001 (what a damaged archive makes of the libraries)
+        raise InputError(f"{path}: corrupt, or not numbers only ({line(error)})") from None
+
+
+def line(error: Exception) -> str:
+    """The message of an exception in one line, not too long."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 class Tensors:
@@ -120,7 +130,7 @@ def build(
     try:
         made = SAEConfig(d_in=d_in, d_sae=d_sae, **config)
     except (InputError, TypeError) as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(f"{path}: {line(error)}") from None
     dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
     origin = origin._replace(dtypes=dtypes | origin.dtypes)
     dtype = torch.float64 if tensors["W_enc"].dtype == torch.float64 else torch.float32
@@ -140,15 +150,29 @@ def integer(config: dict[str, Any], name: str, path: Path) -> int:
     value = config.get(name)
     number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
     ok = 0 < number < 2**63 and number == int(number)
-    check(ok, f"{path}: {name}: expected a positive integer, got {value!r}")
+    check(ok, f"{path}: {name}: expected a positive integer, got {shown(value)}")
     return int(number)
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it: in one line, not too long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def choice(config: dict[str, Any], name: str, known: Collection[str], default: str, path: Path) -> str:
+    """The string that a config has under `name`, one of these."""
+    value = config.get(name, default)
+    ok = isinstance(value, str) and value in known
+    check(ok, f"{path}: {name}: expected one of {list(known)}, got {shown(value)}")
+    return str(value)
 
 
 def positive_number(config: dict[str, Any], name: str, path: Path) -> float:
     """The positive, finite number that a config has under `name`."""
     value = config.get(name)
     number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
-    check(0 < number < 1e38, f"{path}: {name}: expected a positive number, got {value!r}")
+    check(0 < number < 1e38, f"{path}: {name}: expected a positive number, got {shown(value)}")
     return float(number)
 
 
@@ -156,7 +180,7 @@ def check_declared(config: dict[str, Any], path: Path, **sizes: int) -> None:
     """Compare the sizes that a config declares, if it does, with those of the tensors."""
     for name, size in sizes.items():
         value = config.get(name, size)
-        check(value == size, f"{path}: {name}: expected {size}, the size of the tensors, got {value!r}")
+        check(value == size, f"{path}: {name}: expected {size}, the size of the tensors, got {shown(value)}")
 
 
 def config_beside(weights: Path) -> Path:

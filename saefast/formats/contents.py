@@ -53,7 +53,7 @@ class Contents:
     tensors: dict[str, Tensor]
     """The parameters by name, in the shapes of `shapes_of(config)`."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """Plain values: "model_name" and "hook_name" where they are known."""
+    """Plain values: "model_name", "hook_name" and the others of `source_metadata` where they are known."""
     origin: Origin | None = None
     """None for a file of ours that does not come from another project."""
 
@@ -77,6 +77,22 @@ class SAELike(Protocol):
 
     @classmethod
     def of(cls, config: SAEConfig, tensors: dict[str, Tensor]) -> Self: ...
+
+
+def source_metadata(source: dict[str, Any]) -> dict[str, Any]:
+    """What an SAE's metadata says of the activations it was trained on, from their `Source.describe()`: the names are those
+    of SAELens. Nothing for several hook points side by side."""
+    hook, notes = source.get("hook"), source.get("notes") or {}
+    if not isinstance(hook, str):
+        return {}
+    found = {"model_name": source.get("model"), "hook_name": hook}
+    if "context_length" in notes:  # rows that come from text
+        found |= {"context_size": notes["context_length"], "dataset_path": notes.get("text")}
+        found |= {
+            "prepend_bos": notes.get("bos") is not None,
+            "exclude_special_tokens": notes.get("dropped_ids"),
+        }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def shapes_of(config: SAEConfig) -> dict[str, list[int]]:

@@ -22,6 +22,7 @@ from saefast.formats.common import (
     Tensors,
     build,
     check_declared,
+    choice,
     config_beside,
     integer,
     origin_in,
@@ -65,9 +66,7 @@ def read(path: Path) -> Contents:
     trainer = config.get("trainer")
     check(isinstance(trainer, dict), f"{place}: trainer: expected an object, got {type(trainer).__name__}")
     assert isinstance(trainer, dict)
-    kind = trainer.get("dict_class")
-    check(kind in CLASSES, f"{place}: dict_class: expected one of {list(CLASSES)}, got {kind!r}")
-    assert isinstance(kind, str)
+    kind = choice(trainer, "dict_class", CLASSES, "none", place)
     _, activation, names, transposed = CLASSES[kind]
     loaded = read_pickle(weights)
     if isinstance(loaded, dict) and "ae" in loaded:  # of backup_steps

@@ -19,6 +19,7 @@ from saefast.errors import check
 from saefast.files import write_atomic, write_json
 from saefast.formats.common import (
     build,
+    choice,
     origin_in,
     packed,
     read_config,
@@ -57,8 +58,7 @@ def read(path: Path) -> Contents:
     place = path.with_name(CONFIG)
     if second and place.exists():
         config = read_config(place)
-        kind = config.get("architecture", "jump_relu")
-        check(kind == "jump_relu", f"{place}: architecture: expected 'jump_relu', got {kind!r}")
+        choice(config, "architecture", ["jump_relu"], "jump_relu", place)
     into, out = config.get("hf_hook_point_in"), config.get("hf_hook_point_out")
     skip = "affine_skip_connection" in found
     options: dict[str, Any] = {"activation": "jumprelu", "pre_bias": False}

@@ -3,6 +3,7 @@
 from pathlib import Path, PurePosixPath
 
 from saefast.errors import InputError, check
+from saefast.formats.common import line
 from saefast.formats.places import listing, places
 
 
@@ -37,7 +38,7 @@ def download(name: str) -> Path:
         raise InputError(f"path: nothing at {name}, and the Hub says: {error}") from None
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code in (401, 403, 404):
-            raise InputError(f"path: nothing at {name}, and the Hub says: {_line(error)}") from None
+            raise InputError(f"path: nothing at {name}, and the Hub says: {line(error)}") from None
         patterns = _around(inside)
     except InputError:
         raise
@@ -48,7 +49,7 @@ def download(name: str) -> Path:
             repository, revision=revision or None, allow_patterns=patterns
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(f"path: nothing at {name}, and the Hub says: {_line(error)}") from None
+        raise InputError(f"path: nothing at {name}, and the Hub says: {line(error)}") from None
     found = Path(copy) / inside
     check(found.exists(), f"path: expected {inside} in {repository}, found none")
     return found
@@ -92,7 +93,3 @@ def _around(inside: str) -> list[str] | None:
         above = list(PurePosixPath(inside).parents)[:2]
         patterns += [str(folder / "config.*") for folder in above]
     return patterns
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from saefast.errors import check
-from saefast.formats.common import build, check_declared, positive_number, read_config, read_safetensors
+from saefast.formats.common import (
+    build,
+    check_declared,
+    choice,
+    positive_number,
+    read_config,
+    read_safetensors,
+    shown,
+)
 from saefast.formats.contents import Contents, Origin
 
 NAME, CONFIG, WEIGHTS = "llama_scope", "hyperparams.json", "checkpoints/final.safetensors"
@@ -28,10 +36,9 @@ def find(path: Path) -> bool:
 def read(path: Path) -> Contents:
     place = path / CONFIG
     config, found = read_config(place), read_safetensors(path / WEIGHTS)
-    kind = config.get("act_fn", "jumprelu")
-    check(kind == "jumprelu", f"{place}: act_fn: expected 'jumprelu', got {kind!r}")
+    choice(config, "act_fn", ["jumprelu"], "jumprelu", place)
     for name in UNKNOWN:
-        check(not config.get(name), f"{place}: {name}: expected false, got {config.get(name)!r}")
+        check(not config.get(name), f"{place}: {name}: expected false, got {shown(config.get(name))}")
     W_enc = found.take("encoder.weight", (None, None))
     d_sae, d_in = W_enc.shape
     check_declared(config, place, d_model=d_in, d_sae=d_sae)
@@ -45,7 +52,7 @@ def read(path: Path) -> Contents:
     norms = config.get("dataset_average_activation_norm")
     check(
         isinstance(norms, dict),
-        f"{place}: dataset_average_activation_norm: expected in and out, got {norms!r}",
+        f"{place}: dataset_average_activation_norm: expected in and out, got {shown(norms)}",
     )
     assert isinstance(norms, dict)
     into, out = config.get("hook_point_in"), config.get("hook_point_out")

@@ -21,6 +21,7 @@ from saefast.formats.common import (
     Tensors,
     build,
     check_declared,
+    choice,
     integer,
     origin_in,
     packed,
@@ -55,10 +56,13 @@ def read(path: Path) -> Contents:
         found = Tensors(weights, loaded.get("sae", loaded) if isinstance(loaded, dict) else loaded)
     else:
         found = read_safetensors(weights)
-    sae_type, kind = config.get("sae_type", "sae"), config.get("act_fn", "relu")
-    check(sae_type == "sae", f"{place}: sae_type: expected 'sae', got {sae_type!r}")
-    known = f"one of {list(KINDS)} (batchtopk has no threshold)"
-    check(kind in KINDS, f"{place}: act_fn: expected {known}, got {kind!r}")
+    choice(config, "sae_type", ["sae"], "sae", place)
+    batch = config.get("act_fn") == "batchtopk"
+    check(
+        not batch,
+        f"{place}: act_fn: expected one of {list(KINDS)} (batchtopk has no threshold), got 'batchtopk'",
+    )
+    kind = choice(config, "act_fn", KINDS, "relu", place)
     check(not config.get("use_glu_encoder"), f"{place}: use_glu_encoder: expected false, got true")
     W_enc = found.take("W_E", (None, None)).T.contiguous()
     d_sae, d_in = W_enc.shape
@@ -83,9 +87,8 @@ def read(path: Path) -> Contents:
     into, out = config.get("hook_point_in"), config.get("hook_point_out")
     if into != out:
         options["d_out"] = d_in
-    norm = config.get("norm_activation", "dataset-wise")
     norms = ["inference", "token-wise", "dataset-wise"]
-    check(norm in norms, f"{place}: norm_activation: expected one of {norms}, got {norm!r}")
+    norm = choice(config, "norm_activation", norms, "dataset-wise", place)
     if norm == "token-wise":
         options["input_norm"] = "constant_norm"
     elif norm == "dataset-wise":

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefast.errors import check
 from saefast.files import write_atomic
 from saefast.formats import released
 from saefast.formats.common import (
     Tensors,
     build,
+    choice,
     config_beside,
     integer,
     origin_in,
@@ -28,6 +28,7 @@ from saefast.formats.contents import Contents, Origin, SAELike
 from saefast.formats.folding import Folding
 
 NAME, WEIGHTS = "openai", "autoencoder.pt"
+KINDS = ("TopK", "ReLU")
 MORE = ("activation.k", "activation.postact_fn")  # their state has these twice
 STATS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
 
@@ -44,8 +45,7 @@ def read(path: Path) -> Contents:
     found = Tensors(path, read_pickle(path))
     if released.layout(found.left):  # under another name than the published one
         return released.of(found, path)
-    kind = found.left.pop("activation", "ReLU")
-    check(kind in ("TopK", "ReLU"), f"{path}: activation: expected 'TopK' or 'ReLU', got {kind!r}")
+    kind = choice({"activation": found.left.pop("activation", "ReLU")}, "activation", KINDS, "ReLU", path)
     state: Any = found.left.pop("activation_state_dict", {})
     W_enc = found.take("encoder.weight", (None, None))
     d_sae, d_in = W_enc.shape
@@ -63,7 +63,7 @@ def read(path: Path) -> Contents:
     options: dict[str, Any] = {"activation": "relu"}
     if kind == "TopK":
         after = state.get("postact_fn", "ReLU") if isinstance(state, dict) else None
-        check(after == "ReLU", f"{path}: postact_fn: expected 'ReLU', got {after!r}")
+        choice({"postact_fn": after}, "postact_fn", ("ReLU",), "ReLU", path)
         options = {"activation": "topk", "k": integer(state, "k", path), "input_norm": "layer_norm"}
     more = {name: found.left.pop(name) for name in MORE if name in found}
     origin = Origin(NAME, {"tied": tied, "more": more}, found.rest(*STATS))

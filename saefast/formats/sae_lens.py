@@ -23,12 +23,14 @@ from saefast.files import write_json
 from saefast.formats.common import (
     build,
     check_declared,
+    choice,
     integer,
     origin_in,
     packed,
     positive_number,
     read_config,
     read_safetensors,
+    shown,
     wide,
     widest,
     write_tensors,
@@ -37,6 +39,7 @@ from saefast.formats.contents import Contents, Origin, SAELike
 from saefast.formats.folding import Folding
 
 NAME, CONFIG, WEIGHTS = "sae_lens", "cfg.json", "sae_weights.safetensors"
+FUNCTIONS = ("relu", "topk")  # of the folders from before version 6
 SCALER = "activation_scaler.json"
 VERSION = "6.54.12"  # of the files that `write` makes; from 6.0 on they are read as they are
 NORMS = {"none": "none", "layer_norm": "layer_norm", "constant_norm_rescale": "constant_norm"}
@@ -56,12 +59,11 @@ def find(path: Path) -> bool:
 def read(path: Path) -> Contents:
     place = path / CONFIG
     config = modern(read_config(place), place)
-    kind = config.get("architecture", "standard")
-    check(kind in OURS, f"{place}: architecture: expected one of {list(OURS)}, got {kind!r}")
+    kind = choice(config, "architecture", OURS, "standard", place)
     norm = config.get("normalize_activations", "none")
     if norm == "expected_average_only_in":  # of a training run; SAELens leaves it to the caller
         norm = "none"
-    check(norm in NORMS, f"{place}: normalize_activations: expected one of {list(NORMS)}, got {norm!r}")
+    norm = choice({"normalize_activations": norm}, "normalize_activations", NORMS, "none", place)
     found = read_safetensors(path / WEIGHTS)
     tensors: dict[str, Tensor] = {"W_enc": found.take("W_enc", (None, None)).T.contiguous()}
     d_sae, d_in = tensors["W_enc"].shape
@@ -88,13 +90,15 @@ def read(path: Path) -> Contents:
     if kind in TRAINING:
         tensors["threshold"] = found.take("topk_threshold", ())  # fp64
     if kind == "matryoshka_batchtopk":
-        widths = [int(n) for n in config.get("matryoshka_widths", [])]
+        given = config.get("matryoshka_widths") or []
+        ok = isinstance(given, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in given)
+        check(ok, f"{place}: matryoshka_widths: expected integers, got {shown(given)}")
+        widths = list(given)
         options["group_sizes"] = tuple(widths if widths and widths[-1] == d_sae else [*widths, d_sae])
     scaling = found.rest("scaling_factor").get("scaling_factor")
     ones = scaling is None or bool((scaling == 1).all())
     check(ones, f"{found.path}: scaling_factor: expected none, or ones, got finetuned scales")
     metadata = config.get("metadata") or {}
-    check(isinstance(metadata, dict), f"{place}: metadata: expected an object, got {metadata!r}")
     origin = Origin(NAME, config)
     if (path / SCALER).exists():
         by_norm = options.get("scale_by_norm") and kind in TRAINING
@@ -128,8 +132,9 @@ def _scaled(tensors: dict[str, Tensor], path: Path, by_norm: bool | None) -> dic
 
 def modern(config: dict[str, Any], path: Path) -> dict[str, Any]:
     """The config of a folder from before version 6 with the names of today."""
-    metadata = config.get("metadata")
-    version = config.get("sae_lens_version") or (metadata or {}).get("sae_lens_version")
+    metadata = config.get("metadata") or {}
+    check(isinstance(metadata, dict), f"{path}: metadata: expected an object, got {shown(metadata)}")
+    version = config.get("sae_lens_version") or metadata.get("sae_lens_version")
     if version is not None and not str(version).startswith(tuple("12345")):
         return config
     renamed = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
@@ -138,11 +143,15 @@ def modern(config: dict[str, Any], path: Path) -> dict[str, Any]:
     config["normalize_activations"] = "expected_average_only_in" if norm is True else norm
     check(not config.get("finetuning_scaling_factor"), f"{path}: finetuning_scaling_factor: expected false")
     arguments = config.pop("activation_fn_kwargs", None) or {}
-    if config.get("activation_fn") == "topk":
+    check(
+        isinstance(arguments, dict),
+        f"{path}: activation_fn_kwargs: expected an object, got {shown(arguments)}",
+    )
+    function = choice(
+        {"activation_fn": config.get("activation_fn") or "relu"}, "activation_fn", FUNCTIONS, "", path
+    )
+    if function == "topk":
         config |= {"architecture": "topk", "k": arguments.get("k")}
-    known = ("relu", "topk", None)
-    function = config.get("activation_fn")
-    check(function in known, f"{path}: activation_fn: expected one of {list(known)}, got {function!r}")
     names = ("model_name", "hook_name", "hook_head_index", "context_size", "prepend_bos", "dataset_path")
     described = {key: config.pop(key) for key in names if key in config}
     return config | {"metadata": described | {"sae_lens_version": VERSION}}
@@ -186,7 +195,12 @@ def write(sae: SAELike, path: Path) -> list[str]:
     if ours.d_out is not None:
         config["d_out"] = ours.d_out
     # without a version of theirs the folder would be read as one from before 6
-    fresh = {"sae_lens_version": VERSION, "saefast_version": saefast.__version__} | sae.metadata
+    fresh = {"sae_lens_version": VERSION, "sae_lens_training_version": None, "hook_head_index": None}
+    fresh |= {"saefast_version": saefast.__version__} | sae.metadata
+    if "hook_name" in fresh and "hook_" not in str(
+        fresh["hook_name"]
+    ):  # a module of transformers, not of TransformerLens
+        fresh |= {"model_class_name": "AutoModelForCausalLM"}
     config["metadata"] = config.get("metadata") or fresh
     write_tensors(path / WEIGHTS, out)
     write_json(path / CONFIG, config)

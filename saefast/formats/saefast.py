@@ -15,6 +15,7 @@ from torch import Tensor
 from saefast.config.sae import SAEConfig
 from saefast.errors import InputError, check
 from saefast.files import load_tensors, read_json, read_json_checked, save_tensors, write_json_checked
+from saefast.formats.common import shown
 from saefast.formats.contents import Contents, Origin, SAELike, as_read, shapes_of
 
 NAME, WEIGHTS, CONFIG, ORIGIN = "saefast", "sae.safetensors", "config.json", "origin.safetensors"
@@ -45,7 +46,7 @@ def read(path: Path) -> Contents:
     fields = read_json_checked(path / CONFIG)
     files, metadata = fields.pop("files", None), fields.pop("metadata", {})
     ok = isinstance(metadata, dict) and isinstance(files, dict | None)
-    check(ok, f"{path / CONFIG}: metadata, files: expected objects, got {metadata!r} and {files!r}")
+    check(ok, f"{path / CONFIG}: metadata, files: expected objects, got {shown(metadata)} and {shown(files)}")
     try:
         options: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
         config = SAEConfig(**options)
@@ -86,7 +87,7 @@ def _origin(path: Path, files: dict[str, Any] | None, names: list[str]) -> Origi
         rest = {name: tensor for name, tensor in kept.items() if not name.startswith(EXACT)}
         return Origin(meta["format"], meta["config"], rest, dtypes, exact)
     except (KeyError, TypeError) as error:
-        raise InputError(f"{place}: expected what `SAE.save_pretrained` writes, got {error!r}") from None
+        raise InputError(f"{place}: expected what `SAE.save_pretrained` writes, got {shown(error)}") from None
 
 
 def write(sae: SAELike, path: Path, tensors: dict[str, Tensor] | None = None) -> list[str]:

@@ -13,11 +13,13 @@ from saefast.errors import check
 from saefast.files import write_json
 from saefast.formats.common import (
     build,
+    choice,
     integer,
     origin_in,
     packed,
     read_config,
     read_safetensors,
+    shown,
     write_tensors,
 )
 from saefast.formats.contents import Contents, Origin, SAELike
@@ -34,14 +36,13 @@ def find(path: Path) -> bool:
 def read(path: Path) -> Contents:
     place = path / CONFIG
     config, found = read_config(place), read_safetensors(path / WEIGHTS)
-    kind = config.get("activation", "topk")
-    check(kind in OURS, f"{place}: activation: expected one of {list(OURS)}, got {kind!r}")
+    kind = choice(config, "activation", OURS, "topk", place)
     W_enc = found.take("encoder.weight", (None, None))  # its shape counts: num_latents may be 0 in the config
     d_sae, d_in = W_enc.shape
     same = config.get("d_in", d_in) == d_in
-    check(same, f"{place}: d_in: expected {d_in}, the size of the tensors, got {config.get('d_in')!r}")
+    check(same, f"{place}: d_in: expected {d_in}, the size of the tensors, got {shown(config.get('d_in'))}")
     latents = config.get("num_latents") or d_sae
-    check(latents == d_sae, f"{place}: num_latents: expected {d_sae} or 0, got {latents!r}")
+    check(latents == d_sae, f"{place}: num_latents: expected {d_sae} or 0, got {shown(latents)}")
     tensors: dict[str, Tensor] = {
         "W_enc": W_enc,
         "b_enc": found.take("encoder.bias", (d_sae,)),

@@ -22,6 +22,7 @@ from saefast.activations.open import open_buffer
 from saefast.activations.sources import Source, as_source
 from saefast.engine.step import Metrics
 from saefast.errors import InputError, check
+from saefast.formats.contents import source_metadata
 from saefast.interp.evaluate import MAX_PRE_ACTS
 from saefast.sae import geometric_median
 from saefast.sae.inference import encode
@@ -131,8 +132,7 @@ class Run:
         self.trainer.settle()
         if self.folder is not None:
             described, metadata = self.buffer.source.describe(), self.trainer.sae.metadata
-            if isinstance(hook := described.get("hook"), str):  # not of several side by side
-                metadata |= {"model_name": described.get("model"), "hook_name": hook} | metadata
+            metadata |= source_metadata(described) | metadata
             self.trainer.sae.save_pretrained(self.folder, self.trainer.exported())
             plots.curves(self.folder)
 

@@ -132,7 +132,7 @@ def test_tensors_that_nobody_knows_are_refused(tmp_path):
             {"norm_activation": "dataset-wise", "hook_point_in": "x", "hook_point_out": "x"},
             "dataset_average_activation_norm.x: expected a positive number",
         ),
-        ("llamascopium", {"sae_type": "clt"}, "sae_type: expected 'sae', got 'clt'"),
+        ("llamascopium", {"sae_type": "clt"}, "sae_type: expected one of \\['sae'\\], got 'clt'"),
     ],
 )
 def test_a_config_that_says_something_else_is_refused(format, change, message, tmp_path):

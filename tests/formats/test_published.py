@@ -103,7 +103,7 @@ def test_llama_scope(tmp_path):
 @pytest.mark.parametrize(
     "change,message",
     [
-        ({"act_fn": "topk"}, "act_fn: expected 'jumprelu', got 'topk'"),
+        ({"act_fn": "topk"}, "act_fn: expected one of \\['jumprelu'\\], got 'topk'"),
         ({"jump_relu_threshold": -1}, "jump_relu_threshold: expected a positive number, got -1"),
         (
             {"dataset_average_activation_norm": 3},

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from saefast import SAE, SAEConfig, formats
+from saefast import SAE, SAEConfig, formats, open_source
 from tests.peers.format_checks import D_SAE, K, dense, same, same_code, scramble, there_and_back
 
 
@@ -214,3 +214,35 @@ def test_gemma_scope_2(options, from_folder, x, tmp_path):
     same(back(x).x_hat, model(x))
     same_code(dense(back, x), model.encode(x))
     assert back.config.skip == options.get("skip", False) and back.config.d_out == options.get("d_out")
+
+
+def test_an_activations_store_of_sae_lens_is_made_from_an_sae_of_a_run(tmp_path):
+    """SAELens makes its store from the metadata alone: model, hook point, context length, bos; and reads its rows."""
+    from datasets import Dataset
+    from sae_lens import SAE as TheirSAE
+    from sae_lens import ActivationsStore
+    from sae_lens.load_model import load_model
+
+    from saefast import TrainConfig, Trainer, cli
+    from tests.helpers import tiny_lm
+
+    model = str(tiny_lm.save(tmp_path / "model"))
+    (tmp_path / "text.txt").write_text(tiny_lm.text(2000))
+    cli.main(["cache", model, str(tmp_path / "text.txt"), "--out", str(tmp_path / "acts"), "--hook", "model.layers.1",
+              "--context-length", "16"])  # fmt: skip
+    sae = SAE(SAEConfig(d_in=32, d_sae=64, k=4))
+    config = TrainConfig(total_tokens=256, batch_size=64, checkpoint_every=10)
+    Trainer(sae, config).fit(open_source(tmp_path / "acts"), tmp_path / "run")
+    formats.save(SAE.from_pretrained(tmp_path / "run"), tmp_path / "lens", "sae_lens")
+    theirs = TheirSAE.load_from_disk(tmp_path / "lens", device="cpu")
+    metadata = theirs.cfg.metadata
+    assert (metadata.context_size, metadata.prepend_bos, metadata.hook_head_index) == (16, False, None)
+    assert metadata.dataset_path == str(tmp_path / "text.txt") and metadata.exclude_special_tokens == [0, 1]
+    lm = load_model(
+        metadata.model_class_name, metadata.model_name, device="cpu", hook_names=[metadata.hook_name]
+    )
+    tokens = torch.randint(2, 64, (64, 16)).tolist()
+    options = {"streaming": False, "store_batch_size_prompts": 2, "train_batch_size_tokens": 32}
+    store = ActivationsStore.from_sae(lm, theirs, Dataset.from_dict({"tokens": tokens}), **options)
+    rows = next(iter(store))
+    assert rows.shape[-1] == 32 and torch.isfinite(theirs(rows.reshape(-1, 32))).all()
