@@ -29,6 +29,7 @@ from saefast.formats.common import (
     packed,
     read_config,
     read_pickle,
+    shown,
 )
 from saefast.formats.contents import Contents, Origin, SAELike
 from saefast.formats.folding import Folding
@@ -90,7 +91,9 @@ def read(path: Path) -> Contents:
         check("k" in kept, f"{weights}: k: expected a tensor, found none")
         options["k"] = integer({"k": kept["k"].item() if kept["k"].numel() == 1 else None}, "k", weights)
     if activation == "matryoshka":
-        check("group_sizes" in kept, f"{weights}: group_sizes: expected a tensor, found none")
+        sizes = kept.get("group_sizes")
+        ok = sizes is not None and sizes.ndim == 1 and sizes.dtype in (torch.int32, torch.int64)
+        check(ok, f"{weights}: group_sizes: expected a tensor of integers, got {shown(sizes)}")
         options["group_sizes"] = tuple(kept["group_sizes"].cumsum(0).tolist())
     layer, submodule = trainer.get("layer"), trainer.get("submodule_name")
     described = {"model_name": trainer.get("lm_name"), "hook_name": submodule, "layer": layer}

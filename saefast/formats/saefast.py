@@ -1,7 +1,8 @@
 """Our own folder: `sae.safetensors` and `config.json`; what came from a file of another project, `origin.safetensors`.
 
-Every bit is under a checksum: config.json holds one of itself and those of the other files. Older folders have
-none there; their config.json is compared with the copy of it in the header of sae.safetensors.
+Every bit is under a checksum. The header of sae.safetensors, which is under that file's own, holds a copy of config.json
+and the checksum of origin.safetensors, so that neither can change or come from another SAE. config.json has one of itself
+besides, for its reader to notice first. Older folders have the copy only, and without the metadata.
 """
 
 import json
@@ -44,9 +45,9 @@ def read(path: Path) -> Contents:
     if not (path / CONFIG).exists() and (path / "run.json").exists():
         raise InputError(f"{path / CONFIG}: expected a file, found none ({UNFINISHED})")
     fields = read_json_checked(path / CONFIG)
-    files, metadata = fields.pop("files", None), fields.pop("metadata", {})
-    ok = isinstance(metadata, dict) and isinstance(files, dict | None)
-    check(ok, f"{path / CONFIG}: metadata, files: expected objects, got {shown(metadata)} and {shown(files)}")
+    metadata = fields.pop("metadata", {})
+    ok = isinstance(metadata, dict)
+    check(ok, f"{path / CONFIG}: metadata: expected an object, got {shown(metadata)}")
     try:
         options: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
         config = SAEConfig(**options)
@@ -54,16 +55,17 @@ def read(path: Path) -> Contents:
         raise InputError(f"{path / CONFIG}: expected the fields of SAEConfig, got {error}") from None
     if not weights.exists():
         raise InputError(f"{weights}: expected a file, found none ({UNFINISHED})")
-    tensors, meta, checksum = load_tensors(weights)
+    tensors, meta, _ = load_tensors(weights)
     expected = shapes_of(config)
     for name, shape in expected.items():
         found = list(tensors[name].shape) if name in tensors else None
         check(found == shape, f"{weights}: {name}: expected shape {shape}, got {found}")
     others = ", ".join(sorted(tensors.keys() - expected.keys()))
     check(not others, f"{weights}: expected the tensors of an SAE only, got also {others}")
-    ours = files.get(WEIGHTS) == checksum if files is not None else meta == fields
-    check(ours, f"{path / CONFIG}: corrupt, or of another {WEIGHTS} than the one beside it")
-    origin = _origin(path, files, list(expected))
+    copy = {key: value for key, value in meta.items() if key != "origin"}
+    same = copy == fields | ({"metadata": metadata} if "metadata" in meta else {})
+    check(same, f"{path / CONFIG}: corrupt, or of another {WEIGHTS} than the one beside it")
+    origin = _origin(path, meta.get("origin"), "origin" in meta, list(expected))
     dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
     if origin is None and set(dtypes.values()) != {"float32"}:
         origin = Origin(NAME, {}, dtypes=dtypes)
@@ -71,16 +73,16 @@ def read(path: Path) -> Contents:
     return Contents(config, {n: tensor.to(wide) for n, tensor in tensors.items()}, dict(metadata), origin)
 
 
-def _origin(path: Path, files: dict[str, Any] | None, names: list[str]) -> Origin | None:
+def _origin(path: Path, expected: str | None, known: bool, names: list[str]) -> Origin | None:
+    """expected: the checksum of its file, None if there is no such file; known: whether that was recorded."""
     place = path / ORIGIN
-    if files is not None and (ORIGIN in files) != place.exists():
-        wanted, got = ("a file", "none") if ORIGIN in files else ("no such file", "one")
-        raise InputError(f"{place}: expected {wanted} beside this {CONFIG}, found {got}")
+    if known and (expected is not None) != place.exists():
+        wanted, got = ("a file", "none") if expected else ("no such file", "one")
+        raise InputError(f"{place}: expected {wanted} beside this {WEIGHTS}, found {got}")
     if not place.exists():
         return None
     kept, meta, checksum = load_tensors(place)
-    ours = files is None or files[ORIGIN] == checksum
-    check(ours, f"{place}: of another SAE than the {CONFIG} beside it")
+    check(not known or checksum == expected, f"{place}: of another SAE than the {WEIGHTS} beside it")
     try:
         dtypes = meta["dtypes"] if "dtypes" in meta else dict.fromkeys(names, meta["dtype"])  # older: one
         exact = {name.removeprefix(EXACT): t for name, t in kept.items() if name.startswith(EXACT)}
@@ -97,13 +99,14 @@ def write(sae: SAELike, path: Path, tensors: dict[str, Tensor] | None = None) ->
     tensors = tensors or sae.tensors
     if origin is not None and origin.format == NAME:  # read from a folder of ours, in other dtypes than fp32
         tensors, origin = as_read(tensors, origin)[0], None
-    files = {WEIGHTS: save_tensors(path / WEIGHTS, tensors, config)}
+    checksum = None
     if origin is not None:
-        meta = {"format": origin.format, "config": origin.config, "dtypes": origin.dtypes}
+        described = {"format": origin.format, "config": origin.config, "dtypes": origin.dtypes}
         exact = {f"{EXACT}{name}": tensor for name, tensor in origin.exact.items()}
-        files[ORIGIN] = save_tensors(path / ORIGIN, origin.tensors | exact, meta)
-    described = {"metadata": json.loads(json.dumps(sae.metadata))} if sae.metadata else {}
-    write_json_checked(path / CONFIG, config | described | {"files": files})
+        checksum = save_tensors(path / ORIGIN, origin.tensors | exact, described)
+    metadata: dict[str, Any] = json.loads(json.dumps(sae.metadata))  # as it will be read
+    save_tensors(path / WEIGHTS, tensors, config | {"metadata": metadata, "origin": checksum})
+    write_json_checked(path / CONFIG, config | ({"metadata": metadata} if metadata else {}))
     if origin is None:
         (path / ORIGIN).unlink(missing_ok=True)  # of the SAE that was here before
     return []

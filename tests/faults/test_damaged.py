@@ -44,10 +44,12 @@ def test_files_of_two_saes_of_ours_are_not_mixed(name, tmp_path):
     sae = SAE.from_pretrained(tmp_path / "lens")
     sae.save_pretrained(tmp_path / "a")
     sae.b_enc.data += 1
-    sae.origin.config["note"] = "another"
+    sae.metadata["model_name"], sae.origin.config["note"] = "another model", "another"
     sae.save_pretrained(tmp_path / "b")
     shutil.copy(tmp_path / "b" / name, tmp_path / "a" / name)
-    with pytest.raises(InputError, match=r"(corrupt, or of another sae.safetensors|of another SAE) than"):
+    with pytest.raises(
+        InputError, match=r"(corrupt, or of another sae.safetensors|of another SAE) than|origin.safetensors: "
+    ):
         SAE.from_pretrained(tmp_path / "a")
     (tmp_path / "b" / name).unlink()
     with pytest.raises(InputError, match=name):
