@@ -29,10 +29,9 @@ from saefast import SAE, InputError, TrainConfig, Trainer, formats, open_source
 from saefast.activations.shards import ShardWriter
 from saefast.cli import describe
 from saefast.files import digest
-from tests.faults.damage import kinds_for
-from tests.formats.test_formats import EXACT
-from tests.formats.test_published import QWEN, lens_checkpoint, llama_scope, parts
-from tests.helpers.format_cases import D_IN, JUMP, NESTED, label, make, rows
+from tests.faults.damage_inside import kinds_for
+from tests.helpers.format_cases import D_IN, EXACT, JUMP, NESTED, label, make, rows
+from tests.helpers.published import QWEN, lens_checkpoint, llama_scope, parts
 
 SLOW = 10.0  # seconds
 

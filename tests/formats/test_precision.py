@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from saefast import SAE, InputError, SAEConfig, TrainConfig, Trainer, formats
-from tests.formats.test_formats import EXACT
-from tests.helpers.format_cases import JUMP, label, make, rows
+from tests.helpers.format_cases import EXACT, JUMP, label, make, rows
 
 DTYPES = [torch.bfloat16, torch.float32, torch.float16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2]
 NAMES = {"dictionary_learning": "ae.pt", "openai": "autoencoder.pt"}

@@ -5,19 +5,11 @@ import math
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from saefast import SAE, InputError, formats
-from tests.helpers.format_cases import D_IN, D_SAE, JUMP, make, rows
-
-QWEN = "models--Qwen--SAE-Res-Qwen3-1.7B-Base-W1K-L0_3"
-
-
-def parts(d_sae=D_SAE, d_out=D_IN, seed=0):
-    """W_enc [d_sae, d_in], b_enc, W_dec [d_sae, d_out], b_dec."""
-    generator = torch.Generator().manual_seed(seed)
-    shapes = ((d_sae, D_IN), (d_sae,), (d_sae, d_out), (d_out,))
-    return [torch.randn(shape, generator=generator) for shape in shapes]
+from tests.helpers.format_cases import D_IN, D_SAE, JUMP, rows
+from tests.helpers.published import QWEN, lens_checkpoint, llama_scope, parts
 
 
 def topk(pre, k):
@@ -71,23 +63,6 @@ def test_goodfire(name, described, end, tmp_path):
         sae.metadata.get("hook_name") == {"L": f"model.layers.{name[-6:-4].strip('l.')}"}.get(name[0]) or True
     )
     assert sae.origin.dtypes["W_enc"] == "bfloat16" and sae.origin.dtypes["b_enc"] == "float32"
-
-
-def llama_scope(tmp_path, change=None):
-    W_enc, b_enc, W_dec, b_dec = parts()
-    (tmp_path / "checkpoints").mkdir(parents=True)
-    held = {
-        "encoder.weight": W_enc,
-        "encoder.bias": b_enc,
-        "decoder.weight": W_dec.T.contiguous(),
-        "decoder.bias": b_dec,
-    }
-    save_file(held, tmp_path / "checkpoints" / "final.safetensors")
-    config = {"act_fn": "jumprelu", "jump_relu_threshold": 0.5, "d_model": D_IN, "d_sae": D_SAE}
-    config |= {"dataset_average_activation_norm": {"in": 4.0, "out": 4.0}}
-    config |= {"hook_point_in": "blocks.3.hook_resid_post", "hook_point_out": "blocks.3.hook_resid_post"}
-    (tmp_path / "hyperparams.json").write_text(json.dumps(config | (change or {})))
-    return W_enc, b_enc, W_dec, b_dec
 
 
 def test_llama_scope(tmp_path):
@@ -147,25 +122,6 @@ def test_circuit_tracer_with_k_that_is_missing_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_text("activation: topk\n")
     with pytest.raises(InputError, match="k: expected a positive integer, got ''"):
         SAE.from_pretrained(tmp_path / "layer_0.safetensors")
-
-
-def lens_checkpoint(folder, options, factor):
-    """A checkpoint of SAELens: its SAE expects rows times `factor`."""
-    sae = make(options)
-    formats.save(sae, folder, "sae_lens")
-    config = json.loads((folder / "cfg.json").read_text())
-    config["normalize_activations"] = "expected_average_only_in"
-    if options.get("activation") == "batch_topk":
-        path = folder / "sae_weights.safetensors"
-        tensors = load_file(path)
-        tensors["topk_threshold"] = tensors.pop("threshold")[0].double()
-        save_file(tensors, path)
-        config |= {"architecture": "batchtopk", "k": 3}
-    (folder / "cfg.json").write_text(json.dumps(config))
-    (folder / "activation_scaler.json").write_text(
-        json.dumps({"scaling_factor": factor, "has_whitening": False})
-    )
-    return sae
 
 
 @pytest.mark.parametrize(
