@@ -209,6 +209,8 @@ def describe(path: Path) -> dict[str, Any]:
     try:
         format = formats.detect(path)
     except InputError:
+        if not (path / "index.json").exists() and path.suffix not in (".npy", ".safetensors"):
+            raise  # it says what there is
         source = open_source(path)
         return {"kind": "activations", "d_in": source.d_in} | source.describe()
     found: dict[str, Any] = {"kind": "run" if (path / "run.json").exists() else "sae", "format": format}

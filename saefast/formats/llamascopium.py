@@ -5,7 +5,8 @@
 
 f is sqrt(d_model) over: the mean norm of the data ("dataset-wise", in the file), the norm of the row ("token-wise"), or
 f = 1 ("inference"). Their `forward` leaves f to the caller; an SAE here has it in. "batch-wise" and BatchTopK need
-a batch, and a GLU encoder is another function: refused.
+a batch, and a GLU encoder is another function: refused. Files of before version 2 (Llama Scope R1 Distill) have other
+names, and the norms in config.json: they are read.
 """
 
 import math
@@ -40,6 +41,8 @@ PLACES = tuple(
     f"{stem}.{suffix}" for stem in STEMS for suffix in ("safetensors", "pt")
 )  # the first that exists
 THRESHOLD, NORM = "activation_function.log_jumprelu_threshold", "dataset_average_activation_norm."
+OLDER = {"encoder.weight": "W_E", "encoder.bias": "b_E", "decoder.weight": "W_D", "decoder.bias": "b_D"}
+OLDER |= {"log_jumprelu_threshold": THRESHOLD}
 KINDS = ("relu", "topk", "jumprelu")
 
 
@@ -57,6 +60,8 @@ def read(path: Path) -> Contents:
     else:
         found = read_safetensors(weights)
     choice(config, "sae_type", ["sae"], "sae", place)
+    if "encoder.weight" in found:
+        _renamed(found, config)
     batch = config.get("act_fn") == "batchtopk"
     check(
         not batch,
@@ -95,6 +100,18 @@ def read(path: Path) -> Contents:
         scales = (_factor(kept, into, d_in, weights), _factor(kept, out, d_in, weights))
         options |= {"input_norm": "scale", "scales": scales}
     return build(options, tensors, Origin(NAME, config, kept), place, {"hook_name": into})
+
+
+def _renamed(found: Tensors, config: dict[str, Any]) -> None:
+    """Give the tensors of an older file the names of today."""
+    for was, now in OLDER.items():
+        tensor = found.left.pop(was, None)
+        if tensor is not None:
+            found.left[now] = tensor.T if now in ("W_E", "W_D") and isinstance(tensor, Tensor) else tensor
+    norms = config.get("dataset_average_activation_norm")
+    for side, value in norms.items() if isinstance(norms, dict) else ():
+        if side in ("in", "out") and isinstance(value, float):
+            found.left.setdefault(f"{NORM}{config.get(f'hook_point_{side}')}", torch.tensor(value))
 
 
 def _factor(tensors: dict[str, Tensor], hook: Any, d_in: int, path: Path) -> float:

@@ -95,6 +95,27 @@ def test_llama_scope_that_says_something_else_is_refused(change, message, tmp_pa
         SAE.from_pretrained(tmp_path / "a")
 
 
+@pytest.mark.parametrize("in_config", [True, False])
+def test_llama_scope_r1_distill(in_config, tmp_path):
+    W_enc, b_enc, W_dec, b_dec = parts()
+    threshold = 0.5 + torch.rand(D_SAE, generator=torch.Generator().manual_seed(1))
+    held = {"encoder.weight": W_enc, "encoder.bias": b_enc, "log_jumprelu_threshold": threshold.log()}
+    held |= {"decoder.weight": W_dec.T.contiguous(), "decoder.bias": b_dec}
+    hook = "blocks.3.hook_resid_post"
+    config = {"d_model": D_IN, "act_fn": "jumprelu", "norm_activation": "dataset-wise", "expansion_factor": 4}
+    config |= {"hook_point_in": hook, "hook_point_out": hook, "sparsity_include_decoder_norm": False}
+    if in_config:
+        config["dataset_average_activation_norm"] = {"in": 4.0, "out": 4.0}
+    else:
+        held[f"dataset_average_activation_norm.{hook}"] = torch.tensor(4.0)
+    save_file(held, tmp_path / "sae_weights.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    sae, x, factor = SAE.from_pretrained(tmp_path), rows(), math.sqrt(D_IN) / 4
+    pre = factor * x @ W_enc.T + b_enc
+    acts = pre * (pre > threshold)
+    torch.testing.assert_close(sae(x).x_hat, (acts @ W_dec + b_dec) / factor)
+
+
 @pytest.mark.parametrize("kind", ["relu", "topk", "jumprelu"])
 @pytest.mark.parametrize("skip", [False, True])
 def test_circuit_tracer(kind, skip, tmp_path):

@@ -110,6 +110,23 @@ def test_a_checkpoint_with_the_scaler_of_its_run(kind, options, x, tmp_path):
     )
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+@pytest.mark.parametrize("kind", ["JumpReLUSAE", "StandardSAE", "BatchTopKTrainingSAE"])
+def test_a_file_in_another_dtype_comes_back_with_the_same_dtypes_and_bits(kind, dtype, x, tmp_path):
+    import sae_lens
+
+    model = sae_lens_model(kind, {"dtype": dtype} | ({"k": K} if "TopK" in kind else {}))
+    model.save_model(tmp_path / "theirs")
+    assert formats.save(SAE.from_pretrained(tmp_path / "theirs"), tmp_path / "again", "sae_lens") == []
+    was, now = (load_file(tmp_path / name / "sae_weights.safetensors") for name in ("theirs", "again"))
+    assert {n: t.dtype for n, t in was.items()} == {n: t.dtype for n, t in now.items()}
+    assert was["W_enc"].dtype == getattr(torch, dtype) and all(torch.equal(t, now[n]) for n, t in was.items())
+    loader = sae_lens.TrainingSAE if "Training" in kind else sae_lens.SAE
+    first, second = (loader.load_from_disk(tmp_path / name, device="cpu") for name in ("theirs", "again"))
+    rows = x.to(getattr(torch, dtype))
+    assert first.cfg.dtype == second.cfg.dtype == dtype and torch.equal(first(rows), second(rows))
+
+
 def test_sae_lens_before_version_6(x, tmp_path):
     """A folder of 2024: flat names, the activation function beside the architecture."""
     import sae_lens
