@@ -14,6 +14,17 @@ def check(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
+def line(error: Exception) -> str:
+    """The message of an exception in one line, not too long."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it: in one line, not too long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
 def positive(config: object, *names: str) -> None:
     """Check that these fields are positive integers."""
     for name in names:

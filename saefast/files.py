@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saefast.errors import InputError
+from saefast.errors import InputError, line, shown
 
 _UMASK = os.umask(0o077)  # the only way to read it is to set it
 os.umask(_UMASK)
@@ -84,7 +84,7 @@ def read_json(path: Path) -> Any:
         ValueError,
         RecursionError,
     ) as error:  # ValueError: no UTF-8, no JSON, or a number of 4,300 digits
-        raise InputError(f"{path}: expected JSON, got {error}") from None
+        raise InputError(f"{path}: expected JSON, got {line(error)}") from None
 
 
 def write_json_checked(path: Path, value: dict[str, Any]) -> None:
@@ -108,7 +108,7 @@ def read_json_checked(path: Path) -> dict[str, Any]:
     expected = found.pop("checksum", None)
     got = json_checksum(found)
     if got != expected:
-        raise InputError(f"{path}: corrupt: expected checksum {expected!r}, got {got!r}")
+        raise InputError(f"{path}: corrupt: expected checksum {shown(expected)}, got {got!r}")
     return found
 
 
@@ -164,9 +164,11 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
         meta = json.loads(text)
     except FileNotFoundError:
         raise InputError(f"{path}: expected a file, found none") from None
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: corrupt or not written by saefast ({error})") from None
+    except (SafetensorError, ValueError, KeyError, RecursionError) as error:
+        raise InputError(f"{path}: corrupt or not written by saefast ({line(error)})") from None
     found = digest(tensors, text)
     if found != checksum:
-        raise InputError(f"{path}: corrupt: expected SHA-256 {checksum[:16]}..., got {found[:16]}...")
+        raise InputError(
+            f"{path}: corrupt: expected SHA-256 {shown(checksum[:16])[1:-1]}..., got {found[:16]}..."
+        )
     return tensors, meta, checksum

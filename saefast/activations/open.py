@@ -14,7 +14,7 @@ from saefast.activations.file_segments import segments_of
 from saefast.activations.native_buffer import NativeBuffer
 from saefast.activations.shards import ShardSource
 from saefast.activations.sources import Source, TensorSource
-from saefast.errors import InputError, check
+from saefast.errors import InputError, check, line
 
 log = logging.getLogger("saefast")
 _said: set[str] = set()
@@ -42,8 +42,7 @@ def _open_npy(path: Path) -> TensorSource:
     try:
         array = np.lib.format.open_memmap(path, mode="c")  # copy on write: never writes to the file
     except Exception as error:  # noqa: BLE001 (numpy evaluates the header: a damaged one raises anything)
-        reason = " ".join(str(error).split())
-        raise InputError(f"source: {path} is not a readable .npy file ({reason})") from None
+        raise InputError(f"source: {path} is not a readable .npy file ({line(error)})") from None
     native = array.dtype in (np.float16, np.float32, np.float64)  # not of the other byte order, or longer
     check(native, f"source: {path}: expected a floating-point dtype of torch, got {array.dtype.str}")
     return TensorSource(torch.from_numpy(array), f"source: {path}", path)
@@ -54,7 +53,7 @@ def _open_safetensors(path: Path) -> TensorSource:
         with safe_open(path, framework="pt") as file:
             matrices = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"source: {path} is not a readable safetensors file ({error})") from None
+        raise InputError(f"source: {path} is not a readable safetensors file ({line(error)})") from None
     if len(matrices) > 1:  # one of our shards, or somebody's file with the usual name
         matrices = {name: tensor for name, tensor in matrices.items() if name == "activations"}
     check(len(matrices) == 1, f"source: {path}: expected one tensor, or one named 'activations'")

@@ -39,7 +39,37 @@ def read_index(folder: Path) -> dict[str, Any]:
     is_ours = isinstance(index, dict) and index.get("format") == FORMAT and index.get("version") == VERSION
     is_ours = is_ours and index.keys() >= FIELDS
     check(is_ours, f"{folder / INDEX}: expected a {FORMAT} index, version {VERSION}")
+    check(well_formed(index), f"{folder / INDEX}: corrupt: an entry is not of the kind that saefast writes")
     return index
+
+
+def well_formed(index: dict[str, Any]) -> bool:
+    """Whether every entry of an index is of its kind: an older one has no checksum that would say so."""
+
+    def count(value: Any) -> bool:
+        return type(value) is int and 0 <= value < 2**63
+
+    def names(value: Any) -> bool:
+        return isinstance(value, str) and Path(value).name == value
+
+    def whole(shard: Any) -> bool:
+        counts = isinstance(shard, dict) and all(
+            count(shard.get(n)) for n in ("n_tokens", "n_contexts", "bytes")
+        )
+        return counts and names(shard.get("file")) and isinstance(shard.get("sha256"), str)
+
+    shards, hook, widths, dtype = index["shards"], index["hook"], index.get("widths", []), index["dtype"]
+    hooks = hook if isinstance(hook, list) else [hook]
+    ok = isinstance(shards, list) and all(map(whole, shards)) and isinstance(index["notes"], dict)
+    ok = ok and isinstance(index["complete"], bool) and count(index["d_in"]) and count(index["n_tokens"])
+    ok = (
+        ok
+        and isinstance(widths, list)
+        and all(map(count, widths))
+        and all(isinstance(h, str | None) for h in hooks)
+    )
+    known = isinstance(dtype, str) and isinstance(getattr(torch, dtype, None), torch.dtype)
+    return ok and known and index["n_tokens"] == sum(shard["n_tokens"] for shard in shards)
 
 
 def check_widths(name: str, hooks: Sequence[str | None], widths: Sequence[int], d_in: int) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
-from saefast.errors import InputError, check
+from saefast.errors import InputError, check, line
 from saefast.files import refuse_pointer
 from saefast.formats import (
     circuit_tracer,
@@ -27,7 +27,6 @@ from saefast.formats import (
     sparsify,
 )
 from saefast.formats import saefast as own_format
-from saefast.formats.common import line
 from saefast.formats.contents import Contents, Origin, SAELike
 from saefast.formats.folding import folded
 from saefast.formats.hub import download

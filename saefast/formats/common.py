@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from saefast.config.sae import SAEConfig
-from saefast.errors import InputError, check
+from saefast.errors import InputError, check, line, shown
 from saefast.files import read_json, refuse_pointer, write_atomic
 from saefast.formats.contents import Contents, Origin, SAELike
 
@@ -71,11 +71,6 @@ def read_npz(path: Path) -> "Tensors":
         raise
     except Exception as error:  # noqa: BLE001 (what a damaged archive makes of the libraries)
         raise InputError(f"{path}: corrupt, or not numbers only ({line(error)})") from None
-
-
-def line(error: Exception) -> str:
-    """The message of an exception in one line, not too long."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 class Tensors:
@@ -152,12 +147,6 @@ def integer(config: dict[str, Any], name: str, path: Path) -> int:
     ok = 0 < number < 2**63 and number == int(number)
     check(ok, f"{path}: {name}: expected a positive integer, got {shown(value)}")
     return int(number)
-
-
-def shown(value: Any) -> str:
-    """A value as messages show it: in one line, not too long."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def choice(config: dict[str, Any], name: str, known: Collection[str], default: str, path: Path) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefast.errors import check
+from saefast.errors import check, shown
 from saefast.files import write_atomic, write_json
 from saefast.formats.common import (
     Tensors,
@@ -29,7 +29,6 @@ from saefast.formats.common import (
     packed,
     read_config,
     read_pickle,
-    shown,
 )
 from saefast.formats.contents import Contents, Origin, SAELike
 from saefast.formats.folding import Folding

@@ -2,8 +2,7 @@
 
 from pathlib import Path, PurePosixPath
 
-from saefast.errors import InputError, check
-from saefast.formats.common import line
+from saefast.errors import InputError, check, line
 from saefast.formats.places import listing, places
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefast.errors import check
+from saefast.errors import check, shown
 from saefast.formats.common import (
     build,
     check_declared,
@@ -21,7 +21,6 @@ from saefast.formats.common import (
     positive_number,
     read_config,
     read_safetensors,
-    shown,
 )
 from saefast.formats.contents import Contents, Origin
 

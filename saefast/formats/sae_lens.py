@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 import saefast
-from saefast.errors import check
+from saefast.errors import check, shown
 from saefast.files import write_json
 from saefast.formats.common import (
     build,
@@ -30,7 +30,6 @@ from saefast.formats.common import (
     positive_number,
     read_config,
     read_safetensors,
-    shown,
     wide,
     widest,
     write_tensors,

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from saefast.config.sae import SAEConfig
-from saefast.errors import InputError, check
+from saefast.errors import InputError, check, shown
 from saefast.files import load_tensors, read_json, read_json_checked, save_tensors, write_json_checked
-from saefast.formats.common import shown
 from saefast.formats.contents import Contents, Origin, SAELike, as_read, shapes_of
 
 NAME, WEIGHTS, CONFIG, ORIGIN = "saefast", "sae.safetensors", "config.json", "origin.safetensors"

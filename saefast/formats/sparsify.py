@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from saefast.errors import check
+from saefast.errors import check, shown
 from saefast.files import write_json
 from saefast.formats.common import (
     build,
@@ -19,7 +19,6 @@ from saefast.formats.common import (
     packed,
     read_config,
     read_safetensors,
-    shown,
     write_tensors,
 )
 from saefast.formats.contents import Contents, Origin, SAELike

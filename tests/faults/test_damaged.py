@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from saefast import SAE, InputError, formats, open_source
+from saefast.activations.shards import ShardWriter
 from tests.faults import damaged
 from tests.helpers.format_cases import JUMP, make
 
@@ -114,3 +115,47 @@ def test_the_header_of_an_npy_file_that_is_damaged_is_one_line(text, tmp_path):
     with pytest.raises(InputError, match=r"x.npy is not a readable .npy file") as error:
         open_source(tmp_path / "x.npy")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n_tokens": "64"},
+        {"n_tokens": 63},
+        {"d_in": [6]},
+        {"shards": {}},
+        {"shards": [3]},
+        {"dtype": "load"},
+        {"notes": 1},
+        {"complete": 1},
+        {"widths": [True]},
+        {"hook": {}},
+    ],
+    ids=str,
+)
+def test_an_index_of_activations_without_a_checksum_is_whole_in_kind_or_refused(change, tmp_path):
+    writer = ShardWriter(tmp_path, 6, torch.float16, "model", "layers.3", {}, 40)
+    writer.append(torch.zeros(64, 6, dtype=torch.float16))
+    writer.close()
+    index = {k: v for k, v in json.loads((tmp_path / "index.json").read_text()).items() if k != "checksum"}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    assert len(open_source(tmp_path)) == 64
+    (tmp_path / "index.json").write_text(json.dumps(index | change))
+    with pytest.raises(
+        InputError, match=r"index.json: corrupt: an entry is not of the kind that saefast writes"
+    ):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "sae.safetensors"])
+def test_a_message_is_short_whatever_the_file_holds(name, tmp_path):
+    make({"k": 3}).save_pretrained(tmp_path)
+    path = tmp_path / name
+    if name == "config.json":
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"checksum": "a" * 10_000}))
+    else:
+        text = json.dumps({"W_enc": "a" * 10_000}).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(InputError, match=rf"{name}: corrupt") as error:
+        SAE.from_pretrained(tmp_path)
+    assert len(str(error.value)) < 1000 and "\n" not in str(error.value)
