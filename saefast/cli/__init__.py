@@ -208,10 +208,11 @@ def describe(path: Path) -> dict[str, Any]:
     check(path.exists(), f"path: expected {kinds}, found nothing at {path}")
     try:
         format = formats.detect(path)
-    except InputError:
-        if not (path / "index.json").exists() and path.suffix not in (".npy", ".safetensors"):
-            raise  # it says what there is
-        source = open_source(path)
+    except InputError as no_sae:
+        try:
+            source = open_source(path)
+        except InputError as error:
+            raise InputError(f"{error}; {no_sae}") from None  # which says what there is
         return {"kind": "activations", "d_in": source.d_in} | source.describe()
     found: dict[str, Any] = {"kind": "run" if (path / "run.json").exists() else "sae", "format": format}
     if found["kind"] == "run":
