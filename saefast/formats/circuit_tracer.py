@@ -1,8 +1,8 @@
-"""Transcoders for circuit-tracer (a file `layer_{i}.safetensors` for each layer, `config.yaml` beside it). Read, not written.
+"""Transcoders for circuit-tracer (a file `layer_{i}.safetensors` for each layer, the config in YAML beside it). Read, not written.
 
     acts = g(W_enc x + b_enc), W_enc [d_sae, d_in]      x_hat = acts @ W_dec + b_dec (+ W_skip x)
 
-g: the k largest (activation: topk and k in config.yaml), x where x > activation_function.threshold if there is one, else
+g: the k largest (activation: topk and k in that config), x where x > activation_function.threshold if there is one, else
 ReLU. Read in commit 4bb8c0e. Cross-layer transcoders have files W_enc_{i} and W_dec_{i} and are another thing.
 """
 
@@ -35,7 +35,7 @@ def find(path: Path) -> bool:
 
 
 def settings(path: Path) -> dict[str, str]:
-    """The entries of config.yaml at the top level that are one word: the file has lists too, which are not used here."""
+    """The entries of `CONFIG` at the top level that are one word: the file has lists too, which are not used here."""
     if not path.exists():
         return {}
     text = path.read_text(encoding="utf-8", errors="replace")
