@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,21 +23,23 @@ _MARK = "blake2b-"  # every checksum of this module that is kept in a JSON file 
 def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
     """Call `write(temporary path)`, flush that file to disk and rename it to `path`: a reader sees the old or the new file.
 
-    A failure (a full disk, a kill) leaves `path` as it was. The temporary file has a fixed name, so that there is never
-    more than one.
+    A failure (a full disk, a kill) leaves `path` as it was. The temporary file is in a folder with a fixed name, which the
+    next write of `path` clears: safetensors has temporary files of its own, with random names, beside the one it writes.
 
     Raises:
         OSError: the file could not be written; the message has the reason and `path`.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    scratch = path.with_name(f".{path.name}.tmp")
+    temporary = scratch / path.name
+    _remove(scratch)
     try:
+        scratch.mkdir()
         write(temporary)
         os.chmod(temporary, 0o666 & ~_UMASK)  # safetensors makes its files private
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
         if (
             isinstance(error, OSError) and error.errno and error.filename is None
         ):  # a write does not name its file
@@ -44,6 +47,8 @@ def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
         if isinstance(error, SafetensorError):
             raise OSError(f"{path}: could not be written ({error})") from None
         raise
+    finally:
+        _remove(scratch)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the rename itself
@@ -60,6 +65,14 @@ def refuse_pointer(path: Path) -> None:
             raise InputError(
                 f"{path}: a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`"
             )
+
+
+def _remove(scratch: Path) -> None:
+    """What a killed write left; early versions left a file."""
+    if scratch.is_dir():
+        shutil.rmtree(scratch, ignore_errors=True)
+    else:
+        scratch.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,7 +3,7 @@
 index.json
     format "saefast-activations", version 1, complete (false while it is written), d_in, dtype ("float16", ...),
     n_tokens, model, hook (or null), notes (what the writer wants to keep: rows dropped and why, context length, ...),
-    shards: [{file, n_tokens, n_contexts, bytes, sha256}]; sha256 is `saefast.files.digest` of the tensors
+    checksum (of all the rest; older folders have none), shards: [{file, n_tokens, n_contexts, bytes, sha256}]; sha256 is `saefast.files.digest` of the tensors
     and the shard's own metadata. With several hook points, "hook" is a list. A row then holds their activations at the
     same token side by side, in the order of that list, and "widths" says how many columns each of them has.
 
@@ -26,7 +26,7 @@ from torch import Tensor
 from saefast.activations.hooks import recorded
 from saefast.activations.sources import Source
 from saefast.errors import InputError, check
-from saefast.files import load_tensors, read_json, save_tensors, write_json
+from saefast.files import load_tensors, read_json_checked, save_tensors, write_json_checked
 
 FORMAT, VERSION, INDEX = "saefast-activations", 1, "index.json"
 SHARD_TOKENS = 65_536
@@ -35,8 +35,8 @@ FIELDS = {"complete", "d_in", "dtype", "n_tokens", "model", "hook", "notes", "sh
 
 def read_index(folder: Path) -> dict[str, Any]:
     """The index of a shard folder, complete or not."""
-    index = read_json(folder / INDEX)
-    is_ours = isinstance(index, dict) and index.get("format") == FORMAT and index.get("version") == VERSION
+    index = read_json_checked(folder / INDEX)
+    is_ours = index.get("format") == FORMAT and index.get("version") == VERSION
     is_ours = is_ours and index.keys() >= FIELDS
     check(is_ours, f"{folder / INDEX}: expected a {FORMAT} index, version {VERSION}")
     check(well_formed(index), f"{folder / INDEX}: corrupt: an entry is not of the kind that saefast writes")
@@ -104,7 +104,7 @@ class ShardWriter:
         notes: dict[str, Any] | None = None,
         shard_tokens: int = SHARD_TOKENS,
     ) -> None:
-        self.folder, self.dtype, self.shard_tokens = Path(folder), dtype, shard_tokens
+        self.folder, self.dtype, self.shard_tokens = Path(folder).absolute(), dtype, shard_tokens
         hooks = [hook] if isinstance(hook, str | None) else list(hook)
         widths = [d_in] if isinstance(d_in, int) else list(d_in)
         check_widths("d_in", hooks, widths, sum(widths))
@@ -126,7 +126,7 @@ class ShardWriter:
             empty = not self.folder.exists() or all(path.suffix == ".tmp" for path in self.folder.iterdir())
             check(empty, f"out: expected a new or empty folder, {self.folder} holds other files")
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / INDEX, self.index)
+            write_json_checked(self.folder / INDEX, self.index)
         self._pending: list[dict[str, Tensor]] = []
 
     @property
@@ -186,14 +186,14 @@ class ShardWriter:
         self.index["n_tokens"] += n
         entry = {"file": path.name, "n_tokens": n, "n_contexts": n_contexts, "bytes": path.stat().st_size}
         self.index["shards"].append(entry | {"sha256": checksum})
-        write_json(self.folder / INDEX, self.index)
+        write_json_checked(self.folder / INDEX, self.index)
 
     def close(self) -> None:
         """Write what is pending and mark the cache complete."""
-        if self._pending:
+        if any(len(part["activations"]) for part in self._pending):  # a shard has rows
             self._flush()
         self.index["complete"] = True
-        write_json(self.folder / INDEX, self.index)
+        write_json_checked(self.folder / INDEX, self.index)
 
 
 class ShardSource(Source):
@@ -210,7 +210,7 @@ class ShardSource(Source):
     random_access = True
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()  # the process may change its folder
         self.index = index = read_index(self.folder)
         finish = "run `saefast cache` again to finish it"
         check(index["complete"], f"{self.folder}: this cache is incomplete; {finish}")

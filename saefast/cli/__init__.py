@@ -19,15 +19,18 @@ from saefast import backend, formats
 from saefast.activations import lm, shards
 from saefast.activations.contexts import Bos, Separator
 from saefast.activations.open import open_source
+from saefast.cli.export_checkpoint import ExportCheckpoint
 from saefast.cli.sweep import Sweep
 from saefast.cli.train import Train, usable_device, with_recipe
 from saefast.config.train import TrainConfig
 from saefast.errors import InputError, check
-from saefast.files import load_tensors, read_json
+from saefast.files import load_tensors
 from saefast.interp.evaluate import evaluate
 from saefast.interp.places import Cached
 from saefast.interp.splice import evaluate_in_model
 from saefast.sae import SAE
+from saefast.train import run_folder
+from saefast.train.loggers import read_lines
 
 Written = Literal[
     "saefast", "sae_lens", "sparsify", "dictionary_learning", "openai", "gemma_scope", "llamascopium"
@@ -217,18 +220,16 @@ def describe(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": "run" if (path / "run.json").exists() else "sae", "format": format}
     if found["kind"] == "run":
         try:
-            found |= read_json(path / "run.json")
+            found |= run_folder.read(path)
             total = TrainConfig(**found["train"]).total_steps
-        except (TypeError, KeyError, InputError):
+        except (TypeError, KeyError):
             raise InputError(f"{path / 'run.json'}: expected the description of a run") from None
         found["progress"] = {"step": 0, "of": total}
         if (path / "checkpoint.safetensors").exists():
             _, meta, _ = load_tensors(path / "checkpoint.safetensors")
             found["progress"] = {"step": meta["step"], "of": total}
-        metrics = path / "metrics.jsonl"
-        # whole lines only: the last one may have been cut when the run was killed
-        lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
-        found["last_metrics"] = json.loads(lines[-1]) if lines else None
+        lines = read_lines(path / "metrics.jsonl")
+        found["last_metrics"] = lines[-1] if lines else None
     if found["kind"] == "sae" or (path / "config.json").exists():
         sae = SAE.from_pretrained(path)
         found["sae"] = asdict(sae.config) | sae.metadata
@@ -258,7 +259,7 @@ def strict(value: Any) -> Any:
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {"cache": Cache, "train": Train, "sweep": Sweep}
-COMMANDS |= {"evaluate": Evaluate, "convert": Convert, "info": Info}
+COMMANDS |= {"evaluate": Evaluate, "convert": Convert, "export-checkpoint": ExportCheckpoint, "info": Info}
 
 
 def main(args: list[str] | None = None) -> None:
@@ -271,3 +272,6 @@ def main(args: list[str] | None = None) -> None:
     except (InputError, OSError) as error:
         print(f"saefast: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # a second Ctrl-C, or one outside of the steps of a run
+        print("saefast: error: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -19,7 +19,7 @@ from saefast.files import load_tensors, read_json, read_json_checked, save_tenso
 from saefast.formats.contents import Contents, Origin, SAELike, as_read, shapes_of
 
 NAME, WEIGHTS, CONFIG, ORIGIN = "saefast", "sae.safetensors", "config.json", "origin.safetensors"
-UNFINISHED = "a run that is not finished has none: go on with --resume, or `saefast export-checkpoint`"
+UNFINISHED = "a run that is not finished has none: go on with --resume, or `saefast export-checkpoint {}`"
 EXACT = "exact:"  # before the names of those tensors of the origin
 
 
@@ -42,7 +42,7 @@ def half(path: Path) -> bool:
 def read(path: Path) -> Contents:
     weights = path / WEIGHTS
     if not (path / CONFIG).exists() and (path / "run.json").exists():
-        raise InputError(f"{path / CONFIG}: expected a file, found none ({UNFINISHED})")
+        raise InputError(f"{path / CONFIG}: expected a file, found none ({UNFINISHED.format(path)})")
     fields = read_json_checked(path / CONFIG)
     metadata = fields.pop("metadata", {})
     ok = isinstance(metadata, dict)
@@ -53,7 +53,7 @@ def read(path: Path) -> Contents:
     except (TypeError, OverflowError) as error:
         raise InputError(f"{path / CONFIG}: expected the fields of SAEConfig, got {error}") from None
     if not weights.exists():
-        raise InputError(f"{weights}: expected a file, found none ({UNFINISHED})")
+        raise InputError(f"{weights}: expected a file, found none ({UNFINISHED.format(path)})")
     tensors, meta, _ = load_tensors(weights)
     expected = shapes_of(config)
     for name, shape in expected.items():

@@ -27,9 +27,9 @@ from saefast.interp.places import Cached
 from saefast.interp.splice import evaluate_all_in_model
 from saefast.sae import SAE
 from saefast.sweep import pareto
+from saefast.train.loop import fit
 from saefast.train.memory import out_of_memory_help
 from saefast.train.parallel import side_by_side, workers_for
-from saefast.train.run import fit
 from saefast.train.samples import Columns, take
 from saefast.train.trainer import Trainer
 

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from saefast.files import read_json, write_json
+from saefast.files import write_json
+from saefast.train import run_folder
+from saefast.train.loggers import read_lines
 
 Rows = Sequence[dict[str, Any]]
 TABLE, PLOT = "table.json", "pareto.png"
@@ -20,12 +22,12 @@ log = logging.getLogger("saefast")
 
 def described(name: str, folder: Path) -> dict[str, Any]:
     """The row of the table for a run that is not evaluated: what it is, and its last metrics."""
-    run = read_json(folder / "run.json")
+    run = run_folder.read(folder)
     sae, train = run["sae"], run["train"]
     row = {"name": name, "activation": sae["activation"], "d_sae": sae["d_sae"], "k": sae["k"]}
     row |= {"seed": train["seed"], "columns": run["source"]["columns"]}
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    last = json.loads(lines[-1]) if lines else {}
+    lines = read_lines(folder / "metrics.jsonl")
+    last = lines[-1] if lines else {}
     if not (folder / "sae.safetensors").exists():
         return row | {"diverged": last.get("step", 0)}  # the last step that was logged
     return row | {key: last[key] for key in ("tokens", "fvu", "l0", "dead_frac")}

@@ -1,83 +1,62 @@
 """The run folder: one atomic checkpoint that holds everything, the metrics, the config.
 
-RUN/run.json                 the two configs, the source, versions
+RUN/run.json                 the two configs, the source, versions, see `saefast.train.run_folder`
 RUN/checkpoint.safetensors   the latest state of training: `--resume` goes on from it, bit for bit
 RUN/metrics.jsonl            one line per log step
-RUN/sae.safetensors, config.json   the trained SAE (`SAE.from_pretrained(RUN)`), written at the end
+RUN/sae.safetensors, config.json   the SAE (`SAE.from_pretrained(RUN)`), written at the end and when the run is stopped
 RUN/curves.png               plots, written at the end
+
+The SAE in the folder is always that of the checkpoint: while a run goes on there is none. `saefast export-checkpoint` makes
+the SAE of any checkpoint (`saefast.train.export`).
 """
 
-import json
 import logging
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-import saefast
 from saefast.activations.buffer import ShuffleBuffer
-from saefast.config.train import SAEConfig, TrainConfig
 from saefast.engine.state import State
 from saefast.errors import InputError, check
-from saefast.files import load_tensors, read_json, save_tensors, write_atomic, write_json
+from saefast.files import load_tensors, save_tensors
+from saefast.train import run_folder
 
 log = logging.getLogger("saefast")
 
-MAY_CHANGE = ("nonfinite", "checkpoint_every", "loggers")  # on resume: nothing already done depends on them
-RUN, CHECKPOINT, METRICS = "run.json", "checkpoint.safetensors", "metrics.jsonl"
+CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
 
 
 def open_run(
-    folder: Path, sae: SAEConfig, train: TrainConfig, source: dict[str, Any], resume: bool, bytes_needed: int
-) -> bool:
-    """Make the run folder, or check that `resume` fits what it holds; True if there is a checkpoint to go on from.
+    folder: Path, now: dict[str, Any], resume: bool, bytes_needed: int
+) -> tuple[bool, run_folder.Described]:
+    """Begin a run in the folder, or check that `resume` fits what it holds. Whether there is a checkpoint to go on from, and
+    what the folder describes.
 
-    source: what the batches depend on: the source's description, the seed of the shuffling, the columns taken.
+    now: what `run_folder.describe` says of the run that is to begin or to go on.
 
     Raises:
         InputError: the folder exists and resume is False; a config differs from the run's; too little disk space.
         OSError: the folder cannot be written.
     """
-    # through JSON, so that tuples compare with what was read back
-    configs = json.loads(json.dumps({"sae": asdict(sae), "train": asdict(train)}))
-    described = {
-        "source": json.loads(json.dumps(source)),
-        "versions": {"saefast": saefast.__version__, "torch": torch.__version__},
-        "threads": torch.get_num_threads(),  # matrix products differ in the last bit between thread counts
-    }
-    if folder.exists() and any(folder.iterdir()):
+    if any(folder.iterdir()):
         check(resume, f"out: expected a new folder, {folder} exists; go on with --resume or choose another")
     started = (folder / CHECKPOINT).exists()
     if started:
-        found = read_json(folder / RUN)
-        found["source"] = {"seed": found["train"]["seed"], "columns": None} | found["source"]  # older runs
-        for part, fields in configs.items():
-            for name, value in fields.items():
-                if name in MAY_CHANGE or name not in found.get(part, {}):  # an option younger than the run
-                    continue
-                was = found[part][name]
-                check(was == value, f"{name}: the run in {folder} was started with {was!r}, got {value!r}")
-        for name, value in described["source"].items():
-            was = found["source"].get(name)
-            same = was == value or name == "path"  # a folder may move
-            check(same, f"source: the run in {folder} was started with {name} = {was!r}, got {value!r}")
-        if found["threads"] != described["threads"]:
-            log.warning(
-                f"the run was started with {found['threads']} threads, now there are {described['threads']}: "
-                "it goes on, but not to the same bits"
-            )
+        described = run_folder.compare(folder, run_folder.read(folder), now)
+        if not described.id:  # of a run before runs had one
+            described.fields["id"] = now["id"]
+            run_folder.write(folder, described.fields)
     else:  # a new run, or one that was stopped before its first checkpoint
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / RUN, configs | described)
+        run_folder.write(folder, now)
+        described = run_folder.Described(now, {})
     free = shutil.disk_usage(folder).free
     check(
         free > bytes_needed,
         f"out: {folder} needs {bytes_needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free",
     )
-    return started
+    return started, described
 
 
 def bytes_needed(state: State, buffer: ShuffleBuffer, averages: int = 0) -> int:
@@ -144,18 +123,3 @@ def load(folder: Path, state: State) -> Loaded:
     return Loaded(
         (meta["input_scale"], meta.get("output_scale", 1.0)), tensors, (buffer_tensors, meta["buffer"])
     )
-
-
-def truncate_metrics(folder: Path, step: int) -> None:
-    """Drop the lines after `step` (and a half-written last one): the resumed run writes them again."""
-    path = folder / METRICS
-    kept = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            fields: dict[str, Any] = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if fields["step"] > step:
-            break
-        kept.append(line + "\n")
-    write_atomic(path, lambda temporary: temporary.write_text("".join(kept)))

@@ -1,7 +1,10 @@
 """Where metrics go: always metrics.jsonl in the run folder, and the optional services a user asks for."""
 
+import errno
 import json
 import math
+import os
+import zlib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -9,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from saefast.errors import InputError
+from saefast.errors import InputError, check
+from saefast.files import write_atomic
 
-Log = Callable[[dict[str, Any]], None]
 DENSITY_EDGES = (
     -math.inf,
     -5,
@@ -21,21 +24,85 @@ DENSITY_EDGES = (
     -1,
     math.inf,
 )  # log10 of the share of tokens a latent is active on
+SPEED, CHECKSUM = (
+    "tokens_per_second",
+    "crc32",
+)  # a line's checksum is of all but its speed, the one thing that varies
+
+
+class Log:
+    """A function that takes a line of metrics, and `close`."""
+
+    def __init__(
+        self, write: Callable[[dict[str, Any]], None], close: Callable[[], Any] = lambda: None
+    ) -> None:
+        self._write, self.close = write, close
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        self._write(line)
 
 
 def jsonl(path: Path) -> Log:
-    """One JSON line per call, flushed, so a killed run keeps its curve."""
-    file = open(path, "a")  # noqa: SIM115 (lives as long as the run)
+    """One JSON line per call, with its checksum, and written at once, so that a killed run keeps its curve."""
+    file = open(path, "ab", buffering=0)  # noqa: SIM115 (lives as long as the run)
 
-    def log(line: dict[str, Any]) -> None:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
+    def write(line: dict[str, Any]) -> None:
+        text = (json.dumps(line | {CHECKSUM: checksum(line)}) + "\n").encode()
+        try:
+            whole = file.write(text) == len(text)
+        except OSError as error:  # a write does not name its file
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        if not whole:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    return log
+    return Log(write, file.close)
 
 
-def open_logger(name: str, folder: Path, config: dict[str, Any]) -> Log:
-    """A function that sends a line of metrics to 'wandb', 'tensorboard' or 'trackio'.
+def checksum(line: dict[str, Any]) -> int:
+    """CRC-32 of a line of metrics without its speed, as JSON."""
+    text = json.dumps({key: value for key, value in line.items() if key not in (SPEED, CHECKSUM)})
+    return zlib.crc32(text.encode())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; none if there is no such file. A last line that is not whole does not count.
+
+    Raises:
+        InputError: a damaged line; names it.
+    """
+    found = []
+    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], start=1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        # lines of older runs have no checksum
+        whole = isinstance(line, dict) and isinstance(line.get("step"), int)
+        whole = whole and line.get(CHECKSUM, checksum(line)) == checksum(line)
+        check(whole, f"{path}: line {number} is damaged (the run goes on when the line is deleted)")
+        found.append(line)
+    return found
+
+
+def begin_jsonl(path: Path, step: int) -> int:
+    """Drop the lines after `step` (and a half-written last one): the resumed run writes them again. Returns the last
+    step that had a line."""
+    lines = read_lines(path)
+    kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
+    write_atomic(path, lambda temporary: temporary.write_text("".join(kept)))
+    return max((line["step"] for line in lines), default=0)
+
+
+def open_logger(
+    name: str, folder: Path, config: dict[str, Any], id: str = "", step: int = 0, sent: int = 0
+) -> Log:
+    """Sends lines of metrics to 'wandb', 'tensorboard' or 'trackio'; a run that goes on appends to its own curves.
+
+    Args:
+        id: of the run, the same whenever it goes on.
+        step: at which it goes on; 0: it begins.
+        sent: the last step that was sent before. Steps after `step` come again: wandb and trackio cannot take back what
+            they have, and get those after `sent` only, tensorboard hides the old ones.
 
     Raises:
         InputError: the package is not installed; names the extra that brings it.
@@ -44,7 +111,8 @@ def open_logger(name: str, folder: Path, config: dict[str, Any]) -> Log:
         if name == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
-            writer = SummaryWriter(str(folder / "tensorboard"))
+            place = str(folder / "tensorboard")
+            writer = SummaryWriter(place, purge_step=step + 1) if step else SummaryWriter(place)
 
             def log_scalars(line: dict[str, Any]) -> None:
                 for key, value in line.items():
@@ -52,18 +120,28 @@ def open_logger(name: str, folder: Path, config: dict[str, Any]) -> Log:
                         writer.add_scalar(key, value, line["step"])
                 writer.flush()
 
-            return log_scalars
+            return Log(log_scalars, lambda: writer.close())
         if name == "wandb":
             import wandb
 
-            run = wandb.init(project="saefast", name=folder.name, dir=str(folder), config=config)
-            return lambda line: run.log(line, step=line["step"])
-        import trackio
+            # create_new: each SAE of a sweep has a run of its own
+            own = {"id": id or None, "dir": str(folder), "resume": "allow", "reinit": "create_new"}
+            run = wandb.init(project="saefast", name=folder.name, config=config, **own)
+        else:
+            import trackio
 
-        trackio.init(project="saefast", name=folder.name, config=config)
-        return lambda line: trackio.log(line)
+            named = f"{folder.name}-{id}" if id else folder.name  # it knows a run by its name only
+            run = trackio.init(project="saefast", name=named, config=config, resume="allow")
     except ImportError as error:
         raise InputError(f"loggers: {name!r} needs `pip install saefast[{name}]` ({error})") from None
+
+    def send(line: dict[str, Any]) -> None:
+        if line["step"] > sent:
+            # trackio keeps "step" for its own
+            values = line if name == "wandb" else {k: v for k, v in line.items() if k != "step"}
+            run.log(values, step=line["step"])
+
+    return Log(send, lambda: run.finish())
 
 
 def density_histogram(fired: Tensor, n_tokens: int) -> list[int]:

@@ -1,8 +1,11 @@
 """Curves of a run as PNG; needs the extra `viz` (matplotlib)."""
 
-import json
 import logging
 from pathlib import Path
+from typing import Any
+
+from saefast.files import write_atomic
+from saefast.train.loggers import read_lines
 
 log = logging.getLogger("saefast")
 
@@ -15,7 +18,7 @@ def curves(folder: Path) -> Path | None:
     except ImportError:
         log.warning("curves.png was not drawn: it needs `pip install saefast[viz]`")
         return None
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(folder / "metrics.jsonl")
     if not lines:
         return None
     tokens = [line["tokens"] for line in lines]
@@ -45,5 +48,10 @@ def curves(folder: Path) -> Path | None:
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 400k
         axis.grid(alpha=0.3)
     path = folder / "curves.png"
-    figure.savefig(path, dpi=110, facecolor="white")  # opaque: readable on light and dark pages
+    options: dict[str, Any] = {
+        "format": "png",
+        "dpi": 110,
+        "facecolor": "white",
+    }  # opaque: readable on light and dark pages
+    write_atomic(path, lambda temporary: figure.savefig(temporary, **options))
     return path

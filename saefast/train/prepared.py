@@ -135,6 +135,13 @@ class Prepared:
             for name in OF_THE_FRAME & found.keys():
                 getattr(self.sae, name).data.copy_(found[name])
 
+    def _restore(self) -> None:
+        """Bring the parameters of the SAE that are trained in another form up to date."""
+        extra = self.state.extra
+        for name, value in self.arch.restored({n: v.value for n, v in extra.items()}, self.config).items():
+            if value is not extra[name].value:
+                self.sae.extra[name].copy_(value)
+
     def settle(self) -> None:
         """At the end of a run: the SAE has what was measured for it, unless another is exported."""
         if not self.exports_average:
@@ -158,13 +165,14 @@ class Prepared:
             self._set_layer_scales(tuple(tensors["frame.scales"].tolist()))
         if "frame.shift" in tensors:
             self._set_shift(tensors["frame.shift"])
-            self.sync()
         names = [name for name in tensors if name.startswith("measured.")]
         self.measured = {name.removeprefix("measured."): tensors[name].to(self.sae.b_dec) for name in names}
         if self.ema is not None:
             self.ema.load(tensors)
         if self.config.optimizer != "adam":
             self.optimizer.load(tensors)
+        self._restore()
+        self.sync()
 
     def _compute_dtype(self) -> torch.dtype:
         """Of the products: what the config says; by default bf16 for the kernels of a GPU, else that of the SAE."""

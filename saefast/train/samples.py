@@ -1,7 +1,6 @@
 """The rows that a run looks at before its first step and after its last."""
 
-from collections.abc import Callable, Iterable
-from itertools import chain
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -33,8 +32,8 @@ def once(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 
 def calibration_rows(buffer: ShuffleBuffer, at_least: int) -> Tensor:
-    """[n, d_in]: random rows of the source where they can be taken; else those in the buffer, and if these are few, the
-    first ones of the source. None where the source has ended, or a shard is damaged. Not finite ones are left out."""
+    """[n, d_in]: random rows of the source where they can be taken, else those that wait in the buffer. None where the
+    source has ended, or a shard is damaged. Rows that are not finite are left out."""
     n, source = max(CALIBRATION_ROWS, at_least), buffer.source
     try:
         if source.random_access:
@@ -42,16 +41,7 @@ def calibration_rows(buffer: ShuffleBuffer, at_least: int) -> Tensor:
             index = torch.randint(len(source), (n,), generator=generator)  # type: ignore[arg-type]
             rows = source.take(index.sort().values)
         else:
-            rows = first_rows(chain([buffer.sample(n)], source.rows()), n)
+            rows = buffer.sample(n)[:n]
     except InputError:
         return torch.empty(0, source.d_in)
     return rows[rows.isfinite().all(dim=1)]
-
-
-def first_rows(chunks: Iterable[Tensor], n: int) -> Tensor:
-    found: list[Tensor] = []
-    for chunk in chunks:
-        found.append(chunk[: n - sum(map(len, found))])
-        if sum(map(len, found)) >= n:
-            break
-    return torch.cat([rows.to(found[0]) for rows in found])

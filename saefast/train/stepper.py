@@ -100,10 +100,7 @@ class Stepper(Prepared):
     def _follow(self, plan: Plan, metrics: Metrics) -> None:
         """What the host does after a step: whether the next code is dense; on a GPU, the loss that is looked at later."""
         state, sae, step = self.state, self.sae, self.state.step
-        restored = self.arch.restored({name: v.value for name, v in state.extra.items()}, self.config)
-        for name, value in restored.items():
-            if value is not state.extra[name].value:  # it is trained in another form
-                sae.extra[name].copy_(value)
+        self._restore()
         if self.arch.unbounded and step % self._interval == 0:
             between, room = GPU_DENSITY if self.on_gpu else CPU_DENSITY, plan.code_capacity
             state.dense = stays_dense(plan.dense, float(metrics.l0) / sae.config.d_sae, between)

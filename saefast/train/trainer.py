@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from saefast.train import run
+from saefast.train import loop
 from saefast.train.stepper import Stepper
 
 
@@ -31,13 +31,15 @@ class Trainer(Stepper):
             out: run folder for checkpoints, metrics, the trained SAE and its curves (see `saefast.train.checkpoint`).
                 None writes nothing.
             resume: go on from the checkpoint in `out` if there is one; the result is the same bits as a run that
-                was never interrupted (same machine, same number of threads).
+                was never interrupted (same machine, same number of threads). With another `total_tokens` or `lr` the new
+                schedule holds from there on, and a warning says what that changes; `saefast.train.run_folder` says what
+                else may differ.
 
         Returns:
-            True if complete; False if SIGTERM or Ctrl-C stopped it, after saving, or the source ended.
+            True if complete; False if SIGTERM or Ctrl-C stopped it, after saving checkpoint and SAE, or the source ended.
 
         Raises:
             InputError: the source or the folder do not fit; NaN or Inf in the data; the loss diverged.
             OSError: `out` cannot be written. The last checkpoint is intact in every case.
         """
-        return run.fit([self], source, [out], resume)
+        return loop.fit([self], source, [out], resume)

@@ -1,12 +1,11 @@
 """Shard folders of several hook points: what the index says of their columns."""
 
-import json
-
 import pytest
 import torch
 
 from saefast import InputError
 from saefast.activations.shards import ShardSource, ShardWriter
+from saefast.files import read_json_checked, write_json_checked
 
 
 def write(folder, d_in, hook, n_parts=3, **options):
@@ -42,7 +41,7 @@ def test_one_hook_point_is_recorded_as_ever(tmp_path, hook, d_in):
 def test_widths_that_do_not_fit_the_hook_points_are_refused(tmp_path, widths):
     write(tmp_path / "cache", [1, 3], ["a", "b"]).close()
     path = tmp_path / "cache" / "index.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"widths": widths}))
+    write_json_checked(path, read_json_checked(path) | {"widths": widths})
     want = r"expected widths of the hook points \['a', 'b'\], 2 positive numbers that add up to d_in = "
     with pytest.raises(InputError, match=f"index.json: {want}4, got "):
         ShardSource(tmp_path / "cache")

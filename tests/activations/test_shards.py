@@ -1,6 +1,5 @@
 """The shard format: what goes in comes out, interrupted writers go on, damage is named."""
 
-import json
 import shutil
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 
 from saefast import InputError, open_source
 from saefast.activations.shards import ShardSource, ShardWriter
+from saefast.files import read_json_checked, write_json_checked
 
 D, LENGTH = 4, 6  # width, tokens per context
 
@@ -59,7 +59,7 @@ def test_rows_come_back_in_the_stored_dtype_over_several_shards(tmp_path, dtype)
 
 def test_index_says_what_the_folder_holds(tmp_path):
     source = write(tmp_path / "cache", dtype=torch.float16)
-    index = json.loads((tmp_path / "cache" / "index.json").read_text())
+    index = read_json_checked(tmp_path / "cache" / "index.json")
     shards = index.pop("shards")
     assert index == {
         "format": "saefast-activations",
@@ -253,8 +253,8 @@ def test_a_damaged_shard_is_named_by_every_way_to_read_it(tmp_path, damage, mess
 
 
 def edited(folder, **changes):
-    index = json.loads((folder / "index.json").read_text()) | changes
-    (folder / "index.json").write_text(json.dumps({k: v for k, v in index.items() if v != "removed"}))
+    index = read_json_checked(folder / "index.json") | changes
+    write_json_checked(folder / "index.json", {k: v for k, v in index.items() if v != "removed"})
 
 
 @pytest.mark.parametrize(

@@ -135,8 +135,9 @@ def test_an_interrupted_cache_goes_on_to_the_same_files(world, tmp_path, monkeyp
         return made
 
     monkeypatch.setattr(cli.shards, "ShardWriter", stopping)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as stop:
         run(f"{command}{tmp_path}/stopped")
+    assert stop.value.code == 130
     index = json.loads((tmp_path / "stopped" / "index.json").read_text())
     assert not index["complete"] and 0 < index["n_tokens"] < 1000
     monkeypatch.setattr(cli.shards, "ShardWriter", writer)

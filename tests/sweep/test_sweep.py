@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ import saefast.train.run
 from saefast import SAEConfig, TrainConfig
 from saefast.activations.sources import TensorSource
 from saefast.sweep import Member, names, pareto, sweep
+from saefast.train.export import export_checkpoint
 from saefast.train.parallel import side_by_side, workers_for
+from saefast.train.run import Run
 from tests.helpers.stopped_runs import assert_same, context, make_source, result
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -115,6 +118,33 @@ def test_killed_sweeps_resume_to_the_same_bits(tmp_path, kind):
     assert train(out, kind)
     for label in names(MEMBERS[:-1]):
         assert_same(result(out / label), result(whole / label))
+
+
+def test_a_stopped_sweep_gives_its_saes_and_may_be_longer(tmp_path, monkeypatch):
+    """Each has the bits of a run that was stopped there alone; the longer one those of its two schedules."""
+    source, few, steps = make_source("random access"), [member(), member(d_sae=96)], []
+    after_step = Run.after_step
+
+    def stopping(run):
+        steps.append(run.trainer.state.step)
+        if len(steps) == 10:
+            signal.raise_signal(signal.SIGTERM)
+        return after_step(run)
+
+    monkeypatch.setattr(Run, "after_step", stopping)
+    assert sweep(few, source, tmp_path / "a", workers=1) is None
+    monkeypatch.undo()
+    assert steps_of(tmp_path / "a") == [5, 5]
+    for label in names(few):
+        saved = saefast.SAE.from_pretrained(tmp_path / "a" / label)
+        export_checkpoint(tmp_path / "a" / label, tmp_path / label)
+        again = saefast.SAE.from_pretrained(tmp_path / label)
+        for got, want in zip(saved.params, again.params, strict=True):
+            assert torch.equal(got, want)
+    total = few[0].train.total_tokens + 10 * few[0].train.batch_size
+    longer = [replace(m, train=replace(m.train, total_tokens=total)) for m in few]
+    assert len(sweep(longer, source, tmp_path / "a", resume=True, workers=1)) == 2
+    assert steps_of(tmp_path / "a") == [longer[0].train.total_steps] * 2
 
 
 def test_a_sweep_can_grow(tmp_path):

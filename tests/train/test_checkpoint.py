@@ -48,16 +48,16 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again_with_resume(tmp_
     assert (out / "sae.safetensors").exists()
 
 
-@pytest.mark.parametrize("change", ["k", "lr", "source"])
+@pytest.mark.parametrize("change", ["k", "seed", "source"])
 def test_resume_with_something_else_names_what_differs(tmp_path, change):
     train(tmp_path / "run", "random access")
-    k, lr, rows = 4, 3e-3, 900
+    k, seed, rows = 4, 0, 900
     if change == "k":
         k = 5
-    elif change == "lr":
-        lr = 1e-3
+    elif change == "seed":
+        seed = 1
     else:
         rows = 800
-    trainer = trainer_of(k, lr)
+    trainer = trainer_of(k, seed=seed)
     with pytest.raises(saefast.InputError, match=f"{change}: the run in .* was started with"):
         trainer.fit(TensorSource(torch.randn(rows, 16)), tmp_path / "run", resume=True)
