@@ -103,9 +103,9 @@ class PyDeviceBuffer final : public stream::Opened {
     }
 
     void load(const py::array& row_of, uintptr_t stream, uint64_t passes, uint64_t next_row, uint64_t skipped,
-              uint64_t batches) {
+              uint64_t batches, uint64_t carried) {
         check_process();
-        const stream::State state = checked_state(row_of, passes, next_row, skipped, batches);
+        const stream::State state = checked_state(row_of, passes, next_row, skipped, batches, carried);
         buffer_->load(state, stream_of(stream));
     }
 
@@ -169,7 +169,7 @@ PYBIND11_MODULE(_cuda, m) {
         .def("row_of", &Buffer::row_of, "Row numbers held as of the last batch, [held] int64.")
         .def("pause", &Buffer::pause, py::arg("stream"), "Ends the threads, for rows to be written to the places.")
         .def("load", &Buffer::load, py::arg("row_of"), py::arg("stream"), py::kw_only(), py::arg("passes"),
-             py::arg("next_row"), py::arg("skipped"), py::arg("batches"),
+             py::arg("next_row"), py::arg("skipped"), py::arg("batches"), py::arg("carried"),
              "After `pause`, and after the rows were written in `stream`.")
         .def("close", &Buffer::close, "Ends the threads, at any moment. The state can still be read.");
     m.def("unusable", &unusable, py::arg("device"), "Why the device cannot be used; empty if it can.");

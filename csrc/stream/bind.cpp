@@ -66,9 +66,9 @@ class PyShuffleBuffer final : public Opened {
     }
 
     void load(const py::array& row_of, const py::array& rows_any, uint64_t passes, uint64_t next_row,
-              uint64_t skipped, uint64_t batches) {
+              uint64_t skipped, uint64_t batches, uint64_t carried) {
         check_process();
-        const State state = checked_state(row_of, passes, next_row, skipped, batches);
+        const State state = checked_state(row_of, passes, next_row, skipped, batches, carried);
         const auto rows = checked<uint8_t>(rows_any, "rows", 2);
         const uint64_t given = files_.largest_piece(1) == 0 ? 0 : state.numbers.held;  // rows in memory are there
         const bool fits = static_cast<uint64_t>(rows.shape(0)) == given &&
@@ -113,7 +113,7 @@ void bind_stream(py::module_& m) {
         .def("numbers", &Buffer::numbers, "Counters as of the last batch.")
         .def("row_of", &Buffer::row_of, "Row numbers held as of the last batch, [held] int64.")
         .def("load", &Buffer::load, py::arg("row_of"), py::arg("rows"), py::kw_only(), py::arg("passes"),
-             py::arg("next_row"), py::arg("skipped"), py::arg("batches"),
+             py::arg("next_row"), py::arg("skipped"), py::arg("batches"), py::arg("carried"),
              "row_of [held] int64 and those rows [held, row bytes] uint8, none of a source in memory.")
         .def("close", &Buffer::close, "Ends the threads, at any moment. The state can still be read.");
     bind_stream_parts(s);

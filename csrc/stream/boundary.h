@@ -84,7 +84,7 @@ class Opened {
         const Numbers n = mixer().numbers();
         py::dict out;
         out["held"] = n.held, out["passes"] = n.passes, out["next_row"] = n.next_row;
-        out["skipped"] = n.skipped, out["batches"] = n.batches;
+        out["skipped"] = n.skipped, out["batches"] = n.batches, out["carried"] = n.carried;
         return out;
     }
 
@@ -103,13 +103,17 @@ class Opened {
     virtual ShuffleBuffer& mixer() = 0;
 
     State checked_state(const py::array& row_of_any, uint64_t passes, uint64_t next_row, uint64_t skipped,
-                        uint64_t batches) const {
+                        uint64_t batches, uint64_t carried) const {
         const auto row_of = checked<std::int64_t>(row_of_any, "row_of", 1);
         const auto held = static_cast<uint64_t>(row_of.shape(0));
         if (held > std::min(settings_.capacity, files_.rows() + settings_.batch) || next_row > files_.rows()) {
             throw py::value_error("row_of: expected the state of a buffer of this size over this source");
         }
-        State state{{held, passes, next_row, skipped, batches}, {row_of.data(), row_of.data() + held}};
+        if (carried > held || carried >= settings_.batch) {
+            throw py::value_error("carried: expected fewer rows than a batch has, of those in row_of, got " +
+                                  std::to_string(carried));
+        }
+        State state{{held, passes, next_row, skipped, batches, carried}, {row_of.data(), row_of.data() + held}};
         for (const std::int64_t row : state.row_of) {
             if (row < 0 || static_cast<uint64_t>(row) >= files_.rows()) {
                 throw py::value_error("row_of: expected rows below " + std::to_string(files_.rows()) + ", got " +

@@ -1,6 +1,7 @@
 #include "buffer.h"
 
 #include <algorithm>
+#include <numeric>
 #include <string>
 #include <utility>
 
@@ -155,6 +156,7 @@ bool ShuffleBuffer::fill_up() {
             const Lock lock(mutex_);
             ++numbers_.passes;
             numbers_.next_row = 0;
+            numbers_.carried = numbers_.held;
         }
         if (top_up() == 0) return false;
     }
@@ -194,8 +196,11 @@ void ShuffleBuffer::put_elsewhere(const Rows& rows) {
 
 // As `ShuffleBuffer._draw`, but without the copying. What can fail comes first.
 void ShuffleBuffer::draw() {
-    const uint64_t n = settings_.batch, held = numbers_.held;
-    std::vector<uint64_t> holes = Draw(settings_.seed, numbers_.batches, held)(n);
+    const uint64_t n = settings_.batch, held = numbers_.held, carried = numbers_.carried;
+    std::vector<uint64_t> holes = Draw(settings_.seed, numbers_.batches, held - carried)(n - carried);
+    for (uint64_t& hole : holes) hole += carried;
+    holes.insert(holes.begin(), carried, 0);
+    std::iota(holes.begin(), holes.begin() + static_cast<std::ptrdiff_t>(carried), uint64_t{0});
     Mixed mixed;
     mixed.slab = batches_.get(elsewhere_ ? elsewhere_->slab_bytes() : n * out_row_bytes_);
     mixed.rows.resize(n);
@@ -235,6 +240,7 @@ void ShuffleBuffer::draw() {
     mixed.n_rows = mixed.rows.size();
     numbers_.held = left, numbers_.next_row = rows.next_row, numbers_.skipped = rows.skipped;
     ++numbers_.batches;
+    numbers_.carried = 0;
     drawn_ = numbers_;
     ready_.push_back(std::move(mixed));
     const bool is_done = ready_.back().n_rows == 0;  // there is nothing to copy

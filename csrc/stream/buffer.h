@@ -29,6 +29,7 @@ struct Settings {
 
 struct Numbers {
     std::uint64_t held = 0, passes = 0, next_row = 0, skipped = 0, batches = 0;
+    std::uint64_t carried = 0;  // from the passes before: the rows in the first places, all of which the next batch takes
 };
 
 struct State {

@@ -11,7 +11,7 @@ from saefast.activations.sources import Source
 from saefast.errors import InputError, check
 
 ROUNDS = 8
-COUNTERS = ("batches", "passes", "next_row", "skipped")  # of a buffer's state
+COUNTERS = ("batches", "passes", "next_row", "skipped", "carried")  # of a buffer's state
 GOLDEN, BITS_32, BITS_64 = 0x9E3779B97F4A7C15, 2**32 - 1, 2**64 - 1
 
 
@@ -57,21 +57,34 @@ def _hash(half: Tensor, key: int, below: int) -> Tensor:
     return ((h ^ (h >> 15)) * below) >> 32
 
 
-def check_state(numbers: dict[str, Any]) -> None:
-    """Raise InputError for the state of a buffer that drew with a generator, as early versions did."""
-    fits = numbers.keys() >= set(COUNTERS)
+def counters(numbers: dict[str, Any], held: int, batch_size: int) -> dict[str, int]:
+    """The COUNTERS in the state of a buffer of `held` rows.
+
+    Versions that let a row wait for more than one pass had no "carried". Their states go on with 0: what waits then
+    leaves by the end of the pass, and from the next one on the promise of `ShuffleBuffer` holds.
+
+    Raises:
+        InputError: the state of a buffer that drew with a generator, as early versions did, or of another batch size.
+    """
+    found = {"carried": 0} | numbers
+    fits = found.keys() >= set(COUNTERS)
     check(fits, "resume: expected a checkpoint of this version, this one was shuffled in another way")
+    carried = found["carried"]
+    waiting = f"fewer than {batch_size} of its {held} rows carried over"
+    check(0 <= carried <= held and carried < batch_size, f"resume: expected {waiting}, got {carried}")
+    return {name: found[name] for name in COUNTERS}
 
 
 class ShuffleBuffer:
     """Turns a stream of rows into shuffled batches [batch_size, d_in].
 
     It holds up to `capacity` rows. Each batch is a uniform sample without replacement of the rows held, and the next rows
-    of the stream take the places of those that left. At the end of a pass the buffer empties before the next pass begins.
-    So
+    of the stream take the places of those that left. At the end of a pass the buffer empties before the next pass begins:
+    the rows that are left, fewer than a batch, are carried over, and all of them are in the first batch of the next pass,
+    with a uniform sample of its rows. So
 
-    - in one pass every row leaves exactly once; only the last rows of a pass, fewer than a batch, wait and leave
-      in the next one;
+    - all rows of a pass have left before any row of the next pass leaves, or leave in the same batch. After b batches
+      of a source of n finite rows, each row has left b * batch_size / n times, rounded down or up;
     - a row stays for a geometrically distributed number of batches with mean capacity / batch_size, so rows
       that were neighbours in the stream land in the same batch with probability about batch_size / capacity;
     - batches depend on the source, the seed and the sizes alone, not on how the source is cut into tensors
@@ -99,6 +112,9 @@ class ShuffleBuffer:
         self.passes = 0  # finished so far
         self.next_row = 0  # number of the next row of this pass; skipped rows count too
         self.skipped = 0
+        self.carried = (
+            0  # from the passes before: the rows in the first places, all of which the next batch takes
+        )
         self._stream: Iterator[Tensor] | None = None
         self._chunk: Tensor | None = None
 
@@ -118,17 +134,19 @@ class ShuffleBuffer:
         """Fill up from the stream, with new passes until a batch is held. Returns False if there are not enough rows."""
         self._top_up()
         while self.held < self.batch_size:
-            self.passes, self.next_row, self._stream, self._chunk = self.passes + 1, 0, None, None
+            self.passes, self.next_row, self.carried = self.passes + 1, 0, self.held
+            self._stream = self._chunk = None
             if self._top_up() == 0:
                 return False  # the source can be read only once, or has no finite row
         return True
 
     def _draw(self) -> Tensor:
         assert self.place is not None
-        holes = draw(self.seed, self.batches, self.held, self.batch_size)
+        others = draw(self.seed, self.batches, self.held - self.carried, self.batch_size - self.carried)
+        holes = torch.cat([torch.arange(self.carried), others + self.carried])
         # where this raises (NaN in a row, a damaged shard), the buffer stays as it was and can be saved
         rows, numbers = self._next_rows(len(holes))
-        self.batches += 1
+        self.batches, self.carried = self.batches + 1, 0
         batch = self.place[holes]
         self._put(holes[: len(numbers)], rows, numbers)
         # The last rows move down into the holes that the stream could not fill.
@@ -197,10 +215,10 @@ class ShuffleBuffer:
         """Nothing to end here; `saefast.activations.native_buffer.NativeBuffer` has threads."""
 
     def load_state_dict(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        check_state(numbers)
-        self.batches, self.passes, self.next_row, self.skipped = (numbers[name] for name in COUNTERS)
-        self._stream = self._chunk = None
         row_of = tensors["row_of"]
+        for name, value in counters(numbers, len(row_of), self.batch_size).items():
+            setattr(self, name, value)
+        self._stream = self._chunk = None
         self.held = len(row_of)
         rows = self.source.take(row_of) if self.source.random_access else tensors["rows"]
         self.place = torch.empty(len(self.row_of), self.source.d_in, dtype=rows.dtype)

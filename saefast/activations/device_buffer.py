@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefast.activations.buffer import COUNTERS, check_state
+from saefast.activations.buffer import counters
 from saefast.activations.native_buffer import NativeBuffer
 from saefast.activations.sources import Source
 from saefast.errors import InputError, check
@@ -104,8 +104,8 @@ class DeviceBuffer(NativeBuffer):
         return self._rows(0, min(n, held)).clone()
 
     def load_state_dict(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        check_state(numbers)
         row_of = tensors["row_of"].contiguous()
+        state = counters(numbers, len(row_of), self.batch_size)
         n, most = len(row_of), self._places.numel() // (self.source.d_in * self.source_dtype.itemsize)
         check(n <= most, f"row_of: expected the state of a buffer of at most {most} rows, got {n}")
         self._native.pause(self._handle())
@@ -113,8 +113,7 @@ class DeviceBuffer(NativeBuffer):
             for i in range(0, n, PIECE):
                 rows = self.source.take(row_of[i : i + PIECE])
                 self._rows(i, min(n, i + PIECE)).copy_(rows)
-            counters = {name: numbers[name] for name in COUNTERS}
-            self._wait(lambda _: self._native.load(row_of.numpy(), self._handle(), **counters))
+            self._wait(lambda _: self._native.load(row_of.numpy(), self._handle(), **state))
         except BaseException:
             self.close()  # the rows no longer fit the state
             raise

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saefast.activations.buffer import COUNTERS, ShuffleBuffer, check_state
+from saefast.activations.buffer import COUNTERS, ShuffleBuffer, counters
 from saefast.activations.file_segments import as_bytes, segments_of
 from saefast.activations.sources import Source, TensorSource
 from saefast.errors import InputError, check
@@ -135,13 +135,12 @@ class NativeBuffer(ShuffleBuffer):
         return {"row_of": torch.from_numpy(self._native.row_of())}, {name: numbers[name] for name in COUNTERS}
 
     def load_state_dict(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        check_state(numbers)
         row_of = tensors["row_of"].contiguous()
+        state = counters(numbers, len(row_of), self.batch_size)
         again = row_of if self._tensor is None else row_of[:0]  # rows in memory are used where they are
         rows = self.source.take(again).to(self.source_dtype).contiguous()
         shape = (len(again), self.source.d_in * self.source_dtype.itemsize)
-        counters = {name: numbers[name] for name in COUNTERS}
-        self._wait(lambda _: self._native.load(row_of.numpy(), as_bytes(rows).reshape(shape), **counters))
+        self._wait(lambda _: self._native.load(row_of.numpy(), as_bytes(rows).reshape(shape), **state))
 
     def close(self) -> None:
         """End the threads, at any time and from any thread. The state can still be read."""

@@ -72,6 +72,8 @@ class FakeDeviceBuffer(device_buffer.DeviceBuffer):
             yield batch
 
     def sample(self, n):
+        if self._native.numbers()["batches"]:  # back to the last one delivered, as there
+            self.load_state_dict(*self.state_dict())
         self._native.fill(0, self.timeout)
         build()[1].cudaDeviceSynchronize()
         return super().sample(n)
