@@ -1,0 +1,4 @@
+from tests.helpers import seeds
+
+if seeds.SHIFT:
+    seeds.install()

@@ -5,11 +5,16 @@ import pytest
 import torch
 
 from tests.gates import quick_interpreter, strict_interpreter
-from tests.helpers import kernels  # before anything of saefast.triton_kernels
+from tests.helpers import kernels, seeds  # kernels before anything of saefast.triton_kernels
 
 if importlib.util.find_spec("triton") and not kernels.ON_GPU:
     quick_interpreter.install()
     strict_interpreter.install()
+if importlib.util.find_spec("hypothesis"):  # a lent machine with a GPU has pytest alone
+    from hypothesis import settings
+
+    settings.register_profile("the same examples in every run", derandomize=not seeds.SHIFT, deadline=None)
+    settings.load_profile("the same examples in every run")
 
 
 def values_of(case):
@@ -36,6 +41,8 @@ def pytest_collection_modifyitems(items):
         for case, values in cases.items():
             if values not in diagonal:
                 case.add_marker("slow")
+    if seeds.SHIFT:
+        seeds.other_order(items)
 
 
 @pytest.fixture(autouse=True)
