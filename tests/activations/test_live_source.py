@@ -10,10 +10,10 @@ import saefast
 from saefast.activations.buffer import ShuffleBuffer
 from saefast.activations.live_source import Background, Closed, LiveSource
 from saefast.activations.lm import ModelSource
-from saefast.activations.sources import IterableSource, Source
+from saefast.activations.sources import IterableSource, Source, TensorSource
 from saefast.errors import InputError
 from tests.helpers import tiny_lm
-from tests.helpers.batches import numbered
+from tests.helpers.batches import numbered, wait_for
 
 
 def push_all(rows, size):
@@ -41,8 +41,9 @@ def test_push_waits_for_room_and_memory_is_bounded():
             pushed.append(1)
 
     (thread,) = live.start(produce)
-    time.sleep(0.2)
-    assert len(pushed) == 10
+    wait_for(lambda: len(pushed) == 10)
+    time.sleep(0.1)
+    assert len(pushed) == 10  # no more come
     assert len(torch.cat(list(live))) == 1000
     thread.join(5)
     assert not thread.is_alive()
@@ -79,11 +80,11 @@ def test_waits_end():
 def test_background_is_the_same_rows_and_ends_its_thread():
     source = IterableSource(list(numbered(300).split(13)), 2)
     want, got = ShuffleBuffer(source, 8, 40), ShuffleBuffer(Background(source, max_rows=20), 8, 40)
-    before = threading.active_count()
+    before = set(threading.enumerate())
     for x, y, _ in zip(want, got, range(100)):
         assert torch.equal(x, y)
     got._stream.close()  # in the middle of a pass
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
 
 
 def test_an_error_of_the_source_arrives_unchanged():
@@ -92,35 +93,47 @@ def test_an_error_of_the_source_arrives_unchanged():
         list(ShuffleBuffer(Background(source), 4, 8))
 
 
-class Slow(Source):
-    def __init__(self, rows, seconds):
-        self.tensor, self.seconds, self.d_in = rows, seconds, rows.shape[1]
+class Asked(Source):
+    """Gives 64 rows each time it is asked for them, and `free` times without."""
+
+    def __init__(self, rows, free):
+        self.tensor, self.d_in, self.free = rows, rows.shape[1], free
+        self.asked, self.given = threading.Semaphore(0), threading.Semaphore(0)
 
     def rows(self, start=0):
-        for chunk in self.tensor[start:].split(64):
-            time.sleep(self.seconds)
+        for i, chunk in enumerate(self.tensor[start:].split(64)):
+            if i >= self.free:
+                assert self.asked.acquire(timeout=60)
+                self.given.release()
             yield chunk
 
 
-def train(source, out=None, resume=False, pause=0.0, total=64 * 60):
+def train(source, out=None, resume=False, total=64 * 60):
     config = saefast.TrainConfig(
         total_tokens=total, batch_size=64, buffer_tokens=128, lr=1e-3, checkpoint_every=7, log_every=100
     )
     trainer = saefast.Trainer(saefast.SAE(saefast.SAEConfig(d_in=source.d_in, d_sae=96, k=4)), config)
-    step = trainer.step
-    trainer.step = lambda x, **_: (time.sleep(pause), step(x, checked=True))[1]
-    begin = time.perf_counter()
     trainer.fit(source, out, resume)
-    return trainer.sae.W_dec.detach().clone(), time.perf_counter() - begin
+    return trainer.sae.W_dec.detach().clone()
 
 
-def test_producer_and_trainer_overlap():
+@pytest.mark.parametrize("background", [True, False])
+def test_rows_are_made_while_the_trainer_is_in_a_step(monkeypatch, background):
+    """Every step asks for the rows of the next batch, and waits inside of the step until they are there."""
     rows = torch.randn(64 * 62, 16, generator=torch.Generator().manual_seed(0))
-    slow = Slow(rows, 0.03)
-    after, apart = train(slow, pause=0.03)
-    same, together = train(Background(slow), pause=0.03)
-    assert torch.equal(after, same)
-    assert together < 0.75 * apart, f"{together:.2f} s together, {apart:.2f} s one after the other"
+    # free are those of the first batch: 128 rows in the buffer, and 64 for the places of those that leave
+    source, step, came = Asked(rows, free=3), saefast.Trainer.step, []
+
+    def asking(trainer, x, **options):
+        source.asked.release(1 if len(came) < 49 else 20)  # in the end all, so that its thread can end
+        came.append(source.given.acquire(timeout=60 if background else 0.01))
+        return step(trainer, x, **options)
+
+    monkeypatch.setattr(saefast.Trainer, "step", asking)
+    got = train(Background(source) if background else source, total=64 * 50)
+    monkeypatch.undo()
+    assert torch.equal(got, train(TensorSource(rows), total=64 * 50))
+    assert came == [True] * 50 if background else not all(came)
 
 
 def test_a_language_model_in_the_background_and_resume(tmp_path):
@@ -130,8 +143,8 @@ def test_a_language_model_in_the_background_and_resume(tmp_path):
     def source():
         return ModelSource(tiny_lm.model(), "model.layers.1", batches, sink_ratio=None)
 
-    want, _ = train(source(), total=64 * 30)
-    got, _ = train(Background(source()), tmp_path / "run", total=64 * 30)
+    want = train(source(), total=64 * 30)
+    got = train(Background(source()), tmp_path / "run", total=64 * 30)
     assert torch.equal(want, got)
 
     background = Background(source())
@@ -150,5 +163,5 @@ def test_a_language_model_in_the_background_and_resume(tmp_path):
     real, trainer.step = trainer.step, fail
     with pytest.raises(InputError, match="interrupted"):
         trainer.fit(background, tmp_path / "cut")
-    resumed, _ = train(background, tmp_path / "cut", resume=True, total=64 * 30)
+    resumed = train(background, tmp_path / "cut", resume=True, total=64 * 30)
     assert torch.equal(want, resumed)

@@ -92,7 +92,8 @@ def test_evaluate_in_the_model(world, capsys):
     run(f"evaluate {world}/run {world}/cache --json --in-model --contexts 6")
     spliced = json.loads(capsys.readouterr().out)["in_model"]
     assert spliced["n_tokens"] == 6 * 15
-    assert spliced["kl"] > 0 and spliced["loss_recovered"] < 1
+    lost, hurt = spliced["ce_zero"] - spliced["ce_sae"], spliced["ce_zero"] - spliced["ce"]
+    assert spliced["kl"] > 0 and spliced["loss_recovered"] == pytest.approx(lost / hurt)
     for name in ("ce", "ce_sae", "ce_zero", "ce_mean"):
         assert 0 < spliced[name] < 50
 

