@@ -69,9 +69,11 @@ def counters(numbers: dict[str, Any], held: int, batch_size: int) -> dict[str, i
     found = {"carried": 0} | numbers
     fits = found.keys() >= set(COUNTERS)
     check(fits, "resume: expected a checkpoint of this version, this one was shuffled in another way")
+    whole = all(type(found[name]) is int and found[name] >= 0 for name in COUNTERS)
+    check(whole, f"resume: expected numbers of 0 or more, got { {name: found[name] for name in COUNTERS} }")
     carried = found["carried"]
     waiting = f"fewer than {batch_size} of its {held} rows carried over"
-    check(0 <= carried <= held and carried < batch_size, f"resume: expected {waiting}, got {carried}")
+    check(carried <= held and carried < batch_size, f"resume: expected {waiting}, got {carried}")
     return {name: found[name] for name in COUNTERS}
 
 
@@ -112,9 +114,8 @@ class ShuffleBuffer:
         self.passes = 0  # finished so far
         self.next_row = 0  # number of the next row of this pass; skipped rows count too
         self.skipped = 0
-        self.carried = (
-            0  # from the passes before: the rows in the first places, all of which the next batch takes
-        )
+        # rows of the passes before, in the first places: the next batch takes all of them
+        self.carried = 0
         self._stream: Iterator[Tensor] | None = None
         self._chunk: Tensor | None = None
 

@@ -235,7 +235,10 @@ def test_a_state_with_more_rows_carried_over_than_there_can_be_is_refused(kind):
     buffer = ShuffleBuffer(*sizes)
     next(iter(buffer))
     tensors, numbers = buffer.state_dict()
-    for wrong in (-1, 4, 19):
+    for wrong in (-1, True, 0.0, "1", None):
+        with pytest.raises(InputError, match="resume: expected numbers of 0 or more"):
+            kind(*sizes).load_state_dict(tensors, numbers | {"carried": wrong})
+    for wrong in (4, 19):
         with pytest.raises(
             InputError, match=f"resume: expected fewer than 4 of its 18 rows carried over, got {wrong}"
         ):

@@ -16,7 +16,7 @@ import sys
 import time
 from collections import defaultdict
 
-FAILED = re.compile(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", re.MULTILINE)
+FAILED = re.compile(r"^(?:FAILED|ERROR) ([^\s\[]+(?:\[.*?\])?)(?: - .*)?$", re.MULTILINE)
 # Instructions for torch's own loops, for its products (MKL), and for oneDNN.
 CPUS: tuple[dict[str, str], ...] = (
     {},

@@ -15,7 +15,9 @@ SHIFT = int(os.environ.get("SEED_SHIFT", "0"))
 
 def moved(seed):
     """The seed for a call of the function that calls this one: another one, if a file of tests/ calls that."""
-    return seed + SHIFT if sys._getframe(2).f_code.co_filename.startswith(TESTS) else seed
+    return (
+        seed + SHIFT if seed is not None and sys._getframe(2).f_code.co_filename.startswith(TESTS) else seed
+    )
 
 
 def install():
