@@ -216,7 +216,7 @@ def _numbers(group: dict[str, Any], step: int, device: torch.device, dtype: torc
         unit=1.0,
         tied=0.0,
     )
-    found = torch.tensor(numbers, dtype=dtype)
+    found = torch.tensor(numbers, dtype=dtype, device="cpu")
     return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found
 
 

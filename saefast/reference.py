@@ -131,20 +131,25 @@ def centre(x: Tensor, b_dec: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor
 def total_variance(x: Tensor) -> Tensor:
     """[B, D] -> []: sum over the batch of ||x - mean(x)||^2, the denominator of FVU.
 
-    A batch without variance (one row, or equal rows) gives its number of entries, so the loss stays finite.
+    Rows without variance (none, one, or equal ones) give their number of entries, so that FVU is their mean square error.
     """
-    variance = (x - x.mean(dim=0)).square().sum()
-    return torch.where(variance == 0, x.numel(), variance)  # NaN stays NaN
+    variance = (x - x.mean(dim=0)).square().sum()  # of equal rows not 0 where the mean is rounded
+    none = (x == x[:1]).all() & variance.isfinite() | (variance == 0)
+    return torch.where(none, max(x.numel(), 1), variance)  # NaN stays NaN
 
 
 def fvu(x_hat: Tensor, x: Tensor) -> Tensor:
-    """[B, D], [B, D] -> []: fraction of variance unexplained, ||x_hat - x||^2 / ||x - mean(x)||^2 over the batch."""
-    return (x_hat - x).square().sum() / total_variance(x)
+    """[B, D], [B, D] -> []: fraction of variance unexplained, ||x_hat - x||^2 / ||x - mean(x)||^2 over the batch.
 
-
-def normalized_mse(x_hat: Tensor, x: Tensor) -> Tensor:
-    """[B, D], [B, D] -> []: mean over the rows of ||x_hat - x||^2 / ||x||^2, OpenAI's normalised MSE; a metric."""
-    return ((x_hat - x).square().sum(dim=1) / x.square().sum(dim=1)).mean()
+    Of at least fp32, and in units of the largest |x| to a power of two, so that no square overflows or vanishes. For rows
+    without variance it is the mean square error of an entry, as `total_variance` says.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    x_hat, x = x_hat.to(wide), x.to(wide)
+    largest = x.detach().abs().amax() if x.numel() else x.new_ones(())
+    exponent = largest.frexp().exponent.clamp(-125, 125).masked_fill((x == x[:1]).all(), 0)
+    unit = 2.0 ** exponent.to(wide)
+    return ((x_hat - x) / unit).square().sum() / total_variance(x / unit)
 
 
 def rounded_pre_acts(centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Tensor:
@@ -164,7 +169,7 @@ def lent_pre_acts(centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Tensor:
         return rounded_pre_acts(*operands)
     shape = len(centred), len(W_enc)
     if getattr(_arena, "memory", None) is None or len(_arena.memory) < math.prod(shape):
-        _arena.memory = torch.empty(math.prod(shape))
+        _arena.memory = torch.empty(math.prod(shape), dtype=torch.float32, device="cpu")
     return torch.addmm(b_enc, centred, W_enc.T, out=_arena.memory[: math.prod(shape)].view(shape))
 
 
@@ -183,14 +188,12 @@ def topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return values[:, :k].relu(), indices[:, :k].to(torch.int32)
     if n_latents > k:
         tied = (values[:, k] == values[:, k - 1]).nonzero().squeeze(1)
-        values, indices = values[:, :k], indices[:, :k]
+        indices = indices[:, :k].clone()  # autograd keeps torch.topk's own
         if len(tied):
-            ordered = pre_acts[tied].sort(dim=1, descending=True, stable=True)
-            values[tied], indices[tied] = ordered.values[:, :k], ordered.indices[:, :k]
-    by_index = indices.argsort(dim=1)
-    values, indices = values.gather(1, by_index), indices.gather(1, by_index)
-    values, by_value = values.sort(dim=1, descending=True, stable=True)
-    return values.relu_(), indices.gather(1, by_value).to(torch.int32)
+            indices[tied] = pre_acts[tied].detach().sort(dim=1, descending=True, stable=True).indices[:, :k]
+    indices = indices.sort(dim=1).values
+    values, by_value = pre_acts.gather(1, indices).sort(dim=1, descending=True, stable=True)
+    return values.relu(), indices.gather(1, by_value).to(torch.int32)
 
 
 def batch_topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -329,9 +332,8 @@ def decode_error(
 
 def keep_topk(pre_acts: Tensor, k: int, count: Tensor) -> Tensor:
     """pre_acts [B, C] -> [B, C]: relu of the k largest of the first `count` [] columns of each row, 0 elsewhere."""
-    masked = pre_acts.masked_fill(
-        torch.arange(pre_acts.shape[1], device=pre_acts.device) >= count, -torch.inf
-    )
+    columns = torch.arange(pre_acts.shape[1], dtype=torch.int64, device=pre_acts.device)
+    masked = pre_acts.masked_fill(columns >= count, -torch.inf)
     if k >= pre_acts.shape[1]:
         return masked.relu_()
     top_acts, top_indices = topk(masked, k)
@@ -372,7 +374,7 @@ def group_by_latent(acts: Tensor, indices: Tensor, d_sae: int, row_offsets: Tens
     makes sums reproducible.
     """
     starts = row_starts(indices, row_offsets).long()
-    positions = torch.arange(indices.numel(), device=indices.device)
+    positions = torch.arange(indices.numel(), dtype=torch.int64, device=indices.device)
     active = (acts.flatten() > 0) & (positions < starts[-1])
     latent = torch.where(active, indices.flatten(), d_sae)
     offsets = F.pad(torch.bincount(latent, minlength=d_sae + 1)[:d_sae].cumsum(0), (1, 0)).to(torch.int32)
@@ -393,10 +395,9 @@ def grad_top_acts(
     used = int(starts[-1]) if row_offsets is not None else indices.numel()
     with warnings.catch_warnings():  # torch calls its CSR layout beta on first use
         warnings.simplefilter("ignore", UserWarning)
+        shape, listed = (len(error), len(W_dec)), indices.flatten()[:used]
         zeros = torch.zeros(used, dtype=wide, device=acts.device)
-        pattern = torch.sparse_csr_tensor(
-            starts, indices.flatten()[:used], zeros, (len(error), W_dec.shape[0])
-        )
+        pattern = torch.sparse_csr_tensor(starts, listed, zeros, shape, dtype=wide, device=acts.device)
         products = torch.sparse.sampled_addmm(pattern, error.to(wide), W_dec.to(wide).T).values()
     return F.pad(products, (0, acts.numel() - used)).view(acts.shape) * (acts > 0)
 
@@ -532,7 +533,7 @@ def fused_adam_(
         [exp_avg],
         [exp_avg_sq],
         [],
-        [torch.tensor(math.inf)],
+        [torch.tensor(math.inf, dtype=torch.float32, device="cpu")],
         fused=True,
         amsgrad=False,
         beta1=n.beta1,
@@ -555,7 +556,7 @@ def adam_rows_(weights: Weights, grads: Grads, factor: Tensor, numbers: Tensor, 
     if scale != 1:
         grads = tuple(grad * scale for grad in grads)  # type: ignore[assignment]
     n = read_numbers(numbers)
-    rows = torch.arange(len(weights.b_enc.value), device=grads[0].device)
+    rows = torch.arange(len(weights.b_enc.value), dtype=torch.int64, device=grads[0].device)
     matrices = (weights.enc, grads[0], n.lr), (weights.dec, grads[2], n.lr_dec)
     for salt, (matrix, grad, lr) in enumerate(matrices):
         value, (m, v) = load_weight(matrix), load_moments(matrix)

@@ -9,12 +9,16 @@ So fp32 with fp32 moments takes 14 bytes, split with int8 6, bf16 with int8 4. A
 kept between two steps is rounded. This module is the specification of `saefast.triton_kernels.storage`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 MASK = 0xFFFFFFFF
+FP32: dict[str, Any] = {
+    "dtype": torch.float32,
+    "device": "cpu",
+}  # of a new tensor, whatever torch's defaults are
 
 
 class Matrix(NamedTuple):
@@ -61,9 +65,9 @@ def random_bits(rows: Tensor, n_columns: int, step: int, salt: int) -> Tensor:
     salt: 0 for W_enc, 1 for W_dec. The lower 16 bits round the weight, the upper 16 exp_avg_sq; exp_avg takes
     the upper 16 of the hash of the hash.
     """
-    of_step = mix(torch.tensor((2 * step + salt) & MASK, device=rows.device))
+    of_step = mix(torch.tensor((2 * step + salt) & MASK, dtype=torch.int64, device=rows.device))
     of_row = mix(rows.long() ^ of_step)
-    return mix(torch.arange(n_columns, device=rows.device) ^ of_row[:, None])
+    return mix(torch.arange(n_columns, dtype=torch.int64, device=rows.device) ^ of_row[:, None])
 
 
 def to_bf16_stochastic(value: Tensor, bits: Tensor) -> Tensor:
@@ -139,8 +143,8 @@ def store_moments_(matrix: Matrix, m: Tensor, v: Tensor, bits: Tensor) -> None:
     if matrix.scales is not None:
         root = v.sqrt()
         scales = torch.stack([m.abs().amax(dim=1), root.amax(dim=1)], dim=1)
-        code_m = to_codes(m.abs(), scales[:, 0], 127, (mix(bits) >> 16) / 2**16)
-        code_v = to_codes(root, scales[:, 1], 255, (bits >> 16) / 2**16)
+        code_m = to_codes(m.abs(), scales[:, 0], 127, (mix(bits) >> 16).float() / 2**16)
+        code_v = to_codes(root, scales[:, 1], 255, (bits >> 16).float() / 2**16)
         code_v = torch.where(v > 0, code_v.clamp_min(1), code_v)  # a zero would divide by epsilon
         matrix.exp_avg.copy_(code_m * m.sign())
         matrix.exp_avg_sq.copy_(code_v)
@@ -185,13 +189,18 @@ def row_norms(matrix: Matrix, parts: int = 1, rows_at_once: int = 2**16) -> Tens
     return torch.cat(norms) if parts > 1 else torch.cat(norms).squeeze(1)
 
 
+def positive(norms: Tensor) -> Tensor:
+    """What can be divided by: a row of zeros has the smallest normal number in place of its norm."""
+    return norms.clamp_min(torch.finfo(norms.dtype).tiny)
+
+
 def scale_rows_(matrix: Matrix, factor: float | Tensor, rows_at_once: int = 2**14) -> None:
     """Multiply the weight by a number, or by one for each row [F], a few rows at a time: random bits for all rows at once
     would take 8 bytes per parameter."""
     for start in range(0, len(matrix.weight), rows_at_once):
         rows = slice(start, start + rows_at_once)
         part = Matrix(*(None if t is None else t[rows] for t in matrix))  # type: ignore[arg-type]
-        numbers = torch.arange(start, start + len(part.weight), device=part.weight.device)
+        numbers = torch.arange(start, start + len(part.weight), dtype=torch.int64, device=part.weight.device)
         weight = load_weight(part)
         by = factor[rows, None].to(weight) if isinstance(factor, Tensor) else factor
         store_weight_(part, weight * by, random_bits(numbers, part.weight.shape[1], 0, 0))

@@ -104,14 +104,14 @@ def centre(
 ) -> tuple[Tensor, Tensor]:
     """x [B, D], b_dec [D] -> x - b_dec [B, D], subtracted in fp32, in `dtype`; the variance of x [] in b_dec's dtype.
 
-    A batch without variance gives its number of entries. NaN stays NaN.
+    Rows without variance give their number of entries, none give 1. NaN stays NaN.
     """
     B, D = x.shape
     check("x", x, (B, D))
     check("b_dec", b_dec, (D,))
     centred = torch.empty(B, D, dtype=dtype, device=x.device)
     if B == 0:
-        return centred, torch.zeros((), dtype=b_dec.dtype, device=x.device)
+        return centred, torch.ones((), dtype=b_dec.dtype, device=x.device)
     config = config or centre_config(B, D, x.element_size(), dtype.itemsize)
     grid = triton.cdiv(B, config.ROWS), triton.cdiv(D, config.BLOCK_D)
     tiles = {"ROWS": config.ROWS, "BLOCK_B": config.BLOCK_B, "BLOCK_D": config.BLOCK_D}

@@ -27,7 +27,7 @@ def draw(seed: int, batch: int, held: int, n: int) -> Tensor:
     columns = -(-held // rows)
     base = (_mix64(_mix64(seed) + batch * GOLDEN)) & BITS_64
     keys = [_mix64(base + (r + 1) * GOLDEN) >> 32 for r in range(ROUNDS)]
-    places = _permute(torch.arange(n), rows, columns, keys)
+    places = _permute(torch.arange(n, dtype=torch.int64, device="cpu"), rows, columns, keys)
     while (beyond := places >= held).any():
         places[beyond] = _permute(places[beyond], rows, columns, keys)
     return places
@@ -109,7 +109,9 @@ class ShuffleBuffer:
         self.capacity, self.seed = capacity, seed
         self.batches = 0  # drawn so far
         self.held = 0
-        self.row_of = torch.empty(capacity, dtype=torch.int64)  # number of the stream's row in each place
+        self.row_of = torch.empty(
+            capacity, dtype=torch.int64, device="cpu"
+        )  # number of the stream's row in each place
         self.place: Tensor | None = None  # [capacity, d_in] in the source's dtype, made with the first rows
         self.passes = 0  # finished so far
         self.next_row = 0  # number of the next row of this pass; skipped rows count too
@@ -153,7 +155,7 @@ class ShuffleBuffer:
         # The last rows move down into the holes that the stream could not fill.
         holes = holes[len(numbers) :]
         self.held -= len(holes)
-        is_hole = torch.zeros(self.held + len(holes), dtype=torch.bool)
+        is_hole = torch.zeros(self.held + len(holes), dtype=torch.bool, device="cpu")
         is_hole[holes] = True
         low = is_hole[: self.held].nonzero().squeeze(1)
         high = (~is_hole[self.held :]).nonzero().squeeze(1) + self.held
@@ -163,13 +165,15 @@ class ShuffleBuffer:
     def _top_up(self) -> int:
         """Fill the free places from the stream. Returns how many rows came."""
         rows, numbers = self._next_rows(len(self.row_of) - self.held)
-        self._put(torch.arange(self.held, self.held + len(numbers)), rows, numbers)
+        self._put(
+            torch.arange(self.held, self.held + len(numbers), dtype=torch.int64, device="cpu"), rows, numbers
+        )
         self.held += len(numbers)
         return len(numbers)
 
     def _put(self, where: Tensor, rows: list[Tensor], numbers: Tensor) -> None:
         if self.place is None and rows:
-            self.place = torch.empty(len(self.row_of), self.source.d_in, dtype=rows[0].dtype)
+            self.place = torch.empty(len(self.row_of), self.source.d_in, dtype=rows[0].dtype, device="cpu")
         if self.place is not None and rows:
             self.place[where] = torch.cat(rows).to(self.place)
             self.row_of[where] = numbers
@@ -187,7 +191,9 @@ class ShuffleBuffer:
                     if self._chunk is None:
                         break
                 rows, self._chunk = self._chunk[:n], self._chunk[n:]
-                number = torch.arange(self.next_row, self.next_row + len(rows))
+                number = torch.arange(
+                    self.next_row, self.next_row + len(rows), dtype=torch.int64, device="cpu"
+                )
                 self.next_row += len(rows)
                 finite = rows.isfinite().all(dim=1)
                 if not finite.all():
@@ -203,7 +209,7 @@ class ShuffleBuffer:
         except BaseException:
             self.next_row, self.skipped, self._stream, self._chunk = first_row, skipped, None, None
             raise
-        return pieces, torch.cat(numbers) if numbers else torch.empty(0, dtype=torch.int64)
+        return pieces, torch.cat(numbers) if numbers else torch.empty(0, dtype=torch.int64, device="cpu")
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and numbers that restore the buffer exactly; with the rows themselves if they cannot be read again."""
@@ -222,5 +228,5 @@ class ShuffleBuffer:
         self._stream = self._chunk = None
         self.held = len(row_of)
         rows = self.source.take(row_of) if self.source.random_access else tensors["rows"]
-        self.place = torch.empty(len(self.row_of), self.source.d_in, dtype=rows.dtype)
+        self.place = torch.empty(len(self.row_of), self.source.d_in, dtype=rows.dtype, device="cpu")
         self.place[: self.held], self.row_of[: self.held] = rows, row_of

@@ -90,7 +90,7 @@ class ModelSource(Source):
         )
         self.points = [HookPoint(model, name) for name in self.hooks]
         self.model, self.batches = model.eval(), batches
-        self.drop_ids = torch.tensor(sorted(drop_ids), dtype=torch.int64)
+        self.drop_ids = torch.tensor(sorted(drop_ids), dtype=torch.int64, device="cpu")
         self.sink_ratio, self.forward_kwargs = sink_ratio, forward_kwargs or {}
         self.n_dropped: Counter[str] = Counter(special=0, sink=0)
         first = next(iter(batches), None)

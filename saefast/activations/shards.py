@@ -221,7 +221,9 @@ class ShardSource(Source):
         self.widths: list[int] = index.get("widths", [self.d_in])
         check_widths(str(self.folder / INDEX), self.hooks, self.widths, self.d_in)
         sizes = [0] + [shard["n_tokens"] for shard in index["shards"]]
-        self.starts = torch.tensor(sizes).cumsum(0)  # first row of each shard, and the end
+        self.starts = torch.tensor(sizes, dtype=torch.int64, device="cpu").cumsum(
+            0
+        )  # first row of each shard, and the end
         for shard in index["shards"]:
             path, want = self.folder / shard["file"], shard["bytes"]
             found = path.stat().st_size if path.exists() else "no file"
@@ -251,7 +253,7 @@ class ShardSource(Source):
 
     def take(self, index: Tensor) -> Tensor:
         shard_of = torch.searchsorted(self.starts, index, right=True) - 1
-        out = torch.empty(len(index), self.d_in, dtype=getattr(torch, self.index["dtype"]))
+        out = torch.empty(len(index), self.d_in, dtype=getattr(torch, self.index["dtype"]), device="cpu")
         for i in shard_of.unique().tolist():
             chosen = shard_of == i
             out[chosen] = self.shard(i)["activations"][index[chosen] - self.starts[i]]
@@ -259,7 +261,14 @@ class ShardSource(Source):
 
     def context(self, row: int, before: int = 20, after: int = 5) -> tuple[list[int], int]:
         """Token ids around `row` in its context, and the position of the token of the row among them."""
-        i = int(torch.searchsorted(self.starts, torch.tensor(row), right=True)) - 1
+        i = (
+            int(
+                torch.searchsorted(
+                    self.starts, torch.tensor(row, dtype=torch.int64, device="cpu"), right=True
+                )
+            )
+            - 1
+        )
         shard, local = self.shard(i), row - int(self.starts[i])
         from_text = "contexts" in shard
         check(from_text, f"{self.folder}: expected a cache made from text, this one has no token ids")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from saefast.errors import InputError, check
+from saefast.storage import FP32
 
 CHUNK = 8192  # rows a random-access source yields at a time
 
@@ -46,6 +47,8 @@ class TensorSource(Source):
 
     def __init__(self, tensor: Tensor, name: str = "source", path: Path | None = None) -> None:
         check(tensor.ndim == 2, f"{name}: expected shape [n, d_in], got {list(tensor.shape)}")
+        ok = tensor.layout == torch.strided and not tensor.is_meta
+        check(ok, f"{name}: expected rows in memory, got {tensor.layout} on {tensor.device}")
         check(tensor.is_floating_point(), f"{name}: expected a floating-point dtype, got {tensor.dtype}")
         got = f"an empty tensor {list(tensor.shape)}"
         check(tensor.numel() > 0, f"{name}: expected at least one row, got {got}")
@@ -108,10 +111,10 @@ class SyntheticSource(Source):
         check(in_range, f"n_active: expected 1 to n_features = {n_features}, got {n_active}")
         self.d_in, self.n_features, self.n_active = d_in, n_features, n_active
         self.n_tokens, self.noise, self.seed = n_tokens, noise, seed
-        generator = torch.Generator().manual_seed(seed)
-        directions = torch.randn(n_features, d_in, generator=generator)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        directions = torch.randn(n_features, d_in, generator=generator, **FP32)
         self.directions = torch.nn.functional.normalize(directions, dim=1)
-        self.offset = torch.randn(d_in, generator=generator) / d_in**0.5
+        self.offset = torch.randn(d_in, generator=generator, **FP32) / d_in**0.5
 
     def __len__(self) -> int:
         return self.n_tokens
@@ -119,18 +122,20 @@ class SyntheticSource(Source):
     def _block(self, block: int) -> Tensor:
         """Rows block * CHUNK to (block + 1) * CHUNK - 1. Each block has its own seed, so that any block can be made."""
         n = min(CHUNK, self.n_tokens - block * CHUNK)
-        generator = torch.Generator().manual_seed(hash((self.seed, block)) % 2**63)
-        active = torch.rand(n, self.n_features, generator=generator).topk(self.n_active, dim=1).indices
-        acts = torch.rand(n, self.n_active, generator=generator) + 0.5
+        generator = torch.Generator("cpu").manual_seed(hash((self.seed, block)) % 2**63)
+        active = (
+            torch.rand(n, self.n_features, generator=generator, **FP32).topk(self.n_active, dim=1).indices
+        )
+        acts = torch.rand(n, self.n_active, generator=generator, **FP32) + 0.5
         sums = torch.nn.functional.embedding_bag(active, self.directions, per_sample_weights=acts, mode="sum")
-        return self.offset + sums + self.noise * torch.randn(n, self.d_in, generator=generator)
+        return self.offset + sums + self.noise * torch.randn(n, self.d_in, generator=generator, **FP32)
 
     def rows(self, start: int = 0) -> Iterator[Tensor]:
         for block in range(start // CHUNK, -(-self.n_tokens // CHUNK)):
             yield self._block(block)[max(0, start - block * CHUNK) :]
 
     def take(self, index: Tensor) -> Tensor:
-        out = torch.empty(len(index), self.d_in)
+        out = torch.empty(len(index), self.d_in, **FP32)
         for block in (index // CHUNK).unique().tolist():
             chosen = index // CHUNK == block
             out[chosen] = self._block(block)[index[chosen] - block * CHUNK]

@@ -113,7 +113,7 @@ class MatryoshkaBatchTopKTrainer(WithK, matryoshka_batch_top_k.MatryoshkaBatchTo
     _names, _activation = PARAMETERS, "matryoshka"
 
     def _architecture(self) -> dict[str, Any]:
-        sizes = torch.tensor(self.group_sizes).cumsum(0).tolist()
+        sizes = torch.tensor(self.group_sizes, dtype=torch.int64, device="cpu").cumsum(0).tolist()
         return super()._architecture() | {"group_sizes": tuple(sizes)}
 
     def _recipe(self) -> dict[str, Any]:

@@ -132,7 +132,7 @@ class OnEngine:
         engine = Linked(self.ae, self._names, sae, TrainConfig(**self._options()), self.optimizer)
         engine.counts_per_step = 2  # once for the step, and on a log step once more
         if sae.k:
-            engine.state.smallest = torch.zeros((), device=self._device)
+            engine.state.smallest = torch.zeros((), dtype=torch.float32, device=self._device)
         return engine
 
     def _current(self, engine: Linked) -> Linked:

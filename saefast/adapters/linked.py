@@ -126,7 +126,7 @@ class Linked(Trainer):
                 replaced = True
             state = self._state_of(link)
             if link.moments:
-                state.setdefault("step", torch.zeros(()))
+                state.setdefault("step", torch.zeros((), dtype=torch.float32, device="cpu"))
             for key, ours in link.moments.items():
                 if state.get(key) is not ours:
                     state[key] = ours.copy_(state[key]) if key in state else ours.zero_()

@@ -126,8 +126,10 @@ def whole_code(code: Code, acts: Tensor, n_tokens: int, d_sae: int, sparse: bool
         return acts
     tokens = code.tokens()
     used = tokens < n_tokens
-    places = torch.stack([tokens, code.indices.flatten().long()])[:, used]
-    matrix = torch.sparse_coo_tensor(places, acts.flatten()[used], (n_tokens, d_sae))
+    places, values = torch.stack([tokens, code.indices.flatten().long()])[:, used], acts.flatten()[used]
+    matrix = torch.sparse_coo_tensor(
+        places, values, (n_tokens, d_sae), dtype=values.dtype, device=values.device
+    )
     return matrix if sparse else matrix.to_dense()
 
 

@@ -71,9 +71,9 @@ class FastTopKTrainingSAE(TopKTrainingSAE):
 def as_matrix(top_acts: Tensor, top_indices: Tensor, d_sae: int) -> Tensor:
     """[B, k] both -> COO [B, d_sae]."""
     B, k = top_acts.shape
-    tokens = torch.arange(B, device=top_acts.device).repeat_interleave(k)
-    places = torch.stack([tokens, top_indices.flatten().long()])
-    return torch.sparse_coo_tensor(places, top_acts.flatten(), (B, d_sae))
+    tokens = torch.arange(B, dtype=torch.int64, device=top_acts.device).repeat_interleave(k)
+    places, values = torch.stack([tokens, top_indices.flatten().long()]), top_acts.flatten()
+    return torch.sparse_coo_tensor(places, values, (B, d_sae), dtype=values.dtype, device=values.device)
 
 
 def register() -> None:

@@ -145,7 +145,7 @@ class Evaluate:
         if self.in_model:
             Cached.of(source, sae.config, "in_model")  # before the work
         result = evaluate(sae, source, self.backend)._asdict()
-        density = torch.tensor(result.pop("density"))
+        density = torch.tensor(result.pop("density"), dtype=torch.float32, device="cpu")
         quantiles = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
         result["density_quantiles"] = {str(q): float(density.quantile(q)) for q in quantiles}
         if self.in_model:

@@ -20,7 +20,7 @@ def usable_device(name: str | None) -> str:
     """The device of this name, by default the GPU if there is one. Raises InputError if it cannot be used."""
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=name)
+        torch.empty(0, dtype=torch.float32, device=name)
     except (RuntimeError, AssertionError):  # torch without CUDA raises the latter
         raise InputError(f"device: expected a device of this machine, got {name!r}") from None
     return name

@@ -180,7 +180,7 @@ def padded(acts: Tensor, indices: Tensor, row_offsets: Tensor) -> tuple[Tensor, 
     """The ragged layout -> [B, L] both, L the longest row; the rest is activation 0 of latent 0."""
     counts = row_offsets.diff().long()
     longest = int(counts.max()) if len(counts) else 0
-    inside = torch.arange(longest, device=acts.device) < counts[:, None]
+    inside = torch.arange(longest, dtype=torch.int64, device=acts.device) < counts[:, None]
     out_acts, out_indices = acts.new_zeros(inside.shape), indices.new_zeros(inside.shape)
     out_acts[inside], out_indices[inside] = acts[: int(row_offsets[-1])], indices[: int(row_offsets[-1])]
     return out_acts, out_indices
@@ -192,6 +192,6 @@ def threshold_code(step: Step, centred: Tensor, threshold: Tensor) -> tuple[Tens
     pre_acts, indices, row_offsets = step.ops.encode_threshold(centred, W_enc, b_enc, threshold, capacity)
     size, row_offsets = row_offsets[-1], row_offsets.clamp(max=len(pre_acts))
     if capacity is not None:
-        past = torch.arange(len(pre_acts), device=pre_acts.device) >= size
+        past = torch.arange(len(pre_acts), dtype=torch.int64, device=pre_acts.device) >= size
         pre_acts = pre_acts.masked_fill(past, -torch.inf)
     return pre_acts, indices, row_offsets, size

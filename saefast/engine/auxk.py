@@ -26,7 +26,7 @@ from saefast.engine.architecture import Step
 from saefast.engine.plan import Plan
 from saefast.engine.stages import Batch
 from saefast.reference import Aux
-from saefast.storage import Weights
+from saefast.storage import Weights, positive
 
 
 class Revival(NamedTuple):
@@ -69,13 +69,14 @@ def find_dead(num_tokens_since_fired: Tensor, threshold: int, capacity: int) -> 
     slots = places.masked_fill(~listed, -1)
     # every latent writes its number to its place, those that have none to one past the end
     latents = places.new_zeros(capacity + 1)
-    latents.scatter_(0, places.masked_fill(~listed, capacity), torch.arange(len(dead), device=dead.device))
+    numbers = torch.arange(len(dead), dtype=torch.int64, device=dead.device)
+    latents.scatter_(0, places.masked_fill(~listed, capacity), numbers)
     return Dead(latents[:capacity], listed.sum(), slots.to(torch.int32))
 
 
 def largest(scores: Tensor, k: int, count: Tensor) -> Tensor:
     """[B, C] -> [B, C]: 1 at the k largest of the first `count` [] columns of each row, 0 elsewhere."""
-    counted = torch.arange(scores.shape[1], device=scores.device) < count
+    counted = torch.arange(scores.shape[1], dtype=torch.int64, device=scores.device) < count
     chosen = scores.masked_fill(~counted, -torch.inf).topk(min(k, scores.shape[1]), sorted=False).indices
     return torch.zeros_like(scores).scatter_(1, chosen, 1.0) * counted
 
@@ -93,7 +94,7 @@ def revive(step: Step, batch: Batch, error: Tensor, active: Callable[[], Tensor]
     loss, grads = auxk(step.ops, step.weights, batch.centred, error, dead, plan, batch.loss_scale, left)
     if left is None:
         return Revival(loss, train.auxk_alpha * loss, grads)
-    share = (train.auxk_alpha * (dead.number > 0)).to(
+    share = train.auxk_alpha * (dead.number > 0).to(
         error.dtype
     )  # the gradient of x_hat is that of both errors
     return Revival(loss, train.auxk_alpha * loss, grads, share * torch.cat(left))
@@ -124,7 +125,7 @@ def auxk(
         pre_acts = torch.addmm(b_enc.to(x.dtype), x, W_enc.T)
         if plan.train.auxk_relu:
             listed = ops.keep_topk(pre_acts if norms is None else pre_acts * norms, plan.k_aux, dead.number)
-            acts = listed if norms is None else listed / norms
+            acts = listed if norms is None else listed / positive(norms)
         else:
             listed = largest(pre_acts if norms is None else pre_acts * norms, plan.k_aux, dead.number)
             acts = pre_acts * listed

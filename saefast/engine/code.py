@@ -36,7 +36,7 @@ class Code(NamedTuple):
     def tokens(self) -> Tensor:
         """The token of each entry of a sparse code, flat, int64."""
         assert self.indices is not None
-        positions = torch.arange(self.indices.numel(), device=self.indices.device)
+        positions = torch.arange(self.indices.numel(), dtype=torch.int64, device=self.indices.device)
         if self.row_offsets is None:
             return torch.div(positions, self.indices.shape[1], rounding_mode="floor")
         return (

@@ -50,7 +50,7 @@ def dense_step(
     return Metrics(
         loss=loss,
         fvu=whole.squares / batch.variance,
-        l0=n_active / max(n_tokens, 1),
+        l0=n_active.float() / max(n_tokens, 1),
         dead_frac=dead_frac,
         auxk_loss=aux.loss,
         penalty=whole.penalty,

@@ -16,7 +16,7 @@ from saefast.engine.architecture import Architecture, Entries, Step
 from saefast.engine.code import Code
 from saefast.engine.reconstruct import Forward
 from saefast.reference import Given, Groups
-from saefast.storage import row_norms
+from saefast.storage import positive, row_norms
 
 
 class EntryGrads(NamedTuple):
@@ -54,7 +54,7 @@ def entry_grads(
     none = torch.zeros_like(b_enc)
     pull = none[:, None]
     if back.norms is not None and parts is not None:
-        pull = back.norms[:, None] / parts.view(len(b_enc), -1).clamp_min(torch.finfo(parts.dtype).tiny)
+        pull = back.norms[:, None] / positive(parts).view(len(b_enc), -1)
     given = Given(
         grad_pre=back.grad_pre.contiguous(),
         bias=none if back.bias is None else back.bias.to(b_enc.dtype),

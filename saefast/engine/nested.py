@@ -29,8 +29,10 @@ def part_of_entry(code: Code, plan: Plan) -> tuple[Tensor, tuple[float, ...], in
         for size in sizes[:-1]:  # a tensor of the sizes would have to be copied to the device
             part = part + (code.indices >= size)
         return part.flatten().long(), weights, -1
+    by_index = code.indices.argsort(dim=1)  # of equal activations those of smaller indices are the k largest
+    order = code.acts.gather(1, by_index).argsort(dim=1, descending=True, stable=True)
     smaller = torch.ones_like(code.indices, dtype=torch.int64)
-    smaller.scatter_(1, code.acts.topk(min(plan.k, code.acts.shape[1]), dim=1).indices, 0)
+    smaller.scatter_(1, by_index.gather(1, order[:, : plan.k]), 0)
     return smaller.flatten(), (1.0, train.multi_topk_weight), 0
 
 
@@ -66,8 +68,12 @@ def nested(step: Step, code: Code, target: Tensor) -> tuple[Code, Tensor, Tensor
     squares = errors.square().sum(dim=(1, 2))
     fires = parted.acts > 0
     if not plan.sae.group_sizes:
-        fires = fires & (torch.arange(len(fires), device=fires.device) < parted.row_offsets[n_tokens])
+        fires = fires & (
+            torch.arange(len(fires), dtype=torch.int64, device=fires.device) < parted.row_offsets[n_tokens]
+        )
     to = plan.compute_dtype
-    loss = sum(weight * of_part for weight, of_part in zip(weights, squares, strict=True))
+    loss = torch.zeros_like(squares[0])
+    for weight, of_part in zip(weights, squares, strict=True):
+        loss = loss + weight * of_part
     whole = errors[counts].to(to).contiguous()
-    return parted, suffixes.to(to).contiguous(), whole, squares[counts], torch.as_tensor(loss), fires
+    return parted, suffixes.to(to).contiguous(), whole, squares[counts], loss, fires

@@ -133,4 +133,4 @@ def count_(state: State, plan_threshold: int, n_tokens: int, fired: Tensor) -> t
     state.fired += fired
     state.num_tokens_since_fired += n_tokens
     state.num_tokens_since_fired.masked_fill_(fired > 0, 0)
-    return fired.sum(), n_dead / len(fired)
+    return fired.sum(), n_dead.float() / len(fired)

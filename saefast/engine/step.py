@@ -82,7 +82,7 @@ def train_step(
     return Metrics(
         loss=loss,
         fvu=run.squares / batch.variance,
-        l0=n_active / max(len(x), 1),
+        l0=n_active.float() / max(len(x), 1),
         dead_frac=dead_frac,
         auxk_loss=aux.loss,
         penalty=torch.zeros_like(loss) if entries.penalty is None else entries.penalty,

@@ -117,11 +117,15 @@ def write(sae: SAELike, path: Path) -> list[str]:
     tensors |= {transposed: tensors[transposed].T}
     out = packed({theirs: tensors[name] for name, theirs in names.items()})
     if ours.k is not None:
-        out["k"] = torch.tensor(ours.k, dtype=torch.int32)
+        out["k"] = torch.tensor(ours.k, dtype=torch.int32, device="cpu")
     if ours.activation == "topk":
-        out["threshold"] = origin.tensors.get("threshold", torch.tensor(-1.0))
+        out["threshold"] = origin.tensors.get(
+            "threshold", torch.tensor(-1.0, dtype=torch.float32, device="cpu")
+        )
     if ours.activation == "matryoshka":
-        out["group_sizes"] = torch.tensor(ours.group_sizes).diff(prepend=torch.zeros(1, dtype=torch.int64))
+        out["group_sizes"] = torch.tensor(ours.group_sizes, dtype=torch.int64, device="cpu").diff(
+            prepend=torch.zeros(1, dtype=torch.int64, device="cpu")
+        )
     fresh = {"trainer_class": trainer_class, "lm_name": sae.metadata.get("model_name", "")}
     fresh |= {"layer": sae.metadata.get("layer"), "submodule_name": sae.metadata.get("hook_name")}
     fresh |= {"wandb_name": trainer_class, "device": "cpu"}

@@ -103,7 +103,11 @@ class Folding:
         if kind == "jumprelu":
             return
         self.need(kind in ("relu", "batch_topk", "matryoshka"), f"activation {kind!r}")
-        threshold = self.tensors["threshold"].clamp_min(0) if kind != "relu" else torch.zeros(())
+        threshold = (
+            self.tensors["threshold"].clamp_min(0)
+            if kind != "relu"
+            else torch.zeros((), dtype=torch.float32, device="cpu")
+        )
         self.set(threshold=threshold.expand(self.config.d_sae).contiguous())
         self.config = replace(self.config, activation="jumprelu", k=None, group_sizes=())
         self.notes.append(f"{kind} as JumpReLU with one threshold for all latents")

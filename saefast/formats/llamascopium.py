@@ -78,7 +78,9 @@ def read(path: Path) -> Contents:
         "W_dec": found.take("W_D", (d_sae, d_in)),
     }
     biased = config.get("use_decoder_bias", True)
-    tensors["b_dec"] = found.take("b_D", (d_in,)) if biased else torch.zeros(d_in)
+    tensors["b_dec"] = (
+        found.take("b_D", (d_in,)) if biased else torch.zeros(d_in, dtype=torch.float32, device="cpu")
+    )
     options: dict[str, Any] = {"activation": kind, "pre_bias": False}
     kept: dict[str, Tensor] = {}
     if kind != "relu":  # ReLU selects the same latents with and without the norms
@@ -86,7 +88,7 @@ def read(path: Path) -> Contents:
     if kind == "topk":
         options["k"] = integer({"top_k": 50} | config, "top_k", place)
     elif kind == "jumprelu":
-        kept[THRESHOLD] = found.left.get(THRESHOLD, torch.zeros(()))
+        kept[THRESHOLD] = found.left.get(THRESHOLD, torch.zeros((), dtype=torch.float32, device="cpu"))
         tensors["threshold"] = wide(found.take(THRESHOLD, (d_sae,))).exp()
     kept |= found.rest(NORM)
     into, out = config.get("hook_point_in"), config.get("hook_point_out")
@@ -153,7 +155,10 @@ def write(sae: SAELike, path: Path) -> list[str]:
     config = {"hook_point_in": hook, "hook_point_out": hook if ours.d_out is None else f"{hook}.out"} | config
     norms = {n: t for n, t in origin.tensors.items() if n.startswith(NORM)}
     hooks = dict.fromkeys((config["hook_point_in"], config["hook_point_out"]))
-    out |= {f"{NORM}{hook}": norms.get(f"{NORM}{hook}", torch.ones(())) for hook in hooks}
+    out |= {
+        f"{NORM}{hook}": norms.get(f"{NORM}{hook}", torch.ones((), dtype=torch.float32, device="cpu"))
+        for hook in hooks
+    }
     scaled = {"constant_norm": "token-wise", "scale": "dataset-wise"}
     config |= {"sae_type": "sae", "d_model": ours.d_in, "act_fn": ours.activation}
     config |= {"norm_activation": scaled.get(ours.input_norm, "inference")}

@@ -87,9 +87,9 @@ def write(sae: SAELike, path: Path) -> list[str]:
     tied = origin.config.get("tied", False) and torch.equal(W_enc, W_dec)
     tensors |= {"decoder.linear.weight": W_dec} if tied else {"decoder.weight": W_dec.T}
     fresh = {
-        "stats_last_nonzero": torch.zeros(ours.d_sae, dtype=torch.int64),
-        "latents_activation_frequency": torch.ones(ours.d_sae),
-        "latents_mean_square": torch.zeros(ours.d_sae),
+        "stats_last_nonzero": torch.zeros(ours.d_sae, dtype=torch.int64, device="cpu"),
+        "latents_activation_frequency": torch.ones(ours.d_sae, dtype=torch.float32, device="cpu"),
+        "latents_mean_square": torch.zeros(ours.d_sae, dtype=torch.float32, device="cpu"),
     }
     out: dict[str, Any] = packed(tensors) | fresh | origin.tensors
     out["activation"] = "TopK" if kind == "topk" else "ReLU"

@@ -46,7 +46,8 @@ def strongest_features(
     is_text = "contexts" in source.shard(0)
     check(is_text, f"source: expected shards made from text, {source.folder} has no token ids")
     d_sae = sae.config.d_sae
-    energy, count, n_tokens = torch.zeros(d_sae, dtype=torch.float64), torch.zeros(d_sae), 0
+    energy, count = (torch.zeros(d_sae, dtype=torch.float64, device="cpu") for _ in range(2))
+    n_tokens = 0
     for _, acts, indices in _codes(sae, source):
         energy += torch.bincount(indices.flatten(), acts.double().square().flatten(), minlength=d_sae)
         count += torch.bincount(indices[acts > 0], minlength=d_sae)
@@ -57,7 +58,14 @@ def strongest_features(
     # For each latent, the token of every context on which it is most active: (activation, row) by (shard, context).
     best: dict[int, dict[tuple[int, int], tuple[float, int]]] = {latent: {} for latent in chosen}
     for first_row, acts, indices in _codes(sae, source):
-        shard = int(torch.searchsorted(source.starts, torch.tensor(first_row), right=True)) - 1
+        shard = (
+            int(
+                torch.searchsorted(
+                    source.starts, torch.tensor(first_row, dtype=torch.int64, device="cpu"), right=True
+                )
+            )
+            - 1
+        )
         context_of = source.shard(shard)["context"]
         for latent, found in best.items():
             token, slot = ((indices == latent) & (acts > 0)).nonzero(as_tuple=True)

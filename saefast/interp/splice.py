@@ -96,7 +96,7 @@ def evaluate_all_in_model(
         [],
         [],
     )  # what is read of each batch, and what the blocks before gave: all passes share them
-    total, n_rows = torch.zeros(saes[0].config.width_out, dtype=torch.float64), 0
+    total, n_rows = torch.zeros(saes[0].config.width_out, dtype=torch.float64, device="cpu"), 0
     for given in inputs:
         captured, output = capture_and_record(
             places.points, blocks, *given.args, **given.kwargs, **places.kwargs

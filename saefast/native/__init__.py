@@ -4,6 +4,7 @@ The extension handles fp32 on the CPU. What has other formats, and what is dense
 every call works. Sums are in a fixed order: the same bits for every number of threads.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -24,14 +25,14 @@ from saefast.reference import (
     outer_sum,
     relu_encode,
 )
-from saefast.storage import Matrix, Weights
+from saefast.storage import FP32, Matrix, Weights
 
 try:
     import saefast._C
 except ModuleNotFoundError as error:  # one that is there but does not load says itself why
     raise ImportError("the C++ extension saefast._C is not built (no compiler at install time?)") from error
 
-from saefast.native.arrays import handles, numpy_of
+from saefast.native.arrays import INT32, handles, numpy_of
 from saefast.native.encode import encode_batch_topk, encode_threshold, encode_topk
 
 __all__ = [
@@ -66,9 +67,11 @@ def centre(x: Tensor, b_dec: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor
     """As `saefast.reference.centre`."""
     if dtype != torch.float32 or not handles(x, b_dec):
         return reference.centre(x, b_dec, dtype)
-    centred = torch.empty(x.shape)
+    centred = torch.empty(x.shape, **FP32)
     variance = saefast._C.centre(*numpy_of(x, b_dec, centred), torch.get_num_threads())
-    return centred, torch.tensor(variance or float(x.numel()))
+    if torch.equal(x[:1], x[-1:]) and bool((x == x[:1]).all()):  # seldom are more than two rows compared
+        variance = 0 if math.isfinite(variance) else variance
+    return centred, torch.tensor(variance or max(x.numel(), 1), **FP32)
 
 
 def topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -95,7 +98,7 @@ def decode_error(
     """As `saefast.reference.decode_error`."""
     if dtype != torch.float32 or not handles(acts, indices, W_dec, b_dec, x, row_offsets):
         return reference.decode_error(acts, indices, W_dec, b_dec, x, dtype, row_offsets)
-    error, squares = torch.empty(x.shape), torch.empty(len(x))
+    error, squares = torch.empty(x.shape, **FP32), torch.empty(len(x), **FP32)
     saefast._C.decode_error(
         *numpy_of(acts, indices, row_offsets, W_dec, b_dec, x, error, squares), torch.get_num_threads()
     )
@@ -106,8 +109,8 @@ def group_by_latent(acts: Tensor, indices: Tensor, d_sae: int, row_offsets: Tens
     """As `saefast.reference.group_by_latent`."""
     if not handles(acts, indices, row_offsets):
         return reference.group_by_latent(acts, indices, d_sae, row_offsets)
-    offsets = torch.empty(d_sae + 1, dtype=torch.int32)
-    pairs, tokens = (torch.empty(acts.numel(), dtype=torch.int32) for _ in range(2))
+    offsets = torch.empty(d_sae + 1, **INT32)
+    pairs, tokens = (torch.empty(acts.numel(), **INT32) for _ in range(2))
     saefast._C.group_by_latent(*numpy_of(acts, indices, row_offsets, offsets, pairs, tokens))
     return offsets, pairs, tokens
 
@@ -117,7 +120,7 @@ def sum_entries(groups: Groups, per_pair: Tensor) -> Tensor:
     offsets, pairs, _ = groups
     if per_pair.dtype != torch.float32 or not handles(per_pair, offsets, pairs):
         return reference.sum_entries(groups, per_pair)
-    sums = torch.empty(len(offsets) - 1)
+    sums = torch.empty(len(offsets) - 1, **FP32)
     saefast._C.sum_entries(*numpy_of(offsets, pairs, per_pair.flatten(), sums), torch.get_num_threads())
     return sums
 
@@ -128,7 +131,7 @@ def grad_top_acts(
     """As `saefast.reference.grad_top_acts`."""
     if not handles(error, W_dec, acts, indices, row_offsets):
         return reference.grad_top_acts(error, W_dec, acts, indices, row_offsets)
-    grads = torch.empty(acts.shape)
+    grads = torch.empty(acts.shape, **FP32)
     saefast._C.grad_top_acts(
         *numpy_of(error, W_dec, acts, indices, row_offsets, grads), torch.get_num_threads()
     )
@@ -170,7 +173,7 @@ def update_(
         _numbers(numbers),
         torch.get_num_threads(),
     )
-    return torch.tensor(squared)
+    return torch.tensor(squared, **FP32)
 
 
 def row_grads(
@@ -191,7 +194,7 @@ def row_grads(
     if not (_is_fp32(weights) and handles(centred, error, acts, *groups, *(aux or ()), *(given or ()))):
         return reference.row_grads(weights, centred, error, *code, grad_scale, aux, numbers, given)
     enc, dec, b_enc, b_dec = weights
-    grads = tuple(torch.empty(t.shape) for t in (enc.weight, b_enc.value, dec.weight, b_dec.value))
+    grads = tuple(torch.empty(t.shape, **FP32) for t in (enc.weight, b_enc.value, dec.weight, b_dec.value))
     squared = saefast._C.row_grads(
         _params(weights),
         numpy_of(centred, error, acts.flatten(), *groups),
@@ -202,7 +205,7 @@ def row_grads(
         numpy_of(*grads),
         torch.get_num_threads(),
     )
-    return grads, torch.tensor(squared)  # type: ignore[return-value]
+    return grads, torch.tensor(squared, **FP32)  # type: ignore[return-value]
 
 
 def adam_rows_(weights: Weights, grads: Grads, factor: Tensor, numbers: Tensor, step: Tensor) -> None:

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+INT32: dict[str, Any] = {"dtype": torch.int32, "device": "cpu"}
+
 
 def handles(*tensors: Tensor | None) -> bool:
     """Whether the extension can take these: fp32 (or indices) on the CPU, contiguous, no autograd graph to record."""

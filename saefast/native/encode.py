@@ -22,7 +22,8 @@ from torch import Tensor
 import saefast._C
 from saefast import reference
 from saefast.errors import InputError
-from saefast.native.arrays import handles, numpy_of
+from saefast.native.arrays import INT32, handles, numpy_of
+from saefast.storage import FP32
 
 LATENTS = 1024  # in a product, or 8 k if that is more: enough for a good bound on the k-th largest at once
 LEAST, MAX_ROWS = 64, 512  # rows in a product
@@ -38,8 +39,8 @@ def encode_topk(
     """As `saefast.reference.encode_topk`, in fp32 bit for bit given the same products."""
     if rescore or not handles(centred, W_enc, b_enc, scale):
         return reference.encode_topk(centred, W_enc, b_enc, k, scale, rescore)
-    top_acts = torch.empty(len(centred), k)
-    top_indices = torch.empty(len(centred), k, dtype=torch.int32)
+    top_acts = torch.empty(len(centred), k, **FP32)
+    top_indices = torch.empty(len(centred), k, **INT32)
     found = numpy_of(top_acts, top_indices)
     d_sae, d_in = W_enc.shape
     if can_screen(len(centred), d_sae, d_in, k):
@@ -87,8 +88,8 @@ def encode_batch_topk(
     if not handles(centred, W_enc, b_enc, scale):
         return reference.encode_batch_topk(centred, W_enc, b_enc, k, scale)
     B, F = len(centred), len(W_enc)
-    acts, indices = torch.empty(B * k), torch.empty(B * k, dtype=torch.int32)
-    row_offsets = torch.zeros(B + 1, dtype=torch.int32)
+    acts, indices = torch.empty(B * k, **FP32), torch.empty(B * k, **INT32)
+    row_offsets = torch.zeros(B + 1, **INT32)
     if B == 0:
         return acts, indices, row_offsets
     parts: dict[int, Any] = {}  # by thread; which of them found an entry makes no difference
@@ -116,7 +117,7 @@ def encode_threshold(
         return reference.encode_threshold(centred, W_enc, b_enc, threshold, capacity)
     B = len(centred)
     bounds = threshold.to(torch.float32).expand(len(W_enc)).contiguous()
-    counts = torch.zeros(B + 1, dtype=torch.int32)  # of each row, after a 0
+    counts = torch.zeros(B + 1, **INT32)  # of each row, after a 0
     parts: dict[int, tuple[Tensor, Tensor]] = {}  # by first row
 
     def block(start: int, end: int, scratch: Scratch) -> None:
@@ -124,15 +125,15 @@ def encode_threshold(
         for pre_acts, first in products(centred[start:end], W_enc, b_enc, scratch):
             piece = bounds[first : first + pre_acts.shape[1]]
             raise_for_nan(found.feed(pre_acts.numpy(), piece.numpy()), start)
-        part = torch.empty(found.size()), torch.empty(found.size(), dtype=torch.int32)
+        part = torch.empty(found.size(), **FP32), torch.empty(found.size(), **INT32)
         found.finish(*(tensor.numpy() for tensor in part), counts[start + 1 : end + 1].numpy())
         parts[start] = part
 
     for_blocks(block, B)
     row_offsets = counts.cumsum(0)
     n_found = int(row_offsets[-1])
-    acts = torch.zeros(n_found if capacity is None else capacity)
-    indices = torch.zeros(len(acts), dtype=torch.int32)
+    acts = torch.zeros(n_found if capacity is None else capacity, **FP32)
+    indices = torch.zeros(len(acts), **INT32)
     place = 0
     for start in sorted(parts):
         for out, part in zip((acts, indices), parts[start], strict=True):
@@ -154,7 +155,7 @@ def products(
     spans = cut(len(W_enc), latents)
     needed = len(rows) * max(end - first for first, end in spans)
     if len(scratch.get("pre_acts", ())) < needed:
-        scratch["pre_acts"] = torch.empty(needed)
+        scratch["pre_acts"] = torch.empty(needed, **FP32)
     for first, end in spans:
         pre_acts = scratch["pre_acts"][: len(rows) * (end - first)].view(len(rows), end - first)
         torch.addmm(b_enc[first:end], rows, W_enc[first:end].T, out=pre_acts)

@@ -14,6 +14,7 @@ from saefast.errors import check
 from saefast.formats import saefast as own_format
 from saefast.formats.contents import Origin
 from saefast.sae.inference import dense_acts, finish, listed, normed, scales_of
+from saefast.storage import FP32
 
 ROWS_AT_ONCE = 2**14
 S = TypeVar("S", bound="SAE")
@@ -23,7 +24,7 @@ class SAEOutput(NamedTuple):
     """Result of `SAE.forward`."""
 
     x_hat: Tensor  # [B, d_out] reconstruction
-    fvu: Tensor  # [] fraction of variance unexplained, over this batch; NaN for a transcoder without a target
+    fvu: Tensor  # [] at least fp32: `reference.fvu` of this batch; NaN for a transcoder without a target
     top_acts: Tensor  # [B, L]
     top_indices: Tensor  # [B, L] int32
 
@@ -64,19 +65,19 @@ class SAE(nn.Module):
         self.config = config
         self.metadata: dict[str, Any] = {}
         self.origin: Origin | None = None
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
 
         def unit_rows(width: int) -> Tensor:
             matrix = torch.empty(config.d_sae, width, device=device, dtype=weight_dtype)
             for rows in matrix.split(ROWS_AT_ONCE) if not matrix.is_meta else ():
-                rows.copy_(reference.normalize_rows_(torch.randn(rows.shape, generator=generator)))
+                rows.copy_(reference.normalize_rows_(torch.randn(rows.shape, generator=generator, **FP32)))
             return matrix
 
         self.W_dec = nn.Parameter(unit_rows(config.width_out))
         same = config.width_out == config.d_in
         self.W_enc = nn.Parameter(self.W_dec.detach().clone() if same else unit_rows(config.d_in))
-        self.b_enc = nn.Parameter(torch.zeros(config.d_sae, device=device))
-        self.b_dec = nn.Parameter(torch.zeros(config.width_out, device=device))
+        self.b_enc = nn.Parameter(torch.zeros(config.d_sae, dtype=torch.float32, device=device))
+        self.b_dec = nn.Parameter(torch.zeros(config.width_out, dtype=torch.float32, device=device))
         for name, value in extra_parameters(config, device).items():
             self.register_parameter(name, nn.Parameter(value, requires_grad=value.ndim > 0))
         self._first_rows = self._some_rows()
@@ -119,9 +120,8 @@ class SAE(nn.Module):
     def check_input(self, x: Tensor, name: str = "x", width: int | None = None) -> None:
         """Raise InputError unless x is [B, width] (default d_in) with the dtype and device of the parameters."""
         width, weight = width or self.config.d_in, self.W_enc
-        ok = isinstance(x, Tensor) and x.ndim == 2 and x.shape[1] == width
-        got = list(getattr(x, "shape", [type(x).__name__]))
-        check(ok, f"{name}: expected a tensor [B, {width}], got {got}")
+        ok = isinstance(x, Tensor) and x.layout == torch.strided and x.ndim == 2 and x.shape[1] == width
+        check(ok, f"{name}: expected a tensor [B, {width}], got {_described(x)}")
         dtype = self.b_dec.dtype  # W_enc and W_dec may be kept in bf16
         check(x.dtype == dtype, f"{name}: expected dtype {dtype}, got {x.dtype}")
         check(x.device == weight.device, f"{name}: expected device {weight.device}, got {x.device}")
@@ -133,15 +133,17 @@ class SAE(nn.Module):
             InputError: x or target does not fit the SAE.
         """
         self.check_input(x)
-        if self.config.d_out is None:
+        d_out = self.config.d_out
+        check(d_out is None or target is not None, f"target: expected a tensor [B, {d_out}], got None")
+        self._check_target(x, target)
+        return x if target is None else torch.cat([x, target], dim=1)
+
+    def _check_target(self, x: Tensor, target: Tensor | None) -> None:
+        if target is not None:
             why = "the SAE reconstructs its input (d_out is None)"
-            check(target is None, f"target: expected None, {why}, got one")
-            return x
-        check(target is not None, f"target: expected a tensor [B, {self.config.d_out}], got None")
-        assert target is not None
-        self.check_input(target, "target", self.config.d_out)
-        check(len(target) == len(x), f"target: expected {len(x)} rows as x, got {len(target)}")
-        return torch.cat([x, target], dim=1)
+            check(self.config.d_out is not None, f"target: expected None, {why}, got one")
+            self.check_input(target, "target", self.config.d_out)
+            check(len(target) == len(x), f"target: expected {len(x)} rows as x, got {len(target)}")
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [B, d_in] -> top_acts [B, L], largest first, top_indices [B, L] int32. L is k; for architectures without a
@@ -160,23 +162,37 @@ class SAE(nn.Module):
         return reference.encode(x, self.W_enc, self.b_enc, subtracted)
 
     def decode(self, top_acts: Tensor, top_indices: Tensor, x: Tensor | None = None) -> Tensor:
-        """top_acts [B, L], top_indices [B, L] integers below d_sae, any L -> x_hat [B, d_out].
+        """top_acts [B, L], top_indices [B, L] integers (int32 or int64) below d_sae, any L -> x_hat [B, d_out].
 
         x: [B, d_in], needed for what a skip transcoder adds, and where rows are normalised (`input_norm`).
         """
-        ok, want = top_acts.ndim == 2 and top_acts.shape == top_indices.shape, list(top_acts.shape)
-        check(ok, f"top_indices: expected the shape of top_acts {want}, got {list(top_indices.shape)}")
+        ok = isinstance(top_acts, Tensor) and top_acts.ndim == 2
+        check(ok, f"top_acts: expected a tensor [B, L], got {_described(top_acts)}")
+        ok, want = (
+            isinstance(top_indices, Tensor) and top_acts.shape == top_indices.shape,
+            list(top_acts.shape),
+        )
+        check(ok, f"top_indices: expected the shape of top_acts {want}, got {_described(top_indices)}")
+        ok = top_indices.dtype in (torch.int32, torch.int64)
+        check(ok, f"top_indices: expected dtype torch.int32 or torch.int64, got {top_indices.dtype}")
+        if top_indices.device.type == "cpu" and top_indices.numel():  # elsewhere it would wait for the device
+            least, most = (int(value) for value in top_indices.aminmax())
+            ok, d_sae = least >= 0 and most < self.config.d_sae, self.config.d_sae
+            check(ok, f"top_indices: expected 0 to d_sae - 1 = {d_sae - 1}, got {least} to {most}")
         x_hat = reference.decode(top_acts, top_indices, self.W_dec, self.b_dec)
         if not self.config.skip and self.config.input_norm in ("none", "scale"):
             return x_hat if self.config.scales is None else x_hat * (1 / scales_of(self.config, x_hat)[1])
         given = x is not None
         check(given, "x: expected the input (a skip transcoder, or rows that are normalised), got None")
         assert x is not None
+        self.check_input(x)
+        check(len(x) == len(top_acts), f"x: expected {len(top_acts)} rows as top_acts, got {len(x)}")
         return finish(self.config, x_hat, x, {name: getattr(self, name) for name in self.extra})
 
     def forward(self, x: Tensor, target: Tensor | None = None) -> SAEOutput:
         """x [B, d_in] -> SAEOutput(x_hat, fvu, top_acts, top_indices). The fvu of a transcoder needs its target [B, d_out]."""
         top_acts, top_indices = self.encode(x)
+        self._check_target(x, target)
         x_hat = self.decode(top_acts, top_indices, x)
         goal = target if self.config.d_out is not None else x
         fvu = x_hat.new_full((), torch.nan) if goal is None else reference.fvu(x_hat, goal)
@@ -209,6 +225,14 @@ class SAE(nn.Module):
         return sae.to(device)
 
 
+def _described(x: Any) -> str:
+    """What was given in place of a tensor, or its shape."""
+    if not isinstance(x, Tensor):
+        return f"{type(x).__name__} {list(getattr(x, 'shape', []))}".removesuffix(" []")
+    return str(list(x.shape)) if x.layout == torch.strided else f"{x.layout} {list(x.shape)}"
+
+
+@torch.no_grad()
 def geometric_median(x: Tensor, max_iterations: int = 100, tolerance: float = 1e-6) -> Tensor:
     """x [n, d_in] -> [d_in], the point whose distances to the rows have the smallest sum, by Weiszfeld's algorithm.
 
@@ -217,7 +241,8 @@ def geometric_median(x: Tensor, max_iterations: int = 100, tolerance: float = 1e
     point = x.mean(dim=0)
     for _ in range(max_iterations):
         weights = 1 / (x - point).norm(dim=1).clamp_min(1e-12)
-        previous, point = point, (weights / weights.sum()) @ x
+        with torch.autocast(x.device.type, enabled=False):
+            previous, point = point, (weights / weights.sum()) @ x
         if (point - previous).norm() <= tolerance * point.norm():
             break
     return point

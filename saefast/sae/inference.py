@@ -4,7 +4,9 @@ Codes come in the fixed layout [B, L], L = k or the most that any token has; an 
 
 Some projects normalise each row before they encode it, and undo that after decoding (SAEConfig.input_norm):
 "layer_norm" (x - mean) / (std + 1e-5), std with n - 1 (openai, SAELens); "constant_norm" x * sqrt(d_in) / ||x|| (SAELens,
-llamascopium "token-wise"); "scale" by a constant (llamascopium "dataset-wise"), of a crosscoder by one for each layer.
+llamascopium "token-wise"); "scale" by a constant (llamascopium "dataset-wise"), of a crosscoder by one for each layer. Norm
+and std are computed in fp64, so that no row is too large or too small. A row that has none (zeros; equal numbers) is encoded
+as zeros and reconstructed as itself.
 """
 
 import math
@@ -34,13 +36,14 @@ class Normed(NamedTuple):
 def normed(config: SAEConfig, x: Tensor) -> Normed | None:
     """None where nothing is done to the rows."""
     if config.input_norm == "layer_norm":
-        mean = x.mean(dim=1, keepdim=True)
-        std = x.std(dim=1, keepdim=True)
-        return Normed((x - mean) / (std + 1e-5), std, mean)
+        wide = x.double()
+        mean = wide.mean(dim=1, keepdim=True)
+        std = torch.linalg.vector_norm(wide - mean, dim=1, keepdim=True) / math.sqrt(max(1, config.d_in - 1))
+        return Normed(((wide - mean) / (std + 1e-5)).to(x.dtype), std.to(x.dtype), mean.to(x.dtype))
     if config.input_norm == "constant_norm":
-        norm = x.norm(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-        factor = math.sqrt(config.d_in) / norm
-        return Normed(x * factor, 1 / factor, 0.0)
+        scale = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64) / math.sqrt(config.d_in)
+        rows = torch.where(scale > 0, x / torch.where(scale > 0, scale, 1), 0)
+        return Normed(rows.to(x.dtype), scale.to(x.dtype), 0.0)
     if config.scales is not None:
         into, out = scales_of(config, x)
         return Normed(x * into, 1 / out, 0.0)
@@ -104,7 +107,8 @@ def dense_acts(pre_acts: Tensor, params: Params, extra: dict[str, Tensor], confi
 
 
 def listed(acts: Tensor, k: int | None) -> tuple[Tensor, Tensor]:
-    """Dense acts [B, F] -> the fixed layout, largest first."""
+    """Dense acts [B, F] -> the fixed layout, largest first; of equal ones the smaller index first."""
     longest = k or int((acts > 0).sum(dim=1).amax()) if len(acts) else k or 0
-    values, indices = acts.topk(longest, dim=1)
-    return values, indices.to(torch.int32)
+    indices = acts.topk(longest, dim=1).indices.sort(dim=1).values
+    values, by_value = acts.gather(1, indices).sort(dim=1, descending=True, stable=True)
+    return values, indices.gather(1, by_value).to(torch.int32)

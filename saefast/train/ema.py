@@ -36,7 +36,7 @@ class Ema:
         check(0 <= decay < 1, f"ema_decay: expected a number from 0 to below 1, got {decay!r}")
         self.decay = decay
         self._sums = {name: _zeros(param) for name, param in params.items()}
-        self._steps = torch.zeros((), dtype=torch.int64)
+        self._steps = torch.zeros((), dtype=torch.int64, device="cpu")
 
     @property
     def steps(self) -> int:

@@ -121,7 +121,7 @@ class EndToEnd:
         check(ok, f"sae: expected a TopK autoencoder of one layer, got {c}")
         same = sae.W_enc.dtype == sae.W_dec.dtype == sae.b_dec.dtype
         check(same, f"sae: expected weights in {sae.b_dec.dtype} as its biases, got {sae.W_enc.dtype}")
-        self.drop_ids = torch.tensor(sorted(drop_ids), dtype=torch.int64)
+        self.drop_ids = torch.tensor(sorted(drop_ids), dtype=torch.int64, device="cpu")
         self.params = [sae.W_enc, sae.W_dec, sae.b_enc, sae.b_dec]
         self.peak_lr = self.config.lr or 2e-4 / math.sqrt(sae.config.d_sae / 2**14)
         groups = [{"params": self.params[:2]}, {"params": self.params[2:]}]

@@ -149,7 +149,7 @@ def density_histogram(fired: Tensor, n_tokens: int) -> list[int]:
 
     fired: [F], tokens of n_tokens in which each latent was active.
     """
-    density = (fired / n_tokens).log10()
+    density = (fired.float() / n_tokens).log10()
     inside = [(density > a) & (density <= b) for a, b in pairwise(DENSITY_EDGES)]
     inside[0] |= density.isneginf()
     return [int(mask.sum()) for mask in inside]

@@ -167,7 +167,8 @@ def _numbers(name: Name) -> tuple[str, ...]:
 
 
 def _number(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64)
+    dtype = torch.int64 if isinstance(value, int) else torch.float64
+    return torch.tensor(value, dtype=dtype, device="cpu")
 
 
 def _muon(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -20,6 +20,7 @@ from saefast.reference import Params
 from saefast.sae import SAE, geometric_median
 from saefast.storage import Matrix, scale_rows_
 from saefast.train.begin import Frame, factors, layer_scales, scale_of, unit_rows_
+from saefast.train.checks import check_range, check_trainable
 from saefast.train.ema import Ema
 from saefast.train.memory import out_of_memory_help
 from saefast.train.optimizers import Optimizer, make_optimizer
@@ -34,6 +35,7 @@ class Prepared:
 
     def __init__(self, sae: SAE, config: TrainConfig) -> None:
         check_compatible(sae.config, config)
+        check_trainable(sae)
         self.frozen = frozenset(
             name for name, param in sae.named_parameters() if param.ndim and not param.requires_grad
         )
@@ -49,9 +51,6 @@ class Prepared:
         sae.origin = sae.origin and sae.origin._replace(tensors={})  # they are of the SAE as it was
         self.ops, self.arch = load_backend(config.backend, sae.W_enc.device.type), architecture_of(sae.config)
         self.compute_dtype = self._compute_dtype()
-        for name, param in sae.params._asdict().items():
-            ok, strides = param.is_contiguous(), param.stride()
-            check(ok, f"sae: {name}: expected contiguous memory, got strides {strides}")
         if config.rescore and self.ops.MAX_SELECTED is not None:
             largest = self.ops.MAX_SELECTED - sae.config.top_k
             fits, k = config.rescore <= largest, sae.config.k
@@ -194,6 +193,7 @@ class Prepared:
 
         sample: rows [n, row_width]. median: their geometric median, for one that is known already.
         """
+        check_range(sample)
         self.set_scales(sample)
         if not self.fresh:
             return

@@ -109,7 +109,7 @@ def parts(matrix: Matrix) -> Iterator[Matrix]:
 def restart_(matrix: Matrix, latents: Tensor, value: Tensor) -> None:
     """Set these rows of the weight, in every form it is kept in, to `value` and their moments to 0."""
     part = _rows(matrix, latents)  # copies
-    store_weight_(part, value, torch.tensor(NEAREST, device=value.device))
+    store_weight_(part, value, torch.tensor(NEAREST, dtype=torch.int64, device=value.device))
     for whole, rows in zip(matrix[:3], part[:3], strict=True):  # weight, low, shadow
         if whole is not None and rows is not None:
             whole[latents] = rows

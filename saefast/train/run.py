@@ -112,7 +112,7 @@ class Run:
         trainer.sync()
         rows = self.buffer.sample(trainer.config.resample_tokens)
         x = take(rows, self.columns).to(trainer.sae.b_dec)
-        generator = torch.Generator().manual_seed((trainer.config.seed << 20) + state.step)
+        generator = torch.Generator("cpu").manual_seed((trainer.config.seed << 20) + state.step)
         n = resample(state, trainer.frame.rows(x), token_losses(trainer, x), dead, generator)
         state.refresh()
         log.info(f"step {state.step}: {n} dead latents resampled")

@@ -18,6 +18,7 @@ from saefast.errors import InputError, check
 from saefast.reference import Grads
 from saefast.sae import SAE
 from saefast.train import schedules
+from saefast.train.checks import check_mode, check_range
 from saefast.train.memory import out_of_memory_help
 from saefast.train.optimizers import step_with
 from saefast.train.prepared import Prepared
@@ -67,12 +68,14 @@ class Stepper(Prepared):
         rows = self.frame.rows(x if checked else self._checked(x, target))
         config, state, step = self.config, self.state, self.state.step + 1
         self._raise_for_earlier_steps()
+        check_mode(state)
         plan = self.plan(len(rows))
         numbers = self.numbers(plan, step, len(rows))
         if self.ema is not None:  # as OpenAI's code, before the optimizer's step
             self.ema.update(self._trained())
-        with torch.no_grad(), torch.cuda.device_of(rows), out_of_memory_help(self.sae.config, config):
-            rows, own = rows.contiguous(), self._own_step
+        device, precise = torch.cuda.device_of(rows), torch.autocast(rows.device.type, enabled=False)
+        with torch.no_grad(), device, precise, out_of_memory_help(self.sae.config, config):
+            rows, own = rows.detach().contiguous(), self._own_step
             if self._graphs is None or own is not None:
                 metrics = train_step(self.ops, state, rows, plan, numbers, own)
             elif (graph := self._graphs.find(plan, rows)) is not None:
@@ -91,8 +94,8 @@ class Stepper(Prepared):
         """The rows of a user's batch. The first one sets the scales."""
         rows = self.sae.rows(x, target)
         check(len(x) > 0, f"x: expected at least one row, got {list(x.shape)}")
-        finite = self.on_gpu or bool(rows.isfinite().all())
-        check(finite, "x: expected finite values, got NaN or Inf")
+        if not self.on_gpu:  # a step would wait for it
+            check_range(rows)
         if self.input_scale is None:
             self.set_scales(rows)
         return rows
@@ -122,7 +125,7 @@ class Stepper(Prepared):
     def numbers(self, plan: Plan, step: int, batch_size: int) -> Tensor:
         """The numbers of `step` on the device."""
         listed = numbers_of(plan, self.scheduled(step), step, batch_size)
-        numbers = torch.tensor(listed, dtype=self.ops.NUMBERS_DTYPE)
+        numbers = torch.tensor(listed, dtype=self.ops.NUMBERS_DTYPE, device="cpu")
         return numbers.pin_memory().to(self.sae.b_dec.device, non_blocking=True) if self.on_gpu else numbers
 
     def lr(self, step: int) -> float:

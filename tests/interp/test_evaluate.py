@@ -1,11 +1,9 @@
 """`evaluate` against direct formulas in fp64."""
 
-import math
 import sys
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import saefast
 from saefast import SAE, InputError, SAEConfig, evaluate
@@ -37,7 +35,7 @@ def direct(sae, x):
         "n_tokens": len(x),
         "fvu": float(error.square().sum() / variance),
         "explained_variance": float(1 - (error - error.mean(dim=0)).square().sum() / variance),
-        "cosine": float(F.cosine_similarity(x, x_hat).mean()),
+        "cosine": float(((x * x_hat).sum(dim=1) / (x.norm(dim=1) * x_hat.norm(dim=1))).mean()),
         "l0": float(active.sum() / len(x)),
         "dead_frac": float((~active.any(dim=0)).double().mean()),
         "density": (active.sum(dim=0) / len(x)).tolist(),
@@ -100,14 +98,64 @@ def test_no_finite_row_is_an_error():
             evaluate(make(), source)
 
 
-@pytest.mark.parametrize(
-    "x", [rows(1), rows(1).expand(91, 6), torch.full((50, 6), 0.1)], ids=["one", "equal", "0.1"]
-)
-def test_rows_without_variance_have_no_fvu_but_all_other_figures(x):
+ROWS = {
+    "one": rows(1),
+    "equal": rows(1).expand(91, 6),
+    "0.1": torch.full((50, 6), 0.1),
+    "zeros": torch.zeros(7, 6),
+    "minus zeros": torch.full((7, 6), -0.0),
+}
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize("kind", ROWS)
+def test_the_fvu_of_rows_without_variance_is_their_mean_square_error(kind, backend):
+    if reason := saefast.backend.unavailable(backend):
+        pytest.skip(reason)
+    sae, x = make(), ROWS[kind]
+    result, want = evaluate(sae, x, backend), direct(sae, x)
+    assert_is(result, {name: want[name] for name in ("n_tokens", "l0", "dead_frac", "density")})
+    x_hat = dense.forward(x.double(), *(p.double() for p in sae.params), sae.config.k)
+    error = x_hat - x
+    mean_square = float(error.square().mean())
+    some = bool(x.any())
+    of_norm = (
+        float((error.square().sum(dim=1) / x.double().square().sum(dim=1)).mean()) if some else mean_square
+    )
+    cosine = want["cosine"] if some else 0.0
+    figures = {"fvu": mean_square, "explained_variance": 1.0, "normalized_mse": of_norm, "cosine": cosine}
+    assert_is(result, figures)
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_rows_of_zeros_count_for_everything_but_norm_and_direction(backend):
+    if reason := saefast.backend.unavailable(backend):
+        pytest.skip(reason)
+    x = rows()
+    x[::3] = 0
+    sae, some = make(), x[x.any(dim=1)]
+    result, want = evaluate(sae, [x[:34], x[34:]], backend), direct(sae, x)
+    assert_is(result, want | {"cosine": direct(sae, some)["cosine"]})
+    assert result.normalized_mse == pytest.approx(evaluate(sae, some, backend).normalized_mse, rel=1e-9)
+    error = dense.forward(some.double(), *(p.double() for p in sae.params), sae.config.k) - some
+    of_rows = error.square().sum(dim=1) / some.double().square().sum(dim=1)
+    assert result.normalized_mse == pytest.approx(float(of_rows.mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("unit,shift", [(1e30, 0), (1e-30, 0), (1e-36, 0), (1.0, 1000.0)])
+def test_values_of_any_magnitude_and_a_large_mean(unit, shift):
+    sae, x = make(), (rows() + shift) * unit
+    sae.b_enc.data *= unit
+    sae.b_dec.data *= unit
+    assert_is(evaluate(sae, x), direct(sae, x), rel=1e-3 if shift else 1e-5)
+
+
+def test_a_source_in_fp64_may_hold_what_fp32_does_not():
+    x = rows().double()
+    x[4, 2] = 1e200
+    kept = torch.cat([x[:4], x[5:]]).float()
     result = evaluate(make(), x)
-    assert math.isnan(result.fvu) and math.isnan(result.explained_variance)
-    want = direct(make(), x)
-    assert_is(result, {name: want[name] for name in ("n_tokens", "cosine", "l0", "dead_frac", "density")})
+    assert result.rows_skipped == 1 and result._replace(rows_skipped=0) == evaluate(make(), kept)
 
 
 def test_half_precision_rows_and_another_width():

@@ -83,7 +83,7 @@ def test_autograd_through_the_module_equals_the_dense_formula():
         (torch.ones(2, 5), r"x: expected a tensor \[B, 6\], got \[2, 5\]"),
         (torch.ones(6), r"x: expected a tensor \[B, 6\], got \[6\]"),
         (torch.ones(2, 3, 6), r"x: expected a tensor \[B, 6\], got \[2, 3, 6\]"),
-        ([[1.0] * 6], r"x: expected a tensor \[B, 6\], got \['list'\]"),
+        ([[1.0] * 6], r"x: expected a tensor \[B, 6\], got list"),
         (torch.ones(2, 6).half(), r"x: expected dtype torch.float32, got torch.float16"),
         (torch.ones(2, 6, dtype=torch.int64), r"x: expected dtype torch.float32, got torch.int64"),
         (torch.ones(2, 6, device="meta"), r"x: expected device cpu, got meta"),

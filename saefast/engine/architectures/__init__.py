@@ -31,5 +31,5 @@ def extra_parameters(sae: SAEConfig, device: str | torch.device = "cpu") -> dict
     """The parameters besides W_enc, b_enc, W_dec, b_dec, fp32, at the values of a fresh SAE."""
     found = architecture_of(sae).extra_parameters(sae, device)
     if sae.skip:
-        found["W_skip"] = torch.zeros(sae.width_out, sae.d_in, device=device)
+        found["W_skip"] = torch.zeros(sae.width_out, sae.d_in, dtype=torch.float32, device=device)
     return found

@@ -15,7 +15,7 @@ from saefast.config.train import TrainConfig
 from saefast.engine.architecture import Architecture, Step
 from saefast.engine.code import Code, Extra, where
 from saefast.reference import Params
-from saefast.storage import row_norms
+from saefast.storage import positive, row_norms
 
 RECENT = 9  # the mean of n batches is about that of the last n / (1 + RECENT)
 SETTLED = 20  # batches
@@ -25,7 +25,7 @@ class BatchTopK(Architecture):
     measures = True
 
     def extra_parameters(self, sae: SAEConfig, device: str | torch.device) -> dict[str, Tensor]:
-        return {"threshold": torch.zeros((), device=device)}
+        return {"threshold": torch.zeros((), dtype=torch.float32, device=device)}
 
     def enlarge_(self, extra: Extra, sae: SAEConfig, train: TrainConfig, norms: Tensor) -> None:
         if not sae.scale_by_norm:  # all norms are about the same
@@ -81,7 +81,7 @@ class BatchTopK(Architecture):
 
     def bound(self, extra: dict[str, Tensor], norms: Tensor | None, b_enc: Tensor) -> Tensor:
         bound = extra["threshold"].clamp_min(0)
-        return bound if norms is None else bound / norms
+        return bound if norms is None else torch.where(norms > 0, bound / norms, torch.inf)
 
 
 def code_of(
@@ -91,5 +91,5 @@ def code_of(
     acts, indices, row_offsets = ops.encode_batch_topk(centred, W_enc, b_enc, k, norms)
     if norms is None:
         return Code(acts, indices, row_offsets, acts, acts)
-    unscaled = acts / norms[indices.long()]
+    unscaled = acts / positive(norms)[indices.long()]
     return Code(unscaled, indices, row_offsets, acts, unscaled)

@@ -24,7 +24,7 @@ class Gated(Architecture):
     unbounded = True
 
     def extra_parameters(self, sae: SAEConfig, device: str | torch.device) -> dict[str, Tensor]:
-        return {name: torch.zeros(sae.d_sae, device=device) for name in ("r_mag", "b_mag")}
+        return {n: torch.zeros(sae.d_sae, dtype=torch.float32, device=device) for n in ("r_mag", "b_mag")}
 
     def in_data_units(self, name: str, train: TrainConfig) -> bool:
         return name == "b_mag"

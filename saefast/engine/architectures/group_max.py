@@ -36,14 +36,14 @@ class GroupMax(Architecture):
         self, pre_acts: Tensor, params: Params, extra: dict[str, Tensor], sae: SAEConfig, norms: Tensor | None
     ) -> Tensor:
         groups = pre_acts.detach().unflatten(1, (sae.top_k, -1))
-        first = groups.shape[2] * torch.arange(sae.top_k, device=pre_acts.device)
+        first = groups.shape[2] * torch.arange(sae.top_k, dtype=torch.int64, device=pre_acts.device)
         return pre_acts.relu() * torch.zeros_like(pre_acts).scatter_(1, groups.argmax(dim=2) + first, 1.0)
 
 
 def group_max(ops: Backend, W_enc: Tensor, b_enc: Tensor, centred: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """centred [B, D], W_enc [F, D], b_enc [F] -> acts [B, K] after ReLU, indices [B, K] int32, one of each group."""
     rows = max(1, MAX_BYTES // (len(W_enc) * centred.element_size()))
-    first = torch.arange(0, len(W_enc), len(W_enc) // k, device=W_enc.device)
+    first = torch.arange(0, len(W_enc), len(W_enc) // k, dtype=torch.int64, device=W_enc.device)
     acts, indices = [], []
     for part in centred.split(rows):
         values, places = ops.encode_dense(part, W_enc, b_enc).unflatten(1, (k, -1)).max(dim=2)

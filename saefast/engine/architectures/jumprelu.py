@@ -34,16 +34,15 @@ from saefast.engine.architectures.penalties import penalty
 from saefast.engine.code import Backward, Code, Extra, where
 from saefast.engine.plan import Plan
 from saefast.errors import check
-from saefast.storage import row_norms
+from saefast.storage import positive, row_norms
 
 
 class JumpReLU(Architecture):
     unbounded = True
 
     def extra_parameters(self, sae: SAEConfig, device: str | torch.device) -> dict[str, Tensor]:
-        return {
-            "threshold": torch.full((sae.d_sae,), first_threshold(sae, math.sqrt(sae.d_in)), device=device)
-        }
+        first = first_threshold(sae, math.sqrt(sae.d_in))
+        return {"threshold": torch.full((sae.d_sae,), first, dtype=torch.float32, device=device)}
 
     def trained(self, extra: dict[str, Tensor], train: TrainConfig, b_enc: Tensor) -> dict[str, Tensor]:
         if not train.log_threshold:
@@ -79,7 +78,7 @@ class JumpReLU(Architecture):
         norms, threshold = None, theta(step)
         lowest = threshold - step.c.bandwidth / 2
         if plan.sae.scale_by_norm:
-            norms = row_norms(weights.dec).to(threshold.dtype).clamp_min(torch.finfo(threshold.dtype).tiny)
+            norms = positive(row_norms(weights.dec).to(threshold.dtype))
             lowest = lowest / norms
             if plan.train.preact != "none":  # whose entries are those above theta itself
                 lowest = torch.minimum(lowest, threshold)
@@ -115,7 +114,7 @@ class JumpReLU(Architecture):
 
     def bound(self, extra: dict[str, Tensor], norms: Tensor | None, b_enc: Tensor) -> Tensor:
         bound = extra["threshold"].clamp_min(0)
-        return bound if norms is None else bound / norms
+        return bound if norms is None else bound / positive(norms)
 
 
 def first_threshold(sae: SAEConfig, norm_of_rows: float) -> float:

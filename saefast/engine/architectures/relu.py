@@ -12,7 +12,7 @@ from saefast.engine.architecture import Architecture, Entries, Step, Whole, thre
 from saefast.engine.architectures.penalties import penalty
 from saefast.engine.code import Backward, Code, where
 from saefast.engine.plan import Plan
-from saefast.storage import load_weight, row_norms
+from saefast.storage import load_weight, positive, row_norms
 
 
 class ReLU(Architecture):
@@ -67,7 +67,7 @@ class ReLU(Architecture):
         if train.norm_weighted:
             norms, sums = row_norms(weights.dec).to(b_enc.dtype), acts.sum(dim=0, dtype=b_enc.dtype)
             weight, added = slope * norms, slope * (norms * sums).sum()
-            pull = slope * sums / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+            pull = slope * sums / positive(norms)
             grad_W_dec += pull[:, None] * load_weight(weights.dec)
         in_units = ops.dense_grad_acts(error, W_dec, acts, (weight / grad_scale).to(b_enc.dtype))
         grad_W_enc = ops.outer_sum(in_units, centred).mul_(grad_scale)

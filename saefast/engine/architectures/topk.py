@@ -13,7 +13,7 @@ from saefast.config.sae import SAEConfig
 from saefast.engine.architecture import Architecture, Step
 from saefast.engine.code import Code
 from saefast.reference import Params, topk
-from saefast.storage import row_norms
+from saefast.storage import positive, row_norms
 
 
 class TopK(Architecture):
@@ -24,7 +24,7 @@ class TopK(Architecture):
         scale = row_norms(weights.dec) if plan.sae.scale_by_norm else None
         acts, indices = step.ops.encode_topk(centred, W_enc, b_enc, k, scale, plan.train.rescore)
         if scale is not None:
-            acts = acts / scale[indices.long()]
+            acts = acts / positive(scale)[indices.long()]
         return Code(acts, indices, None, acts, acts)
 
     def smallest(self, code: Code) -> Tensor:
@@ -41,11 +41,12 @@ class TopK(Architecture):
         norms: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         acts, indices = ops.encode_topk(centred, params.W_enc, params.b_enc, sae.top_k, norms)
-        return (acts if norms is None else acts / norms[indices.long()]), indices
+        return (acts if norms is None else acts / positive(norms)[indices.long()]), indices
 
     def dense_acts(
         self, pre_acts: Tensor, params: Params, extra: dict[str, Tensor], sae: SAEConfig, norms: Tensor | None
     ) -> Tensor:
         scaled = pre_acts if norms is None else pre_acts * norms
         chosen = topk(scaled.detach(), sae.top_k)[1].long()
-        return pre_acts.relu() * torch.zeros_like(pre_acts).scatter_(1, chosen, 1.0)
+        active = torch.zeros_like(pre_acts).scatter_(1, chosen, 1.0)
+        return pre_acts.relu() * (active if norms is None else active * (norms > 0))
