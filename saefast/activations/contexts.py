@@ -3,17 +3,15 @@
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from saefast.activations.texts import Pieces, Texts, checked, text_of
 from saefast.activations.tokens import encode, token_ids
+from saefast.config.text import Bos, Separator
 from saefast.errors import InputError, check
-
-Bos = Literal["auto", "always", "never"]
-Separator = Literal["auto", "eos", "bos", "none"]
 
 
 class PackedContexts:

@@ -9,11 +9,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from saefast.activations.contexts import Bos, PackedContexts, Separator
+from saefast.activations.contexts import PackedContexts
 from saefast.activations.hooks import HookPoint, one_or_all, recorded
 from saefast.activations.sources import Source
 from saefast.activations.texts import Texts, read_texts
 from saefast.activations.token_rows import TokenRows, norm_of
+from saefast.config.text import Bos, Separator
 from saefast.errors import InputError, check
 
 __all__ = [

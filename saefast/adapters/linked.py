@@ -26,7 +26,7 @@ from saefast.engine.step import step_of
 from saefast.reference import Grads, Params
 from saefast.sae import SAE
 from saefast.storage import Matrix, Vector
-from saefast.train.trainer import Trainer
+from saefast.train.stepper import Stepper
 
 COMPUTE_DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -39,8 +39,8 @@ class Link(NamedTuple):
     moments: dict[str, Tensor]  # by the keys of torch's Adam; empty if the engine does not take its place
 
 
-class Linked(Trainer):
-    """A `Trainer` of the parameters of another project's module. Their loop decides what schedules decide elsewhere: before
+class Linked(Stepper):
+    """A `Stepper` of the parameters of another project's module. Their loop decides what schedules decide elsewhere: before
     a step, set `lr_now`, `sparsity_now` (the weight of the penalty) and `k_now`. The input is taken as it comes.
 
     Args:
@@ -53,7 +53,7 @@ class Linked(Trainer):
             `take_gradients`), and `config.optimizer` must not be "adam".
 
     Raises:
-        InputError: as `Trainer`.
+        InputError: as `Stepper`.
     """
 
     def __init__(

@@ -1,36 +1,31 @@
-"""The command line: `saefast cache | train | sweep | evaluate | convert | info`. Flags are generated from the dataclasses below."""
+"""The command line: `saefast cache | train | sweep | evaluate | convert | info | recipes`. Flags are generated from dataclasses.
 
-import json
+What needs torch is imported when a command runs, so that --help answers at once.
+"""
+
 import logging
-import math
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 import tyro
-from tqdm import tqdm
 from tyro.conf import Positional, UseAppendAction, arg
 
-import saefast
-from saefast import backend, formats
-from saefast.activations import lm, shards
-from saefast.activations.contexts import Bos, Separator
-from saefast.activations.open import open_source
 from saefast.cli.export_checkpoint import ExportCheckpoint
+from saefast.cli.flags import LISTS, configs_of, with_flags
+from saefast.cli.info import Info, show
+from saefast.cli.recipes import Recipes
 from saefast.cli.sweep import Sweep
-from saefast.cli.train import Train, usable_device, with_recipe
-from saefast.config.train import TrainConfig
+from saefast.cli.train import Train, usable_device
+from saefast.config.recipes import recipe
+from saefast.config.text import Bos, Separator
 from saefast.errors import InputError, check
-from saefast.files import load_tensors
-from saefast.interp.evaluate import evaluate
-from saefast.interp.places import Cached
-from saefast.interp.splice import evaluate_in_model
-from saefast.sae import SAE
-from saefast.train import run_folder
-from saefast.train.loggers import read_lines
+
+if TYPE_CHECKING:
+    from saefast.interp.places import Cached
+    from saefast.sae import SAE
 
 Written = Literal[
     "saefast", "sae_lens", "sparsify", "dictionary_learning", "openai", "gemma_scope", "llamascopium"
@@ -78,6 +73,11 @@ class Cache:
     """Where the language model runs."""
 
     def run(self) -> None:
+        import torch
+        from tqdm import tqdm
+
+        from saefast.activations import lm, shards
+
         for name in ("tokens", "context_length", "contexts_per_batch"):
             value = getattr(self, name)
             check(value is None or value > 0, f"{name}: expected a positive integer, got {value}")
@@ -130,8 +130,8 @@ class Evaluate:
     """Print JSON."""
     in_model: bool = False
     """Also splice the SAE into the model (SOURCE must be a shard folder of `saefast cache`)."""
-    contexts: int = 32
-    """Contexts of SOURCE for --in-model."""
+    contexts: int | None = None
+    """Contexts of SOURCE for --in-model. Default: 32."""
     backend: Literal["auto", "reference", "native", "triton"] = "auto"
     """Which implementation of the ops runs."""
 
@@ -140,22 +140,34 @@ class Evaluate:
 
     def result(self) -> dict[str, Any]:
         """What is printed, as plain values."""
-        check(self.contexts > 0, f"contexts: expected a positive integer, got {self.contexts}")
+        import torch
+
+        from saefast.activations.open import open_source
+        from saefast.interp.evaluate import evaluate
+        from saefast.interp.places import Cached
+        from saefast.sae import SAE
+
+        contexts = self.contexts
+        check(
+            contexts is None or self.in_model, f"contexts: expected none without --in-model, got {contexts}"
+        )
+        check(contexts is None or contexts > 0, f"contexts: expected a positive integer, got {contexts}")
         sae, source = SAE.from_pretrained(self.run_folder), open_source(self.source)
-        if self.in_model:
-            Cached.of(source, sae.config, "in_model")  # before the work
+        at = Cached.of(source, sae.config, "in_model") if self.in_model else None  # before the work
         result = evaluate(sae, source, self.backend)._asdict()
         density = torch.tensor(result.pop("density"), dtype=torch.float32, device="cpu")
         quantiles = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
         result["density_quantiles"] = {str(q): float(density.quantile(q)) for q in quantiles}
-        if self.in_model:
-            result["in_model"] = self._in_model(sae, source)
+        if at is not None:
+            result["in_model"] = self._in_model(sae, source, at)
         return result
 
-    def _in_model(self, sae: SAE, source: Any) -> dict[str, Any]:
-        at = Cached.of(source, sae.config, "in_model")
+    def _in_model(self, sae: "SAE", source: Any, at: "Cached") -> dict[str, Any]:
+        from saefast.activations import lm
+        from saefast.interp.splice import evaluate_in_model
+
         model, _ = lm.load_model(source.index["model"])
-        batches = source.shard(0)["contexts"][: self.contexts].long().split(4)
+        batches = source.shard(0)["contexts"][: self.contexts or 32].long().split(4)
         return evaluate_in_model(sae, model, at.hooks, batches, at.limits, drop_ids=at.drop_ids)._asdict()
 
 
@@ -173,6 +185,9 @@ class Convert:
     """The format of SRC; default: recognised from its files."""
 
     def run(self) -> None:
+        from saefast import formats
+        from saefast.sae import SAE
+
         sae = SAE.from_pretrained(self.source, format=self.format)
         notes = formats.save(sae, self.destination, self.to)
         c = sae.config
@@ -182,93 +197,48 @@ class Convert:
             print(f"folded: {note}")
 
 
-@dataclass(frozen=True)
-class Info:
-    """Show what a run, an SAE, a shard folder or an activation file holds; without PATH, what this machine offers."""
-
-    path: Positional[Path | None] = None
-    """Run folder, SAE folder, shard folder, .npy or .safetensors file."""
-    json: bool = False
-    """Print JSON."""
-
-    def run(self) -> None:
-        result: dict[str, Any] = {}
-        if self.path is not None:
-            result = {"path": str(self.path)} | describe(self.path)
-        name, reason = backend.choose("cuda" if torch.cuda.is_available() else "cpu")
-        unavailable = {n: why for n in backend.MODULES if (why := backend.unavailable(n))}
-        result["backend"] = {"auto": name, "why": reason, "instruction_sets": backend.native_isas()}
-        result["backend"]["unavailable"] = unavailable
-        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-        result["machine"] = {"gpu": gpu, "torch": torch.__version__, "threads": torch.get_num_threads()}
-        result["saefast"] = saefast.__version__
-        show(result, self.json)
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "cache": Cache,
+    "train": Train,
+    "sweep": Sweep,
+    "evaluate": Evaluate,
+}
+COMMANDS |= {"convert": Convert, "export-checkpoint": ExportCheckpoint, "info": Info, "recipes": Recipes}
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """What `path` holds, as plain values."""
-    kinds = "a run, an SAE, a shard folder or an activation file"
-    check(path.exists(), f"path: expected {kinds}, found nothing at {path}")
-    try:
-        format = formats.detect(path)
-    except InputError as no_sae:
-        try:
-            source = open_source(path)
-        except InputError as error:
-            raise InputError(f"{error}; {no_sae}") from None  # which says what there is
-        return {"kind": "activations", "d_in": source.d_in} | source.describe()
-    found: dict[str, Any] = {"kind": "run" if (path / "run.json").exists() else "sae", "format": format}
-    if found["kind"] == "run":
-        try:
-            found |= run_folder.read(path)
-            total = TrainConfig(**found["train"]).total_steps
-        except (TypeError, KeyError):
-            raise InputError(f"{path / 'run.json'}: expected the description of a run") from None
-        found["progress"] = {"step": 0, "of": total}
-        if (path / "checkpoint.safetensors").exists():
-            _, meta, _ = load_tensors(path / "checkpoint.safetensors")
-            found["progress"] = {"step": meta["step"], "of": total}
-        lines = read_lines(path / "metrics.jsonl")
-        found["last_metrics"] = lines[-1] if lines else None
-    if found["kind"] == "sae" or (path / "config.json").exists():
-        sae = SAE.from_pretrained(path)
-        found["sae"] = asdict(sae.config) | sae.metadata
-        found["parameters"] = sum(p.numel() for p in sae.parameters())
-    return found
+def parse(args: list[str] | None) -> Any:
+    """The command that `args` (None: those of the process) ask for.
+
+    Where a recipe is asked for, all is parsed once more, with its fields as the defaults of the flags: so the parser alone
+    says which flags were given. Those that both times have a recipe's value are the recipe's.
+    """
+
+    def parsed(of_recipe: Mapping[str, Any]) -> Any:
+        commands = COMMANDS | {
+            "train": with_flags(Train, of_recipe),
+            "sweep": with_flags(Sweep, of_recipe, LISTS),
+        }
+        about = "Train and evaluate sparse autoencoders on language-model activations."
+        return tyro.extras.subcommand_cli_from_dict(commands, prog="saefast", description=about, args=args)
+
+    first = parsed({})
+    if not isinstance(first, Train | Sweep) or first.recipe is None:
+        return first
+    of_recipe = merged(recipe(first.recipe))
+    again = parsed(of_recipe)
+    without, found = merged(configs_of(first)), merged(configs_of(again))
+    return replace(again, of_recipe=tuple(name for name in of_recipe if without[name] != found[name]))
 
 
-def show(result: dict[str, Any], as_json: bool = False) -> None:
-    """Print nested figures as aligned lines, or as JSON."""
-    if as_json:
-        print(json.dumps(strict(result), indent=2))
-        return
-    for key, value in result.items():
-        if isinstance(value, dict):
-            print(f"{key}:")
-            for inner, entry in value.items():
-                print(f"  {inner:22} {entry:.5g}" if isinstance(entry, float) else f"  {inner:22} {entry}")
-        else:
-            print(f"{key:24} {value:.5g}" if isinstance(value, float) else f"{key:24} {value}")
-
-
-def strict(value: Any) -> Any:
-    """`value` with None in place of NaN and infinity, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: strict(entry) for key, entry in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-COMMANDS: dict[str, Callable[..., Any]] = {"cache": Cache, "train": Train, "sweep": Sweep}
-COMMANDS |= {"evaluate": Evaluate, "convert": Convert, "export-checkpoint": ExportCheckpoint, "info": Info}
+def merged(configs: tuple[dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
+    return configs[0] | configs[1]
 
 
 def main(args: list[str] | None = None) -> None:
     """Entry point. Bad input is one line on stderr and exit status 2."""
     logging.basicConfig(format="saefast: %(message)s")
     try:
-        about = "Train and evaluate sparse autoencoders on language-model activations."
-        args = with_recipe(sys.argv[1:] if args is None else args)
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="saefast", description=about, args=args).run()
+        parse(args).run()
     except (InputError, OSError) as error:
         print(f"saefast: error: {error}", file=sys.stderr)
         sys.exit(2)

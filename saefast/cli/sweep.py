@@ -1,58 +1,49 @@
 """`saefast sweep` trains every combination of the values listed, or the SAEs that a file describes."""
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import Fixed, Positional, Suppress, arg
 
-from saefast.activations.open import open_source
-from saefast.activations.shards import ShardSource
-from saefast.activations.sources import Source
-from saefast.cli.train import SAEFlags, TrainFlags, usable_device
+from saefast.cli.flags import LISTS, configs_of
+from saefast.cli.train import say_recipe, usable_device
+from saefast.config.compatible import DEFAULTS, without_idle
 from saefast.config.recipes import recipe
-from saefast.config.sae import WITH_K, Activation
 from saefast.config.train import SAEConfig, TrainConfig
 from saefast.errors import InputError, check
-from saefast.sweep import Member, pareto, sweep
+
+if TYPE_CHECKING:
+    from saefast.activations.sources import Source
+    from saefast.sweep import Member
+
+
+class Asked(NamedTuple):
+    """An SAE of a sweep as it is asked for."""
+
+    sae: dict[str, Any]
+    train: dict[str, Any]
+    columns: Any
+    name: str = ""
+    own: frozenset[str] = frozenset()  # fields that a file gives to this SAE alone
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepSAEFlags(SAEFlags):
-    """What to train: every combination of the values listed."""
-
-    d_sae: tuple[int, ...] = ()  # type: ignore[assignment]
-    """Numbers of latents."""
-    activation: tuple[Activation, ...] = ("topk",)  # type: ignore[assignment]
-    """Architectures, see `saefast train --help`."""
-    k: tuple[int, ...] = ()  # type: ignore[assignment]
-    """Active latents per token, for the architectures that have one. Default: 32."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepTrainFlags(TrainFlags):
-    """How to train: every combination of the values listed."""
-
-    lr: tuple[float, ...] = ()  # type: ignore[assignment]
-    """Peak learning rates. Default: as `saefast train`."""
-    sparsity_coefficient: tuple[float, ...] = (0.0,)  # type: ignore[assignment]
-    """Weights of the penalty."""
-    seed: tuple[int, ...] = (0,)  # type: ignore[assignment]
-    """Seeds of the initial weights. The first one is also the seed of the shuffling, which all SAEs share."""
-
-
-@dataclass(frozen=True)
 class Sweep:
-    """Train many SAEs from one stream of activations, and write one table and one plot of them."""
+    """Train many SAEs from one stream of activations, and write one table and one plot of them.
+
+    Every combination of the values of --d-sae, --k, --activation, --lr, --sparsity-coefficient and --seed is trained.
+    """
 
     source: Annotated[Positional[Path], arg(metavar="SOURCE")]
     """A shard folder (of `saefast cache`), a .npy or a .safetensors file."""
     out: Path
     """Folder: one run folder for each SAE, table.json, pareto.png."""
-    sae: OmitArgPrefixes[SweepSAEFlags]
-    train: OmitArgPrefixes[SweepTrainFlags]
+    recipe: str | None = None
+    """Begin with the settings of a recipe (see `saefast recipes`). Other flags win over it."""
     hook: tuple[str, ...] = ()
     """With a cache of several hook points: those to train on, one set of SAEs for each. Default: all."""
     configs: Path | None = None
@@ -66,15 +57,22 @@ class Sweep:
     """Go on from the checkpoints in --out, bit for bit."""
     device: str | None = None
     """Where to train; default: the GPU if there is one."""
+    of_recipe: Fixed[Suppress[tuple[str, ...]]] = ()
+    """The fields of the configs whose value is the recipe's, and no flag's."""
 
     def run(self) -> None:
+        from saefast.activations.open import open_source
+        from saefast.sweep import pareto, sweep
+
         source = open_source(self.source)
         held_out = open_source(self.held_out) if self.held_out else None
         device = usable_device(self.device)
         check(self.contexts >= 0, f"contexts: expected 0 or more, got {self.contexts}")
         members = self.members(source)
+        if self.recipe is not None:
+            say_recipe(self.recipe)
         print(f"training {len(members)} SAEs on {members[0].train.total_tokens} tokens, on {device}")
-        seed = self.train.seed[0] if self.train.seed else 0
+        seed = next(iter(configs_of(self)[1]["seed"]), 0)
         rows = sweep(
             members, source, self.out, held_out, self.resume, seed=seed, contexts=self.contexts, device=device
         )
@@ -82,24 +80,35 @@ class Sweep:
             print(pareto.table(rows))
             print(f"done: {self.out / pareto.TABLE}, {self.out / pareto.PLOT}")
 
-    def members(self, source: Source) -> list[Member]:
-        sae, train = asdict(self.sae), asdict(self.train)
-        if self.configs is not None:
-            return [self._from_file(entry, source) for entry in self._entries()]
-        check(bool(self.sae.d_sae), "d_sae: expected at least one number (or --configs), got none")
-        found = []
-        kinds = product(self._hooks(source), self.sae.d_sae, self.sae.activation, self.sae.k or (None,))
-        ways = product(self.train.lr or (None,), self.train.sparsity_coefficient, self.train.seed)
-        for (hook, d_sae, activation, k), (lr, coefficient, seed) in product(kinds, ways):
-            own_k = k if activation in WITH_K else None
-            own_sae = sae | {"d_sae": d_sae, "activation": activation, "k": own_k}
-            own_train = train | {"lr": lr, "sparsity_coefficient": coefficient, "seed": seed}
-            member = make_member(own_sae, own_train, columns_of(source, hook), source)
+    def members(self, source: "Source") -> list["Member"]:
+        """A flag need not act in every SAE: where it does not, it is left at its default. One that acts in none is refused."""
+        flags = configs_of(self)[0] | configs_of(self)[1]
+        idle: dict[str, str] = {}
+        found: list[Member] = []
+        for asked in self._combinations(source) if self.configs is None else self._from_file(source):
+            idle |= without_idle(asked.sae, asked.train, (asked.sae | asked.train).keys() - asked.own)
+            member = make_member(asked, source)
             if member not in found:  # twice the same one: an architecture without k
                 found.append(member)
+        for name in idle.keys() - set(self.of_recipe):
+            given, default = flags[name], DEFAULTS[name]
+            acts = any((vars(m.sae) | vars(m.train))[name] != default for m in found)
+            ok = acts or given in (default, (default,), ())
+            check(ok, f"{name}: expected {default!r} with {idle[name]}, got {given!r}")
         return found
 
-    def _hooks(self, source: Source) -> tuple[str | None, ...]:
+    def _combinations(self, source: "Source") -> Iterator[Asked]:
+        sae, train = configs_of(self)
+        check(bool(sae["d_sae"]), "d_sae: expected at least one number (or --configs), got none")
+        lists = [(sae | train)[name] or (DEFAULTS[name],) for name in LISTS]
+        for hook, *values in product(self._hooks(source), *lists):
+            chosen = dict(zip(LISTS, values, strict=True))
+            own_sae, own_train = ({name: chosen.get(name, c[name]) for name in c} for c in (sae, train))
+            yield Asked(own_sae, own_train, columns_of(source, hook))
+
+    def _hooks(self, source: "Source") -> tuple[str | None, ...]:
+        from saefast.activations.shards import ShardSource
+
         if self.hook:
             return self.hook
         several = isinstance(source, ShardSource) and len(source.hooks) > 1
@@ -116,20 +125,29 @@ class Sweep:
         check(fits, f"configs: {self.configs}: expected a list of objects with keys from {sorted(known)}")
         return list(entries)
 
-    def _from_file(self, entry: dict[str, Any], source: Source) -> Member:
-        sae, train = asdict(self.sae), asdict(self.train)
-        sae |= {key: next(iter(sae[key]), None) for key in ("d_sae", "activation", "k")}
-        train |= {key: next(iter(train[key]), None) for key in ("lr", "sparsity_coefficient", "seed")}
-        if "recipe" in entry:
-            of_sae, of_train = recipe(entry["recipe"])
-            sae, train = sae | of_sae, train | of_train
-        columns = tuple(entry["columns"]) if "columns" in entry else columns_of(source, entry.get("hook"))
-        sae, train = sae | entry.get("sae", {}), train | entry.get("train", {})
-        return make_member(sae, train, columns, source, entry.get("name", ""))
+    def _from_file(self, source: "Source") -> Iterator[Asked]:
+        sae, train = configs_of(self)
+        check(not self.hook, f"hook: expected none with --configs, which names them, got {self.hook}")
+        for config in (sae, train):
+            for name in config.keys() & LISTS.keys():
+                check(len(config[name]) < 2, f"{name}: expected one value with --configs, got {config[name]}")
+                config[name] = next(iter(config[name]), DEFAULTS[name] if name != "d_sae" else None)
+        for entry in self._entries():
+            both = not ("columns" in entry and "hook" in entry)
+            check(both, f"configs: {self.configs}: expected columns or hook, got both")
+            of_sae, of_train = recipe(entry["recipe"]) if "recipe" in entry else ({}, {})
+            own_sae, own_train = entry.get("sae", {}), entry.get("train", {})
+            columns = tuple(entry["columns"]) if "columns" in entry else columns_of(source, entry.get("hook"))
+            own = frozenset(own_sae.keys() | own_train.keys())
+            yield Asked(
+                sae | of_sae | own_sae, train | of_train | own_train, columns, entry.get("name", ""), own
+            )
 
 
-def columns_of(source: Source, hook: str | None) -> tuple[int, int] | None:
+def columns_of(source: "Source", hook: str | None) -> tuple[int, int] | None:
     """First and last + 1 of the columns of this hook point in the rows of the source; None for all columns."""
+    from saefast.activations.shards import ShardSource
+
     if hook is None:
         return None
     hooks = source.hooks if isinstance(source, ShardSource) else []
@@ -139,15 +157,15 @@ def columns_of(source: Source, hook: str | None) -> tuple[int, int] | None:
     return start, start + source.widths[hooks.index(hook)]
 
 
-def make_member(
-    sae: dict[str, Any], train: dict[str, Any], columns: Any, source: Source, name: str = ""
-) -> Member:
-    """An SAE of a sweep. As in `saefast train`, d_in is the width of its columns, less d_out, where it is not given."""
-    width = columns[1] - columns[0] if columns else source.d_in
-    sae = sae | {"d_in": sae["d_in"] or width - (sae["d_out"] or 0)}
-    for values in (sae, train):
+def make_member(asked: Asked, source: "Source") -> "Member":
+    """As in `saefast train`, d_in is the width of its columns, less d_out, where it is not given."""
+    from saefast.sweep import Member
+
+    width = asked.columns[1] - asked.columns[0] if asked.columns else source.d_in
+    sae = asked.sae | {"d_in": asked.sae["d_in"] or width - (asked.sae["d_out"] or 0)}
+    for values in (sae, asked.train):
         values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
     try:
-        return Member(SAEConfig(**sae), TrainConfig(**train), columns, name)
+        return Member(SAEConfig(**sae), TrainConfig(**asked.train), asked.columns, asked.name)
     except TypeError as error:
         raise InputError(f"configs: {error}") from None

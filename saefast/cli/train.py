@@ -1,23 +1,23 @@
-"""`saefast train`. Its flags are generated from the two configs; a recipe is a set of flags."""
+"""`saefast train`. The flags of the two configs are added to it by `saefast.cli.flags`."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import Fixed, Positional, Suppress, arg
 
-from saefast.activations.open import open_source
-from saefast.config.recipes import recipe
+from saefast.cli.flags import configs_of
+from saefast.config.compatible import without_idle
+from saefast.config.recipes import RECIPES
 from saefast.config.train import SAEConfig, TrainConfig
 from saefast.errors import InputError
-from saefast.sae import SAE
-from saefast.train.memory import out_of_memory_help
-from saefast.train.trainer import Trainer
 
 
 def usable_device(name: str | None) -> str:
     """The device of this name, by default the GPU if there is one. Raises InputError if it cannot be used."""
+    import torch
+
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, dtype=torch.float32, device=name)
@@ -27,28 +27,6 @@ def usable_device(name: str | None) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SAEFlags(SAEConfig):
-    """What to train."""
-
-    d_in: int | None = None  # type: ignore[assignment]
-    """Width of the input; default: that of SOURCE (less d_out)."""
-
-    def __post_init__(self) -> None:
-        """Nothing is checked here, for the reason given in `TrainFlags`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainFlags(TrainConfig):
-    """How to train. Sizes are in tokens (activation rows), never in sequences."""
-
-    total_tokens: Annotated[int, arg(name="tokens")]
-    """Tokens to train on; the source is read again when it is shorter."""
-
-    def __post_init__(self) -> None:
-        """Nothing is checked here: `Train.run` makes the TrainConfig, so that an error is one line, and not tyro's box."""
-
-
-@dataclass(frozen=True)
 class Train:
     """Train a sparse autoencoder on a source of activations."""
 
@@ -57,25 +35,35 @@ class Train:
     [tokens, d_in + d_out]."""
     out: Path
     """Run folder: config, checkpoint, metrics, the trained SAE, curves."""
-    sae: OmitArgPrefixes[SAEFlags]
-    train: OmitArgPrefixes[TrainFlags]
     recipe: str | None = None
-    """Begin with the settings of a recipe (see `saefast.config.recipes`), which other flags change."""
+    """Begin with the settings of a recipe (see `saefast recipes`). Other flags win over it."""
     resume: bool = False
     """Go on from the checkpoint in --out, bit for bit. If there is none, start a new run."""
     device: str | None = None
     """Where to train; default: the GPU if there is one."""
+    of_recipe: Fixed[Suppress[tuple[str, ...]]] = ()
+    """The fields of the configs whose value is the recipe's, and no flag's."""
 
     def run(self) -> None:
-        config = TrainConfig(**asdict(self.train))
+        import torch
+
+        from saefast.activations.open import open_source
+        from saefast.sae import SAE
+        from saefast.train.memory import out_of_memory_help
+        from saefast.train.trainer import Trainer
+
+        shape, options = configs_of(self)
+        left_out = without_idle(shape, options, self.of_recipe)
+        config = TrainConfig(**options)
         source = open_source(self.source)
         device = usable_device(self.device)
         weight_dtype = torch.float32 if config.param_dtype == "fp32" else torch.bfloat16
-        shape = asdict(self.sae)
         shape["d_in"] = shape["d_in"] or source.d_in - (shape["d_out"] or 0)
         with out_of_memory_help(sae_config := SAEConfig(**shape), config):
             sae = SAE(sae_config, config.seed, device, weight_dtype)
         trainer = Trainer(sae, config)
+        if self.recipe is not None:
+            say_recipe(self.recipe, left_out)
         active = f", k = {sae_config.k}," if sae_config.k else f" ({sae_config.activation})"
         print(
             f"training {sae_config.d_sae} latents of width {sae_config.d_in}{active} on {config.total_tokens} tokens; "
@@ -85,19 +73,8 @@ class Train:
             print(f"done: {self.out} (`saefast evaluate {self.out} SOURCE` on held-out activations)")
 
 
-def with_recipe(args: list[str]) -> list[str]:
-    """Put the flags of `--recipe NAME` before the others, so that the others win."""
-    if args[:1] != ["train"] or "--recipe" not in args[:-1]:
-        return args
-    of_sae, of_train = recipe(args[args.index("--recipe") + 1])
-    flags = [flag for name, value in (of_sae | of_train).items() for flag in as_flags(name, value)]
-    return ["train", *flags, *args[1:]]
-
-
-def as_flags(name: str, value: Any) -> list[str]:
-    """A field of a config as it is written on the command line."""
-    flag = name.replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{flag}" if value else f"--no-{flag}"]
-    values = value if isinstance(value, tuple) else (value,)
-    return [f"--{flag}", *map(str, values)]
+def say_recipe(name: str, left_out: Mapping[str, str] | None = None) -> None:
+    """What a recipe is, how it differs from its source, and which of its fields other flags have made idle."""
+    print(f"recipe {name}: {RECIPES[name].source}\n  differs: {RECIPES[name].note}")
+    for field, why in (left_out or {}).items():
+        print(f"  left out: {field}, which has no effect with {why}")

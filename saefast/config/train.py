@@ -52,7 +52,8 @@ class TrainConfig:
     """How many tokens at a time go through what is as wide as the dictionary (AuxK's pre-activations, a code kept as a
     matrix). The gradients are added up, so that the step is still that of the whole batch. Default: all."""
     lr: float | None = None
-    """Peak learning rate of Adam. Default: 2e-4 / sqrt(d_sae / 2^14) (Gao et al. 2024, arXiv 2406.04093)."""
+    """Peak learning rate. Default: 2e-4 / sqrt(d_sae / 2^14) (Gao et al. 2024, arXiv 2406.04093); of 'signum'
+    5e-3 / sqrt(d_sae / 2^14), of 'muon' 2e-3 (sparsify)."""
     warmup_fraction: float = 0.05
     """Share of the steps over which the learning rate rises linearly from 0."""
     decay_fraction: float = 0.2

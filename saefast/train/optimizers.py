@@ -10,8 +10,8 @@ backward in it (`saefast.engine.step`); these need the gradients in memory, fp32
 
 muon and signum are what EleutherAI's sparsify (1.3.3) calls by these names. Its schedules: adam rises linearly over 1000
 steps and falls linearly to 0 at the end; muon's matrices fall from the first step on, its vectors rise first; signum's
-rate is constant. See `peak_lr` for its rates. Unlike it, saving leaves the parameters of signum as they were to the last
-bit: it takes `eval()`, saves, and takes `train()`, which rounds.
+rate is constant. Its rates are our defaults, see `saefast.train.schedules.peak_lr`. Unlike it, saving leaves the parameters
+of signum as they were to the last bit: it takes `eval()`, saves, and takes `train()`, which rounds.
 """
 
 import math
@@ -32,11 +32,6 @@ Name = Literal["adamw", "muon", "signum"]
 MOMENTUM = 0.95  # of muon and signum
 PREFIX = "optimizer."
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
-
-
-def peak_lr(name: Name, d_sae: int) -> float:
-    """sparsify's default learning rates; AdamW's is that of its Adam. Muon's does not depend on the dictionary."""
-    return 2e-3 if name == "muon" else {"adamw": 2e-4, "signum": 5e-3}[name] / math.sqrt(d_sae / 2**14)
 
 
 class Optimizer:

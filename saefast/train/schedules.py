@@ -10,7 +10,13 @@ K_STEPS = 32  # on a GPU each k is a graph of its own
 
 
 def peak_lr(config: TrainConfig, d_sae: int) -> float:
-    return config.lr if config.lr is not None else 2e-4 / math.sqrt(d_sae / 2**14)
+    """By default what goes with the optimizer. Adam's: 2e-4 / sqrt(d_sae / 2^14) (Gao et al. 2024, arXiv 2406.04093); the
+    others are sparsify's (1.3.3): adamw the same, signum 5e-3 / sqrt(d_sae / 2^14), muon 2e-3."""
+    if config.lr is not None:
+        return config.lr
+    if config.optimizer == "muon":
+        return 2e-3
+    return (5e-3 if config.optimizer == "signum" else 2e-4) / math.sqrt(d_sae / 2**14)
 
 
 def lr_at(config: TrainConfig, step: int, d_sae: int) -> float:

@@ -1,12 +1,20 @@
 """The trainer: `step(x)` for one batch, `fit(source)` for a whole run."""
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from saefast.config.compatible import check_acts, unreached
+from saefast.config.train import TrainConfig
+from saefast.errors import check
+from saefast.sae import SAE
 from saefast.train import loop
 from saefast.train.stepper import Stepper
+
+log = logging.getLogger("saefast")
 
 
 class Trainer(Stepper):
@@ -18,8 +26,18 @@ class Trainer(Stepper):
         config: see `TrainConfig`.
 
     Raises:
-        InputError: the backend cannot run here; too little memory; an option of another architecture.
+        InputError: the backend cannot run here; too little memory; an option of another architecture, or one that has
+            no effect here.
     """
+
+    def __init__(self, sae: SAE, config: TrainConfig) -> None:
+        super().__init__(sae, config)
+        check_acts(sae.config, self.config)
+        ok, got = self.compute_dtype.itemsize == 2, f"{config.rescore} with {self.compute_dtype}"
+        check(ok or not config.rescore, f"rescore: expected 0 without 16-bit products, got {got}")
+        if sae.config.scale_by_norm and self.config.unit_norm and sae.config.layers == 1:
+            fresh = sae.W_enc.shape == sae.W_dec.shape and torch.equal(sae.W_enc, sae.W_dec)
+            check(not fresh, "scale_by_norm: expected False with unit_norm True (all norms are 1), got True")
 
     def fit(
         self, source: Iterable[Tensor] | Tensor, out: str | Path | None = None, resume: bool = False
@@ -42,4 +60,8 @@ class Trainer(Stepper):
             InputError: the source or the folder do not fit; NaN or Inf in the data; the loss diverged.
             OSError: `out` cannot be written. The last checkpoint is intact in every case.
         """
+        ok = out is not None or not self.config.loggers
+        check(ok, f"loggers: expected () without a run folder in `out`, got {self.config.loggers}")
+        for line in unreached(self.config):
+            log.warning(line)
         return loop.fit([self], source, [out], resume)

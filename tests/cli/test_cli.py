@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from saefast import SAE, SAEConfig, cli, formats, open_source
+from saefast.activations import shards
 from tests.helpers.tiny_world import CACHE, TRAIN, contents, run
 
 
@@ -118,8 +119,8 @@ def test_info_of_a_killed_run_and_of_this_machine(world, tmp_path, capsys):
 
 @pytest.mark.parametrize("more", ["", "--hook model.layers.0.mlp"])
 def test_an_interrupted_cache_goes_on_to_the_same_files(world, tmp_path, monkeypatch, more):
-    writer = functools.partial(cli.shards.ShardWriter, shard_tokens=150)
-    monkeypatch.setattr(cli.shards, "ShardWriter", writer)
+    writer = functools.partial(shards.ShardWriter, shard_tokens=150)
+    monkeypatch.setattr(shards, "ShardWriter", writer)
     command = f"cache {world}/model {world}/text {CACHE} {more} --tokens 1000 --out "
     run(f"{command}{tmp_path}/whole")
 
@@ -135,13 +136,13 @@ def test_an_interrupted_cache_goes_on_to_the_same_files(world, tmp_path, monkeyp
         made.append = until_the_ninth
         return made
 
-    monkeypatch.setattr(cli.shards, "ShardWriter", stopping)
+    monkeypatch.setattr(shards, "ShardWriter", stopping)
     with pytest.raises(SystemExit) as stop:
         run(f"{command}{tmp_path}/stopped")
     assert stop.value.code == 130
     index = json.loads((tmp_path / "stopped" / "index.json").read_text())
     assert not index["complete"] and 0 < index["n_tokens"] < 1000
-    monkeypatch.setattr(cli.shards, "ShardWriter", writer)
+    monkeypatch.setattr(shards, "ShardWriter", writer)
     run(f"{command}{tmp_path}/stopped")
     assert list(contents(tmp_path / "stopped").values()) == list(contents(tmp_path / "whole").values())
 

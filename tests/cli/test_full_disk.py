@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from saefast import cli
+from saefast.activations import shards
 from saefast.activations.shards import ShardSource, ShardWriter
 from saefast.errors import InputError
 from saefast.files import write_json
@@ -16,7 +16,8 @@ from tests.helpers.tiny_world import CACHE, contents, run
 LIMIT = """
 import functools, resource, sys
 from saefast import cli
-cli.shards.ShardWriter = functools.partial(cli.shards.ShardWriter, shard_tokens=int(sys.argv[1]))
+from saefast.activations import shards
+shards.ShardWriter = functools.partial(shards.ShardWriter, shard_tokens=int(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
 cli.main(sys.argv[3:])
 """
@@ -52,9 +53,7 @@ def test_a_cache_on_a_full_disk_stops_in_one_line_and_goes_on_with_room(
     world, tmp_path, disk, monkeypatch, capsys
 ):
     folder, resize = disk
-    monkeypatch.setattr(
-        cli.shards, "ShardWriter", functools.partial(cli.shards.ShardWriter, shard_tokens=150)
-    )
+    monkeypatch.setattr(shards, "ShardWriter", functools.partial(shards.ShardWriter, shard_tokens=150))
     command = f"cache {world}/model {world}/text {CACHE} --tokens 3000 --out "
     run(f"{command}{tmp_path}/whole")
     capsys.readouterr()

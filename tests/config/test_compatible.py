@@ -22,7 +22,7 @@ from saefast.config.train import TrainConfig
         ({"activation": "matryoshka"}, {"group_weights": (1.0,)}, "group_weights: expected 5 numbers"),
         ({"activation": "relu"}, {"k_start": 8}, "k_start: expected None"),
         ({}, {"optimizer": "adamw", "state_dtype": "int8"}, "state_dtype: expected 'fp32'"),
-        ({}, {"weight_decay": 0.1}, "weight_decay: expected 0 with optimizer 'adam'"),
+        ({}, {"weight_decay": 0.1}, "weight_decay: expected 0.0 with optimizer 'adam'"),
         ({"d_out": 8, "pre_bias": False}, {"resample_steps": (5,)}, "resample_steps"),
         ({"d_out": 8}, {}, "pre_bias: expected False for a transcoder"),
         ({"activation": "relu", "k": 3}, {}, "k: expected None with activation 'relu'"),

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 import saefast
+from saefast.config.compatible import check_acts
 from saefast.config.recipes import RECIPES, recipe
 from saefast.config.train import TrainConfig
+from saefast.train.schedules import peak_lr
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 
@@ -27,7 +29,7 @@ def small(name, total=128 * 60):
         "buffer_tokens": 1024,
         "dead_feature_threshold": 128 * 8,
     }
-    train |= {"lr": 3e-3, "log_every": 10, "k_aux": 8}
+    train |= {"lr": 3e-3, "log_every": 10} | ({"k_aux": 8} if train["auxk_alpha"] else {})
     train["resample_steps"] = (20, 40) if train.get("resample_steps") else ()
     if "sparsity_coefficient" in train:
         train["sparsity_coefficient"] = min(train["sparsity_coefficient"], 0.02)
@@ -160,3 +162,29 @@ def test_recipes_are_copies():
     assert recipe("batchtopk")[1]["lr"] != 7
     assert all(r.source and r.note for r in RECIPES.values())
     assert len(RECIPES) == 9
+
+
+# What the source of a recipe determines, by what the SAE is: no default of ours stands in for it.
+ALWAYS = """activation pre_bias loss unit_norm normalize_input batch_size lr warmup_fraction decay_fraction auxk_alpha
+    init_b_dec init_encoder_scale"""
+WITH_AUXK = "auxk_scale dead_feature_threshold"
+WITH_PENALTY = "penalty sparsity_coefficient sparsity_warmup_fraction"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_sets_every_field_that_its_source_determines(name):
+    of_sae, of_train = recipe(name)
+    found = of_sae | of_train
+    needed = ALWAYS.split() + (
+        ["k"] if "topk" in found["activation"] or name == "matryoshka" else WITH_PENALTY.split()
+    )
+    needed += WITH_AUXK.split() if found["auxk_alpha"] else []
+    needed += ["betas", "eps"] if found.get("optimizer", "adam") != "signum" else []
+    needed += ["bandwidth", "straight_through", "init_threshold"] if found["activation"] == "jumprelu" else []
+    needed += ["init_decoder_norm"] if not found["unit_norm"] else []
+    assert not [field for field in needed if field not in found]
+    config = TrainConfig(total_tokens=10**6, **of_train)
+    law = {"openai-topk-2024": 2e-4, "sparsify": 5e-3}  # over sqrt(d_sae / 2^14)
+    want = law[name] / 2 if name in law else found["lr"]
+    assert peak_lr(config, 2**16) == want and (found["lr"] is None) == (name in law)
+    check_acts(saefast.SAEConfig(d_in=16, d_sae=256, **of_sae), config)

@@ -35,7 +35,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "topk, AuxK of SAELens": ({}, {"auxk_scale": "loss", "auxk_relu": False, "count_before_auxk": True}),
     "topk, AuxK in the error": ({}, {"auxk_scale": "loss", "auxk_detached": False}),
     "topk, AuxK in pieces": ({}, {"micro_batch_size": 100}),
-    "topk, rescored": ({}, {"rescore": 8, "backend": "reference"}),
+    "topk, rescored": ({}, {"rescore": 8, "compute_dtype": "bf16", "backend": "reference"}),
     "topk, annealed k, mse": ({}, {"k_start": 12, "k_anneal_fraction": 0.5, "loss": "mse"}),
     "topk, mean mse, normalised, EMA": ({}, {"loss": "mse_mean", "normalize_input": True, "ema_decay": 0.9}),
     "topk, resampled": ({}, {"resample_steps": (12,), "resample_tokens": 512}),
@@ -96,6 +96,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"activation": "jumprelu", "k": None, "scale_by_norm": True, "init_threshold": 0.5},
         {
             "penalty": "l0",
+            "unit_norm": False,
             "sparsity_coefficient": 0.02,
             "straight_through": "positive",
             "preact": "dead",

@@ -132,8 +132,12 @@ def set_up(case, dtype=torch.float64, backend="reference", n_tokens=B, device="c
     sizes = {"d_in": D, "d_sae": F} | ({"k": K} if case.sae.get("activation", "topk") not in DENSE else {})
     sae = saefast.SAE(saefast.SAEConfig(**(sizes | case.sae)), seed=3).double()
     options = {"total_tokens": 10**6, "batch_size": B, "lr": 3e-3, "betas": (0.9, 0.99), "eps": 1e-8}
-    options |= {"sparsity_coefficient": 0.4, "sparsity_warmup_fraction": 0.0, "warmup_fraction": 0.0}
-    options |= {"auxk_alpha": 0.0, "bandwidth": 0.5, "backend": backend} | case.train | train
+    options |= {"warmup_fraction": 0.0, "auxk_alpha": 0.0, "backend": backend}
+    if (case.train | train).get("penalty", "none") != "none":
+        options |= {"sparsity_coefficient": 0.4, "sparsity_warmup_fraction": 0.0}
+    if sae.config.activation == "jumprelu":
+        options["bandwidth"] = 0.5
+    options |= case.train | train
     for name, param in sae.named_parameters():
         if name not in ("W_dec", "threshold"):
             param.data += 0.3 * random(*param.shape)

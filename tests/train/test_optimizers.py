@@ -7,7 +7,7 @@ import torch
 
 from saefast.errors import InputError
 from saefast.files import load_tensors, save_tensors
-from saefast.train.optimizers import MOMENTUM, Optimizer, peak_lr
+from saefast.train.optimizers import MOMENTUM, Optimizer
 
 F, D = 23, 10
 NAMES = ("adamw", "muon", "signum")
@@ -241,8 +241,3 @@ def test_bad_input_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "schedulefree", None)
     with pytest.raises(InputError, match=r"optimizer: 'signum' needs `pip install saefast\[signum\]`"):
         Optimizer("signum", start())
-
-
-def test_sparsifys_rates():
-    assert peak_lr("signum", 2**14) == 5e-3 and peak_lr("signum", 2**16) == 2.5e-3
-    assert peak_lr("adamw", 2**16) == 1e-4 and peak_lr("muon", 7) == peak_lr("muon", 2**20) == 2e-3

@@ -16,6 +16,21 @@ def test_default_lr_falls_with_the_root_of_d_sae(d_sae, want):
     assert schedules.peak_lr(train_config(lr=0.125), d_sae) == 0.125
 
 
+@pytest.mark.parametrize(
+    "optimizer,d_sae,want",
+    [
+        ("signum", 2**14, 5e-3),
+        ("signum", 2**16, 2.5e-3),
+        ("adamw", 2**16, 1e-4),
+        ("muon", 7, 2e-3),
+        ("muon", 2**20, 2e-3),
+    ],
+)
+def test_default_lr_is_that_of_the_optimizer(optimizer, d_sae, want):
+    assert schedules.peak_lr(train_config(optimizer=optimizer), d_sae) == want
+    assert schedules.peak_lr(train_config(optimizer=optimizer, lr=0.125), d_sae) == 0.125
+
+
 def test_schedule_rises_stays_and_falls_linearly():
     made = train_config(lr=1.0, warmup_fraction=0.1, decay_fraction=0.2)  # 100 steps: 10 up, 20 down
     lr = [schedules.lr_at(made, step, 64) for step in range(1, 101)]
