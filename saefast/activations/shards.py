@@ -65,7 +65,7 @@ def well_formed(index: dict[str, Any]) -> bool:
     ok = (
         ok
         and isinstance(widths, list)
-        and all(map(count, widths))
+        and all(type(width) is int for width in widths)
         and all(isinstance(h, str | None) for h in hooks)
     )
     known = isinstance(dtype, str) and isinstance(getattr(torch, dtype, None), torch.dtype)

@@ -33,6 +33,6 @@ class Recipes:
 def as_flag(name: str, value: Any) -> str:
     """A field of a config as it is written on the command line."""
     flag = name.replace("_", "-")
-    if isinstance(value, bool):
+    if isinstance(value, bool) and name != "normalize_input":  # which has other values besides
         return f"--{flag}" if value else f"--no-{flag}"
     return " ".join([f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))])

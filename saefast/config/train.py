@@ -226,6 +226,10 @@ class TrainConfig:
         """The norm that `normalize_input` gives to rows, by its definition of a mean; 1 where it leaves them as they are."""
         return math.sqrt(d_in) if self.normalize_input not in (False, "unit") else 1.0
 
+    def bandwidth_of(self, d_in: int) -> float:
+        """In the units of the scaled input."""
+        return self.bandwidth or 0.001 * self.norm_of_rows(d_in)
+
     @property
     def total_steps(self) -> int:
         return math.ceil(self.total_tokens / self.batch_size)

@@ -79,7 +79,7 @@ def numbers_of(plan: Plan, now: Scheduled, step: int, batch_size: int) -> list[f
         "scale": s,
         "exponent": now.exponent,
         "next_exponent": now.next_exponent,
-        "bandwidth": (train.bandwidth or 0.001 * train.norm_of_rows(plan.sae.d_in)) / s,
+        "bandwidth": train.bandwidth_of(plan.sae.d_in) / s,
         "inactive": train.preact_coefficient / B,
         "lr": lr * train.lr_extra,
         "lr_bias": lr * train.lr_extra / s,

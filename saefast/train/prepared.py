@@ -109,10 +109,13 @@ class Prepared:
     @torch.no_grad()
     def calibrate(self, rows: Tensor) -> None:
         """Measure on rows [n, row_width] of the data what the exported SAE has that is not trained: the threshold of
-        BatchTopK. While training it follows weights that change, and those that are exported may be an average."""
+        BatchTopK. While training it follows the batches, which is right after 1 / threshold_rate of them, for weights that
+        are not an average."""
         sae, weights, size = self.sae.config, self.state.weights, self.config.batch_size
         settled = self.fresh or self.state.step >= SETTLED
-        if not self.arch.measures or not settled or 0 in (self.config.lr, self.config.lr_extra):
+        followed = self.state.step * self.config.threshold_rate >= 1 and not self.exports_average
+        self.measured = {}
+        if not self.arch.measures or followed or not settled or 0 in (self.config.lr, self.config.lr_extra):
             return
         params = Params(weights.enc.shadow, weights.b_enc.value, weights.dec.shadow, weights.b_dec.value)
         if self.exports_average:
@@ -200,14 +203,12 @@ class Prepared:
         sae, config, weights = self.sae, self.config, self.state.weights
         rows, width, d_in = self.frame.rows(sample), sae.config.width_out, sae.config.d_in
         centre = median if config.init_b_dec == "geometric_median" else partial(torch.mean, dim=0)
-        moved = {"b_dec"} if sae.config.pre_bias else OF_THE_FRAME
-        unset = not (sae.b_dec.any() or sae.b_enc.any() or moved & self.frozen)
-        if config.init_b_dec != "none" and unset:
-            if sae.config.pre_bias:
-                weights.b_dec.value.copy_(centre(rows[:, -width:]))
-            else:
+        if config.init_b_dec != "none" and not sae.b_dec.any():
+            if not (sae.config.pre_bias or sae.b_enc.any() or OF_THE_FRAME & self.frozen):
                 parts = (rows[:, :d_in], rows[:, d_in:]) if sae.config.d_out else (rows,)
                 self._set_shift(torch.cat([centre(part) for part in parts]))
+            elif "b_dec" not in self.frozen:
+                weights.b_dec.value.copy_(centre(rows[:, -width:]))
         tied, norm = torch.equal(weights.enc.weight, weights.dec.weight), config.init_decoder_norm
         if "W_enc" not in self.frozen:
             scale_rows_(weights.enc, (config.init_encoder_scale if tied else 1.0) * norm)

@@ -9,6 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, RobertaConfig, RobertaForC
 
 from saefast import InputError, open_source
 from saefast.activations.lm import ModelSource, PackedContexts, model_contexts, n_positions
+from saefast.files import read_json_checked, write_json_checked
 from tests.helpers import tiny_lm
 from tests.helpers.tiny_world import CACHE, run
 
@@ -244,8 +245,8 @@ def test_a_cache_notes_bos_and_separator_and_goes_on_only_with_the_same(world, t
     run(f"{command} --out {tmp_path}/never --bos never --separator bos --keep-special")
     notes = open_source(tmp_path / "never").index["notes"]
     assert "bos" not in notes and notes["separator"] == BOS and notes["dropped_ids"] == []
-    index = json.loads((tmp_path / "auto" / "index.json").read_text()) | {"complete": False}
-    (tmp_path / "auto" / "index.json").write_text(json.dumps(index))  # as if it had been interrupted
+    path = tmp_path / "auto" / "index.json"
+    write_json_checked(path, read_json_checked(path) | {"complete": False})  # as if it had been interrupted
     with pytest.raises(SystemExit):
         run(f"{command} --out {tmp_path}/auto --bos never")
     message = capsys.readouterr().err.strip().splitlines()[-1]

@@ -259,7 +259,7 @@ def test_a_training_run_takes_the_same_steps_and_resumes(a_gpu, monkeypatch, tmp
             assert (type(buffer) is Buffer) == on_device
             return buffer
 
-        monkeypatch.setattr("saefast.train.run.open_buffer", opened)
+        monkeypatch.setattr("saefast.train.loop.open_buffer", opened)
         trainer = Trainer(SAE(SAEConfig(d_in=16, d_sae=64, k=4), seed=0), config)
         step = trainer.step
         if stop_after:

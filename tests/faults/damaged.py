@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 
 from saefast import SAE, InputError, TrainConfig, Trainer, formats, open_source
 from saefast.activations.shards import ShardWriter
-from saefast.cli import describe
+from saefast.cli.info import describe
 from saefast.files import digest
 from tests.faults.damage_inside import kinds_for
 from tests.helpers.format_cases import D_IN, EXACT, JUMP, NESTED, label, make, rows

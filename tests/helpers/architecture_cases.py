@@ -187,7 +187,7 @@ def objective(setup, leaves):
         "scale": trainer.input_scale,
         "exponent": 1.0,
         "output_scale": trainer.output_scale,
-        "bandwidth": config.bandwidth / trainer.input_scale,
+        "bandwidth": config.bandwidth_of(sae.d_in) / trainer.input_scale,
         "inactive": config.preact_coefficient,
     }
     c["exponent"] = float(trainer.scheduled(trainer.state.step + 1).exponent)
