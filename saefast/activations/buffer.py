@@ -146,7 +146,9 @@ class ShuffleBuffer:
     def _draw(self) -> Tensor:
         assert self.place is not None
         others = draw(self.seed, self.batches, self.held - self.carried, self.batch_size - self.carried)
-        holes = torch.cat([torch.arange(self.carried), others + self.carried])
+        holes = torch.cat(
+            [torch.arange(self.carried, dtype=torch.int64, device="cpu"), others + self.carried]
+        )
         # where this raises (NaN in a row, a damaged shard), the buffer stays as it was and can be saved
         rows, numbers = self._next_rows(len(holes))
         self.batches, self.carried = self.batches + 1, 0

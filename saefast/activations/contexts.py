@@ -97,7 +97,7 @@ class PackedContexts:
                 if len(rows) == batch:
                     if n_batches == 1 and isinstance(self.texts, _Once):
                         self.texts.kept = None
-                    yield torch.tensor(rows)
+                    yield torch.tensor(rows, dtype=torch.int64, device="cpu")
                     rows, n_batches = [], n_batches + 1
             del pending[:at]
         size, got = batch * length, len(rows) * length + len(pending)

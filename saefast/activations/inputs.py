@@ -116,13 +116,20 @@ def _part(value: Any, text: Text, n: int, length: int, is_mask: bool = False) ->
     m = len(text.tokens)
     if not isinstance(value, Tensor) or value.ndim == 0 or len(value) not in (m, 1):
         return value
-    rows = torch.arange(n) % m if len(value) == m else torch.zeros(1, dtype=torch.int64)
+    rows = (
+        torch.arange(n, dtype=torch.int64, device="cpu") % m
+        if len(value) == m
+        else torch.zeros(1, dtype=torch.int64, device="cpu")
+    )
     if text.length is None or value.ndim == 1 or value.shape[1] != text.length:
         return value[rows.to(value.device)]
     if is_mask:
         return torch.ones(len(rows), length, dtype=value.dtype, device=value.device)
     # contexts that come again are turned, so that no two are equal
-    columns = (torch.arange(length) + torch.arange(len(rows))[:, None] // m) % text.length
+    columns = (
+        torch.arange(length, dtype=torch.int64, device="cpu")
+        + torch.arange(len(rows), dtype=torch.int64, device="cpu")[:, None] // m
+    ) % text.length
     return value[rows[:, None].to(value.device), columns.to(value.device)]
 
 

@@ -58,7 +58,7 @@ def read(path: Path) -> Contents:
     scales = [math.sqrt(d_in) / positive_number(norms, name, place) for name in ("in", "out")]
     scales[1] = scales[1] if into != out else scales[0]
     threshold = scales[0] * positive_number(config, "jump_relu_threshold", place)
-    tensors["threshold"] = torch.full((d_sae,), threshold)
+    tensors["threshold"] = torch.full((d_sae,), threshold, dtype=torch.float32, device="cpu")
     options: dict[str, Any] = {"activation": "jumprelu", "pre_bias": False}
     options |= {"input_norm": "scale", "scales": tuple(scales)}
     if into != out:

@@ -113,7 +113,10 @@ def _renamed(found: Tensors, config: dict[str, Any]) -> None:
     norms = config.get("dataset_average_activation_norm")
     for side, value in norms.items() if isinstance(norms, dict) else ():
         if side in ("in", "out") and isinstance(value, float):
-            found.left.setdefault(f"{NORM}{config.get(f'hook_point_{side}')}", torch.tensor(value))
+            found.left.setdefault(
+                f"{NORM}{config.get(f'hook_point_{side}')}",
+                torch.tensor(value, dtype=torch.float32, device="cpu"),
+            )
 
 
 def _factor(tensors: dict[str, Tensor], hook: Any, d_in: int, path: Path) -> float:

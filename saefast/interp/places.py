@@ -67,7 +67,10 @@ class Places:
         given = list(zip((point.name for point in self.points), self.widths, strict=True))
         self.n_inputs = n_inputs(config, given, len(names) if outputs else None)
         self.outputs = self.points if config.d_out is None else self.points[self.n_inputs :]
-        self.limits, self.drop_ids = [float("inf")] * len(self.points), torch.zeros(0, dtype=torch.int64)
+        self.limits, self.drop_ids = (
+            [float("inf")] * len(self.points),
+            torch.zeros(0, dtype=torch.int64, device="cpu"),
+        )
 
     def set_limits(self, max_norm: float | Sequence[float], drop_ids: Iterable[int]) -> None:
         """Which rows stay as they are; see `saefast.interp.splice.evaluate_all_in_model`."""
@@ -80,7 +83,7 @@ class Places:
             self.limits = [float(limit) for limit in max_norm]
         else:
             self.limits = [float(max_norm)] * self.n_named + [float("inf")] * (n - self.n_named)
-        self.drop_ids = torch.tensor(sorted(drop_ids), dtype=torch.int64)
+        self.drop_ids = torch.tensor(sorted(drop_ids), dtype=torch.int64, device="cpu")
 
     def rows(self, inputs: Inputs, captured: Sequence[Tensor]) -> Read:
         """Of what the hook points gave for these inputs, the rows that the SAE replaces."""

@@ -164,7 +164,7 @@ def _predictions(inputs: Inputs, logits: Tensor) -> tuple[Tensor, Tensor]:
         f"model: expected a next-token prediction for each of the tokens {wants}, got logits {list(logits.shape)}",
     )
     text = texts[-1]
-    real = torch.ones(shape, dtype=torch.bool) if text.is_real is None else text.is_real.cpu()
+    real = torch.ones(shape, dtype=torch.bool, device="cpu") if text.is_real is None else text.is_real.cpu()
     return text.tokens, real[:, 1:] & real[:, :-1]
 
 

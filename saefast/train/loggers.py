@@ -71,7 +71,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         InputError: a damaged line; names it.
     """
     found = []
-    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], start=1):
+    *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    # half a line has no second brace after its end; where there is more, the end of the line itself is damaged
+    lines += [last] if b"}" in last[:-1] else []
+    for number, text in enumerate(lines, start=1):
         try:
             line = json.loads(text)
         except (ValueError, RecursionError):

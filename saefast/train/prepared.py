@@ -155,7 +155,7 @@ class Prepared:
         found = self.state.tensors()
         found |= {} if self.frame.shift is None else {"frame.shift": self.frame.shift}
         if self.sae.config.scales is not None:
-            found["frame.scales"] = torch.tensor(self.sae.config.scales, dtype=torch.float64)
+            found["frame.scales"] = torch.tensor(self.sae.config.scales, dtype=torch.float64, device="cpu")
         found |= {f"measured.{name}": value for name, value in self.measured.items()}
         if self.ema is not None:
             found |= self.ema.tensors()

@@ -191,7 +191,11 @@ def fingerprint(source: Source) -> str | None:
     if not source.random_access or not hasattr(source, "__len__"):
         return None
     n = len(source)
-    index = torch.arange(min(n, FINGERPRINT_ROWS)) * n // min(n, FINGERPRINT_ROWS)
+    index = (
+        torch.arange(min(n, FINGERPRINT_ROWS), dtype=torch.int64, device="cpu")
+        * n
+        // min(n, FINGERPRINT_ROWS)
+    )
     return digest({"rows": source.take(index).cpu()})
 
 

@@ -37,11 +37,11 @@ def calibration_rows(buffer: ShuffleBuffer, at_least: int) -> Tensor:
     n, source = max(CALIBRATION_ROWS, at_least), buffer.source
     try:
         if source.random_access:
-            generator = torch.Generator().manual_seed(buffer.seed)
-            index = torch.randint(len(source), (n,), generator=generator)  # type: ignore[arg-type]
+            generator, many = torch.Generator("cpu").manual_seed(buffer.seed), len(source)  # type: ignore[arg-type]
+            index = torch.randint(many, (n,), generator=generator, dtype=torch.int64, device="cpu")
             rows = source.take(index.sort().values)
         else:
             rows = buffer.sample(n)[:n]
     except InputError:
-        return torch.empty(0, source.d_in)
+        return torch.empty(0, source.d_in, dtype=torch.float32, device="cpu")
     return rows[rows.isfinite().all(dim=1)]

@@ -136,7 +136,7 @@ def subjects() -> list[Subject]:
         return folder / "acts"
 
     def run(folder: Path) -> Path:
-        config = TrainConfig(total_tokens=64, batch_size=16, log_every=2, checkpoint_every=2)
+        config = TrainConfig(total_tokens=64, batch_size=16, log_every=2, checkpoint_every=2, unit_norm=False)
         Trainer(make({"k": 3}), config).fit(rows(), folder / "run")
         (folder / "run" / "curves.png").unlink(missing_ok=True)
         return folder / "run"

@@ -186,7 +186,7 @@ def test_a_file_of_a_folder_stands_for_it(format, name, tmp_path):
 def test_a_run_that_is_not_finished_says_what_makes_an_sae_of_it(tmp_path):
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(
-        InputError, match=r"a run that is not finished has none: .* `saefast export-checkpoint`"
+        InputError, match=r"a run that is not finished has none: .* `saefast export-checkpoint .*`"
     ):
         SAE.from_pretrained(tmp_path)
 

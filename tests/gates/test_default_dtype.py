@@ -102,7 +102,13 @@ SAES = {
     "group_max": ({"activation": "group_max", "k": 4}, {"optimizer": "adamw"}),
     "relu": (
         {"activation": "relu"},
-        {"penalty": "lp", "p_end": 0.5, "sparsity_coefficient": 0.1, "resample_steps": (2,)},
+        {
+            "penalty": "lp",
+            "p_end": 0.5,
+            "sparsity_coefficient": 0.1,
+            "resample_steps": (2,),
+            "resample_tokens": B,
+        },
     ),
     "jumprelu": (
         {"activation": "jumprelu"},
@@ -112,7 +118,7 @@ SAES = {
     "transcoder": ({"k": 4, "d_out": 12, "pre_bias": False, "skip": True}, {}),
     "crosscoder": (
         {"activation": "relu", "layers": 2},
-        {"penalty": "l1", "norm_weighted": True, "unit_norm": False},
+        {"penalty": "l1", "sparsity_coefficient": 0.1, "norm_weighted": True, "unit_norm": False},
     ),
     "formats": ({"k": 4}, {"param_dtype": "split", "state_dtype": "int8", "backend": "reference"}),
 }
@@ -150,7 +156,7 @@ def rows(width, n=6 * B):
 def life(of_sae, of_run, backend, x, folder):
     """An SAE that is made, trained by steps and by `fit`, evaluated, saved and loaded: what it leaves."""
     config = saefast.SAEConfig(d_in=D, d_sae=F, **of_sae)
-    options = {"backend": backend, "lr": 1e-3, "dead_feature_threshold": 2 * B, "resample_tokens": B} | of_run
+    options = {"backend": backend, "lr": 1e-3, "dead_feature_threshold": 2 * B} | of_run
     sae = saefast.SAE(config)
     made = sha(sae.tensors)
     train = saefast.TrainConfig(total_tokens=3 * B, batch_size=B, log_every=1, **options)

@@ -118,7 +118,10 @@ def test_a_step_and_a_fit_without_learning_change_nothing(name, lr, backend, tmp
 
 RECIPES = {
     "log_threshold": ("jumprelu", {"log_threshold": True, "penalty": "l0", "sparsity_coefficient": 1e-3}),
-    "every latent of the threshold": ("jumprelu", {"straight_through": "all", "penalty": "tanh"}),
+    "every latent of the threshold": (
+        "jumprelu",
+        {"straight_through": "all", "penalty": "tanh", "sparsity_coefficient": 0.1},
+    ),
     "rows as they are": ("jumprelu", {"normalize_input": False}),
     "norm 1": ("jumprelu", {"normalize_input": "unit"}),
     "mean of the norm": (

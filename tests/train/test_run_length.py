@@ -113,6 +113,7 @@ def another(value, field):
         "nonfinite": "skip",
         "decay": "cosine",
         "loss": "mse",
+        "bandwidth": 0.5,
         "straight_through": "all",
         "preact": "all",
     }

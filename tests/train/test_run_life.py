@@ -47,6 +47,15 @@ def test_a_stopped_run_writes_its_sae_and_its_checkpoint_gives_the_same(tmp_path
     assert_same(result(run), result(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("options", [{}, {"ema_decay": 0.9}])
+def test_a_measured_threshold_is_in_the_checkpoint(tmp_path, options):
+    run = tmp_path / "run"
+    assert not stopped_at(make({"activation": "batch_topk"}, **options), 7, run)
+    export_checkpoint(run, tmp_path / "exported")
+    assert (tmp_path / "exported" / "sae.safetensors").read_bytes() == (run / "sae.safetensors").read_bytes()
+    assert saefast.evaluate(saefast.SAE.from_pretrained(run), ROWS).l0 == pytest.approx(4, rel=0.1)
+
+
 def test_the_sae_of_a_finished_run_is_written_again_by_resume(tmp_path):
     """Its threshold too, which is trained in another form than it is kept."""
     sae, options = KINDS["jumprelu, log"]
