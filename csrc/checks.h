@@ -4,6 +4,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
 #include <string>
 
 namespace saefast {
@@ -12,9 +13,16 @@ namespace py = pybind11;
 
 inline std::string text(const py::handle& object) { return py::str(object); }
 
-// `array` as a C-contiguous array of T with `ndim` dimensions. Nothing is converted or copied.
+// `object` as the array that it is: of a list pybind11 would make a copy, and addresses in it would not last.
+inline py::array as_array(const py::handle& object, const std::string& name) {
+    if (py::isinstance<py::array>(object)) return py::reinterpret_borrow<py::array>(object);
+    throw py::type_error(name + ": expected an array, got " + text(py::type::handle_of(object).attr("__name__")));
+}
+
+// `object` as a C-contiguous array of T with `ndim` dimensions. Nothing is converted or copied.
 template <typename T>
-py::array_t<T> checked(const py::array& array, const std::string& name, py::ssize_t ndim) {
+py::array_t<T> checked(const py::handle& object, const std::string& name, py::ssize_t ndim) {
+    const py::array array = as_array(object, name);
     if (!py::array_t<T>::check_(array)) {
         throw py::type_error(name + ": expected dtype " + text(py::dtype::of<T>()) + ", got " +
                              text(array.dtype()));
@@ -26,6 +34,9 @@ py::array_t<T> checked(const py::array& array, const std::string& name, py::ssiz
     if (!(array.flags() & py::array::c_style)) {
         throw py::value_error(name + ": expected a C-contiguous array, got strides " +
                               text(array.attr("strides")));
+    }
+    if (reinterpret_cast<std::uintptr_t>(array.data()) % alignof(T)) {
+        throw py::value_error(name + ": expected an address that is a multiple of " + std::to_string(alignof(T)));
     }
     return py::reinterpret_borrow<py::array_t<T>>(array);
 }

@@ -44,7 +44,8 @@ inline void check_range(const std::string& name, py::ssize_t value, py::ssize_t 
 }
 
 inline void check_threads(int threads) {
-    if (threads < 1) throw py::value_error("threads: expected at least 1, got " + std::to_string(threads));
+    constexpr int MOST = 4096;  // each takes memory of its own
+    check_range("threads", threads, 1, MOST);
 }
 
 inline void check_indexable(const std::string& name, py::ssize_t n) {
@@ -54,22 +55,22 @@ inline void check_indexable(const std::string& name, py::ssize_t n) {
 
 // `array` as a contiguous T array of exactly these sizes.
 template <typename T>
-py::array_t<T> sized(const py::array& array, const std::string& name, const Sizes& sizes) {
+py::array_t<T> sized(const py::handle& array, const std::string& name, const Sizes& sizes) {
     auto out = checked<T>(array, name, static_cast<py::ssize_t>(sizes.size()));
     if (!std::equal(sizes.begin(), sizes.end(), out.shape())) {
         throw py::value_error(name + ": expected shape " + text(py::tuple(py::cast(sizes))) + ", got " +
-                              text(array.attr("shape")));
+                              text(out.attr("shape")));
     }
     return out;
 }
 
 template <typename T>
-const T* input(const py::array& array, const std::string& name, const Sizes& sizes) {
+const T* input(const py::handle& array, const std::string& name, const Sizes& sizes) {
     return sized<T>(array, name, sizes).data();
 }
 
 template <typename T>
-T* output(py::array array, const std::string& name, const Sizes& sizes) {
+T* output(const py::handle& array, const std::string& name, const Sizes& sizes) {
     return sized<T>(array, name, sizes).mutable_data();  // raises if it may not be written
 }
 

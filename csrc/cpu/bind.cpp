@@ -45,6 +45,7 @@ double py_centre(const py::array& x, const py::array& b_dec, py::array centred, 
     float* out = output<float>(centred, "centred", {B, D});
     const Isa isa = parse_isa(isa_name);
     check_threads(threads);
+    if (rows.size() == 0) return 0.0;  // however many rows without columns
     py::gil_scoped_release release;
     return centre(in, bias, B, D, threads, isa, out);
 }
@@ -100,6 +101,7 @@ void py_grad_top_acts(const py::array& error, const py::array& W_dec, const py::
     float* out = output<float>(grads, "grads", Sizes(acts.shape(), acts.shape() + acts.ndim()));
     const Isa isa = parse_isa(isa_name);
     check_threads(threads);
+    if (N == 0) return;
     py::gil_scoped_release release;
     grad_top_acts(code, off, table, B, D, N, threads, isa, out);
 }

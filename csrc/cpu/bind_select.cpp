@@ -66,6 +66,7 @@ std::ptrdiff_t feed_batch(BatchTopk& batch, const py::array& pre_acts, py::ssize
 
 void finish_batch(BatchTopk& batch, py::array acts, py::array indices, py::array row_offsets) {
     const auto keep = static_cast<py::ssize_t>(batch.keep()), B = row_offsets.size() - 1;
+    check_range("row_offsets: the number of rows", B, 0, std::numeric_limits<int32_t>::max());
     check_range("the number of candidates", static_cast<py::ssize_t>(batch.size()), keep,
                 std::numeric_limits<py::ssize_t>::max());
     float* out = output<float>(acts, "acts", {keep});
@@ -77,6 +78,14 @@ void finish_batch(BatchTopk& batch, py::array acts, py::array indices, py::array
     }
     py::gil_scoped_release release;
     batch.finish(B, out, columns, offsets);
+}
+
+void merge_batch(BatchTopk& batch, const BatchTopk& other) {
+    if (&batch == &other) throw py::value_error("other: expected another one, got the same");
+    const auto F = static_cast<py::ssize_t>(batch.F()), keep = static_cast<py::ssize_t>(batch.keep());
+    check_range("other.F", static_cast<py::ssize_t>(other.F()), F, F);
+    check_range("other.keep", static_cast<py::ssize_t>(other.keep()), keep, keep);
+    batch.merge(other);
 }
 
 std::ptrdiff_t feed_above(AboveBlock& block, const py::array& pre_acts, const py::array& thresholds) {
@@ -163,7 +172,7 @@ void bind_select(py::module_& m) {
              arg("keep"), arg("F"), arg("isa") = "auto")
         .def("feed", &feed_batch, arg("pre_acts"), arg("row"), arg("column"),
              "A piece of the matrix; the first of its rows with a NaN, or -1.")
-        .def("merge", &BatchTopk::merge, arg("other"), "Take in what another one found.")
+        .def("merge", &merge_batch, arg("other"), "Take in what another one found.")
         .def("finish", &finish_batch, arg("acts"), arg("indices"), arg("row_offsets"), "Writes the code.");
     py::class_<AboveBlock>(m, "AboveBlock", "The entries of a block of rows above a threshold for each column.")
         .def(py::init([checked_rows](py::ssize_t rows, const std::string& isa) {

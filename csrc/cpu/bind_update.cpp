@@ -10,20 +10,27 @@ namespace saefast {
 namespace {
 
 Param parse_param(const py::tuple& arrays, const std::string& name, const Sizes& sizes) {
-    if (arrays.size() != 3) throw py::value_error(name + ": expected (value, exp_avg, exp_avg_sq)");
     return {output<float>(arrays[0], name, sizes), output<float>(arrays[1], name + ".exp_avg", sizes),
             output<float>(arrays[2], name + ".exp_avg_sq", sizes)};
+}
+
+// (value, exp_avg, exp_avg_sq)
+py::tuple three(const py::handle& param, const std::string& name) {
+    if (py::isinstance<py::tuple>(param) && py::len(param) == 3) return py::reinterpret_borrow<py::tuple>(param);
+    throw py::value_error(name + ": expected (value, exp_avg, exp_avg_sq)");
 }
 
 // (W_enc, b_enc, W_dec, b_dec), each (value, exp_avg, exp_avg_sq). Rows of W_dec have the length of b_dec.
 Weights parse_weights(const py::tuple& params) {
     if (params.size() != 4) throw py::value_error("weights: expected four parameters");
-    const auto W_enc = py::cast<py::array>(py::cast<py::tuple>(params[0])[0]);
+    const py::tuple enc = three(params[0], "W_enc"), b_enc = three(params[1], "b_enc");
+    const py::tuple dec = three(params[2], "W_dec"), b_dec = three(params[3], "b_dec");
+    const py::array W_enc = as_array(enc[0], "W_enc");
     if (W_enc.ndim() != 2) throw py::value_error("W_enc: expected 2 dimensions, got " + text(W_enc.attr("shape")));
     const py::ssize_t F = W_enc.shape(0), D_in = W_enc.shape(1);
-    const py::ssize_t D_out = py::cast<py::array>(py::cast<py::tuple>(params[3])[0]).size();
-    return {parse_param(params[0], "W_enc", {F, D_in}), parse_param(params[1], "b_enc", {F}),
-            parse_param(params[2], "W_dec", {F, D_out}), parse_param(params[3], "b_dec", {D_out}),
+    const py::ssize_t D_out = as_array(b_dec[0], "b_dec").size();
+    return {parse_param(enc, "W_enc", {F, D_in}), parse_param(b_enc, "b_enc", {F}),
+            parse_param(dec, "W_dec", {F, D_out}), parse_param(b_dec, "b_dec", {D_out}),
             static_cast<std::size_t>(F), static_cast<std::size_t>(D_in), static_cast<std::size_t>(D_out)};
 }
 
@@ -63,7 +70,7 @@ Batch parse_batch(const py::tuple& arrays, const std::optional<py::tuple>& given
     const auto F = static_cast<py::ssize_t>(weights.F), D_in = static_cast<py::ssize_t>(weights.D_in);
     const auto D_out = static_cast<py::ssize_t>(weights.D_out);
     const py::ssize_t B = checked<float>(arrays[0], "centred", 2).shape(0);
-    const py::ssize_t N = py::cast<py::array>(arrays[2]).size();
+    const py::ssize_t N = as_array(arrays[2], "acts").size();
     const Given given = parse_given(given_arrays, weights, N);
     py::ssize_t rows = B;  // of error, a multiple of B for a code in parts
     if (given.grad_pre && B > 0) {
@@ -91,7 +98,7 @@ Aux parse_aux(const std::optional<py::tuple>& arrays, const Weights& weights) {
     if (arrays->size() != 5) throw py::value_error("aux: expected five arrays");
     const auto F = static_cast<py::ssize_t>(weights.F), D_in = static_cast<py::ssize_t>(weights.D_in);
     const auto D_out = static_cast<py::ssize_t>(weights.D_out);
-    const py::ssize_t C = py::cast<py::array>((*arrays)[2]).size();
+    const py::ssize_t C = as_array((*arrays)[2], "aux.b_enc").size();
     const Aux aux{input<int32_t>((*arrays)[0], "aux.slots", {F}), input<float>((*arrays)[1], "aux.W_enc", {C, D_in}),
                   input<float>((*arrays)[2], "aux.b_enc", {C}), input<float>((*arrays)[3], "aux.W_dec", {C, D_out}),
                   input<float>((*arrays)[4], "aux.b_dec", {D_out})};

@@ -23,14 +23,15 @@ namespace {
 void gather(const py::array& rows_any, const py::array& index_any, const py::array& out_any, uint64_t d_in,
             const std::string& dtype, bool widen, int threads) {
     const DType d = parse_dtype(dtype);
+    if (d_in >> 60) throw py::value_error("d_in: expected less than 2^60, got " + std::to_string(d_in));
     const auto rows = checked<uint8_t>(rows_any, "rows", 2), out = checked<uint8_t>(out_any, "out", 2);
     const auto index = checked<std::int64_t>(index_any, "index", 1);
     const auto n = static_cast<uint64_t>(index.shape(0));
     const auto out_bytes = static_cast<py::ssize_t>(d_in * (widen ? 4 : size_of(d)));
     if (rows.shape(1) != static_cast<py::ssize_t>(d_in * size_of(d)) || out.shape(0) != index.shape(0) ||
-        out.shape(1) != out_bytes || !out.writeable() || threads < 1) {
+        out.shape(1) != out_bytes || !out.writeable() || threads < 1 || threads > 64) {
         throw py::value_error("out: expected a writeable array [len(index), " + std::to_string(out_bytes) +
-                              "], rows [n, d_in] and 1 thread or more");
+                              "], rows [n, d_in] and 1 to 64 threads");
     }
     std::vector<const uint8_t*> from(n);
     for (uint64_t i = 0; i < n; ++i) {

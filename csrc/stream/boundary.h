@@ -22,20 +22,11 @@ namespace saefast::stream {
 using std::uint64_t;
 using std::uint8_t;
 
-// A dict {path, file_bytes, offset, rows} with {meta, parts: [(header, offset, bytes)], sha256} if it is
-// verified, or an array of bytes [rows, row_bytes] in memory. Ranges were checked against the file by the caller.
-inline Segment parse_segment(const py::handle& item, std::size_t row_bytes) {
+constexpr uint64_t MOST_BYTES = uint64_t{1} << 50;  // of anything: sums and products of a few have room in 64 bits
+
+// The segment of a file. Nothing that its numbers add up to may wrap around.
+inline Segment parse_file(const py::handle& item, std::size_t row_bytes) {
     Segment segment{};
-    if (py::isinstance<py::array>(item)) {
-        const auto rows = checked<uint8_t>(py::reinterpret_borrow<py::array>(item), "rows", 2);
-        if (static_cast<std::size_t>(rows.shape(1)) != row_bytes) {
-            throw py::value_error("rows: expected " + std::to_string(row_bytes) + " bytes in a row, got " +
-                                  std::to_string(rows.shape(1)));
-        }
-        segment.rows = static_cast<uint64_t>(rows.shape(0));
-        segment.memory = rows.data();
-        return segment;
-    }
     const auto fields = py::cast<py::dict>(item);
     segment.path = py::cast<std::string>(fields["path"]);
     segment.file_bytes = py::cast<uint64_t>(fields["file_bytes"]);
@@ -49,18 +40,46 @@ inline Segment parse_segment(const py::handle& item, std::size_t row_bytes) {
             segment.parts.push_back({std::move(header), offset, bytes});
         }
     }
-    uint64_t end = segment.offset + segment.rows * row_bytes;
+    const auto within = [&](uint64_t offset, uint64_t bytes) {
+        return offset <= segment.file_bytes && bytes <= segment.file_bytes - offset;
+    };
+    bool fits = segment.file_bytes <= MOST_BYTES;
+    fits = fits && segment.rows <= segment.file_bytes / row_bytes && within(segment.offset, segment.rows * row_bytes);
+    for (const Part& part : segment.parts) fits = fits && within(part.offset, part.bytes);
     bool covered = segment.sha256.empty();
     for (const Part& part : segment.parts) {
-        end = std::max(end, part.offset + part.bytes);
         covered |= part.offset == segment.offset && part.bytes == segment.rows * row_bytes;
     }
     if (!covered) throw py::value_error(segment.path + ": expected a checksum that covers its rows");
-    if (end > segment.file_bytes) {
-        throw py::value_error(segment.path + ": expected at least " + std::to_string(end) + " bytes, found " +
-                              std::to_string(segment.file_bytes));
+    if (!fits) {
+        throw py::value_error(segment.path + ": expected rows and parts that lie in its " +
+                              std::to_string(segment.file_bytes) + " bytes");
     }
     return segment;
+}
+
+// A dict {path, file_bytes, offset, rows} with {meta, parts: [(header, offset, bytes)], sha256} if it is
+// verified, or an array of bytes [rows, row_bytes] in memory.
+inline Segment parse_segment(const py::handle& item, std::size_t row_bytes) {
+    Segment segment{};
+    if (py::isinstance<py::array>(item)) {
+        const auto rows = checked<uint8_t>(py::reinterpret_borrow<py::array>(item), "rows", 2);
+        if (static_cast<std::size_t>(rows.shape(1)) != row_bytes) {
+            throw py::value_error("rows: expected " + std::to_string(row_bytes) + " bytes in a row, got " +
+                                  std::to_string(rows.shape(1)));
+        }
+        segment.rows = static_cast<uint64_t>(rows.shape(0));
+        segment.memory = rows.data();
+        return segment;
+    }
+    try {
+        return parse_file(item, row_bytes);
+    } catch (const py::cast_error&) {
+        throw py::type_error("segments: expected a dict {path, file_bytes, offset, rows}, each of its kind, or an array");
+    } catch (const py::error_already_set& error) {
+        if (!error.matches(PyExc_KeyError)) throw;
+        throw py::value_error("segments: expected {path, file_bytes, offset, rows}, one is missing");
+    }
 }
 
 inline std::vector<Segment> parse_segments(const py::list& items, std::size_t row_bytes) {
@@ -147,7 +166,7 @@ class Opened {
             }
             if (status != Status::waiting) return status;
             if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-            if (std::chrono::duration<double>(Clock::now() - begin).count() > timeout) {
+            if (!(std::chrono::duration<double>(Clock::now() - begin).count() <= timeout)) {  // a timeout may be NaN
                 PyErr_SetString(PyExc_TimeoutError, "");
                 throw py::error_already_set();
             }
@@ -165,6 +184,15 @@ inline Settings checked_settings(uint64_t d_in, const std::string& dtype, uint64
                                  uint64_t ring_bytes, uint64_t chunk_bytes) {
     if (d_in < 1 || batch < 1 || capacity < batch || readers < 1 || mixers < 1 || ahead < 1 || chunk_bytes < 1) {
         throw py::value_error("stream: expected positive sizes and capacity >= batch");
+    }
+    if (readers > 64 || mixers > 64) throw py::value_error("stream: expected at most 64 readers and mixers");
+    if (d_in > MOST_BYTES / 8 || batch > MOST_BYTES / (8 * d_in)) {  // more capacity than there are rows is never used
+        throw py::value_error("batch: expected rows of " + std::to_string(d_in) + " numbers that fit into memory, got " +
+                              std::to_string(batch));
+    }
+    if (ring_bytes > MOST_BYTES || chunk_bytes > MOST_BYTES) {
+        throw py::value_error("ring_bytes, chunk_bytes: expected what fits into memory, got " +
+                              std::to_string(std::max(ring_bytes, chunk_bytes)));
     }
     const Settings settings{batch, capacity, seed,      d_in,  parse_dtype(dtype), widen,
                             skip,  readers,  mixers, ahead, ring_bytes,         chunk_bytes};

@@ -45,7 +45,7 @@ def read_only(array: np.ndarray) -> np.ndarray:
         ("W_dec: expected a C-contiguous array", {"W_dec": np.zeros((4, 5), f4).T}),
         ("error: expected shape", {"error": np.zeros((3, 3), f4)}),
         ("not writeable", {"error": read_only(np.zeros((3, 4), f4))}),
-        ("threads: expected at least 1, got 0", {"threads": 0}),
+        ("threads: expected 1 to 4096, got 0", {"threads": 0}),
         (
             "row_offsets: expected numbers that rise from 0 to at most 6, got 7 at 3",
             {"acts": np.zeros(6, f4), "indices": np.zeros(6, i4), "row_offsets": np.array([0, 2, 4, 7], i4)},

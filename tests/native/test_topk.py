@@ -119,7 +119,7 @@ GOOD = np.zeros((4, 10), np.float32)
         (TypeError, "pre_acts", ([[1.0]], 1, 1)),
         (ValueError, r"k: expected 1 to 10 \(the columns of pre_acts\), got 0", (GOOD, 0, 1)),
         (ValueError, r"k: expected 1 to 10 \(the columns of pre_acts\), got 11", (GOOD, 11, 1)),
-        (ValueError, "threads: expected at least 1, got 0", (GOOD, 1, 0)),
+        (ValueError, "threads: expected 1 to 4096, got 0", (GOOD, 1, 0)),
         (ValueError, "isa: expected 'auto' or one of .*'plain'.*, got 'mmx'", (GOOD, 1, 1, "mmx")),
     ],
 )
