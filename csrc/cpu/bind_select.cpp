@@ -2,6 +2,7 @@
 // in pieces.
 
 #include <optional>
+#include <unordered_set>
 
 #include "arguments.h"
 #include "encode.h"
@@ -10,6 +11,26 @@
 
 namespace saefast {
 namespace {
+
+// One call at a time for each object: what it holds is not for two threads. Both ends hold the interpreter's lock.
+class Turn {
+public:
+    explicit Turn(const void* object) : object_(object) {
+        if (!taken().insert(object).second) {
+            throw py::value_error("expected one call at a time, another thread is in one of this object");
+        }
+    }
+    ~Turn() { taken().erase(object_); }
+    Turn(const Turn&) = delete;
+    Turn& operator=(const Turn&) = delete;
+
+private:
+    static std::unordered_set<const void*>& taken() {
+        static std::unordered_set<const void*> objects;
+        return objects;
+    }
+    const void* object_;
+};
 
 py::tuple py_topk(const py::array& pre_acts, py::ssize_t k, int threads, const std::string& isa_name) {
     const auto z = checked<float>(pre_acts, "pre_acts", 2);
@@ -35,6 +56,7 @@ py::tuple py_topk(const py::array& pre_acts, py::ssize_t k, int threads, const s
 }
 
 std::ptrdiff_t feed_topk(TopkBlock& block, const py::array& pre_acts) {
+    const Turn turn(&block);
     const auto z = checked<float>(pre_acts, "pre_acts", 2);
     check_range("pre_acts: the number of rows", z.shape(0), block.rows(), block.rows());
     check_indexable("pre_acts: the number of columns", z.shape(1) + static_cast<py::ssize_t>(block.columns()));
@@ -45,6 +67,7 @@ std::ptrdiff_t feed_topk(TopkBlock& block, const py::array& pre_acts) {
 }
 
 void finish_topk(TopkBlock& block, py::array top_acts, py::array top_indices) {
+    const Turn turn(&block);
     const auto rows = static_cast<py::ssize_t>(block.rows()), k = static_cast<py::ssize_t>(block.k());
     check_range("k", k, 1, static_cast<py::ssize_t>(block.columns()), " (the columns fed)");
     float* acts = output<float>(top_acts, "top_acts", {rows, k});
@@ -54,6 +77,7 @@ void finish_topk(TopkBlock& block, py::array top_acts, py::array top_indices) {
 }
 
 std::ptrdiff_t feed_batch(BatchTopk& batch, const py::array& pre_acts, py::ssize_t row, py::ssize_t column) {
+    const Turn turn(&batch);
     const auto z = checked<float>(pre_acts, "pre_acts", 2);
     const auto F = static_cast<py::ssize_t>(batch.F());
     check_range("row", row, 0, std::numeric_limits<int32_t>::max() - z.shape(0));
@@ -65,6 +89,7 @@ std::ptrdiff_t feed_batch(BatchTopk& batch, const py::array& pre_acts, py::ssize
 }
 
 void finish_batch(BatchTopk& batch, py::array acts, py::array indices, py::array row_offsets) {
+    const Turn turn(&batch);
     const auto keep = static_cast<py::ssize_t>(batch.keep()), B = row_offsets.size() - 1;
     check_range("row_offsets: the number of rows", B, 0, std::numeric_limits<int32_t>::max());
     check_range("the number of candidates", static_cast<py::ssize_t>(batch.size()), keep,
@@ -82,6 +107,7 @@ void finish_batch(BatchTopk& batch, py::array acts, py::array indices, py::array
 
 void merge_batch(BatchTopk& batch, const BatchTopk& other) {
     if (&batch == &other) throw py::value_error("other: expected another one, got the same");
+    const Turn turn(&batch), its(&other);
     const auto F = static_cast<py::ssize_t>(batch.F()), keep = static_cast<py::ssize_t>(batch.keep());
     check_range("other.F", static_cast<py::ssize_t>(other.F()), F, F);
     check_range("other.keep", static_cast<py::ssize_t>(other.keep()), keep, keep);
@@ -89,6 +115,7 @@ void merge_batch(BatchTopk& batch, const BatchTopk& other) {
 }
 
 std::ptrdiff_t feed_above(AboveBlock& block, const py::array& pre_acts, const py::array& thresholds) {
+    const Turn turn(&block);
     const auto z = checked<float>(pre_acts, "pre_acts", 2);
     check_range("pre_acts: the number of rows", z.shape(0), block.rows(), block.rows());
     const float* in = z.data();
@@ -99,6 +126,7 @@ std::ptrdiff_t feed_above(AboveBlock& block, const py::array& pre_acts, const py
 }
 
 void finish_above(const AboveBlock& block, py::array acts, py::array indices, py::array counts) {
+    const Turn turn(&block);
     const auto n = static_cast<py::ssize_t>(block.size()), rows = static_cast<py::ssize_t>(block.rows());
     float* out = output<float>(acts, "acts", {n});
     int32_t* columns = output<int32_t>(indices, "indices", {n});
@@ -132,6 +160,7 @@ void bind_select(py::module_& m) {
              [](TopkEncoder& encoder, const py::array& centred, const py::array& W_enc, const py::array& b_enc,
                 py::ssize_t k, py::array top_acts, py::array top_indices, int threads,
                 std::optional<py::ssize_t> limit) {
+                 const Turn turn(&encoder);
                  const auto rows = checked<float>(centred, "centred", 2), weights = checked<float>(W_enc, "W_enc", 2);
                  const py::ssize_t B = rows.shape(0), D = rows.shape(1), F = weights.shape(0);
                  check_indexable("centred: the number of rows", B);
@@ -181,7 +210,12 @@ void bind_select(py::module_& m) {
              arg("rows"), arg("isa") = "auto")
         .def("feed", &feed_above, arg("pre_acts"), arg("thresholds"),
              "The next columns [rows, n]; the first row with a NaN, or -1.")
-        .def("size", &AboveBlock::size, "How many entries were found.")
+        .def("size",
+             [](const AboveBlock& block) {
+                 const Turn turn(&block);
+                 return block.size();
+             },
+             "How many entries were found.")
         .def("finish", &finish_above, arg("acts"), arg("indices"), arg("counts"), "Writes them, row after row.");
 }
 

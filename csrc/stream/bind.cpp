@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -33,7 +34,10 @@ class PyShuffleBuffer final : public Opened {
     py::object next(double timeout) {
         check_process();
         std::shared_ptr<Slab> slab;
-        const Status status = wait(timeout, [&](auto patience) { return buffer_->next(patience, slab); });
+        const Status status = wait(timeout, [&](auto patience) {
+            const std::lock_guard<std::mutex> alone(consuming_);
+            return buffer_->next(patience, slab);
+        });
         if (status == Status::ended) return py::none();
         auto* owner = new std::shared_ptr<Slab>(std::move(slab));
         const py::capsule capsule(owner, [](void* p) { delete static_cast<std::shared_ptr<Slab>*>(p); });
@@ -46,8 +50,13 @@ class PyShuffleBuffer final : public Opened {
         check_process();
         if (n < 0) throw py::value_error("n: expected 0 or more, got " + std::to_string(n));
         if (buffer_->is_ahead()) throw py::value_error("sample: expected no batch taken yet");
-        const Status status = wait(timeout, [&](auto patience) { return buffer_->fill(patience); });
+        const Status status = wait(timeout, [&](auto patience) {
+            const std::lock_guard<std::mutex> alone(consuming_);
+            return buffer_->fill(patience);
+        });
         if (status == Status::ended) return py::none();
+        const std::lock_guard<std::mutex> alone(consuming_);
+        if (buffer_->is_ahead()) throw py::value_error("sample: expected no batch taken yet");
         const auto rows = std::min(static_cast<uint64_t>(n), buffer_->numbers().held);
         py::array_t<uint8_t> out({static_cast<py::ssize_t>(rows), static_cast<py::ssize_t>(files_.row_bytes())});
         buffer_->read(rows, out.mutable_data());
@@ -59,6 +68,7 @@ class PyShuffleBuffer final : public Opened {
         if (buffer_->is_ahead()) throw py::value_error("read_through: expected no batch taken yet");
         try {
             const py::gil_scoped_release release;
+            const std::lock_guard<std::mutex> alone(consuming_);
             return buffer_->read_through();
         } catch (const SourceError& error) {
             throw py::value_error(error.what());
@@ -76,6 +86,7 @@ class PyShuffleBuffer final : public Opened {
         if (!fits) throw py::value_error("rows: expected those of row_of, in the dtype of the source");
         const uint8_t* data = rows.data();
         const py::gil_scoped_release release;
+        const std::lock_guard<std::mutex> alone(consuming_);
         buffer_->load(state, data);
     }
 
@@ -83,6 +94,7 @@ class PyShuffleBuffer final : public Opened {
     ShuffleBuffer& mixer() override { return *buffer_; }
 
     std::unique_ptr<ShuffleBuffer> buffer_;
+    std::mutex consuming_;  // of several threads that ask, one at a time; `close` may come at any moment
 };
 
 std::unique_ptr<PyShuffleBuffer> make(const py::list& segments, uint64_t d_in, const std::string& dtype,

@@ -16,6 +16,7 @@ from saefast.activations.native_buffer import NativeBuffer
 from saefast.activations.sources import TensorSource
 from tests.faults.boundary_calls import Call, Random, normal, same, size, tensor
 from tests.faults.boundary_damage import damaged
+from tests.faults.boundary_threads import shared, together
 
 DTYPES = {
     "float16": torch.float16,
@@ -148,6 +149,8 @@ def opened(rng: Random) -> Call:
             if path is None or not cut:
                 buffer.sample(n, timeout)
             batches = [buffer.next(timeout) for _ in range(3)]
+            if rng.random() < 0.1:
+                together(buffer, timeout)
             buffer.numbers(), buffer.row_of()
             if not isinstance(again, list) or rng.random() < 0.5:
                 names = ("passes", "next_row", "skipped", "batches", "carried")
@@ -207,4 +210,4 @@ def state(rng: Random) -> Call:
     return Call("NativeBuffer", run, args, verify if len(args) == 3 else ends_too_soon)
 
 
-KINDS = [sha256, widen, gather, gather, drawn, opened, opened, state]
+KINDS = [sha256, widen, gather, gather, drawn, opened, opened, state, shared]

@@ -1,0 +1,28 @@
+"""A smoke of `python -m tests.faults.boundary --sanitize`: no fault in the extension, and one that is put in is seen."""
+
+import shutil
+
+import pytest
+
+pytest.importorskip("saefast._C", reason="the C++ extension saefast._C is not built")
+
+from tests.faults.boundary import ROOT, build, fuzz
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # the build takes most of it
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_fuzzed_calls_have_no_fault_and_an_off_by_one_has(tmp_path):
+    found = fuzz(100_000, seed=21, budget=30, extension=build())
+    assert found["calls"] > 300 and not found["faults"], found["faults"]
+    kinds = {name.rsplit(" ", 1)[1] for name in found["counts"]}
+    assert kinds == {"right", "taken", "refused"}
+
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    group = tmp_path / "csrc/cpu/group.cpp"
+    right = "std::fill(offsets, offsets + F + 1, 0)"
+    text = group.read_text()
+    assert text.count(right) == 1
+    group.write_text(text.replace(right, right.replace("+ 1", "+ 2")))
+    faults = fuzz(2_000, seed=21, budget=60, extension=build(tmp_path / "csrc"))["faults"]
+    assert any("heap-buffer-overflow" in fault.get("report", "") for fault in faults), faults
