@@ -77,6 +77,24 @@ def counters(numbers: dict[str, Any], held: int, batch_size: int) -> dict[str, i
     return {name: found[name] for name in COUNTERS}
 
 
+def row_numbers(tensors: dict[str, Tensor], source: Source) -> Tensor:
+    """The numbers of the rows that a buffer's state holds, [held] int64, contiguous.
+
+    Raises:
+        InputError: no such tensor, or a number that is not of a row of the source.
+    """
+    row_of = tensors.get("row_of")
+    fits = row_of is not None and row_of.dtype == torch.int64 and row_of.ndim == 1
+    came = "none" if row_of is None else f"{tuple(row_of.shape)} {row_of.dtype}"
+    check(fits, f"resume: expected row_of [rows held] in torch.int64, got {came}")
+    assert row_of is not None
+    if len(row_of):
+        low, high = int(row_of.min()), int(row_of.max())
+        most = len(source) - 1 if source.random_access else high
+        check(low >= 0 and high <= most, f"resume: expected rows 0 to {most}, got {low} to {high}")
+    return row_of.contiguous()
+
+
 class ShuffleBuffer:
     """Turns a stream of rows into shuffled batches [batch_size, d_in].
 
@@ -224,7 +242,9 @@ class ShuffleBuffer:
         """Nothing to end here; `saefast.activations.native_buffer.NativeBuffer` has threads."""
 
     def load_state_dict(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        row_of = tensors["row_of"]
+        row_of = row_numbers(tensors, self.source)
+        fits = len(row_of) <= len(self.row_of)
+        check(fits, f"resume: expected at most capacity = {len(self.row_of)} rows, got {len(row_of)}")
         for name, value in counters(numbers, len(row_of), self.batch_size).items():
             setattr(self, name, value)
         self._stream = self._chunk = None

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefast.activations.buffer import counters
+from saefast.activations.buffer import counters, row_numbers
 from saefast.activations.native_buffer import NativeBuffer
 from saefast.activations.sources import Source
 from saefast.errors import InputError, check
@@ -104,7 +104,7 @@ class DeviceBuffer(NativeBuffer):
         return self._rows(0, min(n, held)).clone()
 
     def load_state_dict(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        row_of = tensors["row_of"].contiguous()
+        row_of = row_numbers(tensors, self.source)
         state = counters(numbers, len(row_of), self.batch_size)
         n, most = len(row_of), self._places.numel() // (self.source.d_in * self.source_dtype.itemsize)
         check(n <= most, f"row_of: expected the state of a buffer of at most {most} rows, got {n}")

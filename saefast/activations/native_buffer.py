@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saefast.activations.buffer import COUNTERS, ShuffleBuffer, counters
+from saefast.activations.buffer import COUNTERS, ShuffleBuffer, counters, row_numbers
 from saefast.activations.file_segments import as_bytes, segments_of
 from saefast.activations.sources import Source, TensorSource
 from saefast.errors import InputError, check
@@ -68,6 +68,8 @@ class NativeBuffer(ShuffleBuffer):
         check(fits, f"capacity: expected at least batch_size = {batch_size}, got {capacity}")
         check(1 <= readers <= 64, f"readers: expected 1 to 64, got {readers}")
         check(1 <= mixers <= 64, f"mixers: expected 1 to 64, got {mixers}")
+        check(max(batch_size, capacity) < 2**63, f"capacity: expected less than 2**63, got {capacity}")
+        check(0 <= seed < 2**64, f"seed: expected 0 to 2**64 - 1, got {seed}")
         check(ahead >= 1, f"ahead: expected 1 or more, got {ahead}")
         found = segments or segments_of(source)
         if found is None:
@@ -92,6 +94,8 @@ class NativeBuffer(ShuffleBuffer):
             size = capacity * source.d_in * self.source_dtype.itemsize
             wanted = f"{size / 1e9:.1f} GB of memory for {capacity} rows"
             raise InputError(f"capacity: expected {wanted}, there is less") from None
+        except ValueError as error:
+            raise InputError(str(error)) from None
 
     def _open(self, parts: list[Any], **settings: Any) -> Any:
         import saefast._C  # here, because the package works without it
@@ -135,7 +139,7 @@ class NativeBuffer(ShuffleBuffer):
         return {"row_of": torch.from_numpy(self._native.row_of())}, {name: numbers[name] for name in COUNTERS}
 
     def load_state_dict(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        row_of = tensors["row_of"].contiguous()
+        row_of = row_numbers(tensors, self.source)
         state = counters(numbers, len(row_of), self.batch_size)
         again = row_of if self._tensor is None else row_of[:0]  # rows in memory are used where they are
         rows = self.source.take(again).to(self.source_dtype).contiguous()

@@ -77,7 +77,7 @@ def numbers(rng: np.random.Generator, array: np.ndarray) -> np.ndarray:
     at = rng.integers(array.size, size=int(rng.integers(1, 4)))
     if array.dtype.kind == "f":
         flat[at] = FLOATS[int(rng.integers(len(FLOATS)))]
-    elif rng.random() < 0.3:
+    elif array.dtype.kind not in "iu" or rng.random() < 0.3:
         flat[:] = rng.permutation(flat)
     elif rng.random() < 0.3:
         flat[at] = flat[int(rng.integers(array.size))]

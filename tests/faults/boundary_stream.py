@@ -14,6 +14,7 @@ from saefast import _C
 from saefast.activations.buffer import ShuffleBuffer, draw
 from saefast.activations.native_buffer import NativeBuffer
 from saefast.activations.sources import TensorSource
+from saefast.errors import InputError
 from tests.faults.boundary_calls import Call, Random, normal, same, size, tensor
 from tests.faults.boundary_damage import damaged
 from tests.faults.boundary_threads import shared, together
@@ -151,6 +152,7 @@ def opened(rng: Random) -> Call:
             batches = [buffer.next(timeout) for _ in range(3)]
             if rng.random() < 0.1:
                 together(buffer, timeout)
+                return batches
             buffer.numbers(), buffer.row_of()
             if not isinstance(again, list) or rng.random() < 0.5:
                 names = ("passes", "next_row", "skipped", "batches", "carried")
@@ -185,7 +187,11 @@ def state(rng: Random) -> Call:
     }
 
     def run(batch_size, capacity, seed, tensors=None, numbers=None):
-        buffer = NativeBuffer(TensorSource(rows), batch_size, capacity, seed, timeout=5.0)
+        try:
+            buffer = NativeBuffer(TensorSource(rows), batch_size, capacity, seed, timeout=5.0)
+        except ValueError as error:
+            assert isinstance(error, InputError), error
+            raise
         try:
             batches = iter(buffer)
             next(batches)
