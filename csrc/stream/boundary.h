@@ -29,6 +29,7 @@ inline Segment parse_file(const py::handle& item, std::size_t row_bytes) {
     Segment segment{};
     const auto fields = py::cast<py::dict>(item);
     segment.path = py::cast<std::string>(fields["path"]);
+    if (segment.path.find('\0') != std::string::npos) throw py::value_error("path: expected one without a zero byte");
     segment.file_bytes = py::cast<uint64_t>(fields["file_bytes"]);
     segment.offset = py::cast<uint64_t>(fields["offset"]);
     segment.rows = py::cast<uint64_t>(fields["rows"]);

@@ -1,7 +1,7 @@
 """The shuffle buffer between a source and the trainer, in plain PyTorch: the specification of `saefast.activations.native_buffer`."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from typing import Any
 
 import torch
@@ -90,7 +90,7 @@ def row_numbers(tensors: dict[str, Tensor], source: Source) -> Tensor:
     assert row_of is not None
     if len(row_of):
         low, high = int(row_of.min()), int(row_of.max())
-        most = len(source) - 1 if source.random_access else high
+        most = len(source) - 1 if isinstance(source, Sized) else high
         check(low >= 0 and high <= most, f"resume: expected rows 0 to {most}, got {low} to {high}")
     return row_of.contiguous()
 

@@ -95,3 +95,28 @@ def test_a_generator_ends_after_one_pass():
 def test_no_finite_rows_at_all(chunks):
     with pytest.raises(InputError, match="source: expected at least one finite row"):
         ShuffleBuffer(IterableSource(chunks, 2), 4, 8, nonfinite="skip").sample(1)
+
+
+@pytest.mark.parametrize("kind", ["native", "plain"])
+@pytest.mark.parametrize(
+    "row_of,message",
+    [
+        (torch.tensor([0, 8]), "resume: expected rows 0 to 7, got 0 to 8"),
+        (torch.tensor([-1, 3]), "resume: expected rows 0 to 7, got -1 to 3"),
+        (torch.zeros(2), "resume: expected row_of .* in torch.int64, got .2,. torch.float32"),
+        (torch.zeros(2, dtype=torch.bool), "resume: expected row_of .* got .2,. torch.bool"),
+        (torch.zeros(1, 2, dtype=torch.int64), "resume: expected row_of .* got .1, 2."),
+        (None, "resume: expected row_of .* got none"),
+    ],
+)
+def test_a_state_holds_numbers_of_rows_of_the_source(kind, row_of, message):
+    """A negative number would count from the end, and a mask would choose other rows."""
+    from saefast.activations.native_buffer import NativeBuffer
+
+    made = {"native": NativeBuffer, "plain": ShuffleBuffer}[kind]
+    buffer = made(TensorSource(torch.randn(8, 3)), 2, 4)
+    numbers = {"batches": 1, "passes": 0, "next_row": 6, "skipped": 0, "carried": 0}
+    with pytest.raises(InputError, match=message):
+        buffer.load_state_dict({} if row_of is None else {"row_of": row_of}, numbers)
+    buffer.load_state_dict({"row_of": torch.tensor([0, 7])}, numbers)
+    assert buffer.held == 2

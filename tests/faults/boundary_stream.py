@@ -145,7 +145,7 @@ def opened(rng: Random) -> Call:
         try:
             if cut and path is not None:
                 os.truncate(
-                    path, max(0, 4 + raw.nbytes - (cut if isinstance(cut, int) and cut < 2**31 else 0))
+                    path, max(0, 4 + raw.nbytes - (cut if isinstance(cut, int) and 0 <= cut < 2**31 else 0))
                 )
             if path is None or not cut:
                 buffer.sample(n, timeout)

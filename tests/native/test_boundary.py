@@ -211,3 +211,79 @@ def test_boundary_of_the_blocks() -> None:
     for make in (lambda: _C.TopkBlock(-1, 4), lambda: _C.TopkBlock(3, 0), lambda: _C.BatchTopk(0, 4)):
         with pytest.raises(ValueError, match="expected"):
             make()
+
+
+def test_boundary_of_addresses_and_of_what_is_no_array() -> None:
+    """pybind11 makes an array of a list, which is gone when the call reads it; UBSan refuses an odd address."""
+    odd = np.zeros(3 * 4 * 4 + 1, np.uint8)[1:].view(f4).reshape(3, 4)
+    with pytest.raises(ValueError, match="x: expected an address that is a multiple of 4"):
+        _C.decode_error(*decode_args(x=odd))
+    weights, args, numbers = step_case("fixed", 16, False)
+    params, batch = native._params(weights), numpy_of(*args[:2], args[2].flatten(), *args[5])
+    for message, given, arrays in (
+        ("acts: expected an array, got list", params, changed(batch, 2, list(batch[2]))),
+        (
+            "b_enc.exp_avg: expected an array, got list",
+            changed(params, 1, (params[1][0], [f4(0)], params[1][2])),
+            batch,
+        ),
+        ("W_dec: expected .value, exp_avg, exp_avg_sq.", changed(params, 2, ()), batch),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            _C.update(given, arrays, 0.5, None, None, native._numbers(numbers), 1)
+
+
+def test_boundary_of_sizes_that_wrap_around() -> None:
+    nothing = np.zeros((1, 0), np.uint8)
+    with pytest.raises(ValueError, match="d_in: expected less than 2.60"):
+        _C.stream.gather(nothing, np.zeros(1, np.int64), nothing.copy(), d_in=2**62, dtype="float32")
+    with pytest.raises(ValueError, match="1 to 64 threads"):
+        _C.stream.gather(nothing, np.zeros(1, np.int64), nothing, d_in=0, dtype="float32", threads=2**31 - 1)
+    sizes = {
+        "d_in": 4,
+        "dtype": "float32",
+        "batch": 1,
+        "capacity": 2,
+        "seed": 0,
+        "widen": False,
+        "skip": False,
+    }
+    sizes |= {"readers": 1, "mixers": 1, "ahead": 1, "ring_bytes": 0, "chunk_bytes": 64, "direct": False}
+    file = {"path": "x", "file_bytes": 64, "offset": 0, "rows": 4}
+    for message, segment, change in (
+        ("x: expected rows and parts that lie in its 64 bytes", file | {"rows": 2**60}, {}),
+        ("x: expected rows and parts that lie in its 64 bytes", file | {"offset": 2**64 - 16}, {}),
+        ("batch: expected rows of 4 numbers that fit", file, {"batch": 2**60, "capacity": 2**60}),
+        ("batch: expected rows of 4611686018427387904 numbers", file, {"d_in": 2**62}),
+        ("at most 64 readers and mixers", file, {"mixers": 65}),
+        ("chunk_bytes: expected what fits", file, {"chunk_bytes": 2**63}),
+        ("path: expected one without a zero byte", file | {"path": "\0"}, {}),
+        ("segments: expected .* one is missing", {"path": "x"}, {}),
+        ("segments: expected a dict", file | {"rows": "4"}, {}),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            _C.stream.ShuffleBuffer([segment], **(sizes | change))
+
+
+def test_boundary_of_parts_that_are_merged() -> None:
+    """A part of wider rows would count its entries in rows beyond the last."""
+    one, wider = _C.BatchTopk(2, 4), _C.BatchTopk(2, 5)
+    one.feed(np.ones((1, 4), f4), 0, 0)
+    wider.feed(np.ones((3, 5), f4), 0, 0)
+    for other, message in (
+        (wider, "other.F: expected 4 to 4, got 5"),
+        (one, "expected another one, got the same"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            one.merge(other)
+    with pytest.raises(ValueError, match="other.keep: expected 2 to 2, got 3"):
+        one.merge(_C.BatchTopk(3, 4))
+    with pytest.raises(ValueError, match="row_offsets: the number of rows: expected 0 to"):
+        one.finish(np.zeros(2, f4), np.zeros(2, i4), np.zeros(0, i4))
+
+
+def test_rows_without_columns_take_no_time() -> None:
+    nothing = np.zeros((2**40, 0), f4)
+    assert _C.centre(nothing, np.zeros(0, f4), nothing, 1) == 0
+    acts, indices = np.zeros((2**40, 0), f4), np.zeros((2**40, 0), i4)
+    _C.grad_top_acts(nothing, np.zeros((5, 0), f4), acts, indices, None, acts, 1)
