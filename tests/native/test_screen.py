@@ -193,7 +193,7 @@ def test_boundary() -> None:
         ({"b": b[:5]}, "b_enc: expected shape"),
         ({"k": 11}, r"k: expected 1 to 10 \(a 32nd of the latents\), got 11"),
         ({"k": 0}, "k: expected 1 to 10"),
-        ({"threads": 0}, "threads: expected at least 1"),
+        ({"threads": 0}, "threads: expected 1 to 4096, got 0"),
         ({"limit": 321}, "limit: expected 0 to 320, got 321"),
         ({"acts": torch.empty(10, 5)}, "top_acts: expected shape"),
         ({"x": x.T.contiguous().T}, "centred: expected a C-contiguous array"),
