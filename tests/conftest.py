@@ -1,4 +1,5 @@
 import importlib.util
+import re
 from collections import defaultdict
 
 import pytest
@@ -80,6 +81,26 @@ def world(tmp_path_factory):
     before = tiny_world.contents(folder)
     yield folder
     assert tiny_world.contents(folder) == before
+
+
+@pytest.fixture
+def fails(world, capsys):
+    """Run a command that must fail; returns its one line of error. Nothing in `world` or `keep` may change."""
+    from tests.helpers.tiny_world import contents, run
+
+    def call(command, keep=world):
+        before = contents(keep)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            run(command)
+        err = capsys.readouterr().err
+        lines = [line for line in re.split(r"[\n\r]+", err) if line.startswith("saefast: error: ")]
+        assert stop.value.code == 2 and len(lines) == 1 and err.endswith(lines[0] + "\n"), err
+        assert "Traceback" not in err
+        assert contents(keep) == before
+        return lines[0].removeprefix("saefast: error: ")
+
+    return call
 
 
 @pytest.fixture

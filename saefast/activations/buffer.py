@@ -1,7 +1,7 @@
 """The shuffle buffer between a source and the trainer, in plain PyTorch: the specification of `saefast.activations.native_buffer`."""
 
 import math
-from collections.abc import Iterator, Sized
+from collections.abc import Generator, Iterator, Sized
 from typing import Any
 
 import torch
@@ -236,10 +236,15 @@ class ShuffleBuffer:
         tensors = {"row_of": self.row_of[: self.held].clone()}
         if not self.source.random_access and self.place is not None:
             tensors["rows"] = self.place[: self.held].clone()
-        return tensors, {name: getattr(self, name) for name in COUNTERS}
+        numbers = {name: getattr(self, name) for name in COUNTERS}
+        mark = self.source.mark(self.next_row)
+        return tensors, numbers | ({"mark": mark} if mark else {})
 
     def close(self) -> None:
-        """Nothing to end here; `saefast.activations.native_buffer.NativeBuffer` has threads."""
+        """End the pass over the source, and with it the thread of one that reads ahead. The buffer can go on."""
+        stream, self._stream, self._chunk = self._stream, None, None
+        if isinstance(stream, Generator):
+            stream.close()
 
     def load_state_dict(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         row_of = row_numbers(tensors, self.source)
@@ -248,6 +253,7 @@ class ShuffleBuffer:
         for name, value in counters(numbers, len(row_of), self.batch_size).items():
             setattr(self, name, value)
         self._stream = self._chunk = None
+        self.source.go_on(numbers.get("mark", {}))
         self.held = len(row_of)
         rows = self.source.take(row_of) if self.source.random_access else tensors["rows"]
         self.place = torch.empty(len(self.row_of), self.source.d_in, dtype=rows.dtype, device="cpu")

@@ -159,3 +159,9 @@ class Background(Source):
 
     def describe(self) -> dict[str, Any]:
         return self.source.describe()
+
+    def mark(self, row: int) -> dict[str, int]:
+        return self.source.mark(row)
+
+    def go_on(self, mark: dict[str, Any]) -> None:
+        self.source.go_on(mark)

@@ -1,6 +1,8 @@
 """Activations of a language model, or of any module, at one or more hook points; packed contexts, and texts."""
 
 import math
+from array import array
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -108,6 +110,8 @@ class ModelSource(Source):
             medians = [float(norm_of(part.flatten(0, -2)).nanmedian()) for part in rows]
             self.max_norms = [sink_ratio * median or math.inf for median in medians]
         del self.reader.first  # a batch of activations
+        # the first row of each batch from number `_from` on, as far as a pass has come
+        self._from, self._starts = 0, array("q", [0])
 
     @torch.no_grad()
     def model_batches(self, start: int = 0) -> Iterator[ModelBatch]:
@@ -142,12 +146,27 @@ class ModelSource(Source):
             yield ModelBatch(rows, tokens.cpu(), token // length, token % length)
 
     def rows(self, start: int = 0) -> Iterator[Tensor]:
-        seen = 0
-        for batch in self.model_batches():
+        if start < self._starts[0]:  # a new pass, after a resume
+            self.go_on({})
+        place = bisect_right(self._starts, start) - 1
+        seen = self._starts[place]
+        for following, batch in enumerate(self.model_batches(self._from + place), place + 1):
             n = len(batch.activations)
+            if following == len(self._starts):
+                self._starts.append(seen + n)
             if seen + n > start:
                 yield batch.activations[max(0, start - seen) :]
             seen += n
+
+    def mark(self, row: int) -> dict[str, int]:
+        place = bisect_right(self._starts, row) - 1
+        return {"batch": self._from + place, "row": self._starts[place]}
+
+    def go_on(self, mark: dict[str, Any]) -> None:
+        found = {"batch": 0, "row": 0} | mark
+        whole = all(type(found[name]) is int and found[name] >= 0 for name in ("batch", "row"))
+        check(whole, f"resume: expected numbers of 0 or more, got {mark}")
+        self._from, self._starts = found["batch"], array("q", [found["row"]])
 
     @property
     def max_norm(self) -> Any:

@@ -39,6 +39,13 @@ class Source:
         """What the run folder records of this source."""
         return {"type": type(self).__name__}
 
+    def mark(self, row: int) -> dict[str, int]:
+        """What a checkpoint holds besides the number of the next row, for `go_on`, where finding that row is costly."""
+        return {}
+
+    def go_on(self, mark: dict[str, Any]) -> None:
+        """After a resume, before `rows` is called: what `mark` gave when the checkpoint was written."""
+
 
 class TensorSource(Source):
     """A tensor [n, d_in] in memory or memory-mapped."""

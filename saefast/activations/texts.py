@@ -70,6 +70,11 @@ def read_texts(path: str | Path, field: str = "text") -> Iterator[str]:
     return iter(Texts(path, field))
 
 
+def bytes_of(path: Path) -> int:
+    """Of the files of which `Texts(path)` reads."""
+    return sum(file.stat().st_size for file in _files(path))
+
+
 def _files(path: Path) -> list[Path]:
     expected = "text: expected a file, a folder or a .jsonl with a text field"
     check(path.exists(), f"{expected}, found nothing at {path}")

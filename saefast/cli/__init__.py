@@ -6,7 +6,7 @@ What needs torch is imported when a command runs, so that --help answers at once
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,12 +15,12 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from saefast.cli.export_checkpoint import ExportCheckpoint
 from saefast.cli.flags import LISTS, configs_of, with_flags
+from saefast.cli.from_text import FromText, TextFlags
 from saefast.cli.info import Info, show
 from saefast.cli.recipes import Recipes
 from saefast.cli.sweep import Sweep
-from saefast.cli.train import Train, usable_device
+from saefast.cli.train import Train, shape_of, usable_device
 from saefast.config.recipes import recipe
-from saefast.config.text import Bos, Separator
 from saefast.errors import InputError, check
 
 if TYPE_CHECKING:
@@ -53,53 +53,29 @@ class Cache:
     """Largest number of activations to keep; default: all of the text."""
     skip_tokens: int = 0
     """Tokens at the beginning of the text to leave out, to cache a held-out part."""
-    context_length: int = 256
-    """Tokens per context."""
-    contexts_per_batch: int = 4
-    """Contexts per forward pass."""
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     """How activations are stored."""
-    sink_ratio: float | None = 10.0
-    """Drop rows whose norm is more than this many times the median norm (attention sinks); None keeps them."""
-    text_field: str = "text"
-    """The field of JSON objects, or the column of a table, that holds the text."""
-    bos: Bos = "auto"
-    """Whether each context begins with the token for the beginning of a text; auto: if the tokenizer does so."""
-    separator: Separator = "auto"
-    """The token after each document; auto: eos if the tokenizer has one."""
-    keep_special: bool = False
-    """Keep the rows of special tokens (beginning and end of text, ...)."""
     device: str = "cpu"
     """Where the language model runs."""
+    text_flags: TextFlags = field(default_factory=FromText)
 
     def run(self) -> None:
         import torch
         from tqdm import tqdm
 
-        from saefast.activations import lm, shards
+        from saefast.activations import shards
 
-        for name in ("tokens", "context_length", "contexts_per_batch"):
-            value = getattr(self, name)
-            check(value is None or value > 0, f"{name}: expected a positive integer, got {value}")
-        check(bool(self.hook), "hook: expected at least one --hook, got none")
+        check(
+            self.tokens is None or self.tokens > 0, f"tokens: expected a positive integer, got {self.tokens}"
+        )
         check(self.skip_tokens >= 0, f"skip_tokens: expected 0 or more, got {self.skip_tokens}")
-        usable_device(self.device)
-        texts = lm.Texts(self.text, self.text_field)
-        next(texts.pieces(), None)  # a missing text is reported before a model is loaded
-        model, tokenizer = lm.load_model(self.model, self.device)
-        shape = self.context_length, self.contexts_per_batch
-        contexts = lm.model_contexts(model, tokenizer, texts, *shape, self.bos, self.separator)
-        drop = () if self.keep_special else contexts.special_ids
-        source = lm.ModelSource(model, self.hook, contexts, drop, self.sink_ratio, {"use_cache": False})
-        notes = {"text": str(self.text), "skip_tokens": self.skip_tokens}
-        notes |= {"context_length": self.context_length, "contexts_per_batch": self.contexts_per_batch}
-        notes |= {"sink_ratio": self.sink_ratio, "max_norm": source.max_norm if self.sink_ratio else None}
-        notes |= {"dropped_ids": sorted(drop)} | contexts.notes
-        notes |= {} if self.text_field == "text" else {"text_field": self.text_field}
+        flags = self.text_flags
+        source = flags.open(self.model, self.text, self.hook, usable_device(self.device))
+        notes = {"text": str(self.text), "skip_tokens": self.skip_tokens} | source.notes
         dtype = getattr(torch, self.dtype)
         writer = shards.ShardWriter(self.out, source.widths, dtype, self.model, source.hooks, notes)
-        batch_tokens = self.context_length * self.contexts_per_batch
-        first = -(-self.skip_tokens // batch_tokens) + writer.n_contexts // self.contexts_per_batch
+        batch_tokens = flags.context_length * flags.contexts_per_batch
+        first = -(-self.skip_tokens // batch_tokens) + writer.n_contexts // flags.contexts_per_batch
         with tqdm(total=self.tokens, initial=writer.n_tokens, unit="token", desc="cache") as bar:
             for batch in source.model_batches(first):
                 room = len(batch.activations) if self.tokens is None else self.tokens - writer.n_tokens
@@ -210,7 +186,8 @@ def parse(args: list[str] | None) -> Any:
     """The command that `args` (None: those of the process) ask for.
 
     Where a recipe is asked for, all is parsed once more, with its fields as the defaults of the flags: so the parser alone
-    says which flags were given. Those that both times have a recipe's value are the recipe's.
+    says which flags were given. Those that both times have a recipe's value are the recipe's. Where an SAE is gone on from, its
+    shape takes that place, and a flag that says something else is refused.
     """
 
     def parsed(of_recipe: Mapping[str, Any]) -> Any:
@@ -222,11 +199,22 @@ def parse(args: list[str] | None) -> Any:
         return tyro.extras.subcommand_cli_from_dict(commands, prog="saefast", description=about, args=args)
 
     first = parsed({})
-    if not isinstance(first, Train | Sweep) or first.recipe is None:
+    if not isinstance(first, Train | Sweep):
         return first
-    of_recipe = merged(recipe(first.recipe))
-    again = parsed(of_recipe)
+    of_sae, of_train = ({}, {}) if first.recipe is None else recipe(first.recipe)
+    of_start = shape_of(first.start) if isinstance(first, Train) and first.start is not None else {}
+    of_recipe, own = of_sae | of_train, of_sae | of_train | of_start
+    if not own:
+        return first
+    again = parsed(own)
     without, found = merged(configs_of(first)), merged(configs_of(again))
+    for name, value in of_start.items():
+        check(found[name] == value, f"{name}: the SAE in --start has {value!r}, got {found[name]!r}")
+    wanted = merged(configs_of(parsed(of_recipe))) if of_start else {}
+    for name in (name for name in of_start if name in of_sae):
+        agree = wanted[name] == of_start[name]
+        by = f"{wanted[name]!r} by the recipe {first.recipe}"
+        check(agree, f"{name}: the SAE in --start has {of_start[name]!r}, got {by}")
     return replace(again, of_recipe=tuple(name for name in of_recipe if without[name] != found[name]))
 
 

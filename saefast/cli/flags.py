@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, field, fields, make_dataclass
 from itertools import pairwise
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from tyro.conf import OmitArgPrefixes, arg
 
@@ -41,6 +41,8 @@ class Flag(NamedTuple):
     help: str
 
 
+Auto = float | Literal["auto"] | None
+AUTO = "auto: a search, in at most a tenth of the steps."
 LISTS = {  # of a sweep: every combination of their values is trained
     "d_sae": Flag(tuple[int, ...], (), "Numbers of latents."),
     "activation": Flag(tuple[Activation, ...], ("topk",), "Architectures, see `saefast train --help`."),
@@ -89,6 +91,8 @@ def with_flags(
         flags |= {f.name: Flag(f.type, f.default, help_of[f.name]) for f in fields(config)}
     # d_in is that of the source
     flags["d_in"] = Flag(int | None, None, "Width of the input; default: that of SOURCE (less d_out).")
+    flags["d_sae"] = Flag(int | None, None, f"{flags['d_sae'].help} Needed without --start.")
+    flags["lr"] = flags["lr"]._replace(type=Auto, help=f"{flags['lr'].help} {AUTO}")
     flags |= lists or {}
     for name, value in defaults.items():
         several = name in (lists or {}) and value is not None

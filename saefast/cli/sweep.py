@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from tyro.conf import Fixed, Positional, Suppress, arg
 
 from saefast.cli.flags import LISTS, configs_of
+from saefast.cli.from_text import Live, LiveFlags, check_text_flags, open_rows
 from saefast.cli.train import say_recipe, usable_device
 from saefast.config.compatible import DEFAULTS, without_idle
 from saefast.config.recipes import recipe
@@ -38,14 +39,14 @@ class Sweep:
     Every combination of the values of --d-sae, --k, --activation, --lr, --sparsity-coefficient and --seed is trained.
     """
 
-    source: Annotated[Positional[Path], arg(metavar="SOURCE")]
-    """A shard folder (of `saefast cache`), a .npy or a .safetensors file."""
+    source: Annotated[Positional[str], arg(metavar="SOURCE")]
+    """A shard folder (of `saefast cache`), a .npy or a .safetensors file. With TEXT: a language model."""
+    text: Annotated[Positional[Path | None], arg(metavar="TEXT")] = None
+    """Text: the SAEs are trained on the activations of the model SOURCE on it, at --hook."""
     out: Path
     """Folder: one run folder for each SAE, table.json, pareto.png."""
     recipe: str | None = None
     """Begin with the settings of a recipe (see `saefast recipes`). Other flags win over it."""
-    hook: tuple[str, ...] = ()
-    """With a cache of several hook points: those to train on, one set of SAEs for each. Default: all."""
     configs: Path | None = None
     """A JSON list of SAEs in place of the lists of values. Each is an object with any of "name", "recipe", "sae" and
     "train" (fields of the configs, which win over those of the recipe and the flags), and "columns" or "hook"."""
@@ -57,6 +58,7 @@ class Sweep:
     """Go on from the checkpoints in --out, bit for bit."""
     device: str | None = None
     """Where to train; default: the GPU if there is one."""
+    live: LiveFlags = field(default_factory=Live)
     of_recipe: Fixed[Suppress[tuple[str, ...]]] = ()
     """The fields of the configs whose value is the recipe's, and no flag's."""
 
@@ -64,9 +66,14 @@ class Sweep:
         from saefast.activations.open import open_source
         from saefast.sweep import pareto, sweep
 
-        source = open_source(self.source)
-        held_out = open_source(self.held_out) if self.held_out else None
         device = usable_device(self.device)
+        check_text_flags(self.text, self.live, but=("hook",))
+        held_out = open_source(self.held_out) if self.held_out else None
+        lm_device, batch_size = (
+            usable_device(self.live.lm_device or device),
+            configs_of(self)[1]["batch_size"],
+        )
+        source = open_rows(self.source, self.text, self.live, lm_device, batch_size)
         check(self.contexts >= 0, f"contexts: expected 0 or more, got {self.contexts}")
         members = self.members(source)
         if self.recipe is not None:
@@ -107,12 +114,7 @@ class Sweep:
             yield Asked(own_sae, own_train, columns_of(source, hook))
 
     def _hooks(self, source: "Source") -> tuple[str | None, ...]:
-        from saefast.activations.shards import ShardSource
-
-        if self.hook:
-            return self.hook
-        several = isinstance(source, ShardSource) and len(source.hooks) > 1
-        return tuple(source.hooks) if several and isinstance(source, ShardSource) else (None,)
+        return self.live.hooks or (tuple(hooks) if len(hooks := hooks_of(source)) > 1 else (None,))
 
     def _entries(self) -> list[dict[str, Any]]:
         assert self.configs is not None
@@ -127,7 +129,8 @@ class Sweep:
 
     def _from_file(self, source: "Source") -> Iterator[Asked]:
         sae, train = configs_of(self)
-        check(not self.hook, f"hook: expected none with --configs, which names them, got {self.hook}")
+        none = self.text is not None or not self.live.hooks  # a model needs them all
+        check(none, f"hook: expected none with --configs, which names them, got {self.live.hooks}")
         for config in (sae, train):
             for name in config.keys() & LISTS.keys():
                 check(len(config[name]) < 2, f"{name}: expected one value with --configs, got {config[name]}")
@@ -144,17 +147,26 @@ class Sweep:
             )
 
 
-def columns_of(source: "Source", hook: str | None) -> tuple[int, int] | None:
-    """First and last + 1 of the columns of this hook point in the rows of the source; None for all columns."""
+def hooks_of(source: "Source") -> dict[str, int]:
+    """The hook points of a source, and the width of each in its rows."""
+    from saefast.activations.live_source import Background
+    from saefast.activations.lm import ModelSource
     from saefast.activations.shards import ShardSource
 
+    of = source.source if isinstance(source, Background) else source
+    if not isinstance(of, ShardSource | ModelSource):
+        return {}
+    return {str(hook): width for hook, width in zip(of.hooks, of.widths, strict=True)}
+
+
+def columns_of(source: "Source", hook: str | None) -> tuple[int, int] | None:
+    """First and last + 1 of the columns of this hook point in the rows of the source; None for all columns."""
     if hook is None:
         return None
-    hooks = source.hooks if isinstance(source, ShardSource) else []
-    check(hook in hooks, f"hook: expected one of those of the source, {hooks}, got {hook!r}")
-    assert isinstance(source, ShardSource)
-    start = sum(source.widths[: hooks.index(hook)])
-    return start, start + source.widths[hooks.index(hook)]
+    widths = hooks_of(source)
+    check(hook in widths, f"hook: expected one of those of the source, {list(widths)}, got {hook!r}")
+    start = sum(list(widths.values())[: list(widths).index(hook)])
+    return start, start + widths[hook]
 
 
 def make_member(asked: Asked, source: "Source") -> "Member":

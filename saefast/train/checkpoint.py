@@ -28,6 +28,12 @@ log = logging.getLogger("saefast")
 CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
 
 
+def check_new(folder: Path, resume: bool) -> None:
+    """Raise InputError if there is something in the folder, and resume is False."""
+    new = resume or not folder.is_dir() or not any(folder.iterdir())
+    check(new, f"out: expected a new folder, {folder} exists; go on with --resume or choose another")
+
+
 def open_run(
     folder: Path, now: dict[str, Any], resume: bool, bytes_needed: int
 ) -> tuple[bool, run_folder.Described]:
@@ -40,8 +46,7 @@ def open_run(
         InputError: the folder exists and resume is False; a config differs from the run's; too little disk space.
         OSError: the folder cannot be written.
     """
-    if any(folder.iterdir()):
-        check(resume, f"out: expected a new folder, {folder} exists; go on with --resume or choose another")
+    check_new(folder, resume)
     started = (folder / CHECKPOINT).exists()
     if started:
         described = run_folder.compare(folder, run_folder.read(folder), now)

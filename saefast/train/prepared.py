@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,6 +73,7 @@ class Prepared:
         self.output_scale = 1.0
         self.frame = Frame(factors(sae.config, sae.b_dec))
         self.measured: dict[str, Tensor] = {}  # see `calibrate`
+        self.notes: dict[str, Any] = {}  # for run.json: from what the run began, how its rate was found
         self.ema = None if config.ema_decay is None else Ema(self._trained(), config.ema_decay)
         self._optimizer: Optimizer | None = None  # made when the scales are known
 

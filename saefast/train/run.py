@@ -56,7 +56,7 @@ class Run:
         source = buffer.source.describe() | {"seed": buffer.seed, "columns": self.columns}
         source["rows"] = run_folder.fingerprint(buffer.source)
         machine = {"backend": trainer.ops.NAME, "device": trainer.sae.b_dec.device.type}
-        now = run_folder.describe(trainer.sae, config, source, machine)
+        now = run_folder.describe(trainer.sae, config, source, machine | trainer.notes)
         self._release = run_folder.lock(self.folder)
         started, described = checkpoint.open_run(self.folder, now, resume, needed)
         if started:

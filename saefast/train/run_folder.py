@@ -7,6 +7,7 @@ backend) is no part of the config; it is said, because sums are then rounded in 
 
 import json
 import logging
+import math
 import os
 import secrets
 from collections.abc import Callable
@@ -114,11 +115,20 @@ def compare(folder: Path, found: dict[str, Any], now: dict[str, Any]) -> Describ
             free = free and not (name == "lr" and value is None)
             check(free, f"{name}: the run in {folder} was started with {was!r}, got {value!r}")
             changes[name] = was, value
-    for name, value in now["source"].items():
-        was = found["source"].get(name)
-        same = was == value or name == "path"  # a folder may move
-        same = same or (name == "rows" and name not in found["source"])  # older runs
+    of_source, before = (
+        {**fields["source"], **(fields["source"].get("notes") or {})} for fields in (now, found)
+    )
+    for name, value in of_source.items():
+        was = before.get(name)
+        same = was == value or name in (
+            "path",
+            "notes",
+        )  # a folder may move, and the notes are compared one by one
+        same = same or (name == "rows" and name not in before)  # older runs
+        same = same or (name == "max_norm" and _close(was, value))
         check(same, f"source: the run in {folder} was started with {name} = {was!r}, got {value!r}")
+    was, value = found.get("start"), now.get("start")
+    check(was == value, f"start: the run in {folder} was started with {was!r}, got {value!r}")
     other = [
         f"{name} {found[name]}, now {now[name]}"
         for name in ("threads", "backend", "device", "versions")
@@ -127,6 +137,12 @@ def compare(folder: Path, found: dict[str, Any], now: dict[str, Any]) -> Describ
     if other:
         log.warning(f"the run was started with {'; '.join(other)}: it goes on, but not to the same bits")
     return Described(found, changes)
+
+
+def _close(was: Any, now: Any) -> bool:
+    """Whether medians of the same rows, which another machine has rounded in another way."""
+    pairs = zip(*([x] if isinstance(x, float) else x or [] for x in (was, now)), strict=False)
+    return isinstance(was, type(now)) and all(math.isclose(a, b, rel_tol=1e-3) for a, b in pairs)
 
 
 def record(folder: Path, described: Described, train: TrainConfig, step: int) -> None:

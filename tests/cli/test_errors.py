@@ -10,25 +10,6 @@ from tests.helpers import tiny_lm
 from tests.helpers.tiny_world import CACHE, TRAIN, contents, run
 
 
-@pytest.fixture
-def fails(world, capsys):
-    """Run a command that must fail; returns its one line of error. Nothing in `world` or `keep` may change."""
-
-    def call(command, keep=world):
-        before = contents(keep)
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            run(command)
-        err = capsys.readouterr().err
-        lines = [line for line in re.split(r"[\n\r]+", err) if line.startswith("saefast: error: ")]
-        assert stop.value.code == 2 and len(lines) == 1 and err.endswith(lines[0] + "\n"), err
-        assert "Traceback" not in err
-        assert contents(keep) == before
-        return lines[0].removeprefix("saefast: error: ")
-
-    return call
-
-
 def matrix(folder, array):
     np.save(folder / "x.npy", array)
     return folder / "x.npy"

@@ -221,12 +221,14 @@ def test_help_begins_with_the_fifteen_options_that_people_use_first():
         check=True,
     ).stdout
     titles = re.findall(r"╭─ ([\w ]+?) ─", text)
-    assert titles == ["positional arguments", "options", *(f"{title} options" for title in GROUPS)]
+    groups = ["model and text", *GROUPS]
+    assert titles == ["positional arguments", "options", *(f"{title} options" for title in groups)]
     first = text.split("╭─ options")[1].split("╰")[0]
     flags = [flag for flag in re.findall(r"│ --([\w-]+)", first)]
     assert flags == [
         "out",
         "recipe",
+        "start",
         "resume",
         "device",
         "d-sae",

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections import Counter
 
 import torch
 
@@ -110,6 +111,19 @@ class Killed(BaseException):
 
 def kill():
     raise Killed
+
+
+def at_step(monkeypatch, number, act):
+    """`act` is called when step `number` begins, counted from 1 in each process."""
+    real, calls = saefast.Trainer.step, Counter()
+
+    def step(trainer, *args, **options):
+        calls["steps"] += 1
+        if calls["steps"] == number:
+            act()
+        return real(trainer, *args, **options)
+
+    monkeypatch.setattr(saefast.Trainer, "step", step)
 
 
 def by_hand(trainers, steps):
