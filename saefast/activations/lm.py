@@ -163,7 +163,7 @@ class ModelSource(Source):
         return {"batch": self._from + place, "row": self._starts[place]}
 
     def go_on(self, mark: dict[str, Any]) -> None:
-        found = {"batch": 0, "row": 0} | mark
+        found = {"batch": 0, "row": 0} | (mark if isinstance(mark, dict) else {"batch": mark})
         whole = all(type(found[name]) is int and found[name] >= 0 for name in ("batch", "row"))
         check(whole, f"resume: expected numbers of 0 or more, got {mark}")
         self._from, self._starts = found["batch"], array("q", [found["row"]])

@@ -115,15 +115,12 @@ def compare(folder: Path, found: dict[str, Any], now: dict[str, Any]) -> Describ
             free = free and not (name == "lr" and value is None)
             check(free, f"{name}: the run in {folder} was started with {was!r}, got {value!r}")
             changes[name] = was, value
-    of_source, before = (
-        {**fields["source"], **(fields["source"].get("notes") or {})} for fields in (now, found)
-    )
-    for name, value in of_source.items():
+    of_source, before = _flat(now["source"]), _flat(found["source"])
+    gone = {name: None for name in before if name not in of_source and name not in found["source"]}
+    for name, value in (of_source | gone).items():
         was = before.get(name)
-        same = was == value or name in (
-            "path",
-            "notes",
-        )  # a folder may move, and the notes are compared one by one
+        # a folder may move, and the notes are compared one by one
+        same = was == value or name in ("path", "notes")
         same = same or (name == "rows" and name not in before)  # older runs
         same = same or (name == "max_norm" and _close(was, value))
         check(same, f"source: the run in {folder} was started with {name} = {was!r}, got {value!r}")
@@ -139,10 +136,17 @@ def compare(folder: Path, found: dict[str, Any], now: dict[str, Any]) -> Describ
     return Described(found, changes)
 
 
+def _flat(source: dict[str, Any]) -> dict[str, Any]:
+    """What describes a source, with its notes beside the rest."""
+    notes = source.get("notes")
+    return source | (notes if isinstance(notes, dict) else {})
+
+
 def _close(was: Any, now: Any) -> bool:
     """Whether medians of the same rows, which another machine has rounded in another way."""
-    pairs = zip(*([x] if isinstance(x, float) else x or [] for x in (was, now)), strict=False)
-    return isinstance(was, type(now)) and all(math.isclose(a, b, rel_tol=1e-3) for a, b in pairs)
+    a, b = ([x] if isinstance(x, float) else x if isinstance(x, list) else [] for x in (was, now))
+    both = bool(a) and len(a) == len(b) and all(isinstance(x, float) for x in (*a, *b))
+    return both and all(math.isclose(x, y, rel_tol=1e-3) for x, y in zip(a, b, strict=True))
 
 
 def record(folder: Path, described: Described, train: TrainConfig, step: int) -> None:

@@ -234,3 +234,5 @@ def test_a_start_in_the_middle_is_the_same_rows(world):
         assert torch.equal(torch.cat(list(other.rows())), want)  # the pass after it
     with pytest.raises(saefast.errors.InputError, match="resume: expected numbers of 0 or more"):
         source.go_on({"batch": -1, "row": 0})
+    with pytest.raises(saefast.errors.InputError, match="resume: expected numbers of 0 or more"):
+        source.go_on("3")
