@@ -10,6 +10,7 @@ import saefast
 from saefast import cli
 from saefast.files import read_json_checked
 from saefast.train import run_folder
+from saefast.train import loggers
 from saefast.train.export import export_checkpoint
 from tests.helpers.stopped_runs import (
     KINDS,
@@ -54,6 +55,14 @@ def test_a_measured_threshold_is_in_the_checkpoint(tmp_path, options):
     export_checkpoint(run, tmp_path / "exported")
     assert (tmp_path / "exported" / "sae.safetensors").read_bytes() == (run / "sae.safetensors").read_bytes()
     assert saefast.evaluate(saefast.SAE.from_pretrained(run), ROWS).l0 == pytest.approx(4, rel=0.1)
+
+
+def test_a_damaged_name_of_the_checksum_is_seen(tmp_path):
+    stopped_at(make(), 7, tmp_path / "run")
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_text(path.read_text().replace(f'"{loggers.CHECKSUM}"', '"crc33"'))
+    with pytest.raises(saefast.InputError, match="metrics.jsonl: line 1 is damaged"):
+        loggers.read_lines(path)
 
 
 def test_the_sae_of_a_finished_run_is_written_again_by_resume(tmp_path):
