@@ -9,8 +9,7 @@ import pytest
 import saefast
 from saefast import cli
 from saefast.files import read_json_checked
-from saefast.train import run_folder
-from saefast.train import loggers
+from saefast.train import loggers, run_folder
 from saefast.train.export import export_checkpoint
 from tests.helpers.stopped_runs import (
     KINDS,
