@@ -33,6 +33,10 @@ FREE = ("nonfinite", "checkpoint_every", "log_every", "loggers", "cuda_graph")
 ROUNDING = ("backend", "micro_batch_size")  # they compute the same, rounded in another way
 SCHEDULE = ("total_tokens", "lr")
 FINGERPRINT_ROWS = 64
+OLD_DEFAULT = (
+    0.001,
+    None,
+)  # of init_threshold and bandwidth, which only JumpReLU has: what older runs hold, and the default now
 
 Changes = dict[str, tuple[Any, Any]]  # of a field of TrainConfig: what it was, what it is now
 
@@ -110,6 +114,8 @@ def compare(folder: Path, found: dict[str, Any], now: dict[str, Any]) -> Describ
             if name not in found[part] or found[part][name] == value:  # or an option younger than the run
                 continue
             was = found[part][name]
+            if (was, value) == OLD_DEFAULT and now["sae"]["activation"] != "jumprelu":
+                continue
             free = part == "train" and name in (*FREE, *ROUNDING, *SCHEDULE)
             # a forgotten --lr must not change the rate
             free = free and not (name == "lr" and value is None)

@@ -97,6 +97,7 @@ def test_what_does_not_fit_a_cache_is_one_line(world, tmp_path, capsys):
         return error.removeprefix("saefast: error: ").rstrip()
 
     cached(world, tmp_path / "pair", PAIR)
+    capsys.readouterr()  # bars of progress
     transcoder = SAE(SAEConfig(d_in=16, d_out=48, d_sae=64, k=4, pre_bias=False))
     transcoder.save_pretrained(tmp_path / "odd")
     assert fails(f"evaluate {tmp_path}/odd {tmp_path}/pair --in-model") == (

@@ -43,7 +43,7 @@ def rise(values: list[float]) -> float:
 
 
 def soak(seconds: float, names: list[str] = NAMES, leak: list | None = None) -> dict:
-    """leak: for a test of this test: 1 MiB goes in at each round."""
+    """leak: for a test of this test: 4 MiB go in at each round."""
     quiet()
     started, found = time.perf_counter(), []
     shm = Path("/dev/shm")
@@ -53,7 +53,7 @@ def soak(seconds: float, names: list[str] = NAMES, leak: list | None = None) -> 
                 SCENARIOS[name](Path(folder, "out"))
                 shutil.rmtree(Path(folder, "out"))
             if leak is not None:
-                leak.append(bytes(bytearray(os.urandom(1 << 10)) * 1024))
+                leak.append(bytes(bytearray(os.urandom(1 << 12)) * 1024))
             gc.collect()
             found.append(measured())
     kept = found[len(found) // 3 :]
