@@ -60,6 +60,7 @@ def test_every_operation_on_a_file_may_fail(tmp_path, name):
     assert in_child(lambda: fail_at_every_operation(name, tmp_path, 1)) == 0
 
 
+@pytest.mark.slow
 def test_kills_of_a_few_seconds():
     from tests.faults.kills import campaign
 

@@ -1,9 +1,12 @@
 """The soak test sees a leak, and a few rounds have none."""
 
+import pytest
+
 from tests.faults.scenarios import in_child
 from tests.faults.soak import soak
 
 
+@pytest.mark.slow
 def test_a_few_rounds_are_flat_and_a_leak_is_seen():
     def rounds():
         found = soak(0, ["train, tensor, native", "cache"])

@@ -3,6 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import saefast
 from tests.gates import chance
 from tests.helpers import seeds, tiny_lm
@@ -16,6 +18,7 @@ print(float(saefast.SAE(saefast.SAEConfig(d_in=8, d_sae=16, k=2), 5).W_enc.detac
 """
 
 
+@pytest.mark.slow
 def test_seeds_of_tests_move_and_those_of_the_package_stay():
     environment = os.environ | {"SEED_SHIFT": str(seeds.SHIFT + 1)}
     done = subprocess.run(

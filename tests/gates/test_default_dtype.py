@@ -175,7 +175,7 @@ def life(of_sae, of_run, backend, x, folder):
     return made, metrics, trained, evaluation, sha(loaded.tensors), sha(out), logged
 
 
-@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("backend", [pytest.param("reference", marks=pytest.mark.slow), "auto"])
 @pytest.mark.parametrize("name", SAES)
 def test_training_gives_the_same_bits_under_any_default(name, backend, tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "curves", lambda folder: None)

@@ -79,6 +79,7 @@ def final_fvu(make, of_run, lr, held_out):
     return saefast.evaluate(trainer.sae, held_out).fvu
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 def test_it_is_within_a_factor_of_2_of_the_best_of_whole_runs(optimizer):
     make, of_run = maker(), config(640, optimizer=optimizer)
