@@ -58,8 +58,8 @@ def make_sae(shape: Shape, dtype: torch.dtype = torch.float32, seed: int = 0) ->
     sae = SAE(SAEConfig(d_in=D, d_sae=K, k=K)).to(DEVICE)
     sae.config = SAEConfig(d_in=D, d_sae=F, k=K)
     W_dec = torch.randn(F, D, device=DEVICE, dtype=dtype, generator=rng(seed)).mul_(D**-0.5)
-    if dtype == torch.float32:
-        reference.normalize_rows_(W_dec)  # else there may be no memory for it; a step does it anyway
+    for rows in W_dec.split(2**16):  # a few at a time: there may be no memory for a copy
+        reference.normalize_rows_(rows)
     # Else the mean of the batch, which every token has, makes the same few latents active in all of them.
     sae.b_dec = nn.Parameter(mean_of(shape))
     # Not equal to W_dec: for one latent the loss does not feel a small error in the size of x_hat then.
