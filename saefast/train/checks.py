@@ -27,10 +27,15 @@ def check_trainable(sae: SAE) -> None:
         check(ok, f"sae: {name}: expected contiguous memory, got strides {strides}")
     whole = sae.b_dec.dtype in (torch.float32, torch.float64)
     for name, param in sae.tensors.items():
-        ok = whole and param.dtype in (
-            sae.b_dec.dtype,
-            *([torch.bfloat16] if name in ("W_enc", "W_dec") else []),
+        # a matrix may be bf16; the thresholds of SAELens are fp32 in an fp64 SAE, too
+        also = (
+            torch.bfloat16
+            if name in ("W_enc", "W_dec")
+            else None
+            if name in sae.params._fields
+            else torch.float32
         )
+        ok = whole and param.dtype in (sae.b_dec.dtype, also)
         how = "sae.float() makes them so (TrainConfig.param_dtype keeps the matrices in bf16)"
         check(ok, f"sae: {name}: expected parameters of float32 or all of float64, got {param.dtype}; {how}")
 
