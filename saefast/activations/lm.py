@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from saefast.activations.contexts import PackedContexts
 from saefast.activations.hooks import HookPoint, one_or_all, recorded
+from saefast.activations.inputs import table_of_positions, vocabulary_size
 from saefast.activations.sources import Source
 from saefast.activations.texts import Texts, read_texts
 from saefast.activations.token_rows import TokenRows, norm_of
@@ -226,21 +227,18 @@ def model_contexts(
         fits,
         f"context_length: expected at most {positions}, the positions of the model, got {context_length}",
     )
-    get_embedding: Any = getattr(model, "get_input_embeddings", None)
-    embedding = get_embedding() if get_embedding else None
-    n_vocab = embedding.num_embeddings if isinstance(embedding, nn.Embedding) else None
-    return PackedContexts(texts, tokenizer, context_length, batch, bos, separator, field, n_vocab)
+    return PackedContexts(
+        texts, tokenizer, context_length, batch, bos, separator, field, vocabulary_size(model)
+    )
 
 
 def n_positions(model: nn.Module) -> int | None:
-    """The largest number of tokens that a model of Hugging Face takes at once, by its configuration; None if it has none."""
+    """The largest number of tokens that a model takes at once: those it has embeddings for, or by its configuration of Hugging
+    Face; None if it says none."""
+    if (table := table_of_positions(model)) is not None:
+        return table
     config: Any = getattr(model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     names = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
-    found = [value for name in names if isinstance(value := getattr(config, name, None), int) and value > 0]
-    if not found:
-        return None
-    for name, module in model.named_modules():
-        if "position" in name and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            return found[0] - module.padding_idx - 1  # RoBERTa and its kin count positions from there
-    return found[0]
+    found = (getattr(config, name, None) for name in names)
+    return next((value for value in found if isinstance(value, int) and value > 0), None)

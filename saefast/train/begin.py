@@ -24,10 +24,7 @@ from saefast.storage import load_weight, scale_rows_
 from saefast.train.resample import parts
 
 ROWS_AT_ONCE = 2**14
-UNIT_WITHIN = {
-    torch.float32: 1e-4,
-    torch.float64: 1e-4,
-}  # of 16-bit rows: 1e-2, which they cannot be nearer to
+UNIT_WITHIN = {torch.float32: 1e-4, torch.float64: 1e-4}  # rows of 16 bits: SAME_WITHIN
 SAME_WITHIN = 1e-2  # norms that differ by no more are one number, rounded to 16 bits
 log = logging.getLogger("saefast")
 
@@ -118,7 +115,7 @@ def unit_rows_(
         return
     norms = norms.masked_fill(norms == 0, float(norms[norms > 0].mean()))  # a row of zeros stays one
     low, high = float(norms.min()), float(norms.max())
-    if max(abs(low - 1), abs(high - 1)) <= UNIT_WITHIN.get(dec.weight.dtype, 1e-2):
+    if max(abs(low - 1), abs(high - 1)) <= UNIT_WITHIN.get(dec.weight.dtype, SAME_WITHIN):
         return
     expected = (
         f"unit_norm: expected False for this SAE, whose decoder rows have norms from {low:.4g} to {high:.4g}"
