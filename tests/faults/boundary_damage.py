@@ -106,7 +106,7 @@ def layout(rng: np.random.Generator, array: np.ndarray) -> Any:
         return array[None] if rng.random() < 0.5 else array.reshape(-1)
     if kind == "strided":
         return np.repeat(array, 2, axis=-1)[..., ::2] if array.ndim else array
-    if kind == "odd":  # an address that is no multiple of the size of a number
+    if kind == "odd" and not array.dtype.hasobject:  # an address that is no multiple of the size of a number
         raw = np.zeros(array.nbytes + 1, np.uint8)
         raw[1:] = np.frombuffer(array.tobytes(), np.uint8)
         return raw[1:].view(array.dtype).reshape(array.shape)
