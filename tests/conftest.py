@@ -67,7 +67,7 @@ def nan_in_fresh_memory(monkeypatch):
 @pytest.fixture
 def no_curves(monkeypatch):
     """For tests of runs: drawing the curves of one takes longer than its few steps."""
-    from saefast.train import plots
+    from saefast.train.run import plots
 
     monkeypatch.setattr(plots, "curves", lambda folder: None)
 

@@ -3,7 +3,7 @@
     python -m benchmarks.activations.pipeline            data/ is what `make demo` makes; writes results/cpu/pipeline.json
     python -m benchmarks.activations.pipeline --smoke    toy sizes on random numbers, a few seconds, nothing written
 
-A fit is the loop of `saefast.train.run`: the next batch of a shuffle buffer, then a step. What passes inside
+A fit is the loop of `saefast.train.run.run`: the next batch of a shuffle buffer, then a step. What passes inside
 `next` is waiting, the rest training; on a GPU each of the two ends with a synchronisation. In each round all
 fits run a few steps, in an order drawn anew, after some that do not count: the threads of a buffer have to
 read ahead again. Files are in the page cache. If stages share the cores, a token takes the sum of their

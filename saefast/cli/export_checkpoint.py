@@ -20,7 +20,9 @@ class ExportCheckpoint:
     """A new folder for the SAE; default: RUN itself."""
 
     def run(self) -> None:
-        from saefast.train.export import export_checkpoint  # here: it loads torch, and --help answers at once
+        from saefast.train.run.export import (
+            export_checkpoint,  # here: it loads torch, and --help answers at once
+        )
 
         folder, step, of = export_checkpoint(self.run_folder, self.out)
         unfinished = "; the run is unfinished, go on with `saefast train ... --resume`" if step < of else ""

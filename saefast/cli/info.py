@@ -46,8 +46,8 @@ def describe(path: Path) -> dict[str, Any]:
     from saefast.activations.open import open_source
     from saefast.files import load_tensors
     from saefast.sae import SAE
-    from saefast.train import run_folder
-    from saefast.train.loggers import read_lines
+    from saefast.train.run import run_folder
+    from saefast.train.run.loggers import read_lines
 
     kinds = "a run, an SAE, a shard folder or an activation file"
     check(path.exists(), f"path: expected {kinds}, found nothing at {path}")

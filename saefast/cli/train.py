@@ -112,7 +112,7 @@ class Train:
 
     def _earlier_search(self) -> dict[str, Any] | None:
         """What the run in --out found, if it is to go on, with the rate that it has now."""
-        from saefast.train import checkpoint, run_folder
+        from saefast.train.run import checkpoint, run_folder
 
         if not (self.resume and (self.out / checkpoint.CHECKPOINT).exists()):
             return None
@@ -125,7 +125,7 @@ class Train:
         self, make: Callable[[], "SAE"], config: TrainConfig, source: "Source"
     ) -> dict[str, Any] | None:
         from saefast.sweep.auto_lr import auto_lr
-        from saefast.train.checkpoint import check_new
+        from saefast.train.run.checkpoint import check_new
 
         check_new(self.out, self.resume)
         found = auto_lr(make, config, source)

@@ -22,9 +22,9 @@ from saefast.config.train import TrainConfig
 from saefast.errors import InputError, check
 from saefast.sae import SAE
 from saefast.storage import FP32
+from saefast.train.run.signals import stop_signals
 from saefast.train.samples import INIT_ROWS
 from saefast.train.schedules import peak_lr
-from saefast.train.signals import stop_signals
 from saefast.train.trainer import Trainer
 
 FACTORS = tuple(2.0**i for i in range(-3, 7))  # of the rate that a recipe or the optimizer has

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from saefast.files import write_json
-from saefast.train import run_folder
-from saefast.train.loggers import read_lines
+from saefast.train.run import run_folder
+from saefast.train.run.loggers import read_lines
 
 Rows = Sequence[dict[str, Any]]
 TABLE, PLOT = "table.json", "pareto.png"

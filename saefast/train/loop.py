@@ -20,9 +20,9 @@ from saefast.errors import InputError, check
 from saefast.sae import geometric_median
 from saefast.train.memory import free_for_steps
 from saefast.train.parallel import Map, side_by_side
-from saefast.train.run import Run
+from saefast.train.run.run import Run
+from saefast.train.run.signals import stop_signals
 from saefast.train.samples import INIT_ROWS, Columns, once, take
-from saefast.train.signals import stop_signals
 from saefast.train.stepper import Stepper
 
 log = logging.getLogger("saefast")

@@ -46,11 +46,11 @@ class Trainer(Stepper):
         transcoder [n, d_in + d_out], the target behind the input.
 
         Args:
-            out: run folder for checkpoints, metrics, the trained SAE and its curves (see `saefast.train.checkpoint`).
+            out: run folder for checkpoints, metrics, the trained SAE and its curves (see `saefast.train.run.checkpoint`).
                 None writes nothing.
             resume: go on from the checkpoint in `out` if there is one; the result is the same bits as a run that
                 was never interrupted (same machine, same number of threads). With another `total_tokens` or `lr` the new
-                schedule holds from there on, and a warning says what that changes; `saefast.train.run_folder` says what
+                schedule holds from there on, and a warning says what that changes; `saefast.train.run.run_folder` says what
                 else may differ.
 
         Returns:

@@ -9,7 +9,7 @@ import torch
 import saefast
 from saefast.config.compatible import ACTS
 from saefast.config.train import SAEConfig, TrainConfig
-from saefast.train import checkpoint
+from saefast.train.run import checkpoint
 from tests.helpers.option_cases import ARCHITECTURES, D_IN, D_SAE, OTHERS, PENALTY, VALUES, rows, trainer_of
 
 # With these settings beside it the field must act: (field, architecture, settings).
@@ -193,7 +193,7 @@ def test_files_and_where_it_runs(tmp_path, monkeypatch):
     saved = []
     save = checkpoint.save
     monkeypatch.setattr(checkpoint, "save", lambda *args: saved.append(1) or save(*args))
-    monkeypatch.setattr("saefast.train.plots.curves", lambda folder: None)
+    monkeypatch.setattr("saefast.train.run.plots.curves", lambda folder: None)
     counts = []
     for i, options in enumerate(({}, {"log_every": 3}, {"checkpoint_every": 5})):
         trainer = trainer_of("topk", options | {"backend": "reference"})

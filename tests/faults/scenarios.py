@@ -20,8 +20,8 @@ from saefast.activations.shards import INDEX, ShardSource, ShardWriter
 from saefast.activations.sources import IterableSource, Source, TensorSource
 from saefast.files import read_json_checked
 from saefast.sweep import Member, pareto, sweep
-from saefast.train import plots
-from saefast.train.export import export_checkpoint
+from saefast.train.run import plots
+from saefast.train.run.export import export_checkpoint
 
 STEPS, BATCH, WIDTH = 15, 64, 16
 SKETCH = "drawn"

@@ -16,7 +16,7 @@ import saefast
 from saefast import formats
 from saefast.activations.buffer import ShuffleBuffer
 from saefast.activations.sources import SyntheticSource, TensorSource
-from saefast.train import plots
+from saefast.train.run import plots
 
 ROOT = Path(__file__).parents[2]
 FACTORIES = {

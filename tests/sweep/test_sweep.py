@@ -9,13 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-import saefast.train.run
+import saefast.train.run.run
 from saefast import SAEConfig, TrainConfig
 from saefast.activations.sources import TensorSource
 from saefast.sweep import Member, names, pareto, sweep
-from saefast.train.export import export_checkpoint
 from saefast.train.parallel import side_by_side, workers_for
-from saefast.train.run import Run
+from saefast.train.run.export import export_checkpoint
+from saefast.train.run.run import Run
 from tests.helpers.stopped_runs import assert_same, context, make_source, result
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -85,7 +85,7 @@ def train(out, kind, die_after=None):
     """die_after: end the process, with nothing put in order, after so many checkpoints."""
     torch.set_num_threads(2)
     if die_after:
-        from saefast.train import checkpoint
+        from saefast.train.run import checkpoint
 
         save, saved = checkpoint.save, []
 

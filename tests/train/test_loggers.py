@@ -6,8 +6,8 @@ import types
 import pytest
 
 import saefast
-from saefast.train import loggers
-from saefast.train.loggers import read_lines
+from saefast.train.run import loggers
+from saefast.train.run.loggers import read_lines
 from tests.helpers.stopped_runs import make_source, trainer_of
 
 LINE = {"step": 3, "fvu": 0.5, "density_histogram": [1, 2]}

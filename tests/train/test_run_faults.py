@@ -91,7 +91,7 @@ def test_a_second_signal_ends_at_once_and_the_last_checkpoint_goes_on(tmp_path, 
 def test_a_line_of_metrics_that_does_not_fit_names_its_file():
     from pathlib import Path
 
-    from saefast.train.loggers import jsonl
+    from saefast.train.run.loggers import jsonl
 
     log = jsonl(Path("/dev/full"))
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):

@@ -9,7 +9,7 @@ import torch
 
 import saefast
 from saefast.files import read_json_checked
-from saefast.train.export import export_checkpoint
+from saefast.train.run.export import export_checkpoint
 from tests.helpers.stopped_runs import (
     KINDS,
     ROWS,

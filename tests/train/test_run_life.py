@@ -9,8 +9,8 @@ import pytest
 import saefast
 from saefast import cli
 from saefast.files import read_json_checked
-from saefast.train import loggers, run_folder
-from saefast.train.export import export_checkpoint
+from saefast.train.run import loggers, run_folder
+from saefast.train.run.export import export_checkpoint
 from tests.helpers.stopped_runs import (
     KINDS,
     ROWS,

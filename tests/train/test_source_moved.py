@@ -3,7 +3,7 @@
 import pytest
 
 from saefast.errors import InputError
-from saefast.train import run_folder
+from saefast.train.run import run_folder
 
 
 def fields(**notes):

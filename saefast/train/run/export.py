@@ -11,8 +11,8 @@ from saefast.errors import InputError, check
 from saefast.files import load_tensors
 from saefast.formats.contents import Contents, Origin, source_metadata
 from saefast.sae import SAE
-from saefast.train import checkpoint, run_folder
 from saefast.train.memory import out_of_memory_help
+from saefast.train.run import checkpoint, run_folder
 from saefast.train.stepper import Stepper
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from saefast.files import write_atomic
-from saefast.train.loggers import read_lines
+from saefast.train.run.loggers import read_lines
 
 log = logging.getLogger("saefast")
 

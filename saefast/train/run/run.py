@@ -19,8 +19,8 @@ from saefast.formats import saefast as own_format
 from saefast.formats.contents import source_metadata
 from saefast.interp.evaluate import MAX_PRE_ACTS
 from saefast.sae.inference import encode
-from saefast.train import checkpoint, loggers, plots, run_folder
 from saefast.train.resample import resample
+from saefast.train.run import checkpoint, loggers, plots, run_folder
 from saefast.train.samples import Columns, calibration_rows, take
 from saefast.train.stepper import Stepper
 

@@ -1,13 +1,13 @@
 """The run folder: one atomic checkpoint that holds everything, the metrics, the config.
 
-RUN/run.json                 the two configs, the source, versions, see `saefast.train.run_folder`
+RUN/run.json                 the two configs, the source, versions, see `saefast.train.run.run_folder`
 RUN/checkpoint.safetensors   the latest state of training: `--resume` goes on from it, bit for bit
 RUN/metrics.jsonl            one line per log step
 RUN/sae.safetensors, config.json   the SAE (`SAE.from_pretrained(RUN)`), written at the end and when the run is stopped
 RUN/curves.png               plots, written at the end
 
 The SAE in the folder is always that of the checkpoint: while a run goes on there is none. `saefast export-checkpoint` makes
-the SAE of any checkpoint (`saefast.train.export`).
+the SAE of any checkpoint (`saefast.train.run.export`).
 """
 
 import logging
@@ -21,7 +21,7 @@ from saefast.activations.buffer import ShuffleBuffer
 from saefast.engine.state import State
 from saefast.errors import InputError, check
 from saefast.files import load_tensors, save_tensors
-from saefast.train import run_folder
+from saefast.train.run import run_folder
 
 log = logging.getLogger("saefast")
 
