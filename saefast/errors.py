@@ -5,7 +5,11 @@ from typing import Any, Literal, get_args, get_origin
 
 
 class InputError(ValueError):
-    """Bad input. The command line prints it as one line and exits with status 2."""
+    """Bad input. The command line prints it as one line and exits with status 2: line ends and other signs that cannot be
+    printed, say in names that a damaged file has, stand in it as in a Python string."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(message)))
 
 
 def check(condition: bool, message: str) -> None:

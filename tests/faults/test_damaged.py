@@ -159,3 +159,11 @@ def test_a_message_is_short_whatever_the_file_holds(name, tmp_path):
     with pytest.raises(InputError, match=rf"{name}: corrupt") as error:
         SAE.from_pretrained(tmp_path)
     assert len(str(error.value)) < 1000 and "\n" not in str(error.value)
+
+
+def test_names_in_a_file_never_break_the_one_line(tmp_path):
+    """A name of a tensor or of a field may hold anything: a message shows it as a Python string would."""
+    torch.save({"\nK\x1b[2J\u202e": torch.zeros(2)}, tmp_path / "x-SAE-l19.pth")
+    with pytest.raises(InputError, match=r"got \\nK\\x1b\[2J\\u202e$"):
+        SAE.from_pretrained(tmp_path / "x-SAE-l19.pth")
+    assert str(InputError("r\u00e9sum\u00e9 \u4e2d: 'a\tb'")) == "r\u00e9sum\u00e9 \u4e2d: 'a\\tb'"
