@@ -15,8 +15,7 @@ from saefast.activations.buffer import ShuffleBuffer, draw
 from saefast.activations.native_buffer import NativeBuffer
 from saefast.activations.sources import TensorSource
 from saefast.errors import InputError
-from tests.faults.boundary_calls import Call, Random, normal, same, size, tensor
-from tests.faults.boundary_damage import damaged
+from tests.faults.boundary_calls import Call, Random, normal, same, size, tensor, threads
 from tests.faults.boundary_threads import shared, together
 
 DTYPES = {
@@ -61,7 +60,7 @@ def gather(rng: Random) -> Call:
     index = rng.integers(0, n, size(rng))
     out = np.empty((len(index), d_in * 4 if wide else raw.shape[1]), np.uint8)
     args = {"rows": raw, "index": index, "out": out, "d_in": d_in, "dtype": dtype, "widen": wide}
-    args |= {"threads": int(rng.integers(1, 3))}
+    args |= {"threads": threads(rng)}
 
     def verify(_: None) -> None:
         want = rows[tensor(index)]
@@ -107,21 +106,17 @@ def opened(rng: Random) -> Call:
     path = None if rng.random() < 0.3 else Folder.file()
     segment: Any = raw
     if path is not None:
-        path.write_bytes(b"head" + raw.tobytes())
         segment = {"path": str(path), "file_bytes": 4 + raw.nbytes, "offset": 4, "rows": n}
         if rng.random() < 0.5:
             whole = [("x", 4, raw.nbytes)]
             sha = hashlib.sha256(b"meta" + b"x" + raw.tobytes()).hexdigest()
             segment |= {"meta": "meta", "sha256": sha, "parts": whole}
-        if rng.random() < 0.2:
-            segment = damaged(rng, segment)
-            cut = 1
     sizes = {"d_in": d_in, "dtype": dtype, "batch": batch, "capacity": capacity, "seed": seed}
     sizes |= {
         "widen": False,
         "skip": False,
-        "readers": int(rng.integers(1, 3)),
-        "mixers": int(rng.integers(1, 3)),
+        "readers": threads(rng),
+        "mixers": threads(rng),
     }
     sizes |= {
         "ahead": int(rng.integers(1, 4)),
@@ -137,10 +132,17 @@ def opened(rng: Random) -> Call:
         "n": 2,
         "row_of": np.zeros(1, np.int64),
     } | sizes
-    args |= {"again": again}
+    args |= {
+        "again": again,
+        "at_once": rng.random() < 0.1,
+        "load": rng.random() < 0.5,
+        "twice": rng.random() < 0.5,
+    }
 
     def run(segments, cut, timeout, n, row_of, *values):
-        again = values[-1]
+        *values, again, at_once, load, twice = values
+        if path is not None:
+            path.write_bytes(b"head" + raw.tobytes())
         buffer = _C.stream.ShuffleBuffer(segments, **dict(zip(sizes, values)))
         try:
             if cut and path is not None:
@@ -150,18 +152,18 @@ def opened(rng: Random) -> Call:
             if path is None or not cut:
                 buffer.sample(n, timeout)
             batches = [buffer.next(timeout) for _ in range(3)]
-            if rng.random() < 0.1:
+            if at_once:
                 together(buffer, timeout)
                 return batches
             buffer.numbers(), buffer.row_of()
-            if not isinstance(again, list) or rng.random() < 0.5:
+            if load or not isinstance(again, list):
                 names = ("passes", "next_row", "skipped", "batches", "carried")
-                buffer.load(row_of, again[0], **dict(zip(names, again[1:])))
+                buffer.load(row_of, *again[:1], **dict(zip(names, again[1:])))
                 buffer.next(timeout)
             return batches
         finally:
             buffer.close()
-            if rng.random() < 0.5:
+            if twice:
                 buffer.close(), buffer.numbers(), buffer.row_of()
 
     def verify(got: list[np.ndarray]) -> None:
@@ -207,7 +209,7 @@ def state(rng: Random) -> Call:
 
     if rng.random() < 0.5:
         numbers = {"batches": 1, "passes": 0, "next_row": min(n, batch), "skipped": 0, "carried": 0}
-        args |= {"tensors": rng.integers(0, n, min(n, batch)), "numbers": damaged(rng, numbers)}
+        args |= {"tensors": rng.integers(0, n, min(n, batch)), "numbers": numbers}
 
     def verify(got: Any) -> None:
         first, second, is_damaged = got
@@ -216,4 +218,4 @@ def state(rng: Random) -> Call:
     return Call("NativeBuffer", run, args, verify if len(args) == 3 else ends_too_soon)
 
 
-KINDS = [sha256, widen, gather, gather, drawn, opened, opened, state, shared]
+KINDS = {sha256: 4, widen: 6, gather: 4, drawn: 4, opened: 0.75, state: 0.25, shared: 0.25}
