@@ -1,5 +1,6 @@
 """What is done to one argument of a right call: another dtype, shape, address or layout, other numbers, no array at all."""
 
+import math
 from random import Random
 from typing import Any
 
@@ -113,15 +114,15 @@ def layout(rng: Random, array: np.ndarray) -> Any:
     if kind in ("fewer", "more") and array.ndim:
         sizes = list(array.shape)
         sizes[axis] = max(0, sizes[axis] + (1 if kind == "more" else -1))
-        return np.resize(array, sizes) if array.size else np.zeros(sizes, array.dtype)
+        return np.resize(array, sizes) if array.size else zeros(sizes, array.dtype)
     if kind == "empty":
         sizes = [rng.choice((0, 1, 2**20, 2**40)) for _ in array.shape]
         sizes[axis : axis + 1] = [0]  # no memory is behind it, however large the others are
-        return np.zeros(sizes if sum(s > 0 for s in sizes) < 2 else [min(s, 1) for s in sizes], array.dtype)
+        return zeros(sizes, array.dtype)
     if kind == "dimension":
         return array[None] if rng.random() < 0.5 else array.reshape(-1)
-    if kind == "strided":
-        return np.repeat(array, 2, axis=-1)[..., ::2] if array.ndim else array
+    if kind == "strided" and array.size:  # NumPy repeats each of 2**40 rows that have no numbers
+        return np.repeat(array, 2, axis=-1)[..., ::2]
     if kind == "odd" and not array.dtype.hasobject:  # an address that is no multiple of the size of a number
         raw = np.zeros(array.nbytes + 1, np.uint8)
         raw[1:] = np.frombuffer(array.tobytes(), np.uint8)
@@ -133,5 +134,11 @@ def layout(rng: Random, array: np.ndarray) -> Any:
     if kind == "swapped":
         return array.astype(array.dtype.newbyteorder())
     if kind == "list":
-        return list(array)
+        return list(array[:1000])  # one without numbers may have 2**40 rows
     return None
+
+
+def zeros(sizes: list[int], dtype: np.dtype) -> np.ndarray:
+    """Zeros of these sizes, or with 1 for each above 1 where they would take too much memory or wrap around."""
+    is_small = sum(size > 1 for size in sizes) < 2 and math.prod(sizes) <= 2**20
+    return np.zeros(sizes if is_small else [min(size, 1) for size in sizes], dtype)
