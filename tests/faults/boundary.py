@@ -1,7 +1,7 @@
 """Fuzzed calls of the C++ boundary. `python -m tests.faults.boundary --calls 100000 --sanitize`
 
 Every function of `saefast._C` is called with right arguments of small shapes and with damaged ones, from one Python thread
-and, in each 25th group, from two at once. 32 calls are a group: the first is right and gives what `saefast.reference` gives,
+and, in each 25th group, from two at once. 64 calls are a group: the first is right and gives what `saefast.reference` gives,
 the others are the same call with one or two arguments damaged, no two alike, and end in a result or ValueError, TypeError or
 MemoryError in one line. Any other end (a crash, a report of a sanitizer, 60 s without an end) is printed with the number of
 the call, and the exit status is 1: `--first NUMBER --calls 1` makes that call again, after those of its group before it.
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-GROUP = 32  # calls that begin with one right call, which takes longer to make than it takes to be damaged
+GROUP = 64  # calls that begin with one right call, which takes longer to make than it takes to be damaged
 HANG = 60.0  # seconds
 MEMORY = 1 << 26  # bytes that one call may ask for; more is refused, as where there is less
 REFUSED = (ValueError, TypeError, MemoryError)  # InputError is a ValueError

@@ -29,7 +29,7 @@ def shared(rng: Random) -> Call:
         block, others = getattr(_C, which)(*made, isa), {"BatchTopk": (0, 0), "AboveBlock": (bounds,)}
 
         def feed() -> None:
-            for _ in range(20):
+            for _ in range(8):
                 with contextlib.suppress(ValueError, TypeError):
                     block.feed(z, *others.get(which, ()))
 

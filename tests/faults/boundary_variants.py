@@ -29,15 +29,11 @@ def variants(seed: int, group: int, lane: int) -> Iterator[tuple[Call, dict[str,
 
 def difference(new: Any, old: Any) -> Hashable:
     """None if they are equal as arguments, or the parts in which `new` is not `old`."""
-    if new is old:
-        return None
-    if type(new) is type(old) and len(new) == len(old) if isinstance(new, (dict, tuple, list)) else False:
+    if isinstance(new, (dict, tuple, list)) and type(new) is type(old) and len(new) == len(old):
         keys = new if isinstance(new, dict) else range(len(new))
-        return (
-            tuple((key, found) for key in keys if (found := difference(new[key], old[key])) is not None)
-            or None
-        )
-    return None if (found := written(new)) == written(old) else found
+        changed = [key for key in keys if new[key] is not old[key]]
+        return tuple((key, d) for key in changed if (d := difference(new[key], old[key])) is not None) or None
+    return None if new is old or (found := written(new)) == written(old) else found
 
 
 def written(value: Any) -> Hashable:
