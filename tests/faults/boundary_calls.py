@@ -19,9 +19,7 @@ class Call(NamedTuple):
     call: Callable[..., Any]
     args: dict[str, Any]
     verify: Callable[[Any], None]  # raises AssertionError where the result of `args` as they are is wrong
-    restore: Callable[[], None] = lambda: (
-        None
-    )  # undoes what the call has changed in `args` that the next one reads
+    restore: Callable[[], None] = lambda: None  # undoes what the call has changed and the next one reads
 
 
 def size(rng: Random, most: int = 40) -> int:
@@ -290,13 +288,5 @@ def encoder(rng: Random) -> Call:
 
 
 # Each kind with its share of the calls, in no unit: what takes long is called less often.
-KINDS = {
-    topk: 8,
-    centre: 6,
-    decode_error: 8,
-    group_by_latent: 8,
-    sum_entries: 6,
-    grad_top_acts: 8,
-    parallel_for: 0.5,
-}
-KINDS |= {update: 12, blocks: 12, encoder: 1.25}
+KINDS = {topk: 8, centre: 6, decode_error: 8, group_by_latent: 8, sum_entries: 6, grad_top_acts: 8}
+KINDS |= {update: 12, blocks: 12, encoder: 1.25, parallel_for: 0.5}

@@ -13,8 +13,8 @@ from tests.faults.boundary import ROOT, build, fuzz
 @pytest.mark.timeout(900)  # the build takes most of it
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_fuzzed_calls_have_no_fault_and_an_off_by_one_has(tmp_path):
-    found = fuzz(100_000, seed=21, budget=30, extension=build())
-    assert found["calls"] > 300 and not found["faults"], found["faults"]
+    found = fuzz(20_000, seed=21, budget=30, extension=build())
+    assert found["calls"] > 3_000 and not found["faults"], found["faults"]
     kinds = {name.rsplit(" ", 1)[1] for name in found["counts"]}
     assert kinds == {"right", "taken", "refused"}
 
@@ -24,5 +24,5 @@ def test_fuzzed_calls_have_no_fault_and_an_off_by_one_has(tmp_path):
     text = group.read_text()
     assert text.count(right) == 1
     group.write_text(text.replace(right, right.replace("+ 1", "+ 2")))
-    faults = fuzz(2_000, seed=21, budget=20, extension=build(tmp_path / "csrc"))["faults"]
-    assert any("heap-buffer-overflow" in fault.get("report", "") for fault in faults), faults
+    faults = fuzz(20_000, seed=21, budget=30, extension=build(tmp_path / "csrc"), most=1)["faults"]
+    assert "heap-buffer-overflow" in faults[0]["report"], faults
