@@ -74,7 +74,7 @@ def other(rng: Random, value: Any) -> Any:
         if chance < 0.15:
             return type(value)(value[:at])
         return type(value)([*value[:at], other(rng, value[at]), *value[at + 1 :]])
-    if isinstance(value, bytes) and chance < 0.9:
+    if isinstance(value, bytes):
         at = rng.randrange(len(value) + 1)
         return rng.choice([value[:at], value[at:], value[at:] + value, bytearray(value[at:])])
     if isinstance(value, float):

@@ -218,4 +218,4 @@ def state(rng: Random) -> Call:
     return Call("NativeBuffer", run, args, verify if len(args) == 3 else ends_too_soon)
 
 
-KINDS = {sha256: 4, widen: 6, gather: 4, drawn: 4, opened: 0.75, state: 0.25, shared: 0.25}
+KINDS = {sha256: 2, widen: 4, gather: 4, drawn: 4, opened: 0.75, state: 0.25, shared: 0.25}
