@@ -65,7 +65,9 @@ def other(rng: Random, value: Any) -> Any:
     chance = rng.random()
     if chance < 0.05:
         return rng.choice(OTHERS)
-    if isinstance(value, np.ndarray):
+    if (
+        isinstance(value, np.ndarray) and not value.dtype.hasobject
+    ):  # of Python's objects not all can be converted
         return numbers(rng, value) if chance < 0.5 else layout(rng, value)
     if isinstance(value, dict) and value:
         return damaged(rng, value)
@@ -123,7 +125,7 @@ def layout(rng: Random, array: np.ndarray) -> Any:
         return array[None] if rng.random() < 0.5 else array.reshape(-1)
     if kind == "strided" and array.size:  # NumPy repeats each of 2**40 rows that have no numbers
         return np.repeat(array, 2, axis=-1)[..., ::2]
-    if kind == "odd" and not array.dtype.hasobject:  # an address that is no multiple of the size of a number
+    if kind == "odd":  # an address that is no multiple of the size of a number
         raw = np.zeros(array.nbytes + 1, np.uint8)
         raw[1:] = np.frombuffer(array.tobytes(), np.uint8)
         return raw[1:].view(array.dtype).reshape(array.shape)
