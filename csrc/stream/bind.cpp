@@ -65,7 +65,6 @@ class PyShuffleBuffer final : public Opened {
 
     uint64_t read_through() {
         check_process();
-        if (buffer_->is_ahead()) throw py::value_error("read_through: expected no batch taken yet");
         try {
             const py::gil_scoped_release release;
             const std::lock_guard<std::mutex> alone(consuming_);
@@ -121,7 +120,7 @@ void bind_stream(py::module_& m) {
         .def("sample", &Buffer::sample, py::arg("n"), py::arg("timeout"),
              "The first rows [up to n, row bytes] uint8, before any batch was taken; None if there are none.")
         .def("read_through", &Buffer::read_through,
-             "A pass of the readers alone, before any batch was taken: reads, verifies, drops the rows, counts them.")
+             "A pass of the readers alone, before a batch or a sample was asked for: reads, verifies, drops the rows, counts them.")
         .def("numbers", &Buffer::numbers, "Counters as of the last batch.")
         .def("row_of", &Buffer::row_of, "Row numbers held as of the last batch, [held] int64.")
         .def("load", &Buffer::load, py::arg("row_of"), py::arg("rows"), py::kw_only(), py::arg("passes"),

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -52,7 +53,14 @@ void gather(const py::array& rows_any, const py::array& index_any, const py::arr
     };
     const py::gil_scoped_release release;
     std::vector<std::thread> others;
-    for (int i = 1; i < threads; ++i) others.emplace_back(work, i);
+    others.reserve(static_cast<std::size_t>(threads));
+    for (int i = 1; i < threads; ++i) {
+        try {
+            others.emplace_back(work, i);
+        } catch (const std::system_error&) {  // no thread to be had: this one does its part
+            work(static_cast<uint64_t>(i));
+        }
+    }
     work(0);
     for (std::thread& thread : others) thread.join();
 }

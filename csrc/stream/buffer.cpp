@@ -64,6 +64,7 @@ std::vector<uint8_t*> ShuffleBuffer::free_slots() const {
 }
 
 void ShuffleBuffer::start() {
+    begun_ = true;
     if (mixers_.size() == static_cast<size_t>(settings_.mixers)) return;
     if (!readers_) {
         readers_ = std::make_unique<Readers>(files_, settings_.readers, free_slots(), settings_.chunk_bytes);

@@ -84,7 +84,7 @@ class ShuffleBuffer {
     Status fill(std::chrono::milliseconds patience);
     void read(std::uint64_t n, std::uint8_t* out) const;  // the first n <= held rows, after `fill`
 
-    // A pass of the readers alone, whose rows are dropped and counted. Only before the first batch was asked for.
+    // A pass of the readers alone, whose rows are dropped and counted. Only before a batch or a sample was asked for.
     std::uint64_t read_through();
 
     bool is_ahead();
@@ -136,7 +136,7 @@ class ShuffleBuffer {
     Numbers numbers_, drawn_;  // now, and after the last draw: filling up after it is not part of the state
     std::deque<Mixed> ready_;  // or about to be
     Wanted wanted_ = Wanted::nothing;
-    bool mixing_ = false, stop_ = false, closed_ = false, ended_ = false, filled_ = false;
+    bool mixing_ = false, stop_ = false, closed_ = false, ended_ = false, filled_ = false, begun_ = false;
     std::exception_ptr error_;
     std::vector<std::thread> mixers_;
 };

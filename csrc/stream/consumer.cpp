@@ -71,6 +71,12 @@ void ShuffleBuffer::read(uint64_t n, uint8_t* out) const {
 }
 
 uint64_t ShuffleBuffer::read_through() {
+    {
+        const Lock lock(mutex_);
+        if (closed_) throw SourceError("source: expected an open buffer, this one was closed");
+        // other readers have the same places, and would write where this pass does
+        if (begun_) throw SourceError("read_through: expected that no batch and no sample was asked for yet");
+    }
     Readers readers(files_, settings_.readers, free_slots(), settings_.chunk_bytes);
     readers.seek(0);
     for (uint64_t rows = 0; rows < files_.rows();) {
@@ -110,7 +116,7 @@ void ShuffleBuffer::load(const State& state, const uint8_t* rows) {
     ready_.clear();
     error_ = nullptr;
     wanted_ = Wanted::nothing;
-    ended_ = filled_ = false;
+    ended_ = filled_ = begun_ = false;
     numbers_ = drawn_ = state.numbers;
     for (uint64_t i = 0; i < state.numbers.held; ++i) {
         const uint8_t* row = elsewhere_ ? nullptr : files_.in_memory(static_cast<uint64_t>(state.row_of[i]));

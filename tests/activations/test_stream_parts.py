@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import itertools
 import logging
 import sys
 
@@ -125,6 +126,28 @@ def test_reading_alone_reads_and_verifies_a_pass(tmp_path):
     path.write_bytes(data)
     buffer = opening.NativeBuffer(ShardSource(tmp_path / "acts"), 8, 32)
     with pytest.raises(ValueError, match="shard-00000.*corrupt: expected SHA-256"):
+        buffer._native.read_through()
+
+
+@pytest.mark.parametrize("ask", ["sample", "next"])
+def test_reading_alone_is_refused_once_other_readers_have_begun(tmp_path, ask):
+    rows = torch.randn(320, 8)
+    writer = ShardWriter(tmp_path / "acts", 8, torch.float32, shard_tokens=50)
+    writer.append(rows)
+    writer.close()
+    source = ShardSource(tmp_path / "acts")
+    want = list(itertools.islice(opening.NativeBuffer(source, 8, 32), 3))
+    buffer = opening.NativeBuffer(source, 8, 32)
+    first = buffer._native.sample(4, 5.0) if ask == "sample" else buffer._native.next(5.0)
+    assert first is not None
+    with pytest.raises(
+        ValueError, match="read_through: expected that no batch and no sample was asked for yet"
+    ):
+        buffer._native.read_through()
+    if ask == "sample":  # its readers wrote over rows that were held
+        assert all(torch.equal(one, two) for one, two in zip(want, itertools.islice(buffer, 3)))
+    buffer.close()
+    with pytest.raises(ValueError, match="expected an open buffer"):
         buffer._native.read_through()
 
 

@@ -99,31 +99,22 @@ class Folder:
 
 def opened(rng: Random) -> Call:
     """A buffer over memory or a file, opened, read, closed twice and read on; the file may end too soon."""
-    dtype, n, d_in = str(rng.choice(list(DTYPES))), max(1, size(rng)), max(1, size(rng))
-    rows, raw = rows_of(rng, n, d_in, dtype)
-    batch, seed = int(rng.integers(1, n + 1)), int(rng.integers(2**62))
-    capacity, cut = batch + int(rng.integers(0, 2 * n)), int(rng.choice([0, 0, 0, 1, raw.nbytes]))
+    dtype, n_rows, d_in = str(rng.choice(list(DTYPES))), max(1, size(rng)), max(1, size(rng))
+    rows, raw = rows_of(rng, n_rows, d_in, dtype)
+    batch, seed = int(rng.integers(1, n_rows + 1)), int(rng.integers(2**62))
+    capacity, cut = batch + int(rng.integers(0, 2 * n_rows)), int(rng.choice([0, 0, 0, 1, raw.nbytes]))
     path = None if rng.random() < 0.3 else Folder.file()
     segment: Any = raw
     if path is not None:
-        segment = {"path": str(path), "file_bytes": 4 + raw.nbytes, "offset": 4, "rows": n}
+        segment = {"path": str(path), "file_bytes": 4 + raw.nbytes, "offset": 4, "rows": n_rows}
         if rng.random() < 0.5:
             whole = [("x", 4, raw.nbytes)]
             sha = hashlib.sha256(b"meta" + b"x" + raw.tobytes()).hexdigest()
             segment |= {"meta": "meta", "sha256": sha, "parts": whole}
     sizes = {"d_in": d_in, "dtype": dtype, "batch": batch, "capacity": capacity, "seed": seed}
-    sizes |= {
-        "widen": False,
-        "skip": False,
-        "readers": threads(rng),
-        "mixers": threads(rng),
-    }
-    sizes |= {
-        "ahead": int(rng.integers(1, 4)),
-        "ring_bytes": int(rng.choice([0, 1, 1 << 12])),
-        "chunk_bytes": 64,
-    }
-    sizes |= {"direct": bool(rng.integers(2))}
+    sizes |= {"widen": False, "skip": False, "readers": threads(rng), "mixers": threads(rng)}
+    sizes |= {"ahead": int(rng.integers(1, 4)), "ring_bytes": int(rng.choice([0, 1, 1 << 12]))}
+    sizes |= {"chunk_bytes": 64, "direct": bool(rng.integers(2))}
     again = [raw[:0] if path is None else raw[:1], *(0, 0, 0, 0, 0)]
     args = {
         "segments": [segment],
@@ -137,10 +128,11 @@ def opened(rng: Random) -> Call:
         "at_once": rng.random() < 0.1,
         "load": rng.random() < 0.5,
         "twice": rng.random() < 0.5,
+        "through": rng.random() < 0.3,
     }
 
     def run(segments, cut, timeout, n, row_of, *values):
-        *values, again, at_once, load, twice = values
+        *values, again, at_once, load, twice, through = values
         if path is not None:
             path.write_bytes(b"head" + raw.tobytes())
         buffer = _C.stream.ShuffleBuffer(segments, **dict(zip(sizes, values)))
@@ -149,26 +141,28 @@ def opened(rng: Random) -> Call:
                 os.truncate(
                     path, max(0, 4 + raw.nbytes - (cut if isinstance(cut, int) and 0 <= cut < 2**31 else 0))
                 )
+            passed = buffer.read_through() if through else n_rows
             if path is None or not cut:
                 buffer.sample(n, timeout)
             batches = [buffer.next(timeout) for _ in range(3)]
             if at_once:
                 together(buffer, timeout)
-                return batches
+                return batches, passed
             buffer.numbers(), buffer.row_of()
             if load or not isinstance(again, list):
                 names = ("passes", "next_row", "skipped", "batches", "carried")
                 buffer.load(row_of, *again[:1], **dict(zip(names, again[1:])))
                 buffer.next(timeout)
-            return batches
+            return batches, passed
         finally:
             buffer.close()
             if twice:
                 buffer.close(), buffer.numbers(), buffer.row_of()
 
-    def verify(got: list[np.ndarray]) -> None:
+    def verify(got: tuple[list[np.ndarray], int]) -> None:
         plain = iter(ShuffleBuffer(TensorSource(rows), batch, capacity, seed))
-        for one in got:
+        assert got[1] == n_rows
+        for one in got[0]:
             assert one.tobytes() == next(plain).contiguous().view(torch.uint8).numpy().tobytes()
 
     return Call("ShuffleBuffer", run, args, verify if not cut else ends_too_soon)
