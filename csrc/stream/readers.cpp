@@ -62,7 +62,7 @@ void Readers::work(Slab& scratch) {
             Lock lock(mutex_);
             room_.wait(lock, [&] {
                 if (stop_) return true;
-                if (seeking_ || failed_) return false;
+                if (seeking_ || failed_ || files_.rows() == 0) return false;
                 ticket.piece = files_.piece(row_, chunk_bytes_);
                 if (ticket.piece.verify && verifying_.count(ticket.piece.segment)) return false;  // another thread does it
                 return may_start(ticket.piece);

@@ -129,6 +129,23 @@ def test_reading_alone_reads_and_verifies_a_pass(tmp_path):
         buffer._native.read_through()
 
 
+def test_reading_alone_finds_no_rows_where_there_are_none():
+    sizes = {
+        "d_in": 4,
+        "dtype": "float32",
+        "batch": 2,
+        "capacity": 4,
+        "seed": 0,
+        "widen": False,
+        "skip": False,
+    }
+    threads = {"readers": 2, "mixers": 1, "ahead": 1, "ring_bytes": 0, "chunk_bytes": 64, "direct": False}
+    for segments in ([], [np.zeros((0, 16), np.uint8)]):
+        buffer = stream.ShuffleBuffer(segments, **sizes, **threads)
+        assert buffer.read_through() == 0
+        assert buffer.sample(2, 5.0) is None and buffer.next(5.0) is None
+
+
 @pytest.mark.parametrize("ask", ["sample", "next"])
 def test_reading_alone_is_refused_once_other_readers_have_begun(tmp_path, ask):
     rows = torch.randn(320, 8)
