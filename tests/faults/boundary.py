@@ -146,7 +146,8 @@ def fuzz(
     calls: int, seed: int, budget: float, extension: Path | None = None, first: int = 0, most: int = 100
 ) -> dict[str, Any]:
     """Calls [first, first + calls) in processes of their own, a new one after each crash, for `budget` seconds or `most` faults."""
-    started, end, faults = time.time(), first + calls, []
+    started, end = time.time(), first + calls
+    faults: list[dict[str, Any]] = []
     counts: dict[str, int] = {}
     options = f"detect_leaks=0:allocator_may_return_null=1:alloc_dealloc_mismatch=0:max_allocation_size_mb={MEMORY >> 20}"
     options += ":quarantine_size_mb=16:malloc_context_size=5"  # freed memory is kept for many calls as it is
@@ -176,7 +177,8 @@ def fuzz(
                     at, since = now, time.time()
                 elif time.time() - since > HANG:
                     is_hung = True
-                    child.kill(), child.wait()
+                    child.kill()
+                    child.wait()
                     faults.append({"call": at, "fault": f"no end within {HANG:g} s"})
             at = int.from_bytes(os.pread(log.fileno(), 8, 0), "little")
             made += max(0, at - number)

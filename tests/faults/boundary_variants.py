@@ -19,7 +19,8 @@ def variants(seed: int, group: int, lane: int) -> Iterator[tuple[Call, dict[str,
     rng = np.random.default_rng((seed, group, lane))
     call = list(KINDS)[rng.choice(len(KINDS), p=SHARES)](rng)
     yield call, call.args
-    draws, made = random.Random(int(rng.integers(2**62))), {None}
+    draws = random.Random(int(rng.integers(2**62)))
+    made: set[Hashable] = {None}
     while args := call.args:
         while (found := difference(args, call.args)) in made:
             args = damaged(draws, call.args)
