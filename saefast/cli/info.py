@@ -44,9 +44,8 @@ def describe(path: Path) -> dict[str, Any]:
     """What `path` holds, as plain values."""
     from saefast import formats
     from saefast.activations.open import open_source
-    from saefast.files import load_tensors
     from saefast.sae import SAE
-    from saefast.train.run import run_folder
+    from saefast.train.run import checkpoint, run_folder
     from saefast.train.run.loggers import read_lines
 
     kinds = "a run, an SAE, a shard folder or an activation file"
@@ -68,7 +67,7 @@ def describe(path: Path) -> dict[str, Any]:
             raise InputError(f"{path / 'run.json'}: expected the description of a run") from None
         found["progress"] = {"step": 0, "of": total}
         if (path / "checkpoint.safetensors").exists():
-            _, meta, _ = load_tensors(path / "checkpoint.safetensors")
+            _, meta = checkpoint.read(path)
             found["progress"] = {"step": meta["step"], "of": total}
         lines = read_lines(path / "metrics.jsonl")
         found["last_metrics"] = lines[-1] if lines else None

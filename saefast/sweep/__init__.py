@@ -151,7 +151,8 @@ def sweep(
     if not fit(trainers, source, folders, resume, columns, shared_seed, workers):
         return None
     del trainers
-    rows = [pareto.described(label, folder) for label, folder in zip(labels, folders, strict=True)]
+    steps = members[0].train.total_steps
+    rows = [pareto.described(label, folder, steps) for label, folder in zip(labels, folders, strict=True)]
     good = [i for i, row in enumerate(rows) if "diverged" not in row]
     if held_out is not None:
         saes = {i: SAE.from_pretrained(folders[i]).to(device) for i in good}

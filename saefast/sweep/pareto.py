@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from saefast.errors import check
 from saefast.files import write_json
 from saefast.train.run import run_folder
 from saefast.train.run.loggers import read_lines
@@ -20,8 +21,12 @@ MARKERS = "osD^vPX"
 log = logging.getLogger("saefast")
 
 
-def described(name: str, folder: Path) -> dict[str, Any]:
-    """The row of the table for a run that is not evaluated: what it is, and its last metrics."""
+def described(name: str, folder: Path, steps: int) -> dict[str, Any]:
+    """The row of the table for a run of so many steps that is not evaluated: what it is, and its last metrics.
+
+    Raises:
+        InputError: run.json or metrics.jsonl is damaged, or the last line is gone.
+    """
     run = run_folder.read(folder)
     sae, train = run["sae"], run["train"]
     row = {"name": name, "activation": sae["activation"], "d_sae": sae["d_sae"], "k": sae["k"]}
@@ -30,6 +35,8 @@ def described(name: str, folder: Path) -> dict[str, Any]:
     last = lines[-1] if lines else {}
     if not (folder / "sae.safetensors").exists():
         return row | {"diverged": last.get("step", 0)}  # the last step that was logged
+    there, path = last.get("step", 0), folder / "metrics.jsonl"
+    check(there >= steps, f"{path}: expected the line of step {steps}, found none after that of step {there}")
     return row | {key: last[key] for key in ("tokens", "fvu", "l0", "dead_frac")}
 
 

@@ -30,6 +30,7 @@ from saefast.activations.shards import ShardWriter
 from saefast.cli.info import describe
 from saefast.files import digest
 from tests.faults.damage_inside import kinds_for
+from tests.faults.damaged_runs import RUNS
 from tests.helpers.format_cases import D_IN, EXACT, JUMP, NESTED, label, make, rows
 from tests.helpers.published import QWEN, lens_checkpoint, llama_scope, parts
 
@@ -41,6 +42,7 @@ class Subject(NamedTuple):
     make: Callable[[Path], Path | None]  # writes into a new folder; what to read, if not the folder
     read: Callable[[Path], Any]
     ours: bool
+    lost: bool = False  # whether a file may be gone, too
 
 
 def read_sae(path: Path) -> Any:
@@ -154,6 +156,7 @@ def subjects() -> list[Subject]:
     found.append(Subject("safetensors", arrays, read_rows, False))
     found.append(Subject("shards", shards, read_rows, True))
     found.append(Subject("run", run, read_run, True))
+    found += [Subject(name, *each, True, True) for name, each in RUNS.items()]
     return found
 
 
@@ -176,7 +179,7 @@ class Prepared:
         data = damage(self.whole[path], rng)
         same = data == self.whole[path]
         path.write_bytes(data)
-        if rng.random() < 0.01 and self.subject.read is read_sae:
+        if rng.random() < (0.05 if self.subject.lost else 0.01 * (self.subject.read is read_sae)):
             path.unlink()
             same = False
         started = time.perf_counter()

@@ -10,7 +10,6 @@ The SAE in the folder is always that of the checkpoint: while a run goes on ther
 the SAE of any checkpoint (`saefast.train.run.export`).
 """
 
-import logging
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,11 +20,21 @@ from saefast.activations.buffer import ShuffleBuffer
 from saefast.engine.state import State
 from saefast.errors import InputError, check
 from saefast.files import load_tensors, save_tensors
+from saefast.formats import saefast as own_format
 from saefast.train.run import run_folder
-
-log = logging.getLogger("saefast")
+from saefast.train.run.loggers import Curve
 
 CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
+# 0.1.0 before the GPU engine had no dead_capacity, and TopK only
+OLD: dict[str, Any] = {"dead_capacity": 0, "dense": False, "output_scale": 1.0}
+KINDS: dict[str, type] = {
+    "step": int,
+    "fired_tokens": int,
+    "dead_capacity": int,
+    "dense": bool,
+    "buffer": dict,
+}
+KINDS |= {"input_scale": float, "output_scale": float}
 
 
 def check_new(folder: Path, resume: bool) -> None:
@@ -35,33 +44,41 @@ def check_new(folder: Path, resume: bool) -> None:
 
 
 def open_run(
-    folder: Path, now: dict[str, Any], resume: bool, bytes_needed: int
+    folder: Path, now: dict[str, Any], resume: bool, bytes_needed: int, lines: list[dict[str, Any]]
 ) -> tuple[bool, run_folder.Described]:
-    """Begin a run in the folder, or check that `resume` fits what it holds. Whether there is a checkpoint to go on from, and
-    what the folder describes.
+    """Check that a run can begin in the folder, or that `resume` fits what it holds. Whether there is a checkpoint to go on
+    from, and what is to be in run.json. Nothing is written.
 
-    now: what `run_folder.describe` says of the run that is to begin or to go on.
+    now: what `run_folder.describe` says of the run that is to begin or to go on. lines: of metrics.jsonl.
 
     Raises:
-        InputError: the folder exists and resume is False; a config differs from the run's; too little disk space.
-        OSError: the folder cannot be written.
+        InputError: the folder exists and resume is False; a config differs from the run's; its checkpoint is gone; too
+            little disk space.
     """
     check_new(folder, resume)
     started = (folder / CHECKPOINT).exists()
     if started:
         described = run_folder.compare(folder, run_folder.read(folder), now)
-        if not described.id:  # of a run before runs had one
-            described.fields["id"] = now["id"]
-            run_folder.write(folder, described.fields)
     else:  # a new run, or one that was stopped before its first checkpoint
-        run_folder.write(folder, now)
-        described = run_folder.Described(now, {})
+        check_had_none(folder, lines)
+        described = run_folder.Described(now, {}, unwritten=True)
     free = shutil.disk_usage(folder).free
     check(
         free > bytes_needed,
         f"out: {folder} needs {bytes_needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free",
     )
     return started, described
+
+
+def check_had_none(folder: Path, lines: list[dict[str, Any]]) -> None:
+    """Raise InputError if a folder without a checkpoint is not that of a run that was stopped before its first one: a run
+    from the beginning would delete what there is. lines: of its metrics.jsonl."""
+    saved = [name for name in (own_format.WEIGHTS, own_format.CONFIG) if (folder / name).exists()]
+    if lines:  # the first checkpoint comes right after the line of its step
+        every = run_folder.read(folder)["train"].get("checkpoint_every")
+        saved += [METRICS] if not isinstance(every, int) or lines[-1]["step"] > every else []
+    missing = f"out: expected {CHECKPOINT} beside {', '.join(saved)} in {folder}, found none"
+    check(not saved, f"{missing}; restore it, or begin in another folder")
 
 
 def bytes_needed(state: State, buffer: ShuffleBuffer, averages: int = 0) -> int:
@@ -78,8 +95,11 @@ def save(
     tensors: dict[str, Tensor],
     scales: tuple[float, float],
     buffer: ShuffleBuffer,
+    key: str | None,
+    curve: Curve,
 ) -> None:
-    """Replace the checkpoint atomically. tensors: of the trainer, with those of its state."""
+    """Replace the checkpoint atomically. tensors: of the trainer, with those of its state. key: of run.json. curve: the
+    lines of metrics up to here."""
     tensors = dict(tensors)
     buffer_tensors, buffer_numbers = buffer.state_dict()
     tensors |= {f"buffer.{name}": tensor for name, tensor in buffer_tensors.items()}
@@ -91,6 +111,8 @@ def save(
         "input_scale": scales[0],
         "output_scale": scales[1],
         "buffer": buffer_numbers,
+        "key": key,
+        "curve": list(curve),
     }
     try:
         save_tensors(folder / CHECKPOINT, tensors, meta)
@@ -107,24 +129,49 @@ class Loaded(NamedTuple):
     scales: tuple[float, float]  # of input and output
     tensors: dict[str, Tensor]  # all of them
     buffer: tuple[dict[str, Tensor], dict[str, Any]]  # for its load_state_dict
+    curve: Curve | None  # None: of a run before checkpoints had it
 
 
-def load(folder: Path, state: State) -> Loaded:
-    """Restore `state` (in place, on its device) from the checkpoint."""
+def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and numbers of the checkpoint.
+
+    Raises:
+        InputError: it is missing, any bit of it is wrong, or it is another file; the message names it.
+    """
     path = folder / CHECKPOINT
     tensors, meta, _ = load_tensors(path)
-    for name, target in state.tensors().items():
+    fits = isinstance(meta, dict)
+    if fits:
+        meta = OLD | meta
+        fits = all(isinstance(meta.get(name), kind) for name, kind in KINDS.items()) and meta["step"] >= 0
+    check(fits, f"{path}: expected the checkpoint of a run, got another file of saefast")
+    return tensors, meta
+
+
+def load(folder: Path, state: State, key: str | None) -> Loaded:
+    """Restore `state` (in place, on its device) from the checkpoint. key: of run.json, the same in all checkpoints of a run.
+
+    Raises:
+        InputError: see `read`; it is of another run.
+    """
+    path = folder / CHECKPOINT
+    tensors, meta = read(folder)
+    same = key is None or meta.get("key", key) == key
+    check(
+        same, f"{path}: expected a checkpoint of the run of {folder / run_folder.RUN}, got one of another run"
+    )
+    targets = state.tensors()
+    for name, target in targets.items():
         found = (list(tensors[name].shape), tensors[name].dtype) if name in tensors else None
         expected = (list(target.shape), target.dtype)
         if found != expected:
             raise InputError(f"{path}: {name}: expected shape and dtype {expected}, got {found}")
+    for name, target in targets.items():
         target.copy_(tensors[name])
     state.step, state.fired_tokens = meta["step"], meta["fired_tokens"]
-    state.dead_capacity = meta.get("dead_capacity", 0)  # 0.1.0 before the GPU engine had none
-    state.dense = meta.get("dense", False)  # 0.1.0 had TopK only
+    state.dead_capacity, state.dense = meta["dead_capacity"], meta["dense"]
     state.refresh()
     prefix = "buffer."
     buffer_tensors = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-    return Loaded(
-        (meta["input_scale"], meta.get("output_scale", 1.0)), tensors, (buffer_tensors, meta["buffer"])
-    )
+    scales, curve = (meta["input_scale"], meta["output_scale"]), meta.get("curve")
+    return Loaded(scales, tensors, (buffer_tensors, meta["buffer"]), None if curve is None else Curve(*curve))

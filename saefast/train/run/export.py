@@ -8,7 +8,6 @@ import torch
 
 from saefast import formats
 from saefast.errors import InputError, check
-from saefast.files import load_tensors
 from saefast.formats.contents import Contents, Origin, source_metadata
 from saefast.sae import SAE
 from saefast.train.memory import out_of_memory_help
@@ -46,14 +45,16 @@ def export_checkpoint(run: str | Path, out: str | Path | None = None) -> Exporte
     sae_config, config = run_folder.configs_of(fields, run / run_folder.RUN)
     # what the weights are does not depend on what runs a step
     config = replace(config, backend="auto", cuda_graph=False, rescore=0)
-    tensors, _, _ = load_tensors(path)
+    tensors, _ = checkpoint.read(run)
     weight_dtype = torch.float32 if config.param_dtype == "fp32" else torch.bfloat16
     with out_of_memory_help(sae_config, config):
         sae = SAE(sae_config, 0, "cpu", weight_dtype)
         if (kept := tensors.get("params.b_dec")) is not None and kept.dtype == torch.float64:
             sae, config = sae.double(), replace(config, backend="reference")
         trainer = Stepper(sae, config)
-    (trainer.input_scale, trainer.output_scale), tensors, _ = checkpoint.load(run, trainer.state)
+    (trainer.input_scale, trainer.output_scale), tensors, *_ = checkpoint.load(
+        run, trainer.state, fields["key"]
+    )
     trainer.load_tensors(tensors)
     sae.metadata = source_metadata(fields["source"]) | fields["metadata"]
     try:

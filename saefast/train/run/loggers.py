@@ -2,13 +2,14 @@
 
 import errno
 import json
+import logging
 import math
 import os
 import zlib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -28,6 +29,8 @@ SPEED, CHECKSUM = (
     "tokens_per_second",
     "crc32",
 )  # a line's checksum is of all but its speed, the one thing that varies
+
+log = logging.getLogger("saefast")
 
 
 class Log:
@@ -76,7 +79,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: a damaged line; names it.
     """
-    found = []
+    found: list[dict[str, Any]] = []
     *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
     # half a line has no second brace after its end; where there is more, the end of the line itself is damaged
     lines += [last] if b"}" in last[:-1] else []
@@ -88,18 +91,38 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         # lines of older runs have no checksum
         whole = isinstance(line, dict) and isinstance(line.get("step"), int)
         whole = whole and (line[CHECKSUM] == checksum(line) if CHECKSUM in line else not renamed(line))
+        whole = whole and (not found or line["step"] > found[-1]["step"])  # a line that is there twice
         check(whole, f"{path}: line {number} is damaged (the run goes on when the line is deleted)")
         found.append(line)
     return found
 
 
-def begin_jsonl(path: Path, step: int) -> int:
-    """Drop the lines after `step` (and a half-written last one): the resumed run writes them again. Returns the last
-    step that had a line."""
-    lines = read_lines(path)
-    kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
-    write_atomic(path, lambda temporary: temporary.write_text("".join(kept)))
-    return max((line["step"] for line in lines), default=0)
+class Curve(NamedTuple):
+    """Which lines a metrics.jsonl has, for the checkpoint: a file of which lines are gone is whole in itself."""
+
+    lines: int = 0
+    crc32: int = 0  # of their checksums
+
+    def with_line(self, line: dict[str, Any]) -> "Curve":
+        return Curve(self.lines + 1, zlib.crc32(checksum(line).to_bytes(4, "little"), self.crc32))
+
+
+def curve_of(path: Path, lines: list[dict[str, Any]], step: int, expected: Curve | None) -> Curve:
+    """What `lines` are, those up to `step`. expected: what the checkpoint says; if lines are gone, it is said here."""
+    found = Curve()
+    for line in lines:
+        found = found.with_line(line)
+    if expected is not None and found != expected:
+        got = f"found {found.lines}" if found.lines != expected.lines else "some of them are of another run"
+        log.warning(
+            f"{path}: expected the {expected.lines} lines of this run up to step {step}, {got}: "
+            "the curve has a gap, the training has none"
+        )
+    return found
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    write_atomic(path, lambda temporary: temporary.write_text("".join(json.dumps(e) + "\n" for e in lines)))
 
 
 def open_logger(

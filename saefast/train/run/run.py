@@ -41,11 +41,15 @@ class Run:
         self.metrics: Metrics | None = None
         self.error: InputError | None = None  # what ended it before the others
         self._send: list[loggers.Log] = []
-        self._id, self._sent = "", 0  # of the run; the last step that has a line of metrics
+        self._described = run_folder.Described({"id": "", "key": None}, {})
+        self._lines: list[dict[str, Any]] = []  # of metrics that there are when the run is opened
+        self._curve = loggers.Curve()  # of the lines now
+        self._expected: loggers.Curve | None = None  # what the checkpoint says of them
         self._release: Callable[[], None] = lambda: None
 
     def open(self, resume: bool) -> BufferState | None:
-        """Make the folder; or go on from its checkpoint, and give the state of the buffer when that was written."""
+        """Make the folder; or read its checkpoint, and give the state of the buffer when that was written. No file is
+        written before all that are read are known to be whole."""
         trainer, buffer, found = self.trainer, self.buffer, None
         state, config = trainer.state, trainer.config
         self._logged_step = state.step
@@ -58,25 +62,31 @@ class Run:
         machine = {"backend": trainer.ops.NAME, "device": trainer.sae.b_dec.device.type}
         now = run_folder.describe(trainer.sae, config, source, machine | trainer.notes)
         self._release = run_folder.lock(self.folder)
-        started, described = checkpoint.open_run(self.folder, now, resume, needed)
+        self._lines = loggers.read_lines(self.folder / checkpoint.METRICS)
+        started, self._described = checkpoint.open_run(self.folder, now, resume, needed, self._lines)
         if started:
-            (trainer.input_scale, trainer.output_scale), tensors, found = checkpoint.load(self.folder, state)
+            loaded = checkpoint.load(self.folder, state, self._described.fields["key"])
+            (trainer.input_scale, trainer.output_scale), tensors, found, self._expected = loaded
             trainer.load_tensors(tensors)
-            run_folder.record(self.folder, described, config, state.step)
-        self._id = described.id
-        self._sent = loggers.begin_jsonl(self.folder / checkpoint.METRICS, state.step)
         self._logged_step = state.step
         return found
 
     def begin(self, sample: Callable[[Columns], Tensor], median: Callable[[Tensor], Tensor]) -> None:
         """sample: rows to start from, for a run at step 0."""
-        if self.trainer.state.step == 0:
-            self.trainer.initialize(sample(self.columns), median)
-        self._send = self._open_loggers()
+        trainer, step = self.trainer, self.trainer.state.step
+        if step == 0:
+            trainer.initialize(sample(self.columns), median)
         self._logged_at = time.perf_counter()
-        if self.folder is not None and self.trainer.state.step < self.trainer.config.total_steps:
+        if self.folder is None:
+            return
+        run_folder.record(self.folder, self._described, trainer.config, step)
+        metrics, kept = self.folder / checkpoint.METRICS, [e for e in self._lines if e["step"] <= step]
+        self._curve = loggers.curve_of(metrics, kept, step, self._expected)
+        if step < trainer.config.total_steps:
+            loggers.write_lines(metrics, kept)  # those after `step`, or half of one, come again
             for name in (own_format.WEIGHTS, own_format.CONFIG):  # again when it ends or is stopped
                 (self.folder / name).unlink(missing_ok=True)
+            self._send = self._open_loggers(self.folder)
 
     def step(self, rows: Tensor) -> None:
         """One step, which may run beside those of other runs."""
@@ -97,6 +107,7 @@ class Run:
                 self._resample()
             if step % config.log_every == 0 or step == n_steps:
                 line = self._line(self.metrics, self.buffer.skipped)
+                self._curve = self._curve.with_line(line)
                 for to in self._send:
                     to(line)
             if step % config.checkpoint_every == 0 and step < n_steps:
@@ -127,7 +138,8 @@ class Run:
             self.trainer.check_loss(self.metrics)
             trainer = self.trainer
             scales = trainer.scale, trainer.output_scale
-            checkpoint.save(self.folder, trainer.state, trainer.tensors(), scales, self.buffer)
+            named = self._described.fields["key"], self._curve
+            checkpoint.save(self.folder, trainer.state, trainer.tensors(), scales, self.buffer, *named)
 
     def export(self) -> None:
         """Write the SAE as it is now."""
@@ -173,14 +185,13 @@ class Run:
             state.fired_tokens = 0
         return line
 
-    def _open_loggers(self) -> list[loggers.Log]:
-        if self.folder is None:
-            return []
+    def _open_loggers(self, folder: Path) -> list[loggers.Log]:
         config = self.trainer.config
         described = {"sae": asdict(self.trainer.sae.config), "train": asdict(config)}
-        at = self._id, self.trainer.state.step, self._sent
-        services = [loggers.open_logger(name, self.folder, described, *at) for name in config.loggers]
-        return [loggers.jsonl(self.folder / checkpoint.METRICS), *services]
+        sent = self._lines[-1]["step"] if self._lines else 0
+        at = self._described.id, self.trainer.state.step, sent
+        services = [loggers.open_logger(name, folder, described, *at) for name in config.loggers]
+        return [loggers.jsonl(folder / checkpoint.METRICS), *services]
 
 
 @torch.no_grad()

@@ -46,6 +46,7 @@ class Described(NamedTuple):
 
     fields: dict[str, Any]
     changes: Changes
+    unwritten: bool = False  # whether run.json does not hold `fields` yet
 
     @property
     def id(self) -> str:
@@ -67,7 +68,18 @@ def describe(sae: Any, train: TrainConfig, source: dict[str, Any], machine: dict
         "metadata": sae.metadata,  # of an SAE that was trained before, as `origin`
         "origin": origin,
     }
-    return dict(json.loads(json.dumps(found)))  # so that tuples compare with what was read back
+    found = dict(json.loads(json.dumps(found)))  # so that tuples compare with what was read back
+    return found | {"key": key_of(found)}
+
+
+def key_of(fields: dict[str, Any]) -> str:
+    """Checksum of what stays as it is when a run goes on: a checkpoint has that of its run."""
+    train = {
+        name: value for name, value in fields["train"].items() if name not in (*FREE, *ROUNDING, *SCHEDULE)
+    }
+    source = {name: value for name, value in fields["source"].items() if name != "path"}
+    kept = {name: fields.get(name) for name in ("sae", "metadata", "origin", "start")}
+    return digest({}, json.dumps(kept | {"train": train, "source": source}, sort_keys=True))[:32]
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -83,7 +95,7 @@ def read(folder: Path) -> dict[str, Any]:
     )
     check(is_run, f"{folder / RUN}: expected the description of a run")
     found["source"] = {"seed": found["train"].get("seed"), "columns": None} | found["source"]  # older runs
-    return {"id": "", "metadata": {}, "origin": None} | found
+    return {"id": "", "metadata": {}, "origin": None, "key": None} | found
 
 
 def write(folder: Path, fields: dict[str, Any]) -> None:
@@ -139,6 +151,8 @@ def compare(folder: Path, found: dict[str, Any], now: dict[str, Any]) -> Describ
     ]
     if other:
         log.warning(f"the run was started with {'; '.join(other)}: it goes on, but not to the same bits")
+    if not found["id"]:  # of a run before runs had one
+        return Described(found | {"id": now["id"]}, changes, unwritten=True)
     return Described(found, changes)
 
 
@@ -156,7 +170,9 @@ def _close(was: Any, now: Any) -> bool:
 
 
 def record(folder: Path, described: Described, train: TrainConfig, step: int) -> None:
-    """Write what has changed at `step` to run.json, and say what it does."""
+    """Write what is new at `step` to run.json, and say what a change does."""
+    if described.unwritten:
+        write(folder, described.fields)
     if not described.changes:
         return
     fields, changes = described.fields, described.changes
