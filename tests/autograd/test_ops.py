@@ -146,11 +146,16 @@ def test_cpu_equals_reference(shape):
     auto, plain = (functools.partial(sae_forward, backend=name) for name in ("auto", "reference"))
     got, want = auto(*tensors, k), plain(*tensors, k)
     assert torch.equal(got[2], want[2])
-    pairs = list(zip(got[:2], want[:2])) + list(
-        zip(gradients(auto, tensors, k), gradients(plain, tensors, k))
-    )
+    generator = torch.Generator().manual_seed(9)
+    above = [torch.randn(value.shape, generator=generator) for value in want[:2]]
+
+    def gradients_of(result):
+        """With given ones of the outputs: those of a loss would magnify the rounding of x_hat."""
+        return torch.autograd.grad(result[:2], tensors, above)
+
+    pairs = [*zip(got[:2], want[:2]), *zip(gradients_of(got), gradients_of(want))]
     for a, b in pairs:  # sums of fp32 in another order: small ones of large terms
-        assert not b.numel() or float((a - b).abs().max()) <= 1e-5 * float(b.abs().max())
+        assert not b.numel() or float((a - b).abs().max()) <= 3e-6 * float(b.abs().max())
 
 
 def test_backend_is_chosen_by_device_and_name(monkeypatch):
