@@ -78,7 +78,8 @@ def n_candidates(pre_acts: Tensor, k: int) -> float:
 
 
 def test_candidates_are_hardly_more_than_chosen() -> None:
-    assert 1 <= n_candidates(random_pre_acts(3, 2049), 5) < 1.3
+    """1.12 times as many on average over seeds, with a standard deviation of 0.03; of 3 rows it would be 0.1."""
+    assert 1 <= n_candidates(random_pre_acts(30, 2049), 5) < 1.3
 
 
 @pytest.mark.each_value
