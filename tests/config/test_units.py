@@ -24,8 +24,9 @@ SCALED = {
 
 
 def rows():
-    """With a mean, and rows of unequal norm, which tell the scalings apart."""
-    generator = torch.Generator().manual_seed(0)
+    """With a mean, and rows of unequal norm, which tell the scalings apart. The seed is not that of the SAEs: they would
+    begin with the directions of the data."""
+    generator = torch.Generator().manual_seed(1000)
     directions = torch.nn.functional.normalize(torch.randn(60, D, generator=generator), dim=1)
     codes = (torch.rand(6000, 60, generator=generator) < 0.05) * (
         0.5 + torch.rand(6000, 60, generator=generator)
@@ -56,8 +57,11 @@ def test_a_recipe_is_its_numbers_in_the_units_of_its_source(name):
 
 
 def test_the_recipe_of_gemma_scope_gives_a_sparse_code():
-    """In units of sqrt(d_in) its penalty was d_in times too small: an L0 of 514 of 1152 in place of 59."""
-    assert result("gemma-scope-jumprelu", rows(), total_tokens=60_000).l0 < 12
+    """In units of sqrt(d_in) its penalty was d_in times too small: an L0 of 514 of 1152 in place of 59. Here 0.77 to 0.80
+    of the L0 of such a penalty, whatever the seeds."""
+    name, x = "gemma-scope-jumprelu", rows()
+    too_small = recipe(name)[1]["sparsity_coefficient"] / D
+    assert result(name, x).l0 < 0.9 * result(name, x, sparsity_coefficient=too_small).l0
 
 
 WAYS = {
