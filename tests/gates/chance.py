@@ -3,6 +3,7 @@ instructions, and says which fail.
 
     python -m tests.gates.chance --runs 20 tests/activations tests/config
     python -m tests.gates.chance --runs 1 --first 7 PATH::TEST     the seventh of them again
+    python -m tests.gates.chance --today FOLDER                    one, whose number is that of the day: what CI runs
 
 `make test` draws the same numbers in every run (tests/conftest.py). What fails here shows a tolerance that fits one seed, a
 test that asks the clock, or an error of the code. Run i has what `environment(i)` says; run 0 is as `make test`.
@@ -28,7 +29,11 @@ CPUS: tuple[dict[str, str], ...] = (
 def environment(run: int) -> dict[str, str]:
     """What differs between the runs, for the processes that a test starts, too."""
     seeds = {"SEED_SHIFT": str(run), "PYTHONHASHSEED": str(run)}
-    return seeds | {"OMP_NUM_THREADS": str(1 + run // 2 % 2)} | CPUS[run % len(CPUS)]
+    threads = {
+        "OMP_NUM_THREADS": str(1 + run // 2 % 2),
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }  # waiting ones leave the cores to others
+    return seeds | threads | CPUS[run % len(CPUS)]
 
 
 def failures(run: int, arguments: list[str]) -> tuple[list[str], str]:
@@ -61,8 +66,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--first", type=int, default=1, help="number of the first run")
+    parser.add_argument("--today", action="store_true", help="one run, whose number is that of the day")
     arguments, of_pytest = parser.parse_known_args()
     failed: dict[str, list[int]] = defaultdict(list)
+    if arguments.today:
+        arguments.first, arguments.runs = int(time.time() // 86_400), 1
     runs = range(arguments.first, arguments.first + arguments.runs)
     for run in runs:
         begun = time.perf_counter()
@@ -78,6 +86,7 @@ def main() -> None:
         )
     for name, found in sorted(failed.items()):
         print(f"failed in {len(found)} of {len(runs)} runs: {name} (runs {', '.join(map(str, found))})")
+        print(f"    again: python -m tests.gates.chance --runs 1 --first {found[0]} '{name}'")
     sys.exit(bool(failed))
 
 

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -43,3 +44,21 @@ def test_runs_differ_in_seed_threads_and_instructions():
     runs = [chance.environment(run) for run in range(12)]
     assert len({run["SEED_SHIFT"] for run in runs}) == 12
     assert len({(run["OMP_NUM_THREADS"], run.get("ATEN_CPU_CAPABILITY")) for run in runs}) == 6
+
+
+def test_the_run_of_today_has_the_number_of_the_day_and_says_how_to_make_it_again(monkeypatch, capsys):
+    asked = []
+
+    def failures(run, arguments):
+        asked.append((run, arguments))
+        return ["tests/a.py::test_a[1 - 2]"], "1 failed"
+
+    clock = SimpleNamespace(time=lambda: 86_400 * 20_787 + 5, perf_counter=lambda: 0)
+    monkeypatch.setattr(chance, "failures", failures)
+    monkeypatch.setattr(chance, "time", clock)
+    monkeypatch.setattr(sys, "argv", ["chance", "--today", "-n", "auto", "tests/a.py"])
+    with pytest.raises(SystemExit) as end:
+        chance.main()
+    assert end.value.code == 1 and asked == [(20_787, ["-n", "auto", "tests/a.py"])]
+    again = "again: python -m tests.gates.chance --runs 1 --first 20787 'tests/a.py::test_a[1 - 2]'"
+    assert again in capsys.readouterr().out
