@@ -37,9 +37,9 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
         {"ema_decay": 0.5},
         True,
     ),
-    "jumprelu, muon": (
+    "jumprelu, adamw": (
         {"activation": "jumprelu"},
-        {"penalty": "l0", "sparsity_coefficient": 0.1, "optimizer": "muon"},
+        {"penalty": "l0", "sparsity_coefficient": 0.1, "optimizer": "adamw"},
         False,
     ),
 }
