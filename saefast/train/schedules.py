@@ -27,7 +27,7 @@ def lr_at(config: TrainConfig, step: int, d_sae: int) -> float:
     fall = max(0.0, min(1.0, (n + 1 - step) / decay if decay else 1.0))
     if config.decay == "cosine":
         fall = (1 - math.cos(math.pi * fall)) / 2
-    return peak_lr(config, d_sae) * max(0.0, min(1.0, rise, fall))
+    return peak_lr(config, d_sae) * min(rise, fall)
 
 
 def sparsity_at(config: TrainConfig, step: int) -> float:
