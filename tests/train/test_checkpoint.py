@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import saefast
-from saefast.activations.sources import TensorSource
+from saefast.activations.sources import IterableSource, TensorSource
+from saefast.train.run import checkpoint
 from tests.helpers.stopped_runs import assert_same, result, train, trainer_of
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -61,3 +62,21 @@ def test_resume_with_something_else_names_what_differs(tmp_path, change):
     trainer = trainer_of(k, seed=seed)
     with pytest.raises(saefast.InputError, match=f"{change}: the run in .* was started with"):
         trainer.fit(TensorSource(torch.randn(rows, 16)), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("kind", ["random access", "one by one"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"ema_decay": 0.9}, {"optimizer": "signum"}, {"state_dtype": "int8"}],
+    ids=["plain", "average", "signum", "int8"],
+)
+def test_the_disk_that_a_run_asks_for_is_what_it_writes(tmp_path, kind, options, monkeypatch):
+    """Two checkpoints at once, the SAE, and a megabyte for everything else."""
+    asked, count = [], checkpoint.bytes_needed
+    monkeypatch.setattr(checkpoint, "bytes_needed", lambda *given: asked.append(count(*given)) or asked[-1])
+    rows = torch.randn(20_000, 64)
+    source = TensorSource(rows) if kind == "random access" else IterableSource(list(rows.split(1000)), 64)
+    config = saefast.TrainConfig(total_tokens=64, batch_size=64, buffer_tokens=16_384, **options)
+    saefast.Trainer(saefast.SAE(saefast.SAEConfig(d_in=64, d_sae=2048, k=4)), config).fit(source, tmp_path)
+    saved, exported = ((tmp_path / f"{name}.safetensors").stat().st_size for name in ("checkpoint", "sae"))
+    assert 2**20 - 2**14 < asked[0] - 2 * saved - exported <= 2**20

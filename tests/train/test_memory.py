@@ -55,6 +55,97 @@ def test_memory_of_clipping_and_auxk():
     assert memory_bytes(*A, n_dead=100)["auxk"] < memory_bytes(*A, n_dead=200)["auxk"]
 
 
+SMALL = 10, 6, 128, 3  # rows, d_in, d_sae, k
+WEIGHTS = 2 * 6 * 128
+
+
+def test_what_a_small_step_takes_counted_by_hand():
+    got = memory_bytes(*SMALL, n_dead=5, micro_batch_size=4)
+    assert got == {
+        "weights": 4 * WEIGHTS + 4 * (128 + 6),
+        "copies": 2 * WEIGHTS,  # bf16
+        "moments": 2 * 4 * WEIGHTS + 2 * 4 * (128 + 6),
+        "gradients": 0,
+        "counters": 8 * 128 + 8 * 128,  # two of int64
+        "batch": 10 * 6 * (4 + 2 + 2)
+        + 10 * 4,  # x, and in bf16 what is centred and the error; a loss per row
+        "pre-activations": 2 * 10 * 128 + 2 * 10 * 128 // 64,  # and the largest of each 64
+        "code and groups": 10 * 3 * (4 + 4 + 8) + 4 * 128,
+        # 5 rows of both matrices and their gradients, 4 rows of pre-activations and of their gradients; slots
+        "auxk": 5 * (2 * 6 * 2 + 2 * 6 * 4 + 4 * 2 + 4 * 2) + 4 * 128,
+    }
+
+
+def test_what_each_setting_of_a_small_step_changes():
+    plain = memory_bytes(*SMALL)
+
+    def changed(**options):
+        now = memory_bytes(*SMALL, **options)
+        return {name: now.get(name, 0) - size for name, size in plain.items() if now[name] != size} | {
+            name: now[name] for name in now.keys() - plain.keys()
+        }
+
+    assert changed(compute_bytes=2, input_bytes=4, chunk_bytes=8 * 2**30, clip=False, n_dead=0) == {}
+    assert changed(input_bytes=8) == {"batch": 4 * 10 * 6}
+    assert changed(chunk_bytes=1000) == {"pre-activations": 1000 - 2 * 10 * 128}
+    assert changed(clip=True) == {"gradients": 4 * WEIGHTS}
+    rounds = {"copies": -2 * WEIGHTS, "weights": -2 * WEIGHTS}
+    assert changed(param_dtype="bf16") == rounds
+    # two moments of both matrices in one byte each, with a scale for every row
+    assert changed(state_dtype="int8") == {"moments": -2 * 3 * WEIGHTS + 2 * 2 * 128 * 4}
+    assert changed(n_dead=5) == {"auxk": 5 * (2 * 6 * 6 + 2 * 10 * 2) + 4 * 128}
+    assert changed(n_dead=5, micro_batch_size=99) == changed(n_dead=5)
+    assert changed(compute_bytes=4) == {
+        "copies": -2 * WEIGHTS,
+        "batch": 10 * 6 * 4,
+        "pre-activations": 2 * 10 * 128 + 2 * 10 * 128 // 64,
+    }
+
+
+@pytest.mark.parametrize("compute_bytes", [2, 4])
+def test_a_step_needs_room_beside_what_is_held_already(compute_bytes):
+    sae = saefast.SAEConfig(d_in=6, d_sae=139, k=3)  # 13 of them may be dead
+
+    def free(**options):
+        options = {"batch_size": 10, "micro_batch_size": 4} | options
+        return memory.free_for_steps(sae, saefast.TrainConfig(total_tokens=1, **options), compute_bytes)
+
+    batch, code = 10 * 6 * (4 + 2 * compute_bytes) + 40, 10 * 3 * 16 + 4 * 139
+    pre_acts = compute_bytes * 10 * 139 + compute_bytes * 10 * 139 // 64
+    auxk = 13 * (2 * 6 * (compute_bytes + 4) + 2 * 4 * compute_bytes) + 4 * 139
+    assert free() == batch + code + pre_acts + auxk
+    assert free(auxk_alpha=0.0) == batch + code + pre_acts
+    assert free(grad_clip=1.0) - free() == 2 * 6 * 139 * 4
+    assert free() == free(param_dtype="fp32", state_dtype="bf16")  # moments are held
+
+
+@pytest.mark.parametrize(
+    "options,helps",
+    [
+        (
+            {"grad_clip": 1.0},
+            "grad_clip = None, state_dtype = 'int8', param_dtype = 'split', a micro_batch_size below ",
+        ),
+        ({"state_dtype": "int8", "auxk_alpha": 0.0}, "param_dtype = 'split', a smaller batch_size"),
+        (
+            {"param_dtype": "split", "micro_batch_size": 8},
+            "state_dtype = 'int8', param_dtype = 'bf16', a smaller batch",
+        ),
+        (
+            {"param_dtype": "bf16", "state_dtype": "int8"},
+            "a micro_batch_size below batch_size, a smaller batch_size",
+        ),
+    ],
+)
+def test_what_helps_is_what_is_not_set_yet(options, helps):
+    with pytest.raises(saefast.InputError) as caught, out_of_memory_help(SAE, config(**options)):
+        raise torch.OutOfMemoryError("tried to allocate")
+    message, listed = str(caught.value), training_bytes(SAE, config(**options))
+    assert f"; less with {helps}" in message
+    assert f"need {sum(listed.values()) / 1e9:.2f} GB" in message
+    assert ("gradients 68.72 GB" in message) == ("grad_clip" in options) and " 0.00 GB" not in message
+
+
 def test_a_config_is_turned_into_bytes():
     n_weights = 2 * 4096 * 2**21
     need = training_bytes(SAE, config())
