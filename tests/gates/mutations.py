@@ -62,6 +62,7 @@ class Redirect:
 
 sys.meta_path.insert(0, Redirect)
 """
+CLOSEST = 2  # so many of a file's tests run by themselves before all of them do
 LIMIT = 1800  # seconds, for a loop without end
 fork = multiprocessing.get_context("fork")
 
@@ -179,7 +180,7 @@ class Watch:
             self.sender.send((report.nodeid, "slow" in report.keywords))
 
 
-def session(mutant: Mutant, folder: Path, sender: Connection, quick: bool) -> None:
+def session(mutant: Mutant, tests: list[str], quick: bool, folder: Path, sender: Connection) -> None:
     """In a process of its own: the tests, with the mutant in place of its original."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.environ["PYTHONPATH"], sys.dont_write_bytecode = str(folder), True  # the first for processes of tests
@@ -194,25 +195,33 @@ def session(mutant: Mutant, folder: Path, sender: Connection, quick: bool) -> No
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     marked = "not gpu and not slow" if quick else "not gpu"
     options = ["-x", "-q", "--tb=no", "--assert=plain", "-p", "no:cacheprovider", "-m", marked]
-    status = pytest.main([*options, *tests_of(mutant.path)], plugins=[Watch(sender)])
+    status = pytest.main([*options, *tests], plugins=[Watch(sender)])
     sender.send((f"pytest ends with {status!r}" if status else "", False))
 
 
 def run(mutant: Mutant, quick: bool) -> tuple[str, bool]:
     """The first test that notices, "" if there is none, and whether it is a slow one."""
+    tests = tests_of(mutant.path)
+    found = noticed(
+        mutant, tests[:CLOSEST], True
+    )  # to collect all of them takes longer than most mutants live
+    return found if found[0] else noticed(mutant, tests, quick)
+
+
+def noticed(mutant: Mutant, tests: list[str], quick: bool) -> tuple[str, bool]:
     receiver, sender = fork.Pipe(duplex=False)
     with tempfile.TemporaryDirectory() as folder:
-        child = fork.Process(target=session, args=(mutant, Path(folder), sender, quick))
+        child = fork.Process(target=session, args=(mutant, tests, quick, Path(folder), sender))
         child.start()
         sender.close()
         try:
             if receiver.poll(LIMIT):
                 return receiver.recv()
-            child.terminate()
             return f"no end after {LIMIT} s", False
         except EOFError:
             return "the process dies", False
         finally:
+            child.terminate()
             child.join()
 
 
