@@ -41,7 +41,7 @@ BELONGS = {
     "saefast/activations/": "tests/activations",
     "saefast/formats/": "tests/formats",
     "saefast/config/": "tests/config",
-    "saefast/config/recipes": "tests/config/test_recipe_numbers.py tests/config tests/cli/test_recipe_flags.py",
+    "saefast/config/recipes": "tests/config/test_recipe_numbers.py tests/config/test_recipes.py tests/config/test_units.py",
     "saefast/train/": "tests/train",
     "saefast/train/end_to_end": "tests/train/test_end_to_end.py tests/train/test_end_to_end_fit.py",
     "saefast/train/memory": "tests/train/test_memory.py",
@@ -199,13 +199,13 @@ def session(mutant: Mutant, tests: list[str], quick: bool, folder: Path, sender:
     sender.send((f"pytest ends with {status!r}" if status else "", False))
 
 
-def run(mutant: Mutant, quick: bool) -> tuple[str, bool]:
+def run(mutant: Mutant, quick: bool, closest: bool) -> tuple[str, bool]:
     """The first test that notices, "" if there is none, and whether it is a slow one."""
     tests = tests_of(mutant.path)
     found = noticed(
         mutant, tests[:CLOSEST], True
     )  # to collect all of them takes longer than most mutants live
-    return found if found[0] else noticed(mutant, tests, quick)
+    return found if found[0] or closest else noticed(mutant, tests, quick)
 
 
 def noticed(mutant: Mutant, tests: list[str], quick: bool) -> tuple[str, bool]:
@@ -232,13 +232,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[""], help="what the path of the file begins with")
     parser.add_argument("--line", type=int)
     parser.add_argument("--quick", action="store_true", help="only the tests of `make test`")
+    parser.add_argument("--closest", action="store_true", help="only those of the two closest files")
     options = parser.parse_args()
     assert not kernels.ON_GPU and importlib.import_module("triton.language")
     importlib.import_module("hypothesis")  # once for all mutants
     counts: defaultdict[Path, Counter[str]] = defaultdict(Counter)
     for mutant in sample(options.only, options.line, options.count, options.seed):
         begun = time.perf_counter()
-        test, slow = run(mutant, options.quick)
+        test, slow = run(mutant, options.quick, options.closest)
         by = "nothing" if not test else "make test-all alone" if slow else "make test"
         counts[mutant.path][by] += 1
         old = (ROOT / mutant.path).read_bytes()[mutant.start : mutant.end].decode()
