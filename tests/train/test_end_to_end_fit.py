@@ -1,5 +1,7 @@
 """Training end to end over many steps: the rate of each, where it begins, and how often the contexts are read."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -42,6 +44,10 @@ def test_the_defaults():
     norms = trained.point.capture(tokens()).norm(dim=-1)
     trained.gradients(tokens())
     assert trained.max_norm == pytest.approx(10 * float(norms.median()))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.lr = 1.0
+    with pytest.raises(TypeError):
+        EndToEndConfig("ce")  # by name only
     assert trained.input_scale == pytest.approx((32 / float(norms.square().mean())) ** 0.5, rel=1e-5)
 
 
