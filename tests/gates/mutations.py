@@ -63,7 +63,7 @@ class Redirect:
 sys.meta_path.insert(0, Redirect)
 """
 CLOSEST = 2  # so many of a file's tests run by themselves before all of them do
-LIMIT = 1800  # seconds, for a loop without end
+LIMIT = 900  # seconds, for a loop without end
 fork = multiprocessing.get_context("fork")
 
 
