@@ -8,8 +8,7 @@ The SAE is spliced in at a hook point and the gradient comes back through the re
 
 KL alone is "e2e", KL and distances at the layers after it "e2e + downstream" (Braun et al. 2024, arXiv 2405.12241, who
 do not divide by ||a||^2; here a token with a huge norm counts like any other). sparsify calls KL or cross-entropy alone
-`kl` and `ce`. The model runs twice for a step, as it is and with the SAE, so training from cached activations
-(`saefast.Trainer`) is many times faster.
+`kl` and `ce`. The model runs twice a step; training from cached activations (`saefast.Trainer`) is many times faster.
 """
 
 import math
@@ -96,8 +95,7 @@ class EndToEnd:
         hook: where the SAE goes, see `saefast.activations.hooks`; it gives activations [n, L, d_in].
         drop_ids: token ids whose rows stay as they are (special tokens), like the attention sinks.
 
-    `max_norm` is the norm above which a row is a sink, from the tokens of the first step;
-    `saefast.interp.splice.evaluate_in_model` takes it, too.
+    `max_norm`, the norm above which a row is a sink, is of the first step's tokens; `evaluate_in_model` takes it, too.
 
     Raises:
         InputError: unknown hook point, not a TopK SAE, weights kept in another format than the biases.
@@ -196,11 +194,10 @@ class EndToEnd:
         loss = (kl if self.config.loss == "kl" else ce) + weight * fvu
         loss += self.config.downstream_coefficient * downstream
         grads = [param.grad for param in self.params]
-        finite = math.isfinite(loss) and all(g is not None and bool(g.isfinite().all()) for g in grads)
-        if not finite:
+        if not (math.isfinite(loss) and all(g is not None and bool(g.isfinite().all()) for g in grads)):
             self.optimizer.zero_grad()
-        got = f"a loss of {loss} at step {self.n_steps + 1}"
-        check(finite, f"tokens: expected a finite loss and gradient, got {got}; nothing was changed")
+            got = f"a loss of {loss} at step {self.n_steps + 1}"
+            check(False, f"tokens: expected a finite loss and gradient, got {got}; nothing was changed")
         return Metrics(loss, kl, ce, ce_clean, fvu, downstream, float((top_acts > 0).sum()) / len(x))
 
     def _backward(self, part: Tensor, n_predictions: int, n_tokens: int) -> tuple[Tensor, Tensor]:
@@ -274,13 +271,16 @@ class EndToEnd:
         layouts = TokenRows(points, parts[0], self.kwargs).layouts
         check(set(layouts) == {Layout(0, 1)}, f"hook: expected activations [n, L, width], got {layouts}")
         captured = [capture_all(points, part, **self.kwargs)[0] for part in parts]
-        finite = all(bool(activations.isfinite().all()) for activations in captured)
+        finite = all(bool(given.isfinite().all()) for given in captured)
         check(finite, f"tokens: expected finite activations at {self.point.name!r}, got NaN or Inf")
         if self.max_norm is None and self.config.sink_ratio:
             norms = torch.cat([activations.flatten(0, -2).norm(dim=1) for activations in captured])
             self.max_norm = self.config.sink_ratio * float(norms.median())
         x = torch.cat([self._rows(given, part)[0] for given, part in zip(captured, parts, strict=True)])
-        mean_square = float(x.double().square().sum(dim=1).mean()) if len(x) else 0.0
+        if not len(x):  # they are refused, and the next ones decide
+            self.max_norm = None if self.config.sink_ratio else math.inf
+            return x
+        mean_square = float(x.double().square().sum(dim=1).mean())
         self.input_scale = math.sqrt(self.sae.config.d_in / mean_square) if mean_square > 0 else 1.0
         return x
 

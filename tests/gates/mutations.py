@@ -43,7 +43,7 @@ BELONGS = {
     "saefast/config/": "tests/config",
     "saefast/config/recipes": "tests/config/test_recipe_numbers.py tests/config/test_recipes.py tests/config/test_units.py",
     "saefast/train/": "tests/train",
-    "saefast/train/end_to_end": "tests/train/test_end_to_end.py tests/train/test_end_to_end_fit.py",
+    "saefast/train/end_to_end": "tests/train/test_end_to_end.py tests/train/test_end_to_end_fit.py tests/interp/test_splice_rows.py",
     "saefast/train/memory": "tests/train/test_memory.py",
     "saefast/train/run/": "tests/train",
     "saefast/train/schedules": "tests/train/test_schedules.py tests/config/test_recipes.py tests/train/test_trainer.py",

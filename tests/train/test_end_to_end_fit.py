@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from saefast import SAE, SAEConfig
+from saefast import SAE, InputError, SAEConfig
 from saefast.sae import geometric_median
 from saefast.train.end_to_end import EndToEnd, EndToEndConfig
 from tests.helpers import tiny_lm
@@ -71,3 +71,31 @@ def test_b_dec_begins_at_the_geometric_median_of_the_first_batch_if_it_is_0(monk
         rows = trained.point.capture(tokens()).flatten(0, 1)
         want = torch.full((32,), value) if value else geometric_median(rows)
         assert torch.allclose(trained.sae.b_dec, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("sink_ratio", [1.5, None])
+def test_tokens_that_were_refused_decide_nothing(sink_ratio):
+    """Neither the scale nor the norm of sinks is that of a batch without a row for the SAE."""
+    ends = []
+    for refused in (True, False):
+        trained = EndToEnd(
+            SAE(SAEConfig(d_in=32, d_sae=64, k=4)),
+            tiny_lm.model(),
+            HOOK,
+            EndToEndConfig(sink_ratio=sink_ratio),
+            [1],
+        )
+        if refused:
+            with pytest.raises(
+                InputError, match="^tokens: expected rows for the SAE, got special tokens and att"
+            ):
+                trained.step(torch.ones(2, 3, dtype=torch.int64))
+            assert trained.input_scale is None and trained.n_steps == 0
+        trained.step(tokens())
+        ends.append((trained.max_norm, trained.input_scale, *(param.data for param in trained.params)))
+    assert ends[0][:2] == ends[1][:2] and all(torch.equal(a, b) for a, b in zip(ends[0][2:], ends[1][2:]))
+
+
+def test_two_tokens_are_a_context():
+    metrics = trainer().step(tokens()[:, :2])
+    assert 0 < metrics.ce < 100 and 0 < metrics.l0 <= 4
