@@ -91,6 +91,14 @@ def test_a_latent_that_is_active_in_one_token_of_the_batch_takes_no_part(
     assert (float(metrics.auxk_loss) > 0) == (n_active == 0 or not counted)
 
 
+@pytest.mark.parametrize("dense", [False, True])
+def test_what_is_active_in_the_batch_is_not_dead_at_any_threshold(dense):
+    trainer = trainer_of("relu", dense, count_before_auxk=True, dead_feature_threshold=1)
+    trainer.state.num_tokens_since_fired.fill_(60)
+    assert float(trainer.step(torch.ones(6, 4) + torch.rand(6, 1)).auxk_loss) == 0
+    assert trainer.state.dead_capacity == 4 and (trainer.state.fired == 6).all()
+
+
 def test_room_for_the_dead_without_any_changes_no_gradient():
     """Also where the reconstruction learns from AuxK's loss: it must not get that of an e_hat that is not there."""
     x, after = torch.eye(4)[1:3].repeat(3, 1) + 0.1 * torch.rand(6, 4), []

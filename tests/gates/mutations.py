@@ -51,7 +51,9 @@ BELONGS = {
 }
 SWAPS = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "==", "in": "not in", "is": "is not"}
 SWAPS |= {"+": "-", "-": "+", "*": "+", "/": "*", "//": "*", "@": "+", "&": "|", "and": "or", "or": "and"}
-SAYS_ONLY = ast.Assert | ast.Raise | ast.JoinedStr  # checks of our own calls, and messages
+SAYS_ONLY = (
+    ast.Assert | ast.Raise | ast.JoinedStr
+)  # checks of our own calls, as zip's `strict` is, and messages
 REDIRECT = """
 import importlib.util, sys
 
@@ -100,7 +102,7 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
             yield from change(left, start, end, gap.replace(old, SWAPS[old]))
 
     def visit(node: ast.AST) -> Iterator[Mutant]:
-        if isinstance(node, SAYS_ONLY):
+        if isinstance(node, SAYS_ONLY) or (isinstance(node, ast.keyword) and node.arg == "strict"):
             return
         if isinstance(node, ast.Compare):
             yield from operator(node.left, node.comparators[0])
