@@ -5,6 +5,7 @@ import torch
 
 import saefast
 from saefast.engine.auxk import capacity, find_dead, largest
+from tests.helpers.architecture_cases import CASES, gradients, oracle, set_up
 
 SILENT = torch.tensor([5, 20, 3, 10, 40, 9])  # tokens since each was active
 
@@ -113,3 +114,17 @@ def test_room_for_the_dead_without_any_changes_no_gradient():
         after.append((metrics.loss, metrics.grad_norm, *trainer.sae.params))
     for with_room, without in zip(*after):
         assert torch.equal(with_room, without)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "auxk" in name])
+@pytest.mark.parametrize("n_dead", [1, 2])
+def test_gradients_with_few_dead_latents_equal_autograd_of_the_formula(name, n_dead):
+    setup = set_up(CASES[name])
+    silent = setup.trainer.state.num_tokens_since_fired
+    silent.zero_()
+    silent[[0, 3][:n_dead]] = 60
+    loss, _, want = oracle(setup)
+    metrics, got = gradients(setup)
+    assert float(metrics.loss) == pytest.approx(float(loss), rel=1e-9) and metrics.auxk_loss > 0
+    for key, grad in want.items():
+        torch.testing.assert_close(got[key], grad, rtol=1e-7, atol=1e-10, msg=lambda m, k=key: f"{k}: {m}")
