@@ -61,3 +61,19 @@ def test_a_penalty_that_overflows_changes_no_weight(dense, norm_weighted):
     assert metrics.penalty == metrics.loss == torch.inf and metrics.fvu.isfinite()
     for was, now in zip(before, trainer.sae.params):
         assert torch.equal(was, now)
+
+
+@pytest.mark.parametrize("activation", ["batch_topk", "matryoshka"])
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_the_threshold_of_batch_topk_follows_the_smallest_activations(activation, backend):
+    """The first batch sets it; the second has 10/11 of it, the third 10/12: a mean of the latest tenth."""
+    if saefast.backend.unavailable(backend):
+        pytest.skip(saefast.backend.unavailable(backend))
+    trainer, want = trainer_of(activation, False, lr=1e-30, backend=backend), 0.0
+    for n, smallest in enumerate((0.5, 2.0, 1.0), 1):
+        trainer.step(
+            torch.tensor([[9.0, 0, 8, 7], [0, 7, 6, 2 * smallest]])
+        )  # an activation is half of an entry
+        want += 10 / (9 + n) * (smallest - want)
+        assert float(trainer.state.extra["threshold"].value) == pytest.approx(want, rel=1e-5)
+        assert int(trainer.state.counter) == trainer.state.step == n
