@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 # The longest beginning counts.
 BELONGS = {
     "saefast/reference": "tests/test_reference.py tests/test_reference_cpu.py tests/engine tests/autograd",
-    "saefast/engine/": "tests/engine/test_architectures.py tests/engine/test_step.py tests/engine tests/train/test_trainer.py",
+    "saefast/engine/": "tests/engine/test_step_metrics.py tests/engine/test_architectures.py tests/engine tests/train/test_trainer.py",
     "saefast/native/": "tests/native/test_step.py tests/native/test_given.py tests/native/test_encode.py tests/native/test_topk.py",
     "saefast/activations/": "tests/activations",
     "saefast/formats/": "tests/formats",
@@ -64,7 +64,7 @@ class Redirect:
 
 sys.meta_path.insert(0, Redirect)
 """
-CLOSEST = 2  # so many of a file's tests run by themselves before all of them do
+CLOSEST = 2  # so many of BELONGS, and the test named after the file, run by themselves before all do
 LIMIT = 900  # seconds, for a loop without end
 fork = multiprocessing.get_context("fork")
 
@@ -156,11 +156,12 @@ def sample(only: list[str], line: int | None, count: int, seed: int) -> list[Mut
     return [mutant for turn in zip_longest(*parts) for mutant in turn if mutant][:count]
 
 
-def tests_of(path: Path) -> list[str]:
-    """The one named after the file before all others."""
+def tests_of(path: Path) -> tuple[list[str], list[str]]:
+    """The closest, and all of them. The one named after the file before all others."""
     tests = BELONGS[part_of(path.as_posix())].split()
     own = [f"{folder}/test_{path.stem}.py" for folder in tests]
-    return [test for test in own if (ROOT / test).exists()] + tests
+    own = [test for test in own if (ROOT / test).exists()]
+    return own + tests[:CLOSEST], own + tests
 
 
 class Watch:
@@ -203,10 +204,8 @@ def session(mutant: Mutant, tests: list[str], quick: bool, folder: Path, sender:
 
 def run(mutant: Mutant, quick: bool, closest: bool) -> tuple[str, bool]:
     """The first test that notices, "" if there is none, and whether it is a slow one."""
-    tests = tests_of(mutant.path)
-    found = noticed(
-        mutant, tests[:CLOSEST], True
-    )  # to collect all of them takes longer than most mutants live
+    near, tests = tests_of(mutant.path)
+    found = noticed(mutant, near, True)  # to collect all of them takes longer than most mutants live
     return found if found[0] or closest else noticed(mutant, tests, quick)
 
 
@@ -234,7 +233,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[""], help="what the path of the file begins with")
     parser.add_argument("--line", type=int)
     parser.add_argument("--quick", action="store_true", help="only the tests of `make test`")
-    parser.add_argument("--closest", action="store_true", help="only those of the two closest files")
+    parser.add_argument("--closest", action="store_true", help="only the closest tests, see CLOSEST")
     options = parser.parse_args()
     assert not kernels.ON_GPU and importlib.import_module("triton.language")
     importlib.import_module("hypothesis")  # once for all mutants
