@@ -77,3 +77,18 @@ def test_the_threshold_of_batch_topk_follows_the_smallest_activations(activation
         want += 10 / (9 + n) * (smallest - want)
         assert float(trainer.state.extra["threshold"].value) == pytest.approx(want, rel=1e-5)
         assert int(trainer.state.counter) == trainer.state.step == n
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("activation,dense", WAYS)
+def test_a_loss_that_is_not_finite_changes_no_weight(activation, dense, bad):
+    """Also where nothing but the loss tells: the square of 1e30 is Inf, all else is finite, without a variance."""
+    trainer = trainer_of(activation, dense, loss="mse", backend="reference")
+    trainer.input_scale = trainer.output_scale = 1.0
+    before = [param.clone() for param in trainer.sae.params]
+    x = torch.rand(4, 4)
+    x[1, 2] = bad
+    metrics = trainer.step(x, checked=True)
+    assert not metrics.loss.isfinite()
+    for was, now in zip(before, trainer.sae.params):
+        assert torch.equal(was, now)
