@@ -59,9 +59,7 @@ def test_goodfire(name, described, end, tmp_path):
     x = rows()
     want = (x @ W_enc.bfloat16().float().T + b_enc).relu() @ W_dec + b_dec
     torch.testing.assert_close(sae(x).x_hat, want)
-    assert (
-        sae.metadata.get("hook_name") == {"L": f"model.layers.{name[-6:-4].strip('l.')}"}.get(name[0]) or True
-    )
+    assert sae.metadata == described
     assert sae.origin.dtypes["W_enc"] == "bfloat16" and sae.origin.dtypes["b_enc"] == "float32"
 
 
