@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from saefast import SAE, InputError, formats
-from saefast.formats.places import places
+from saefast.formats.places import inside, listing, places, what_is
 from tests.helpers.format_cases import JUMP, make
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
@@ -203,3 +203,91 @@ def test_a_run_that_is_not_finished_says_what_makes_an_sae_of_it(tmp_path):
 )
 def test_places(files, found):
     assert places(files) == found
+
+
+@pytest.mark.parametrize(
+    "files,found",
+    [
+        (["ae.pt", "x/1.pt", "x/y/2.pt"], [""]),  # what is below a folder's SAE is a part of it
+        (["a/ae.pt", "a/b/c/1.pt", "d/1.pt"], ["a", "d/1.pt"]),
+        (["a/b/layer_10.safetensors", "a/b/layer_9.safetensors"], [f"a/b/layer_{i}.safetensors" for i in (9, 10)]),
+        (["layer_x.safetensors", "a.pth", "scheduler.pt"], ["a.pth"]),
+    ],
+)  # fmt: skip
+def test_files_count_where_no_folder_does(files, found):
+    assert places(files) == found
+
+
+def test_a_list_has_at_most_20_names():
+    names = [f"n{i}" for i in range(22)]
+    assert listing(names[:20]) == ", ".join(names[:20])
+    assert listing(names[:21]) == ", ".join(names[:20]) + " and 1 more"
+    assert listing(names) == ", ".join(names[:20]) + " and 2 more"
+
+
+def test_a_folder_is_searched_five_levels_deep_and_no_further_than_it_is_large(tmp_path, monkeypatch):
+    for folder in ("1/2/3/4/5", "a/2/3/4/5/6", ".hidden/x"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "cfg.json").touch()
+    assert inside(tmp_path) == ["1/2/3/4/5"]
+    for name in ("m/x", "m/y", "m/x/z"):
+        (tmp_path / "many" / name).mkdir(parents=True, exist_ok=True)
+    for i in range(3):
+        (tmp_path / "many" / f"{i}.txt").touch()
+    (tmp_path / "many" / "m" / "x" / "ae.pt").touch()
+    for most, found in ((3, ["m/x"]), (2, [])):  # of more than that, the folders below are left out
+        monkeypatch.setattr("saefast.formats.places.MOST", most)
+        assert inside(tmp_path / "many") == found
+
+
+def write(**files):
+    """What makes a folder with these files."""
+
+    def into(path):
+        for name, text in files.items():
+            (path / name.replace("__", ".")).write_text(text)
+
+    return into
+
+
+ALONE = [  # one sign of a kind without the other
+    (write(W_enc_0__safetensors=""), "a cross-layer transcoder, which saefast does not compute"),
+    (write(config__yaml="model_kind: cross_layer_transcoder"), "a cross-layer transcoder, which saefast"),
+    (lambda path: (path / "latents").mkdir(), r"a folder of other files \(latents\)$"),
+    (write(run_config__json="{}"), r"a folder of other files \(run_config.json\)$"),
+    (write(index__json='{"format": "other"}'), r"a folder of other files \(index.json\)$"),
+    (write(other__json='{"format": "saefast-activations"}'), r"a folder of other files \(other.json\)$"),
+    (write(config__json='{"architectures": ["A"]}'), r"a language model \(\['A'\]\)"),
+    (write(config__json=json.dumps({"model_type": "m" * 50})), rf"a language model \({'m' * 40}\)"),
+    (write(config__json='{"x": 1}'), r"a folder of other files \(config.json\)$"),
+    (write(config__json="[1]"), r"a folder of other files \(config.json\)$"),
+    (write(a__txt="", x__safetensors=""), r"a folder of arrays \(a.txt, x.safetensors\) without the config"),
+]
+
+
+@pytest.mark.parametrize("make_it,said", ALONE)
+def test_half_of_a_sign_says_what_is_there(make_it, said, tmp_path):
+    make_it(tmp_path)
+    with pytest.raises(InputError, match=rf", {tmp_path} is {said}"):
+        SAE.from_pretrained(tmp_path)
+
+
+MORE_FILES = [
+    ("x.zst", b"(\xb5/\xfd", r"an archive \(zstd\): unpack it first"),
+    ("x.7z", b"7z\xbc\xaf", r"an archive \(7z\): unpack it first"),
+    ("x.h5", b"\x89HDF", "an HDF5 file"),
+    ("x", b"<html>", "a web page, not the file that was to be downloaded"),
+    ("x.zip", b"hello", "a .zip file of another kind"),
+    ("x.data", b"PK\x03\x04", "a .data file of another kind"),
+    ("nothing", b"hello", "a nameless file of another kind"),
+    ("x.tar", bytes(257) + b"ustar", r"an archive \(tar\): unpack it first"),
+    ("x.tar", bytes(256) + b"ustar" + bytes(9), "a .tar file of another kind"),
+    *((f"x.{kind}", b"x", f"weights in a .{kind} file") for kind in ("bin", "ckpt", "msgpack", "onnx", "h5")),
+]
+
+
+@pytest.mark.parametrize("name,content,said", MORE_FILES)
+def test_a_file_is_named_by_how_it_begins_or_ends(name, content, said, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    assert what_is(tmp_path / name).startswith(said.replace("\\", ""))
+    assert what_is(tmp_path / "gone.txt") == "an empty file"
