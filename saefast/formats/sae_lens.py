@@ -137,7 +137,8 @@ def modern(config: dict[str, Any], path: Path) -> dict[str, Any]:
     if version is not None and not str(version).startswith(tuple("12345")):
         return config
     renamed = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
-    config = {renamed.get(key, key): value for key, value in config.items()}
+    # its version goes too: with it, what is written of this config would be taken for an older one again
+    config = {renamed.get(key, key): value for key, value in config.items() if key != "sae_lens_version"}
     norm = config.get("normalize_activations") or "none"
     config["normalize_activations"] = "expected_average_only_in" if norm is True else norm
     check(not config.get("finetuning_scaling_factor"), f"{path}: finetuning_scaling_factor: expected false")
