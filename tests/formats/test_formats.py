@@ -24,6 +24,16 @@ REFUSED = [
     ("llamascopium", GATED, "no activation 'gated'"),
     ("llamascopium", {"k": 3, "input_norm": "layer_norm"}, "no layer norm"),
     ("sae_lens", {"k": 3, "layers": 2}, "no crosscoders"),
+    ("sae_lens", GATED | TRANSCODER, "no transcoder with activation 'gated'"),
+    ("dictionary_learning", JUMP | {"d_out": 4, "pre_bias": False}, "no output of another width"),
+    ("dictionary_learning", {"k": 3, "input_norm": "layer_norm"}, "no normalisation of rows"),
+    ("sparsify", {"k": 3, "input_norm": "constant_norm"}, "no normalisation of rows"),
+    ("openai", {"activation": "relu", "input_norm": "layer_norm"}, "no 'relu' with other rows than 'none'"),
+    ("gemma_scope", JUMP | {"input_norm": "layer_norm"}, "no normalisation of rows"),
+    ("openai", {"activation": "relu", "d_out": 4, "pre_bias": False}, "no transcoders"),
+    ("llamascopium", {"activation": "group_max", "k": 4}, "no activation 'group_max'"),
+    ("llamascopium", {"k": 3, "d_out": 4, "pre_bias": False}, "no such transcoder"),
+    ("llamascopium", {"k": 3, "skip": True} | TRANSCODER, "no such transcoder"),
 ]
 
 
