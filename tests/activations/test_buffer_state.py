@@ -1,11 +1,13 @@
 """The shuffle buffer's numbers: the places it draws stay the same in every version, and what its state may say."""
 
+import numpy as np
 import pytest
 import torch
 
 from saefast import InputError
 from saefast.activations.buffer import COUNTERS, ShuffleBuffer, counters, draw
 from saefast.activations.native_buffer import NativeBuffer
+from saefast.activations.open import open_source
 from saefast.activations.sources import IterableSource, TensorSource
 from tests.helpers.batches import numbered, same, take
 
@@ -201,3 +203,14 @@ def test_the_largest_and_the_smallest_sizes_of_the_native_buffer():
     same(take(NativeBuffer(TensorSource(numbered(50)), 1, 1, 2**64 - 1, **options), 60), want)
     want = take(ShuffleBuffer(TensorSource(numbered(50)), 8, 8), 20)
     same(take(NativeBuffer(TensorSource(numbered(50)), 8, 8, readers=1, mixers=1), 20), want)
+
+
+def test_a_state_over_a_file_is_restored(tmp_path):
+    """Its rows are read again, where those of a tensor in memory are used where they are."""
+    np.save(tmp_path / "x.npy", numbered(50).numpy())
+    sizes = open_source(tmp_path / "x.npy"), 8, 20
+    for first_kind in (ShuffleBuffer, NativeBuffer):
+        first, second = first_kind(*sizes), NativeBuffer(*sizes)
+        drawn = take(first, 4)
+        second.load_state_dict(*first.state_dict())
+        same(drawn + take(second, 12), take(ShuffleBuffer(*sizes), 16))
