@@ -51,8 +51,9 @@ def drawn(seed, batch, held, n):
 
 
 @pytest.mark.parametrize(
-    "seed,batch,held,n", [(0, 0, 40, 10), (7, 3, 1000, 1000), (2**64 - 1, 12345, 10_007, 99), (1, 1, 1, 1), (5, 2, 7, 7)]
-)  # fmt: skip
+    "seed,batch,held,n",
+    [(0, 0, 40, 10), (7, 3, 1000, 1000), (2**64 - 1, 12345, 10_007, 99), (1, 1, 1, 1), (5, 2, 7, 7)],
+)
 def test_the_places_of_a_batch_are_those_of_the_formula(seed, batch, held, n):
     assert draw(seed, batch, held, n).tolist() == drawn(seed, batch, held, n)
 

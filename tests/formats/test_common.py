@@ -95,13 +95,17 @@ def test_a_tensor_is_taken_as_it_is_and_once():
         (torch.ones(2, 6), (2, 7), r"expected shape \[2, 7\], got \[2, 6\]"),
         (torch.ones(2), (2, 1), r"expected shape \[2, 1\], got \[2\]"),
         ("text", (2,), r"expected shape \[2\], got str"),
-        (torch.ones(2, 6).to_sparse(), (2, 6), "expected floating-point numbers, got torch.float32, torch.sparse"),
+        (
+            torch.ones(2, 6).to_sparse(),
+            (2, 6),
+            "expected floating-point numbers, got torch.float32, torch.sparse",
+        ),
         (torch.ones(2, device="meta"), (2,), "expected floating-point numbers, got torch.float32, .*, meta"),
         (torch.ones(20, 1).expand(20, 6), (20, 6), r"refused, 20 numbers that declare \[20, 6\]"),
         (torch.ones(1).half().expand(3), (3,), r"refused, 1 numbers that declare \[3\]"),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_tensor_that_is_none_of_an_sae_is_refused(tensor, shape, message):
     with pytest.raises(InputError, match=rf"^w\.pt: x: {message}"):
         taken(tensor, *shape)

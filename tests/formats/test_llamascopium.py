@@ -29,7 +29,11 @@ def written(folder, place="sae_weights.safetensors", config=None, **tensors):
     return folder
 
 
-PLACES = [f"{stem}.{end}" for stem in ("sae_weights", "checkpoints/pruned", "checkpoints/final") for end in ("safetensors", "pt")]  # fmt: skip
+PLACES = [
+    f"{stem}.{end}"
+    for stem in ("sae_weights", "checkpoints/pruned", "checkpoints/final")
+    for end in ("safetensors", "pt")
+]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -114,7 +118,18 @@ def test_each_side_has_its_norm(tmp_path):
     )
 
 
-@pytest.mark.parametrize("norm", [None, torch.ones(2), torch.tensor(0.0), torch.tensor(-1.0), torch.tensor(math.inf), torch.tensor(math.nan)], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "norm",
+    [
+        None,
+        torch.ones(2),
+        torch.tensor(0.0),
+        torch.tensor(-1.0),
+        torch.tensor(math.inf),
+        torch.tensor(math.nan),
+    ],
+    ids=str,
+)
 def test_a_norm_that_is_no_positive_number_is_refused(norm, tmp_path):
     folder = written(tmp_path, config={"norm_activation": "dataset-wise"}, **{f"{NORM}a": norm})
     with pytest.raises(InputError, match=r"dataset_average_activation_norm\.a: expected a positive number"):

@@ -210,10 +210,13 @@ def test_places(files, found):
     [
         (["ae.pt", "x/1.pt", "x/y/2.pt"], [""]),  # what is below a folder's SAE is a part of it
         (["a/ae.pt", "a/b/c/1.pt", "d/1.pt"], ["a", "d/1.pt"]),
-        (["a/b/layer_10.safetensors", "a/b/layer_9.safetensors"], [f"a/b/layer_{i}.safetensors" for i in (9, 10)]),
+        (
+            ["a/b/layer_10.safetensors", "a/b/layer_9.safetensors"],
+            [f"a/b/layer_{i}.safetensors" for i in (9, 10)],
+        ),
         (["layer_x.safetensors", "a.pth", "scheduler.pt"], ["a.pth"]),
     ],
-)  # fmt: skip
+)
 def test_files_count_where_no_folder_does(files, found):
     assert places(files) == found
 

@@ -10,19 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from saefast import SAE, InputError, SAEConfig, TrainConfig, Trainer, formats
 from tests.helpers.format_cases import EXACT, JUMP, label, make, rows
+from tests.helpers.published import raw
 
 DTYPES = [torch.bfloat16, torch.float32, torch.float16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2]
 NAMES = {"dictionary_learning": "ae.pt", "openai": "autoencoder.pt"}
-
-
-def raw(folder):
-    """Path and tensors of the weights in a folder of any format."""
-    (path,) = [path for path in folder.iterdir() if path.suffix != ".json"]
-    if path.suffix == ".npz":
-        with np.load(path) as file:
-            return path, {name: torch.from_numpy(file[name]) for name in file.files}
-    found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
-    return path, found
 
 
 def rewrite(path, tensors):

@@ -11,9 +11,8 @@ from safetensors.torch import save_file
 
 import saefast
 from saefast import SAE, InputError, formats
-from tests.formats.test_precision import raw
 from tests.helpers.format_cases import D_IN, GATED, JUMP, NESTED, TRANSCODER, make, rows
-from tests.helpers.published import llama_scope, parts
+from tests.helpers.published import llama_scope, parts, raw
 
 CONFIGS = {"sae_lens": "cfg.json", "sparsify": "cfg.json"}
 LENS = {"device": "cpu", "reshape_activations": "none", "d_in": 6, "d_sae": 20, "dtype": "float32"}
@@ -58,7 +57,11 @@ WRITTEN = [
         LENS | {"architecture": "standard", "normalize_activations": "constant_norm_rescale"},
     ),
     ("sae_lens", GATED, LENS | {"architecture": "gated"}),
-    ("sparsify", {"k": 3}, SPARSIFY | {"activation": "topk", "k": 3, "transcode": False, "skip_connection": False}),
+    (
+        "sparsify",
+        {"k": 3},
+        SPARSIFY | {"activation": "topk", "k": 3, "transcode": False, "skip_connection": False},
+    ),
     (
         "sparsify",
         {"k": 4, "activation": "group_max"},
@@ -77,15 +80,28 @@ WRITTEN = [
         {"activation": "relu", "pre_bias": False},
         trainer("StandardTrainerAprilUpdate", "AutoEncoderNew"),
     ),
-    ("gemma_scope", JUMP | {"d_out": 4, "pre_bias": False, "skip": True}, GEMMA | {"affine_connection": True}),
+    (
+        "gemma_scope",
+        JUMP | {"d_out": 4, "pre_bias": False, "skip": True},
+        GEMMA | {"affine_connection": True},
+    ),
     ("gemma_scope", JUMP | TRANSCODER, GEMMA | {"affine_connection": False}),
     (
         "llamascopium",
         {"k": 3, "pre_bias": False, "input_norm": "constant_norm"},
         SCOPIUM
-        | {"act_fn": "topk", "norm_activation": "token-wise", "top_k": 3, "sparsity_include_decoder_norm": False},
+        | {
+            "act_fn": "topk",
+            "norm_activation": "token-wise",
+            "top_k": 3,
+            "sparsity_include_decoder_norm": False,
+        },
     ),
-    ("llamascopium", {"activation": "relu", "pre_bias": False}, SCOPIUM | {"act_fn": "relu", "norm_activation": "inference"}),
+    (
+        "llamascopium",
+        {"activation": "relu", "pre_bias": False},
+        SCOPIUM | {"act_fn": "relu", "norm_activation": "inference"},
+    ),
     (
         "llamascopium",
         {"k": 3, "scale_by_norm": True} | TRANSCODER,
@@ -93,7 +109,7 @@ WRITTEN = [
         | {"hook_point_out": "layers.3.out", "act_fn": "topk", "norm_activation": "inference", "top_k": 3}
         | {"sparsity_include_decoder_norm": True},
     ),
-]  # fmt: skip
+]
 
 
 def config_of(folder, format):

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -52,3 +53,13 @@ def lens_checkpoint(folder, options, factor):
         json.dumps({"scaling_factor": factor, "has_whitening": False})
     )
     return sae
+
+
+def raw(folder):
+    """Path and tensors of the weights in a folder of any format."""
+    (path,) = [path for path in folder.iterdir() if path.suffix != ".json"]
+    if path.suffix == ".npz":
+        with np.load(path) as file:
+            return path, {name: torch.from_numpy(file[name]) for name in file.files}
+    found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    return path, found

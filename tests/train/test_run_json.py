@@ -195,7 +195,13 @@ TOLD = [  # step, config of the SAE, options of the run, what is asked now -> wh
     ),
     (12, SAE, {}, {"lr": 1.125}, "lr 0.9 instead of 0.8"),  # as high as it is, and not higher
     (0, SAE, {}, {"lr": 2.0}, "lr 2 instead of 1"),
-    (4, RELU, LP, {"total_tokens": 40 * 64}, "lr 1 instead of 1, sparsity_coefficient 0.2 instead of 0.4, p 0.938 instead of 0.875"),
+    (
+        4,
+        RELU,
+        LP,
+        {"total_tokens": 40 * 64},
+        "lr 1 instead of 1, sparsity_coefficient 0.2 instead of 0.4, p 0.938 instead of 0.875",
+    ),
     (4, RELU, LP, {"lr": 3.0}, "lr 3 instead of 1"),
     (
         20,
@@ -204,7 +210,7 @@ TOLD = [  # step, config of the SAE, options of the run, what is asked now -> wh
         {"total_tokens": 40 * 64},
         "lr 1 instead of 0; the decay that was done (to 0.1) is not undone, and there is no second warm-up",
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("step,sae,options,asked,said", TOLD)
