@@ -114,3 +114,13 @@ def test_a_folder_is_new_if_there_is_nothing_in_it(tmp_path):
     checkpoint.check_new(tmp_path, True)
     with pytest.raises(InputError, match="^out: expected a new folder, .* exists; go on with --resume or"):
         checkpoint.check_new(tmp_path, False)
+
+
+def test_each_average_of_the_weights_takes_room_in_both_checkpoints():
+    state, buffer = make().state, open_buffer(TensorSource(ROWS), 64, 256)
+    alone = checkpoint.bytes_needed(state, buffer)
+    weights = 2 * 16 * 96 + 96 + 16
+    assert checkpoint.bytes_needed(state, buffer, 0) == alone
+    assert checkpoint.bytes_needed(state, buffer, 2) - alone == 2 * 2 * 4 * weights
+    # weights and two moments in fp32, two counters, the numbers of the rows; the SAE; a megabyte
+    assert alone == 2 * (3 * 4 * weights + 2 * 8 * 96 + 8 * 256) + 4 * weights + 2**20
