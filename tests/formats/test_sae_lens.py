@@ -95,3 +95,62 @@ def test_a_module_of_transformer_lens_is_told_from_one_of_transformers(tmp_path)
     formats.save(sae, tmp_path / "none", "sae_lens")
     assert "model_class_name" not in config_of(tmp_path / "none")["metadata"]
     assert load_file(tmp_path / "none" / "sae_weights.safetensors")["W_enc"].shape == (6, 20)
+
+
+def edited(folder, config=None, tensors=None, drop=()):
+    held = {n: t for n, t in load_file(folder / "sae_weights.safetensors").items() if n not in drop}
+    save_file(held | (tensors or {}), folder / "sae_weights.safetensors")
+    said = {n: v for n, v in (config_of(folder) | (config or {})).items() if v != "removed"}
+    (folder / "cfg.json").write_text(json.dumps(said))
+
+
+@pytest.mark.parametrize(
+    "widths,want",
+    [(None, (20,)), ([], (20,)), ([5], (5, 20)), ([5, 12, 20], (5, 12, 20)), ("removed", (20,))],
+)
+def test_the_widths_of_a_matryoshka_end_with_all_latents(widths, want, tmp_path):
+    sae = make({"activation": "matryoshka", "k": 3, "group_sizes": (5, 20)})
+    sae.origin = Origin("sae_lens", {"architecture": "matryoshka_batchtopk"})
+    formats.save(sae, tmp_path / "a", "sae_lens")
+    edited(tmp_path / "a", {"matryoshka_widths": widths})
+    assert SAE.from_pretrained(tmp_path / "a").config.group_sizes == want
+    for wrong in (5, "5", [True], ["5"], [5.0]):
+        edited(tmp_path / "a", {"matryoshka_widths": wrong})
+        with pytest.raises(InputError, match=r"cfg\.json: matryoshka_widths: expected integers, got "):
+            SAE.from_pretrained(tmp_path / "a")
+
+
+def test_a_threshold_may_be_a_logarithm(tmp_path):
+    sae = make({"activation": "jumprelu"})
+    formats.save(sae, tmp_path / "a", "sae_lens")
+    edited(tmp_path / "a", tensors={"log_threshold": sae.threshold.detach().log()}, drop=["threshold"])
+    torch.testing.assert_close(SAE.from_pretrained(tmp_path / "a").threshold, sae.threshold)
+
+
+def test_factors_of_ones_do_nothing_and_others_are_refused(tmp_path):
+    formats.save(make({"k": 3}), tmp_path / "a", "sae_lens")
+    edited(tmp_path / "a", tensors={"scaling_factor": torch.ones(20)})
+    assert SAE.from_pretrained(tmp_path / "a").config.k == 3
+    edited(tmp_path / "a", tensors={"scaling_factor": torch.full((20,), 2.0)})
+    with pytest.raises(InputError, match="scaling_factor: expected none, or ones, got finetuned scales"):
+        SAE.from_pretrained(tmp_path / "a")
+
+
+def test_what_a_config_leaves_out_and_what_stays_as_it_was(tmp_path):
+    formats.save(make({"k": 3}), tmp_path / "a", "sae_lens")
+    out = ("rescale_acts_by_decoder_norm", "apply_b_dec_to_input", "normalize_activations")
+    edited(tmp_path / "a", dict.fromkeys(out, "removed") | {"k": 3.0})
+    sae = SAE.from_pretrained(tmp_path / "a")
+    found = sae.config.scale_by_norm, sae.config.pre_bias, sae.config.input_norm, sae.config.k
+    assert found == (False, True, "none", 3)
+    formats.save(sae, tmp_path / "b", "sae_lens")
+    assert type(config_of(tmp_path / "b")["k"]) is float  # as it was there
+    edited(tmp_path / "a", {"normalize_activations": "expected_average_only_in", "metadata": "removed"})
+    sae = SAE.from_pretrained(tmp_path / "a")
+    assert sae.config.input_norm == "none" and sae.metadata == {}
+    formats.save(sae, tmp_path / "c", "sae_lens")
+    assert config_of(tmp_path / "c")["normalize_activations"] == "expected_average_only_in"
+    (tmp_path / "a" / "sae.safetensors").touch()
+    assert not formats.sae_lens.find(tmp_path / "a")
+    (tmp_path / "b" / "cfg.json").unlink()
+    assert not formats.sae_lens.find(tmp_path / "b")
