@@ -130,6 +130,22 @@ def test_a_temporary_left_by_a_kill_is_replaced(tmp_path):
     assert (tmp_path / "file").read_text() == "new" and names(tmp_path) == ["file"]
 
 
+def test_a_temporary_that_cannot_be_removed_hides_nothing(tmp_path, monkeypatch):
+    """Neither that the file is there, nor why it is not."""
+
+    def refused(*args, **options):
+        raise PermissionError(errno.EACCES, "not yours")
+
+    def full(temporary):
+        raise OSError(errno.ENOSPC, "No space left")
+
+    monkeypatch.setattr(os, "rmdir", refused)
+    write_atomic(tmp_path / "file", lambda temporary: temporary.write_text("new"))
+    assert (tmp_path / "file").read_text() == "new"
+    with pytest.raises(OSError, match="No space left"):
+        write_atomic(tmp_path / "other", full)
+
+
 def test_a_file_size_limit_keeps_the_old_file_and_permissions_follow_the_umask(tmp_path):
     """The real thing, in a process of its own: the kernel refuses to write on."""
     code = f"""

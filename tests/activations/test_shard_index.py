@@ -119,3 +119,10 @@ def test_the_text_around_a_row_is_20_tokens_before_and_5_after(tmp_path):
     assert source.context(30) == (list(range(110, 136)), 20)
     assert source.context(3) == (list(range(100, 109)), 3)
     assert source.context(39) == (list(range(119, 140)), 20)
+
+
+def test_a_cache_may_have_one_row(tmp_path):
+    cache = ShardWriter(tmp_path / "cache", 2, torch.float32)
+    cache.append(torch.ones(1, 2))
+    cache.close()
+    assert len(ShardSource(tmp_path / "cache")) == 1
