@@ -76,6 +76,11 @@ def test_the_widest_dtype_holds_all_of_them(dtypes, want):
     assert common.widest({str(i): torch.zeros(1, dtype=dtype) for i, dtype in enumerate(dtypes)}) == want
 
 
+def test_numbers_are_computed_with_in_fp32_or_fp64():
+    assert common.wide(torch.ones(1).bfloat16()).dtype == torch.float32
+    assert common.wide(torch.ones(1, dtype=torch.float64)).dtype == torch.float64
+
+
 def taken(tensor, *shape):
     return common.Tensors(Path("w.pt"), {"x": tensor}).take("x", shape)
 
