@@ -107,9 +107,24 @@ def test_a_pointer_of_git_lfs_has_less_than_1024_bytes(tmp_path):
         path.write_text(begin.ljust(size, "x"))
         with pytest.raises(InputError, match="pointer of Git LFS" if pointer else "expected JSON"):
             read_json(path)
+        with pytest.raises(InputError, match="pointer of Git LFS" if pointer else "corrupt"):
+            load_tensors(path)
     path.write_text(begin.replace("spec", "spek"))
     with pytest.raises(InputError, match="expected JSON"):
         read_json(path)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no list of open files")
+def test_nothing_is_left_open(tmp_path):
+    def many():
+        for _ in range(5):
+            save_tensors(tmp_path / "tensors", tensors(), META)
+            write_json(tmp_path / "json", META)
+            load_tensors(tmp_path / "tensors")
+            read_json(tmp_path / "json")
+        return len(os.listdir("/proc/self/fd"))
+
+    assert many() == many()
 
 
 def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path):
