@@ -112,8 +112,15 @@ def test_a_folder_is_new_if_there_is_nothing_in_it(tmp_path):
     checkpoint.check_new(tmp_path / "none", False)
     (tmp_path / "file").touch()
     checkpoint.check_new(tmp_path, True)
-    with pytest.raises(InputError, match="^out: expected a new folder, .* exists; go on with --resume or"):
-        checkpoint.check_new(tmp_path, False)
+    for refused in (
+        lambda: checkpoint.check_new(tmp_path, False),
+        lambda: checkpoint.open_run(tmp_path, {"id": "x"}, False, 0),
+    ):
+        with pytest.raises(
+            InputError, match="^out: expected a new folder, .* exists; go on with --resume or"
+        ):
+            refused()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_each_average_of_the_weights_takes_room_in_both_checkpoints():
