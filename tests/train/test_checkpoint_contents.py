@@ -9,7 +9,8 @@ from saefast import InputError
 from saefast.activations.open import open_buffer
 from saefast.activations.sources import TensorSource
 from saefast.files import load_tensors, read_json_checked, save_tensors, write_json
-from saefast.train.run import checkpoint
+from saefast.train.run import checkpoint, run_folder
+from saefast.train.run.loggers import Curve
 from tests.helpers.stopped_runs import ROWS, make, stopped_at
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -22,14 +23,14 @@ def saved(folder, scales=(2.0, 3.0)):
     for _, batch in zip(range(3), buffer):
         trainer.step(batch)
     trainer.state.dead_capacity, trainer.state.dense = 5, True
-    checkpoint.save(folder, trainer.state, trainer.tensors(), scales, buffer)
+    checkpoint.save(folder, trainer.state, trainer.tensors(), scales, buffer, "0123", Curve(3, 7))
     return trainer
 
 
 def test_everything_that_is_saved_is_loaded(tmp_path):
     was, now = saved(tmp_path).state, make().state
-    found = checkpoint.load(tmp_path, now)
-    assert found.scales == (2.0, 3.0)
+    found = checkpoint.load(tmp_path, now, "0123")
+    assert found.scales == (2.0, 3.0) and found.curve == Curve(3, 7)
     assert (now.step, now.fired_tokens, now.dead_capacity, now.dense) == (3, was.fired_tokens, 5, True)
     assert int(now.counter) == 3
     for name, tensor in was.tensors().items():
@@ -44,12 +45,13 @@ def test_everything_that_is_saved_is_loaded(tmp_path):
 def test_an_older_checkpoint_has_what_there_was_then(tmp_path):
     saved(tmp_path)
     tensors, meta, _ = load_tensors(tmp_path / "checkpoint.safetensors")
-    for name in ("dead_capacity", "dense", "output_scale"):
+    for name in ("dead_capacity", "dense", "output_scale", "key", "curve"):
         del meta[name]
     save_tensors(tmp_path / "checkpoint.safetensors", tensors, meta)
     state = make().state
     state.dead_capacity, state.dense = 9, True
-    assert checkpoint.load(tmp_path, state).scales == (2.0, 1.0)
+    found = checkpoint.load(tmp_path, state, "any")
+    assert found.scales == (2.0, 1.0) and found.curve is None
     assert state.dead_capacity == 0 and state.dense is False
 
 
@@ -69,7 +71,7 @@ def test_a_tensor_that_does_not_fit_is_named(tmp_path, value, got):
     save_tensors(tmp_path / "checkpoint.safetensors", tensors, meta)
     wanted = rf"params\.b_enc: expected shape and dtype \(\[96\], torch\.float32\), got {got}$"
     with pytest.raises(InputError, match=rf"checkpoint\.safetensors: {wanted}"):
-        checkpoint.load(tmp_path, make().state)
+        checkpoint.load(tmp_path, make().state, "0123")
 
 
 def test_a_save_that_fails_says_whether_there_is_one_before(tmp_path, monkeypatch):
@@ -88,10 +90,10 @@ def test_a_disk_with_exactly_what_is_needed_is_not_enough(tmp_path, monkeypatch)
     free = shutil.disk_usage(tmp_path)._replace(free=5_000_000_000)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: free)
     now = {"sae": {}, "train": {}, "source": {}, "id": "x"}
-    started, described = checkpoint.open_run(tmp_path, now, False, 4_999_999_999)
+    started, described = checkpoint.open_run(tmp_path, now, False, 4_999_999_999, [])
     assert not started and described.fields == now and described.changes == {}
     with pytest.raises(InputError, match=r"^out: .* needs 5\.00 GB of disk, 5\.00 GB are free$"):
-        checkpoint.open_run(tmp_path, now, True, 5_000_000_000)
+        checkpoint.open_run(tmp_path, now, True, 5_000_000_000, [])
 
 
 def test_the_name_of_a_run_stays_and_one_without_gets_one(tmp_path):
@@ -101,9 +103,11 @@ def test_the_name_of_a_run_stays_and_one_without_gets_one(tmp_path):
     make().fit(ROWS, run, resume=True)
     assert read_json_checked(run / "run.json")["id"] == began["id"]
     now = began | {"id": "0123abcd"}
-    assert checkpoint.open_run(run, now, True, 0)[1].id == began["id"]
+    assert checkpoint.open_run(run, now, True, 0, [])[1].id == began["id"]
     write_json(run / "run.json", {name: value for name, value in began.items() if name != "id"})
-    assert checkpoint.open_run(run, now, True, 0)[1].id == "0123abcd"
+    started, described = checkpoint.open_run(run, now, True, 0, [])
+    assert started and described.id == "0123abcd" and "id" not in read_json_checked(run / "run.json")
+    run_folder.record(run, described, make().config, 4)
     assert read_json_checked(run / "run.json")["id"] == "0123abcd"
 
 
@@ -114,7 +118,7 @@ def test_a_folder_is_new_if_there_is_nothing_in_it(tmp_path):
     checkpoint.check_new(tmp_path, True)
     for refused in (
         lambda: checkpoint.check_new(tmp_path, False),
-        lambda: checkpoint.open_run(tmp_path, {"id": "x"}, False, 0),
+        lambda: checkpoint.open_run(tmp_path, {"id": "x"}, False, 0, []),
     ):
         with pytest.raises(
             InputError, match="^out: expected a new folder, .* exists; go on with --resume or"
