@@ -3,11 +3,12 @@
     nice python -m tests.gates.mutations                              40 mutants
     nice python -m tests.gates.mutations --seed 1 --count 10 --only triton_kernels/
     nice python -m tests.gates.mutations --only saefast/engine/auxk.py --line 57
-    nice python -m tests.gates.mutations --only saefast/engine/step saefast/train/schedules --quick --count 80
+    nice python -m tests.gates.mutations --only saefast/engine/step.py saefast/engine/auxk.py --quick --count 80
 
 The files of the checkout stay as they are: a mutant is a file in a temporary folder, and a `sitecustomize` beside it imports
 it in place of the original in every process that tests start. A mutant runs the tests that belong to its file until one fails:
-first those of `make test`, then (not with --quick) those that only `make test-all` runs. At the end: the share noticed, by file.
+the closest (with --closest these alone), those of `make test`, then (not with --quick) those that only `make test-all` runs.
+At the end: the share noticed, by file. Some mutants do the same as the original: a survivor has to be read.
 """
 
 import argparse
