@@ -1,3 +1,4 @@
+import importlib
 import importlib.util
 import re
 from collections import defaultdict
@@ -11,6 +12,8 @@ from tests.helpers import kernels, seeds  # kernels before anything of saefast.t
 if importlib.util.find_spec("triton") and not kernels.ON_GPU:
     quick_interpreter.install()
     strict_interpreter.install()
+    # now, all of them: a test that is without TRITON_INTERPRET for a moment would else have kernels for a GPU, and leave them
+    importlib.import_module("saefast.triton_kernels")
 if importlib.util.find_spec("hypothesis"):  # a lent machine with a GPU has pytest alone
     from hypothesis import settings
 
