@@ -123,6 +123,7 @@ def test_another_file_of_ours_is_no_checkpoint(tmp_path, capsys):
     message = "checkpoint.safetensors: expected the checkpoint of a run, got another file of saefast"
     refused(run, message, lambda: make().fit(ROWS, run, resume=True))
     refused(run, message, lambda: export_checkpoint(run))
+    capsys.readouterr()  # the bars of the run
     with pytest.raises(SystemExit):
         main(["info", str(run)])
     (line,) = capsys.readouterr().err.splitlines()

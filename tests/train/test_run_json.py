@@ -160,8 +160,10 @@ def test_an_older_description_gets_what_it_had_no_entry_for(tmp_path):
     old = {"sae": {}, "train": {"seed": 3}, "source": {"path": "x"}}
     write_json(tmp_path / "run.json", old)
     found = run_folder.read(tmp_path)
-    assert found == {"id": "", "metadata": {}, "origin": None, "sae": {}, "train": {"seed": 3}} | {
-        "source": {"seed": 3, "columns": None, "path": "x"}
+    assert found == {"id": "", "metadata": {}, "origin": None, "key": None} | {
+        "sae": {},
+        "train": {"seed": 3},
+        "source": {"seed": 3, "columns": None, "path": "x"},
     }
     write_json_checked(tmp_path / "run.json", old | {"source": {"seed": 5, "columns": [0, 2]}, "id": "7"})
     found = run_folder.read(tmp_path)
