@@ -40,6 +40,7 @@ def without_rows(out):
     """All bits of a run but those that say where its rows come from."""
     tensors, meta, lines, sae = result(out)
     meta["buffer"].pop("mark", None)
+    meta.pop("key")
     return {name: t for name, t in tensors.items() if name != "buffer.rows"}, meta, lines, sae
 
 
