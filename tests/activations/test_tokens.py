@@ -200,6 +200,7 @@ for limit in (1, 200, 1000):
 """
 
 
+@pytest.mark.slow
 def test_a_large_file_streams_in_memory_that_does_not_grow_and_linear_time(tmp_path):
     """Of 20 MB in one line, in a process of its own. As one text its first 5 MB took more than 1 GB."""
     line = tiny_lm.text(2_000) + " "

@@ -43,6 +43,7 @@ def test_one_kernel_compiles_to_the_figures_of_the_table() -> None:
             assert all(re.search(rf"\b{key} {value}\b", line) for key, value in figures.items()), line
 
 
+@pytest.mark.slow
 def test_a_step_is_launched_as_on_a_gpu() -> None:
     """With a product by TMA and one by pointers, and arguments that are 1. All of it is a gate of its own in .ci/run."""
     for only in ("topk-rescore small", "topk-rescore ones"):
@@ -50,6 +51,7 @@ def test_a_step_is_launched_as_on_a_gpu() -> None:
         assert run.returncode == 0 and "1 steps" in run.stdout and " 0 failed" in run.stdout, run.stderr
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_for_everything_that_is_launched() -> None:
     """Recorded in a process of its own, because kernels that were imported for the interpreter cannot be."""
     run = run_gate("--list")

@@ -59,7 +59,13 @@ def test_steps_follow_the_reference(plan):
         assert got[-1].auxk_loss > 0
 
 
-@pytest.mark.parametrize("formats", [("split", "int8"), ("bf16", "bf16"), ("fp32", "int8")], ids="-".join)
+def slow(*formats):
+    return pytest.param(formats, id="-".join(formats), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    "formats", [slow("split", "int8"), slow("bf16", "bf16"), pytest.param(("fp32", "int8"), id="fp32-int8")]
+)
 def test_formats_follow_the_reference(formats):
     want_state, want = run(reference, batches(2), formats, torch.bfloat16)
     state, got = run(triton_kernels, batches(2), formats, torch.bfloat16)
@@ -69,12 +75,13 @@ def test_formats_follow_the_reference(formats):
         assert (a - b).norm() / b.norm() < 2e-3, name
 
 
+@pytest.mark.slow
 def test_the_same_bits_twice():
     (one, _), (other, _) = (run(triton_kernels, batches(2), **PLANS["auxk"]) for _ in range(2))
     assert all(torch.equal(tensor, other.tensors()[name]) for name, tensor in one.tensors().items())
 
 
-@pytest.mark.parametrize("plan", ["topk", "clip", "relu-dense"])
+@pytest.mark.parametrize("plan", ["topk", pytest.param("clip", marks=pytest.mark.slow), "relu-dense"])
 def test_nan_in_the_batch_changes_no_weight(plan):
     good, bad = batches(2)
     before, _ = run(triton_kernels, [good], **PLANS[plan])

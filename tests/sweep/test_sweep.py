@@ -104,7 +104,8 @@ def steps_of(out):
     return [saefast.files.load_tensors(path)[1]["step"] for path in found]
 
 
-@pytest.mark.parametrize("kind", ["random access", pytest.param("iterable", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["random access", "iterable"])
 def test_killed_sweeps_resume_to_the_same_bits(tmp_path, kind):
     """Three SAEs: a kill after 2, 4 or 5 checkpoints leaves them at different steps."""
     whole, out = tmp_path / "whole", tmp_path / "killed"
