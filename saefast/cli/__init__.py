@@ -4,6 +4,8 @@ What needs torch is imported when a command runs, so that --help answers at once
 """
 
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -227,6 +229,10 @@ def main(args: list[str] | None = None) -> None:
     logging.basicConfig(format="saefast: %(message)s")
     try:
         parse(args).run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads what is printed has seen enough, as in `saefast train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python still flushes at its end
+        sys.exit(128 + signal.SIGPIPE)
     except (InputError, OSError) as error:
         print(f"saefast: error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -2,6 +2,9 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -238,3 +241,13 @@ def test_bad_input_of_evaluate_and_info(world, tmp_path, fails):
         (f"info {tmp_path}", f"{tmp_path}/run.json: expected the description of a run"),
     ):
         assert fails(command).startswith(message)
+
+
+@pytest.mark.parametrize("command", ["train --help", "recipes"])
+def test_a_reader_that_has_seen_enough_is_no_error(command):
+    """As in `saefast train --help | head`: nobody reads."""
+    program = [sys.executable, "-P", "-m", "saefast", *command.split()]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 128 + signal.SIGPIPE and said == b""
