@@ -251,11 +251,9 @@ class ShuffleBuffer:
         fits = len(row_of) <= len(self.row_of)
         check(fits, f"resume: expected at most capacity = {len(self.row_of)} rows, got {len(row_of)}")
         width, own = self.source.d_in, tensors.get("rows")
-        fits = self.source.random_access or (own is not None and list(own.shape) == [len(row_of), width])
-        check(
-            fits,
-            f"resume: expected {len(row_of)} rows of width {width}, got {None if own is None else own.shape}",
-        )
+        got = None if own is None else list(own.shape)
+        fits = self.source.random_access or got == [len(row_of), width]
+        check(fits, f"resume: expected rows of shape {[len(row_of), width]}, got {got}")
         for name, value in counters(numbers, len(row_of), self.batch_size).items():
             setattr(self, name, value)
         self._stream = self._chunk = None

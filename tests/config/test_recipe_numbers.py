@@ -9,6 +9,15 @@ from saefast.config.recipes import RECIPES, recipe
 # The numbers of the sources, in their units: steps of a batch, shares of a run. What it leaves open is in `note`.
 ADAM = {"betas": (0.9, 0.999), "eps": 1e-8}
 AT_ONCE = {"warmup_fraction": 0, "decay_fraction": 0}  # a constant learning rate
+BATCH_TOPK = AT_ONCE | {
+    "betas": (0.9, 0.99),
+    "eps": 1e-8,
+    "batch_size": 4096,
+    "auxk_alpha": 1 / 32,
+    "k_aux": 512,
+}
+BATCH_TOPK |= {"dead_feature_threshold": 5 * 4096, "unit_norm": True}
+BATCH_TOPK |= {"normalize_input": False, "init_encoder_scale": 1}
 PUBLISHED = {  # of each recipe: the SAE's, the trainer's
     "monosemanticity-2023": (
         {"pre_bias": True},
@@ -47,42 +56,8 @@ PUBLISHED = {  # of each recipe: the SAE's, the trainer's
         | {"sparsity_coefficient": 1e-3, "bandwidth": 0.001, "unit_norm": True, "auxk_alpha": 0}
         | {"init_encoder_scale": 1},
     ),
-    "batchtopk": (
-        {"pre_bias": True, "k": 32},
-        AT_ONCE
-        | {
-            "betas": (0.9, 0.99),
-            "eps": 1e-8,
-            "batch_size": 4096,
-            "lr": 1e-4,
-            "auxk_alpha": 1 / 32,
-            "k_aux": 512,
-        }
-        | {
-            "dead_feature_threshold": 5 * 4096,
-            "unit_norm": True,
-            "normalize_input": False,
-            "init_encoder_scale": 1,
-        },
-    ),
-    "matryoshka": (
-        {"pre_bias": True, "k": 32},
-        AT_ONCE
-        | {
-            "betas": (0.9, 0.99),
-            "eps": 1e-8,
-            "batch_size": 4096,
-            "lr": 3e-4,
-            "auxk_alpha": 1 / 32,
-            "k_aux": 512,
-        }
-        | {
-            "dead_feature_threshold": 5 * 4096,
-            "unit_norm": True,
-            "normalize_input": False,
-            "init_encoder_scale": 1,
-        },
-    ),
+    "batchtopk": ({"pre_bias": True, "k": 32}, BATCH_TOPK | {"lr": 1e-4}),
+    "matryoshka": ({"pre_bias": True, "k": 32}, BATCH_TOPK | {"lr": 3e-4}),
     "sparsify": (
         {"pre_bias": True, "k": 32},
         AT_ONCE

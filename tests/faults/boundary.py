@@ -94,9 +94,8 @@ def work(seed: int, first: int, end: int, until: float, extension: str, log: int
     from tests.faults.boundary_variants import variants
 
     torch.set_num_threads(1)
-    np.set_printoptions(
-        override_repr=lambda _: "array"
-    )  # pybind11's TypeError shows every argument, which takes 1 ms
+    # pybind11's TypeError shows every argument, which takes 1 ms
+    np.set_printoptions(override_repr=lambda _: "array")
     gc.freeze()
     if not extension:  # AddressSanitizer has a limit of its own, and takes terabytes of addresses
         now = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
