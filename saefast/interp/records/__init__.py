@@ -1,0 +1,86 @@
+"""Records: what every latent of an SAE stands for, from one pass over a source with text.
+
+    records = record(sae, source, "runs/demo/records")
+    records.table()                      # a row of statistics for each latent
+    records.latent(17).examples["top"]   # its strongest examples, with their tokens
+
+index.json in the folder says what was recorded from what; codes.py, tables.py describe the other files. A pass that was
+interrupted goes on at its last block when it is called again.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from saefast.activations.sources import Source
+from saefast.errors import check
+from saefast.files import digest, read_json_checked, write_json_checked
+from saefast.interp.records.codes import INDEX, read_blocks, read_text, write_codes
+from saefast.interp.records.config import RecordsConfig
+from saefast.interp.records.read import Example, LatentRecord, Records
+from saefast.interp.records.select import Selected, select
+from saefast.interp.records.tables import ROWS_PER_GROUP, arrow, write_tables
+from saefast.sae import SAE
+
+__all__ = ["Example", "LatentRecord", "Records", "RecordsConfig", "record"]
+
+FORMAT, VERSION = "saefast-records", 1
+
+
+def record(
+    sae: SAE,
+    source: Source,
+    folder: str | Path,
+    config: RecordsConfig | None = None,
+    *,
+    separators: Sequence[int] = (),
+    tokens: int | None = None,
+    backend: str = "auto",
+    progress: Callable[[int], object] = lambda n_rows: None,
+) -> Records:
+    """Record every latent in one pass over `source`.
+
+    Args:
+        sae: any SAE; `saefast.interp.neurons.neurons(d_in)` for the neurons themselves.
+        source: a shard folder made from text, or a model on text.
+        folder: made if it does not exist. Records of the same SAE, source and config that are there already are returned, or
+            finished if they were interrupted.
+        separators: token ids that end a document, usually the eos of the tokenizer. Windows do not cross them, and
+            documents are split into those for explaining and those for scoring. Without any, each context is a document.
+        tokens: rows to record; default: all.
+        backend: which implementation of the ops runs.
+        progress: called with the number of rows of each batch.
+
+    Raises:
+        InputError: a source without text or of another width, NaN or Inf in it, or a folder with other records.
+    """
+    arrow()
+    folder, config = Path(folder).absolute(), config or RecordsConfig()
+    wanted: dict[str, Any] = {"format": FORMAT, "version": VERSION, "sae": _described(sae)}
+    wanted |= {"source": source.describe(), "config": asdict(config)}
+    wanted |= {"separators": sorted(separators), "tokens": tokens}
+    index = wanted | {"complete": False, "context_length": None, "blocks": []}
+    if (folder / INDEX).exists():
+        index = read_json_checked(folder / INDEX)
+        for key, value in wanted.items():
+            found = index.get(key)
+            check(found == value, f"records: {folder} holds records with {key} = {found}, asked for {value}")
+        if index["complete"]:
+            return Records(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_codes(sae, source, folder, index, backend, tokens, progress)
+    blocks, text = read_blocks(folder, index), read_text(folder, index)
+
+    def selections() -> Iterator[tuple[int, Selected]]:
+        for first in range(0, sae.config.d_sae, ROWS_PER_GROUP):
+            yield first, select(blocks, first, min(first + ROWS_PER_GROUP, sae.config.d_sae), text, config)
+
+    write_tables(folder, selections(), blocks, text, config)
+    write_json_checked(folder / INDEX, index | {"complete": True})
+    return Records(folder)
+
+
+def _described(sae: SAE) -> dict[str, Any]:
+    """Which SAE it is: by its weights, so that a run that trained on has other records."""
+    return {"d_in": sae.config.d_in, "d_sae": sae.config.d_sae, "digest": digest(sae.tensors)} | sae.metadata

@@ -1,0 +1,154 @@
+"""The one pass: rows are encoded, and the code is written block by block, sorted by latent.
+
+codes-00000.safetensors holds offsets [F + 1] int64, slots [N] int32 and acts [N] float32 of a `Block`; text-00000.safetensors
+its contexts [m, L] int32 and encoded [m, L] uint8. 8 bytes for each active entry, 5 for each token, 8 F for each block.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from saefast.activations.sources import Source
+from saefast.backend import Backend, load_backend
+from saefast.errors import check
+from saefast.files import load_tensors, save_tensors, write_json_checked
+from saefast.interp.records.batches import text_rows
+from saefast.interp.records.select import Block
+from saefast.interp.records.text import Text
+from saefast.sae import SAE
+from saefast.sae.inference import encode
+
+BLOCK_ENTRIES = 2**24  # a block ends with the batch that reaches it
+INDEX = "index.json"
+
+
+class _Pending:
+    """The code of the contexts of a block, in the order of its rows."""
+
+    def __init__(self) -> None:
+        self.acts: list[Tensor] = []
+        self.indices: list[Tensor] = []
+        self.counts: list[Tensor] = []  # entries of each row
+        self.slots: list[Tensor] = []
+        self.contexts: list[Tensor] = []
+        self.n_entries = self.n_contexts = self.n_batches = 0
+
+    def add(self, acts: Tensor, indices: Tensor, contexts: Tensor, slots: Tensor) -> None:
+        is_active = acts > 0
+        counts = is_active.sum(dim=1)
+        n_active = int(counts.sum())
+        whole = n_active == acts.numel()
+        self.acts.append(acts.flatten() if whole else acts[is_active])
+        self.indices.append(indices.flatten() if whole else indices[is_active])
+        self.counts.append(counts)
+        self.slots.append((slots + self.n_contexts * contexts.shape[1]).to(acts.device, torch.int32))
+        self.contexts.append(contexts.to("cpu", torch.int32))
+        self.n_entries += n_active
+        self.n_contexts += len(contexts)
+        self.n_batches += 1
+
+    def tensors(self, ops: Backend, d_sae: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Of the files of the code and of the text."""
+        acts, slots = torch.cat(self.acts), torch.cat(self.slots)
+        row_offsets = torch.cat([slots.new_zeros(1), torch.cat(self.counts).cumsum(0)]).to(torch.int32)
+        offsets, pairs, tokens = ops.group_by_latent(acts, torch.cat(self.indices), d_sae, row_offsets)
+        code = {"offsets": offsets.long(), "slots": slots[tokens.long()], "acts": acts[pairs.long()].float()}
+        contexts = torch.cat(self.contexts)
+        encoded = torch.zeros(contexts.numel(), dtype=torch.uint8, device="cpu")
+        encoded[slots.long().cpu()] = 1
+        return code, {"contexts": contexts, "encoded": encoded.view(contexts.shape)}
+
+
+@torch.no_grad()
+def write_codes(
+    sae: SAE,
+    source: Source,
+    folder: Path,
+    index: dict[str, Any],
+    backend: str = "auto",
+    tokens: int | None = None,
+    progress: Callable[[int], object] = lambda n_rows: None,
+) -> None:
+    """Go on with the pass where `index` says that it stopped; the index is written after each block.
+
+    Args:
+        tokens: rows after which the pass ends, with the batch that reaches them.
+        progress: called with the number of rows of each batch.
+
+    Raises:
+        InputError: see `text_rows`; another width; NaN or Inf in the rows.
+    """
+    blocks = index["blocks"]
+    pending = _Pending()
+    params, config = sae.params, sae.config
+    device = params.W_enc.device
+    ops = load_backend(backend, device.type)
+    n_rows = sum(block["n_rows"] for block in blocks)
+    progress(n_rows)
+
+    def flush() -> None:
+        code, text = pending.tensors(ops, config.d_sae)
+        number = len(blocks)
+        entry: dict[str, Any] = {"n_batches": pending.n_batches, "n_contexts": pending.n_contexts}
+        entry |= {"n_rows": int(text["encoded"].sum()), "n_entries": pending.n_entries}
+        for name, tensors in (("codes", code), ("text", text)):
+            path = folder / f"{name}-{number:05d}.safetensors"
+            entry[name] = {"file": path.name, "sha256": save_tensors(path, tensors, {"block": number})}
+            entry[name]["bytes"] = path.stat().st_size
+        index["context_length"] = text["contexts"].shape[1]
+        blocks.append(entry)
+        write_json_checked(folder / INDEX, index)
+
+    if tokens is None or n_rows < tokens:
+        for batch in text_rows(source, sum(block["n_batches"] for block in blocks)):
+            width = batch.x.shape[1]
+            check(
+                width == config.d_in, f"source: expected width d_in = {config.d_in} of the SAE, got {width}"
+            )
+            x = batch.x.to(params.b_dec)
+            finite = bool(x.isfinite().all())
+            check(finite, f"source: expected finite activations, got NaN or Inf after {n_rows} rows")
+            acts, indices = encode(ops, params, sae.extra, config, x)
+            pending.add(acts, indices, batch.contexts, batch.slots)
+            n_rows += len(x)
+            progress(len(x))
+            if pending.n_entries >= BLOCK_ENTRIES:
+                flush()
+                pending = _Pending()
+            if tokens is not None and n_rows >= tokens:
+                break
+        if pending.n_batches:
+            flush()
+    check(n_rows > 0, "source: expected at least one row of activations, got none")
+
+
+def read_blocks(folder: Path, index: dict[str, Any]) -> list[Block]:
+    """The code, memory-mapped: only what is used is read."""
+    blocks, first_slot = [], 0
+    for entry in index["blocks"]:
+        path = folder / entry["codes"]["file"]
+        found = path.stat().st_size if path.exists() else "no file"
+        check(
+            found == entry["codes"]["bytes"], f"{path}: expected {entry['codes']['bytes']} bytes, got {found}"
+        )
+        tensors = load_file(path)
+        blocks.append(Block(first_slot, *(tensors[name].numpy() for name in ("offsets", "slots", "acts"))))
+        first_slot += entry["n_contexts"] * index["context_length"]
+    return blocks
+
+
+def read_text(folder: Path, index: dict[str, Any]) -> Text:
+    """All contexts, after their checksums were compared."""
+    contexts, encoded = [], []
+    for entry in index["blocks"]:
+        path = folder / entry["text"]["file"]
+        tensors, _, checksum = load_tensors(path)
+        check(checksum == entry["text"]["sha256"], f"{path}: not the text that {INDEX} lists")
+        contexts.append(tensors["contexts"].numpy())
+        encoded.append(tensors["encoded"].numpy().astype(bool))
+    return Text(np.concatenate(contexts), np.concatenate(encoded), index["separators"])

@@ -1,0 +1,132 @@
+"""What was selected, as Parquet files of which a reader takes only the row groups and columns that it needs.
+
+latents.parquet has a row for each latent: latent, `STATISTICS`, histogram.
+examples.parquet has a row for each example, those of `ROWS_PER_GROUP` latents in a row group:
+    latent int32; group, bin, rank (see `RecordsConfig.places`); context int32 and position int32 of its token; act float32;
+    document int64 and split ("explain" or "score"); start and length int32: the window is these tokens of the context;
+    at list<int16>, acts list<float32>: where in the window, from its start on, the latent is active, and how strongly.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saefast.errors import InputError
+from saefast.files import write_atomic
+from saefast.interp.records.config import GROUPS, SPLITS, RecordsConfig
+from saefast.interp.records.select import STATISTICS, Block, Selected, entries
+from saefast.interp.records.text import Text
+
+ROWS_PER_GROUP = 512  # latents
+LATENTS, EXAMPLES = "latents.parquet", "examples.parquet"
+
+
+def arrow() -> Any:
+    """pyarrow with its Parquet module: what every tool for tables reads.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise InputError("records need pyarrow: pip install 'saefast[interp]'") from None
+    return pyarrow
+
+
+def write_tables(
+    folder: Path,
+    selections: Iterator[tuple[int, Selected]],
+    blocks: Sequence[Block],
+    text: Text,
+    config: RecordsConfig,
+) -> None:
+    """Both files, from (first latent, what was selected of it and those that follow)."""
+    pa = arrow()
+
+    def write(temporary: Path) -> None:
+        latents = examples = None
+        options = {"compression": "zstd", "write_page_checksum": True}
+        try:
+            for first, selected in selections:
+                of_latents = _latents(pa, first, selected)
+                of_examples = _examples(pa, first, selected, blocks, text, config)
+                latents = latents or pa.parquet.ParquetWriter(temporary, of_latents.schema, **options)
+                examples = examples or pa.parquet.ParquetWriter(
+                    temporary.with_name(EXAMPLES), of_examples.schema, **options
+                )
+                latents.write_table(of_latents, len(of_latents) or None)
+                examples.write_table(of_examples, len(of_examples) or None)
+        finally:
+            for writer in (latents, examples):
+                if writer is not None:
+                    writer.close()
+        write_atomic(folder / EXAMPLES, temporary.with_name(EXAMPLES).rename)
+
+    write_atomic(folder / LATENTS, write)
+
+
+def _latents(pa: Any, first: int, selected: Selected) -> Any:
+    n = len(selected.statistics)
+    columns: dict[str, Any] = {"latent": np.arange(first, first + n, dtype=np.int32)}
+    columns |= dict(zip(STATISTICS, selected.statistics.T, strict=True))
+    columns["count"] = columns["count"].astype(np.int64)
+    columns["max"] = columns["max"].astype(np.float32)
+    n_bins = selected.histogram.shape[1]
+    columns["histogram"] = pa.FixedSizeListArray.from_arrays(selected.histogram.ravel(), n_bins)
+    return pa.table(columns)
+
+
+def _examples(
+    pa: Any, first: int, selected: Selected, blocks: Sequence[Block], text: Text, config: RecordsConfig
+) -> Any:
+    row, place = (selected.slots >= 0).nonzero()
+    slots, act = selected.slots[row, place], selected.acts[row, place]
+    documents = text.documents(slots)
+    windows = np.asarray([text.window(slot, config) for slot in slots.tolist()], np.int32).reshape(-1, 2)
+    offsets, at, acts = window_acts(first, row, slots, windows, blocks, text.length)
+    groups, bins, ranks = zip(*config.places, strict=True) if config.places else ((), (), ())
+    group = np.asarray([GROUPS.index(name) for name in groups], np.int8)[place]
+    context, position = np.divmod(slots, text.length)
+    named = pa.DictionaryArray.from_arrays
+    return pa.table(
+        {
+            "latent": (row + first).astype(np.int32),
+            "group": named(group, list(GROUPS)),
+            "bin": np.asarray(bins, np.int16)[place],
+            "rank": np.asarray(ranks, np.int16)[place],
+            "context": context.astype(np.int32),
+            "position": position.astype(np.int32),
+            "act": act,
+            "document": documents,
+            "split": named(text.splits(documents, config), list(SPLITS)),
+            "start": windows[:, 0],
+            "length": windows[:, 1] - windows[:, 0],
+            "at": pa.ListArray.from_arrays(offsets, at),
+            "acts": pa.ListArray.from_arrays(offsets, acts),
+        }
+    )
+
+
+def window_acts(
+    first: int, row: np.ndarray, slots: np.ndarray, windows: np.ndarray, blocks: Sequence[Block], length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The activations of latent first + row[i] in windows[i]: offsets [n + 1] int32, at [N] int16, acts [N] float32."""
+    offsets = np.zeros(len(slots) + 1, np.int32)
+    at: list[np.ndarray] = [np.zeros(0, np.int16)]
+    acts: list[np.ndarray] = [np.zeros(0, np.float32)]
+    latent, of_latent = -1, (np.zeros(0, np.int64), np.zeros(0, np.float32))
+    for i, (of_row, slot, (begin, end)) in enumerate(
+        zip(row.tolist(), slots.tolist(), windows.tolist(), strict=True)
+    ):
+        if of_row != latent:
+            latent, of_latent = of_row, entries(blocks, first + of_row)
+        base = slot // length * length + begin
+        inside = slice(*np.searchsorted(of_latent[0], [base, base + end - begin]))
+        at.append((of_latent[0][inside] - base).astype(np.int16))
+        acts.append(of_latent[1][inside])
+        offsets[i + 1] = offsets[i] + len(at[-1])
+    return offsets, np.concatenate(at), np.concatenate(acts)
