@@ -30,6 +30,7 @@ def run_gate(*arguments: str, gate: str = "compile_gate") -> subprocess.Complete
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow  # .ci/run compiles them all
 def test_one_kernel_compiles_to_the_figures_of_the_table() -> None:
     """The whole table is a gate of its own in .ci/run: it takes minutes."""
     run = run_gate("--only", "scatter_kernel")

@@ -42,11 +42,16 @@ def run(ops, data, formats=("fp32", "fp32"), dtype=torch.float32, **options):
     return state, metrics
 
 
+SLOW = ("relu", "rescore", "clip")  # their own kernels are tested alone in other files
+
+
 def test_every_op_is_there():
     assert [op for op in OPS if not hasattr(triton_kernels, op)] == []
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(
+    "plan", [pytest.param(p, marks=pytest.mark.slow if p in SLOW else []) for p in PLANS]
+)
 def test_steps_follow_the_reference(plan):
     want_state, want = run(reference, batches(2), **PLANS[plan])
     state, got = run(triton_kernels, batches(2), **PLANS[plan])
@@ -63,9 +68,7 @@ def slow(*formats):
     return pytest.param(formats, id="-".join(formats), marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize(
-    "formats", [slow("split", "int8"), slow("bf16", "bf16"), pytest.param(("fp32", "int8"), id="fp32-int8")]
-)
+@pytest.mark.parametrize("formats", [slow("split", "int8"), slow("bf16", "bf16"), slow("fp32", "int8")])
 def test_formats_follow_the_reference(formats):
     want_state, want = run(reference, batches(2), formats, torch.bfloat16)
     state, got = run(triton_kernels, batches(2), formats, torch.bfloat16)
