@@ -132,11 +132,13 @@ void py_parallel_for(py::ssize_t items, int threads, const py::function& work) {
 }  // namespace
 
 void bind_select(py::module_& m);
+void bind_records(py::module_& m);
 void bind_update(py::module_& m);
 
 void bind_cpu(py::module_& m) {
     using py::arg;
     bind_select(m);
+    bind_records(m);
     bind_update(m);
     m.def("isas", &isa_names, "The instruction sets that this machine runs, the fastest first.");
     m.def("openmp", [] { return openmp() != nullptr; }, "Whether the threads are those of torch.");

@@ -19,8 +19,8 @@ from saefast.files import digest, read_json_checked, write_json_checked
 from saefast.interp.records.codes import INDEX, read_blocks, read_text, write_codes
 from saefast.interp.records.config import RecordsConfig
 from saefast.interp.records.read import Example, LatentRecord, Records
-from saefast.interp.records.select import Selected, select
-from saefast.interp.records.tables import ROWS_PER_GROUP, arrow, write_tables
+from saefast.interp.records.select import Selected
+from saefast.interp.records.tables import ROWS_PER_GROUP, arrow, select, write_tables
 from saefast.sae import SAE
 
 __all__ = ["Example", "LatentRecord", "Records", "RecordsConfig", "record"]
@@ -74,7 +74,8 @@ def record(
 
     def selections() -> Iterator[tuple[int, Selected]]:
         for first in range(0, sae.config.d_sae, ROWS_PER_GROUP):
-            yield first, select(blocks, first, min(first + ROWS_PER_GROUP, sae.config.d_sae), text, config)
+            end = min(first + ROWS_PER_GROUP, sae.config.d_sae)
+            yield first, select(blocks, first, end, text, config)
 
     write_tables(folder, selections(), blocks, text, config)
     write_json_checked(folder / INDEX, index | {"complete": True})
