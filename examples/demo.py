@@ -18,7 +18,9 @@ import smollm2
 
 from saefast import SAE, cli, open_source
 from saefast.files import write_json
-from saefast.interp.features import Feature, strongest_features
+from saefast.interp.records import record
+from saefast.interp.strongest import features_text, strongest, total_energy
+from saefast.interp.vocabulary import Vocabulary
 
 DATA, RUN = Path("data"), Path("runs/demo")
 HOOK = "model.layers.12"  # the residual stream in the middle of 30 blocks
@@ -35,17 +37,6 @@ def announce(command: str) -> list[str]:
     words = command.split()
     print("\n$ saefast", *words, flush=True)
     return words
-
-
-def show(feature: Feature, tokenizer: object) -> str:
-    """A feature as text: each example on a line, the active token in [brackets]."""
-    share, density = f"{feature.energy:.1%} of the energy", f"active on {feature.density:.2%} of tokens"
-    lines = [f"\nlatent {feature.latent}: {share}, {density}"]
-    for act, tokens, position in feature.examples:
-        parts = tokens[:position], tokens[position : position + 1], tokens[position + 1 :]
-        before, token, after = map(tokenizer.decode, parts)  # type: ignore[attr-defined]
-        lines.append(f"  {act:8.1f}  " + " ".join(f"{before}[{token}]{after}".split()))
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -74,8 +65,9 @@ def main() -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    features = strongest_features(SAE.from_pretrained(run), open_source(acts))
-    report = "\n".join(show(feature, tokenizer) for feature in features)
+    sae, source = SAE.from_pretrained(run), open_source(acts)
+    records = record(sae, source, run / "records", separators=[tokenizer.eos_token_id])
+    report = features_text(strongest(records), Vocabulary(tokenizer), total_energy(records))
     (run / "features.txt").write_text(report + "\n")
     print(report)
     print(f"\nIn {run}: sae.safetensors, curves.png, metrics.jsonl, evaluation.json, features.txt.")

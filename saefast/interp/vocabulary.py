@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -11,6 +11,7 @@ from saefast.activations.tokens import encode
 from saefast.errors import check
 
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 LEAST_AGREEMENT = (
     0.5  # of token ids with those of their own text; the right tokenizer gives nearly all of them back
 )
@@ -89,6 +90,35 @@ class Vocabulary:
             fits,
             f"tokenizer: expected the one that made the text, got {type(self.tokenizer).__name__}, {got}",
         )
+
+
+def pieces(raw: bytes) -> Iterator[tuple[str, bool]]:
+    """Bytes of text as what can be shown of them: (text, False), or (a name, True) for each sign that cannot be seen as it is.
+
+    The name of a byte that is no UTF-8 is its two hexadecimal digits; that of a control or format sign (NUL, a mark for the
+    direction of text, a soft hyphen) is U+ and its number, but for the end of a line, a return and a tabulator.
+    """
+    plain = ""
+    for char in raw.decode("utf-8", "surrogateescape"):
+        code = ord(char)
+        if char.isprintable():
+            plain += char
+            continue
+        if plain:
+            yield plain, False
+            plain = ""
+        byte = 0xDC80 <= code <= 0xDCFF
+        yield f"{code - 0xDC00:02X}" if byte else SHORT.get(char, f"U+{code:04X}"), True
+    if plain:
+        yield plain, False
+
+
+def visible(raw: bytes) -> str:
+    """Bytes of text in one line without signs that act on a terminal: the names of `pieces` in angle brackets, line ends and
+    tabulators as in Python."""
+    return "".join(
+        (text if text in SHORT.values() else f"<{text}>") if named else text for text, named in pieces(raw)
+    )
 
 
 def _pairs(tokens: list[int]) -> Iterable[tuple[int, int]]:
