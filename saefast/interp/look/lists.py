@@ -40,8 +40,9 @@ def peaks(examples: Examples, latents: np.ndarray, records: Records, shown: Show
 
 def texts(
     examples: Examples, latents: np.ndarray, records: Records, shown: Shown
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens around the strongest examples: how many examples each latent has [m], their lengths [n], tokens [N]."""
+) -> tuple[np.ndarray, ...]:
+    """Tokens around the strongest examples: how many examples each latent has [m], their lengths [n], where in them the token
+    of the example is [n], tokens [N]."""
     columns, rows = examples.columns, examples.of(latents)
     rows = rows[(columns["group"][rows] == GROUPS.index("top")) & (columns["rank"][rows] < N_TEXTS)]
     start, position = columns["start"][rows], columns["position"][rows]
@@ -50,7 +51,7 @@ def texts(
     first = columns["context"][rows].astype(np.int64) * records.text.length + begin
     tokens = shown(records.text.contexts.ravel()[spans(first, length)])
     each = np.bincount(np.searchsorted(latents, columns["latent"][rows]), minlength=len(latents))
-    return each.astype(np.uint8), length.astype(np.uint8), tokens
+    return each.astype(np.uint8), length.astype(np.uint8), (position - begin).astype(np.uint8), tokens
 
 
 def explanations(records: Records, latents: np.ndarray) -> list[dict[str, Any]]:

@@ -132,10 +132,10 @@ class _Search:
 
     def __init__(self, write: Callable[[str, Arrays], None]) -> None:
         self.write, self.starts = write, [0]
-        self.parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self.parts: list[tuple[np.ndarray, ...]] = []
         self.n = 0
 
-    def add(self, latents: np.ndarray, part: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    def add(self, latents: np.ndarray, part: tuple[np.ndarray, ...]) -> None:
         self.parts.append(part)
         self.n += len(latents)
         if self.n >= SEARCHED:
@@ -143,7 +143,7 @@ class _Search:
 
     def flush(self) -> None:
         if self.n:
-            names = ("examples", "lengths", "tokens")
+            names = ("examples", "lengths", "peaks", "tokens")
             columns = map(np.concatenate, zip(*self.parts, strict=True))
             self.write(f"search-{len(self.starts) - 1}", dict(zip(names, columns, strict=True)))
             self.starts.append(self.starts[-1] + self.n)
@@ -165,13 +165,11 @@ def _write_other(
             arrays[f"other.{name}.values"] = table.values.numpy()[chosen].astype(np.float32)
     latents = np.unique(np.concatenate(near))
     latents = latents[latents >= 0]
-    starts = [0]
-    for number, (_, some, of_some) in enumerate(
-        chunks(compare.records, Effects(), shown, latents, each, ("top",))
-    ):
-        table = compare.records.table(["count", "max"])
-        of_some |= {"count": table["count"].to_numpy()[some].astype(np.uint32)}
-        of_some |= {"max": table["max"].to_numpy()[some].astype(np.float32)}
+    starts, table = [0], compare.records.table(["count", "max"])
+    count, largest = table["count"].to_numpy(), table["max"].to_numpy()
+    pages = chunks(compare.records, Effects(), shown, latents, each, ("top",))
+    for number, (_, some, of_some) in enumerate(pages):
+        of_some |= {"count": count[some].astype(np.uint32), "max": largest[some].astype(np.float32)}
         write(f"other-{number}", of_some)
         starts.append(starts[-1] + len(some))
     arrays |= {"other.latent": latents.astype(np.uint32), "other.starts": np.asarray(starts, np.uint32)}

@@ -42,7 +42,7 @@ saefast.charts = (() => {
   // A share of (0, 1] on a logarithmic scale from one in ten million on, as a small bar.
   function density(share) {
     const size = share > 0 ? Math.max(0.02, 1 + Math.log10(share) / 7) : 0;
-    const bar = el("span", { class: "density", "aria-hidden": "true" });
+    const bar = el("span", { class: "density-bar", "aria-hidden": "true" });
     bar.style.setProperty("--size", size.toFixed(3));
     return bar;
   }

@@ -3,7 +3,7 @@
 
 saefast.examples = (() => {
   const { el, number } = saefast;
-  const LEFT = 22, RIGHT = 14; // tokens beside that of the example, before a click; those that do not fit are cut off
+  const LEFT = 30, RIGHT = 15; // tokens beside that of the example, before a click; those that do not fit are cut off
 
   function spanOf(example, i, scale) {
     const element = saefast.tokens.token(example.tokens[i]);

@@ -53,7 +53,7 @@ saefast.latent = (() => {
       return el("table", {}, el("caption", {}, title), el("tbody", {}, lines));
     };
     const chart = saefast.charts.histogram(table.histogram, table.lowest[0], table.highest[0], { label: `Logit weights of all tokens, from ${number(table.lowest[0])} to ${number(table.highest[0])}`, log: true, signed: true });
-    return box("Logit weights", "per unit of activation, minus the median", el("div", { class: "two" }, side("negative", "negative"), side("positive", "positive")), chart, el("p", { class: "quiet" }, "all tokens, log scale"));
+    return box("Logit weights", "per unit, minus the median", el("div", { class: "two" }, side("negative", "negative"), side("positive", "positive")), chart, el("p", { class: "quiet" }, "all tokens, log scale"));
   }
 
   function activations(latent) {
@@ -67,7 +67,7 @@ saefast.latent = (() => {
       draw();
     } }, "log");
     draw();
-    const lines = [["density", percent(latent.count / data.head.n_rows)], ["active on", `${count(latent.count)} tokens`], ["maximum", number(latent.max, 4)], ["mean", number(latent.mean)], ["standard deviation", number(Math.sqrt(latent.variance))], ["skewness", number(latent.skewness)], ["kurtosis", number(latent.kurtosis)], ["energy", number(latent.energy)]];
+    const lines = [["density", percent(latent.count / data.head.n_rows)], ["active on", `${count(latent.count)} tokens`], ["maximum", number(latent.max, 4)], ["mean", number(latent.mean)], ["std", number(Math.sqrt(latent.variance))], ["skewness", number(latent.skewness)], ["kurtosis", number(latent.kurtosis)], ["energy", number(latent.energy)]];
     const list = el("dl", { class: "statistics" }, lines.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
     return box("Activations", null, latent.count ? [place, el("p", { class: "legend" }, `${latent.histogram.length} bins, ${n_intervals} intervals `, toggle)] : el("p", { class: "quiet" }, "never active"), list);
   }

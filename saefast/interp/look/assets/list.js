@@ -12,7 +12,8 @@ saefast.list = (() => {
   let matches = null; // row -> where it matched, while something is searched for
   let chosen = -1; // place in `order` of the row with the keyboard
   let run = 0;
-  let view, rows, space, summary, fields;
+  let view, rows, space, summary, fields, later;
+  const lines = new Map(); // row -> its strongest example as an element, or null
 
   function build(section) {
     fields = {};
@@ -24,18 +25,20 @@ saefast.list = (() => {
     fields.sort = el("select", { id: "list-sort", onchange: changed });
     fields.dead = el("select", { id: "list-dead", onchange: changed }, ...[["", "all latents"], ["alive", "active ones"], ["dead", "dead ones"]].map(([value, text]) => el("option", { value }, text)));
     fillSorts();
+    const more = el("button", { type: "button", class: "filters", "aria-expanded": "false", onclick: () => {
+      const open = more.parentElement.classList.toggle("opened");
+      more.setAttribute("aria-expanded", String(open));
+    } }, "Filters");
     const controls = el("form", { class: "controls", "aria-label": "Sort and filter", onsubmit: (event) => event.preventDefault() },
       el("label", { class: "field" }, "sort by", fields.sort), field("down", { type: "checkbox" }, "descending"),
       el("button", { type: "button", onclick: () => update({ sort: "random", seed: String((Number(state.seed) + 1) % 1e6) }), title: "Another random order, by the next seed" }, "Shuffle"),
-      el("label", { class: "field" }, "show", fields.dead), size("least", "0", "count at least"),
-      size("from", "0", "density % from"), size("to", "100", "to"), field("explained", { type: "checkbox" }, "explained"),
-      el("span", { class: "break" }),
-      field("regex", { type: "checkbox" }, "regex"), field("exact", { type: "checkbox" }, "match case"),
-      field("all", { type: "checkbox" }, "search all examples, not the strongest only"));
+      more, el("div", { class: "more" }, el("label", { class: "field" }, "show", fields.dead), size("least", "0", "count at least"),
+        size("from", "0", "density % from"), size("to", "100", "to"), field("explained", { type: "checkbox" }, "explained"), el("span", { class: "break" }),
+        field("regex", { type: "checkbox" }, "regex"), field("exact", { type: "checkbox" }, "match case"), field("all", { type: "checkbox" }, "search all examples, not the strongest only")));
     summary = el("p", { class: "summary", role: "status" });
-    const heads = [["latent", "latent"], ["count", "density"], ["max", "maximum"], ["", "count"], ["", "tokens at its strongest · explanation"]];
+    const heads = [["latent", "latent"], ["count", "density"], ["max", "maximum"], ["", "count"], ["", "tokens"], ["", "explanation, or its strongest example"]];
     const head = el("div", { class: "row head", role: "row" }, heads.map(([sort, name]) =>
-      el("div", { role: "columnheader", class: name.split(" ")[0], "aria-sort": sort ? "none" : null }, sort ? el("button", { type: "button", "data-sort": sort, onclick: () => sortBy(sort) }, name) : name)));
+      el("div", { role: "columnheader", class: name.split(/\W/)[0], "aria-sort": sort ? "none" : null }, sort ? el("button", { type: "button", "data-sort": sort, onclick: () => sortBy(sort) }, name) : name)));
     space = el("div", { class: "space-of-rows", role: "presentation" });
     rows = el("div", { class: "rows", role: "rowgroup" });
     space.append(rows);
@@ -184,6 +187,22 @@ saefast.list = (() => {
     for (let i = first; i < last; i++) found.push(rowOf(i));
     rows.replaceChildren(...found);
     if (had) (rows.querySelector(".chosen a") ?? view).focus({ preventScroll: true });
+    clearTimeout(later);
+    later = setTimeout(() => readLines(order.slice(first, last)), 60); // when scrolling has come to rest
+  }
+
+  // The strongest examples of the rows in view.
+  async function readLines(wanted) {
+    const missing = [...wanted].filter((row) => !lines.has(row) && data.head.count[row] && !matches?.get(row) && !data.explained[row]);
+    if (!missing.length || !saefast.tokensReady) return;
+    if (lines.size > 5000) lines.clear();
+    await Promise.all(missing.map(async (row) => {
+      const found = await saefast.search.strongest(row).catch(() => null);
+      if (!found) return lines.set(row, null);
+      const spans = Array.from(found.tokens, (token, i) => (i === found.peak ? el("b", {}, saefast.tokens.token(token)) : saefast.tokens.token(token)));
+      lines.set(row, [el("div", { class: "before" }, el("div", {}, spans.slice(0, found.peak))), el("div", { class: "after" }, spans.slice(found.peak))]);
+    }));
+    for (const place of rows.querySelectorAll("[data-line]")) if (lines.get(Number(place.dataset.line))) place.replaceChildren(...lines.get(Number(place.dataset.line)));
   }
 
   function rowOf(i) {
@@ -191,29 +210,34 @@ saefast.list = (() => {
     const { head } = data;
     const latent = head.latent[row];
     const link = el("a", { href: `#latent/${latent}` }, String(latent));
-    const last = el("div", { class: "tokens", role: "cell" }, what(row));
+
     return el("div", { class: i === chosen ? "row chosen" : "row", role: "row", "aria-rowindex": i + 2, onclick: (event) => event.target.closest("a") || document.getSelection().toString() || link.click() },
       el("div", { class: "latent", role: "cell" }, link),
       el("div", { class: "density-cell", role: "cell" }, saefast.charts.density(data.density(row)), percent(data.density(row))),
       el("div", { class: "maximum", role: "cell" }, number(head.max[row])),
-      el("div", { class: "count", role: "cell" }, count(head.count[row])), last);
+      el("div", { class: "count", role: "cell" }, count(head.count[row])),
+      el("div", { class: "tokens", role: "cell" }, tokensOf(row)), says(row));
   }
 
-  // What a row says of its latent: where it matched, else its tokens and explanation.
-  function what(row) {
+  function tokensOf(row) {
+    if (!data.head.count[row]) return el("span", { class: "quiet" }, "never active");
+    return saefast.tokensReady ? data.peaks(row).slice(0, 4).map((token) => el("span", { class: "chip" }, saefast.tokens.token(token))) : [];
+  }
+
+  // What a row says of its latent: where it matched, else its explanation, else its strongest example.
+  function says(row) {
     const where = matches?.get(row);
     if (where) {
       const [begin, end] = where.span;
       const shown = (text) => text.replace(/[\s\p{C}]+/gu, " ");
-      return el("bdi", { class: "match" }, shown(where.text.slice(Math.max(0, begin - 60), begin)), el("mark", {}, shown(where.text.slice(begin, end)) || "·"), shown(where.text.slice(end, end + 120)));
+      return el("div", { class: "explanation", role: "cell" }, el("bdi", { class: "match" }, shown(where.text.slice(Math.max(0, begin - 60), begin)), el("mark", {}, shown(where.text.slice(begin, end)) || "·"), shown(where.text.slice(end, end + 120))));
     }
-    if (!data.head.count[row]) return el("span", { class: "quiet" }, "never active");
-    const found = saefast.tokensReady ? data.peaks(row).map((token) => el("span", { class: "chip" }, saefast.tokens.token(token))) : [];
     for (const { explanation, scores } of (data.explained[row] ?? []).slice(0, 1)) {
       const best = Object.entries(scores).map(([name, score]) => `${name} ${number(score)}`);
-      found.push(el("bdi", { class: "explanation" }, explanation), el("span", { class: "quiet" }, best.join(" · ")));
+      return el("div", { class: "explanation", role: "cell" }, el("bdi", {}, explanation), " ", el("span", { class: "quiet" }, best.join(" · ")));
     }
-    return found;
+    const known = lines.get(row);
+    return el("div", { class: "strongest", role: "cell", "data-line": known === undefined ? row : null }, known ?? []);
   }
 
   function choose(i) {

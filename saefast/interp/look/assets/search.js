@@ -76,5 +76,23 @@ saefast.search = (() => {
       if (stopped()) return;
     }
   }
-  return { run, matcher };
+  // The strongest example of a latent: its tokens, and which of them is that of the example. Nothing for one that is never active.
+  async function strongest(row) {
+    const starts = saefast.data.head.searched;
+    const number = saefast.data.fileOf(starts, row);
+    const file = await saefast.load(`search-${number}`);
+    if (!file.places) { // of the first example of each latent
+      file.places = new Uint32Array(file.examples.length);
+      file.firsts = new Uint32Array(file.examples.length);
+      for (let i = 0, j = 0, at = 0; i < file.examples.length; i++) {
+        (file.firsts[i] = j), (file.places[i] = at);
+        for (const end = j + file.examples[i]; j < end; j++) at += file.lengths[j];
+      }
+    }
+    const i = row - starts[number];
+    if (!file.examples[i]) return null;
+    const j = file.firsts[i];
+    return { tokens: file.tokens.subarray(file.places[i], file.places[i] + file.lengths[j]), peak: file.peaks[j] };
+  }
+  return { run, matcher, strongest };
 })();

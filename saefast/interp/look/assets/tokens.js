@@ -73,7 +73,7 @@ saefast.tokens = (() => {
         } else end(), element.append(sign("·"));
       } else if (SIGNS[character]) {
         end(), element.append(sign(SIGNS[character]));
-        if (character === "\n") element.lastChild.classList.add("line");
+        if (character === "\n") element.lastChild.classList.add("newline");
       } else if (code < 0x20 || code === 0x7f) end(), element.append(sign(hex([code])));
       else if (UNSEEN.test(character) && !(joins && code >= 0xfe00 && code <= 0xfe0f)) {
         end(), element.append(sign(`⟨U+${code.toString(16).toUpperCase().padStart(4, "0")}⟩`));
