@@ -33,8 +33,19 @@ class Browser:
             for number, fd in zip((3, 4), kept, strict=True):
                 os.dup2(fd, number, inheritable=True)
 
-        flags = ["--headless=new", "--remote-debugging-pipe", "--no-first-run", "--disable-gpu", "--hide-scrollbars"]
-        flags += ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking", "--mute-audio"]
+        flags = [
+            "--headless=new",
+            "--remote-debugging-pipe",
+            "--no-first-run",
+            "--disable-gpu",
+            "--hide-scrollbars",
+        ]
+        flags += [
+            "--no-sandbox",
+            "--disable-dev-shm-usage",
+            "--disable-background-networking",
+            "--mute-audio",
+        ]
         flags += ["--disable-extensions", "--force-color-profile=srgb", f"--user-data-dir={self.folder}"]
         self.process = subprocess.Popen(
             [installed() or "", *flags, f"--window-size={width},{height}", "about:blank"],
@@ -51,7 +62,9 @@ class Browser:
         self.problems: list[str] = []
         self.session: str | None = None
         pages = [t for t in self._call("Target.getTargets")["targetInfos"] if t["type"] == "page"]
-        self.session = self._call("Target.attachToTarget", targetId=pages[0]["targetId"], flatten=True)["sessionId"]
+        self.session = self._call("Target.attachToTarget", targetId=pages[0]["targetId"], flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Log"):
             self._call(f"{domain}.enable")
         self.size(width, height)
@@ -102,7 +115,9 @@ class Browser:
         elif method == "Log.entryAdded" and params["entry"]["level"] == "error":
             self.problems.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
         elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert"):
-            self.problems.append(" ".join(str(one.get("value") or one.get("description")) for one in params["args"]))
+            self.problems.append(
+                " ".join(str(one.get("value") or one.get("description")) for one in params["args"])
+            )
         elif method == "Page.javascriptDialogOpening":
             self.problems.append(f"dialog: {params['message']}")
         return found

@@ -38,9 +38,7 @@ def peaks(examples: Examples, latents: np.ndarray, records: Records, shown: Show
     return shown(tokens)
 
 
-def texts(
-    examples: Examples, latents: np.ndarray, records: Records, shown: Shown
-) -> tuple[np.ndarray, ...]:
+def texts(examples: Examples, latents: np.ndarray, records: Records, shown: Shown) -> tuple[np.ndarray, ...]:
     """Tokens around the strongest examples: how many examples each latent has [m], their lengths [n], where in them the token
     of the example is [n], tokens [N]."""
     columns, rows = examples.columns, examples.of(latents)
@@ -78,5 +76,7 @@ def explanations(records: Records, latents: np.ndarray) -> list[dict[str, Any]]:
         check(good, f"{path}, line {number}: expected {want}")
         if line["latent"] in wanted:
             kept = {key: str(line[key]) for key in ("method", "model") if line.get(key) is not None}
-            found.append({"latent": line["latent"], "explanation": line["explanation"], **kept, "scores": scores})
+            found.append(
+                {"latent": line["latent"], "explanation": line["explanation"], **kept, "scores": scores}
+            )
     return found

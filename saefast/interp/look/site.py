@@ -190,7 +190,11 @@ def _described(
         "n_rows": records.n_rows,
         "n_contexts": len(records.text.contexts),
         "context_length": records.text.length,
-        "config": {"n_bins": config.n_bins, "n_intervals": config.n_intervals, "n_quantiles": config.n_quantiles},
+        "config": {
+            "n_bins": config.n_bins,
+            "n_intervals": config.n_intervals,
+            "n_quantiles": config.n_quantiles,
+        },
         "effects": [name for name, table in effects._asdict().items() if table is not None],
         "ablations": (records.folder / ABLATIONS).exists(),
         "map": coordinates is not None,
@@ -210,7 +214,9 @@ def _check(
 ) -> None:
     n = records.d_sae
     ok = len(chosen) > 0 and chosen[0] >= 0 and chosen[-1] < n
-    check(ok, f"latents: expected some from 0 to {n - 1}, got {chosen[:1].tolist()} to {chosen[-1:].tolist()}")
+    check(
+        ok, f"latents: expected some from 0 to {n - 1}, got {chosen[:1].tolist()} to {chosen[-1:].tolist()}"
+    )
     near = [] if compare is None else [compare.decoder, compare.coactivation]
     for table in (*effects, *near):
         for tensor in table or ():
