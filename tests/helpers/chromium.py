@@ -1,6 +1,7 @@
 """A headless Chromium of the system, over the pipe of its DevTools protocol: no driver and no package besides."""
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -24,15 +25,8 @@ class Browser:
 
     def __init__(self, width: int = 1280, height: int = 800) -> None:
         self.folder = tempfile.mkdtemp(prefix="saefast-chromium-")
-        self.to_browser, self.from_browser = os.pipe(), os.pipe()
-        ours = (self.to_browser[1], self.from_browser[0])
-        theirs = (self.to_browser[0], self.from_browser[1])
-
-        def pipes() -> None:  # the browser reads from 3 and writes to 4
-            kept = [os.dup(fd) for fd in theirs]
-            for number, fd in zip((3, 4), kept, strict=True):
-                os.dup2(fd, number, inheritable=True)
-
+        (their_read, self.write_fd), (self.read_fd, their_write) = os.pipe(), os.pipe()
+        theirs = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (their_read, their_write)]
         flags = [
             "--headless=new",
             "--remote-debugging-pipe",
@@ -47,17 +41,24 @@ class Browser:
             "--mute-audio",
         ]
         flags += ["--disable-extensions", "--force-color-profile=srgb", f"--user-data-dir={self.folder}"]
+        pipes = f'exec "$@" 3<&{theirs[0]} 4>&{theirs[1]}'  # the browser reads from 3 and writes to 4
         self.process = subprocess.Popen(
-            [installed() or "", *flags, f"--window-size={width},{height}", "about:blank"],
-            preexec_fn=pipes,
-            close_fds=False,
+            [
+                "bash",
+                "-c",
+                pipes,
+                "bash",
+                installed() or "",
+                *flags,
+                f"--window-size={width},{height}",
+                "about:blank",
+            ],
+            pass_fds=theirs,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        for fd in theirs:
+        for fd in (their_read, their_write, *theirs):
             os.close(fd)
-        self.write_fd, self.read_fd = ours
-        os.set_blocking(self.read_fd, True)
         self.waiting, self.number, self.events = b"", 0, []
         self.problems: list[str] = []
         self.session: str | None = None
@@ -69,7 +70,7 @@ class Browser:
             self._call(f"{domain}.enable")
         self.size(width, height)
 
-    def __enter__(self) -> "Browser":
+    def __enter__(self):
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -16,13 +16,13 @@ from saefast.errors import check
 from saefast.files import digest, file_checksum, write_atomic
 from saefast.interp.effects import Effects, Neighbours
 from saefast.interp.look import lists, texts
-from saefast.interp.look.latents import ABLATIONS, Examples, chunks
+from saefast.interp.look.latents import ABLATIONS, chunks
 from saefast.interp.look.pack import pack
 from saefast.interp.look.tokens import Shown
 from saefast.interp.records import Records
 from saefast.interp.vocabulary import Vocabulary
 
-INDEX, DATA, MARK = "index.html", "data", "saefast-look.json"
+INDEX, DATA, ASSETS, MARK = "index.html", "data", "assets", "saefast-look.json"
 SEARCHED = 1024  # latents whose examples one file of the search has
 Arrays = dict[str, np.ndarray]
 
@@ -245,41 +245,40 @@ def _build(
     blake.update(digest(tensors).encode())
     for arrays in around.values():
         for array in arrays.values():
-            blake.update(np.ascontiguousarray(array))
+            blake.update(np.ascontiguousarray(array).data)
     for path in _assets():
         blake.update(path.read_bytes())
     return blake.hexdigest()
 
 
 def _assets() -> list[Any]:
-    folder = resources.files("saefast.interp.look") / "assets"
+    folder = resources.files("saefast.interp.look") / ASSETS
     return sorted((path for path in folder.iterdir() if path.is_file()), key=lambda path: path.name)
 
 
 def _clear(out: Path) -> None:
-    """An empty folder, in which a page says that the site is being written."""
+    """A folder without a site, in which a page says that one is being written."""
     if out.exists():
         check(out.is_dir(), f"out: expected a folder, got the file {out}")
         names = sorted(path.name for path in out.iterdir())
         ours = not names or (out / MARK).exists()
         check(ours, f"out: expected an empty folder or a site to replace, {out} has {', '.join(names[:3])}")
-        for path in out.iterdir():
-            if path.name == INDEX or path.name == MARK:
-                continue
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / MARK, lambda path: path.write_text('{"format": "saefast-look", "version": 1}\n'))
     unfinished = next(path for path in _assets() if path.name == "unfinished.html")
     write_atomic(out / INDEX, lambda path: path.write_bytes(unfinished.read_bytes()))
+    for name in (DATA, ASSETS):  # what else is there stays
+        if (out / name).exists():
+            shutil.rmtree(out / name)
 
 
 def _write_page(out: Path, build: str, title: str) -> None:
     page = ""
-    (out / "assets").mkdir()
+    (out / ASSETS).mkdir()
     for path in _assets():
         if path.name == INDEX:
             page = path.read_text(encoding="utf-8")
         elif path.suffix in (".js", ".css", ".svg"):
-            (out / "assets" / path.name).write_bytes(path.read_bytes())
+            (out / ASSETS / path.name).write_bytes(path.read_bytes())
     page = page.replace("{build}", build).replace("{title}", html.escape(title))
     write_atomic(out / INDEX, lambda path: path.write_text(page, encoding="utf-8"))

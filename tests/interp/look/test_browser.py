@@ -97,7 +97,9 @@ VIEWS = [
 ]
 
 
-@pytest.mark.parametrize("served", [False, True], ids=["file", "http"])
+@pytest.mark.parametrize(
+    "served", [pytest.param(False, id="file"), pytest.param(True, id="http", marks=pytest.mark.slow)]
+)
 def test_every_view_opens_and_nothing_hostile_runs(page, site, served):
     url = site.as_uri()
     if served:
@@ -112,7 +114,7 @@ def test_every_view_opens_and_nothing_hostile_runs(page, site, served):
         page.run("new Promise((done) => setTimeout(done, 120))")
         name = view[1:].split("/")[0].split("?")[0]
         assert page.run(
-            f"[...document.querySelectorAll('main > section')].filter((s) => !s.hidden).map((s) => s.id)"
+            "[...document.querySelectorAll('main > section')].filter((s) => !s.hidden).map((s) => s.id)"
         ) == [name]
         assert (
             page.run(

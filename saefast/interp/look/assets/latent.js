@@ -17,6 +17,7 @@ saefast.latent = (() => {
     if (row === undefined) return [];
     const said = data.explained[row]?.[0];
     if (said) return [el("bdi", {}, said.explanation)];
+    if (!data.head.count[row]) return [el("span", { class: "quiet" }, "never active")];
     return data.peaks(row).slice(0, 4).map((token) => el("span", { class: "chip" }, saefast.tokens.token(token)));
   }
 
@@ -149,7 +150,14 @@ saefast.latent = (() => {
       el("div", { class: "heading" }, el("h1", { tabindex: "-1" }, `Latent ${found.latent}`), el("div", { class: "peaks" }, data.peaks(row).map((token) => el("span", { class: "chip" }, saefast.tokens.token(token)))),
         el("nav", { class: "steps", "aria-label": "Other latents" }, step(-1, "previous", "k"), step(1, "next", "j"), el("a", { href: saefast.list.address() }, "list"))),
       ...explanations(row),
-      el("div", { class: "page" }, side, el("div", { class: "examples" }, el("div", { class: "jumps" }, jumps, expand), legend, dead, groups.map(([, element]) => element), compared(row))));
+      el("div", { class: "page" }, side, el("div", { class: "examples" }, el("div", { class: "jumps" }, jumps, expand), legend, dead, ...beside(groups, compared(row)))));
+  }
+
+  // The other SAE comes after the strongest examples, so that both are seen together.
+  function beside(groups, other) {
+    const elements = groups.map(([, element]) => element);
+    if (other) elements.splice(groups[0]?.[0] === "top" ? 1 : 0, 0, other);
+    return elements;
   }
 
   function step(by) {
