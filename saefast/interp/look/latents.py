@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from saefast.config.records import GROUPS, RecordsConfig
 from saefast.files import refuse_pointer
 from saefast.interp.effects import Effects
 from saefast.interp.look.pack import bfloat16
 from saefast.interp.look.tokens import Shown
 from saefast.interp.records import Records
-from saefast.interp.records.config import GROUPS, RecordsConfig
 from saefast.interp.records.tables import ROWS_PER_GROUP, arrow
 
 ABLATIONS = "ablations.parquet"

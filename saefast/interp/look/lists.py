@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from saefast.config.records import GROUPS
 from saefast.errors import check
 from saefast.interp.look.latents import Examples, spans
 from saefast.interp.look.tokens import Shown
 from saefast.interp.records import Records
-from saefast.interp.records.config import GROUPS
 
 EXPLANATIONS = "explanations.jsonl"
 N_TOKENS = 6  # tokens at which a latent is most active

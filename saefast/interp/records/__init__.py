@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from saefast.activations.sources import Source
+from saefast.config.records import RecordsConfig
 from saefast.errors import check
 from saefast.files import digest, read_json_checked, write_json_checked
 from saefast.interp.records.codes import INDEX, read_blocks, read_text, write_codes
-from saefast.interp.records.config import RecordsConfig
 from saefast.interp.records.read import Example, LatentRecord, Records
 from saefast.interp.records.select import Selected
 from saefast.interp.records.tables import ROWS_PER_GROUP, arrow, select, write_tables

@@ -62,7 +62,11 @@ def _batches(source: Source, start: int) -> Iterator[TextRows]:
         for first in range(0, m, each):
             if number >= start:
                 end = min(first + each, m)
-                rows = slice(*torch.searchsorted(context, torch.tensor([first, end], dtype=torch.int64, device="cpu")).tolist())
+                rows = slice(
+                    *torch.searchsorted(
+                        context, torch.tensor([first, end], dtype=torch.int64, device="cpu")
+                    ).tolist()
+                )
                 slots = (context[rows] - first) * length + shard["position"][rows].long()
                 yield TextRows(shard["activations"][rows], shard["contexts"][first:end], slots)
             number += 1

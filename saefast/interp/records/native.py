@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 import saefast._C
+from saefast.config.records import RecordsConfig
 from saefast.errors import InputError
-from saefast.interp.records.config import RecordsConfig
 from saefast.interp.records.select import STATISTICS, Block, Selected
 from saefast.interp.records.text import Ints, Text
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from saefast.config.records import GROUPS, RecordsConfig
 from saefast.errors import check
 from saefast.files import read_json_checked
 from saefast.interp.records.codes import INDEX, read_blocks, read_text
-from saefast.interp.records.config import GROUPS, RecordsConfig
 from saefast.interp.records.select import STATISTICS, Block, entries
 from saefast.interp.records.tables import EXAMPLES, LATENTS, ROWS_PER_GROUP, arrow
 from saefast.interp.records.text import Text

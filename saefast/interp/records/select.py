@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from saefast.interp.records.config import RecordsConfig
+from saefast.config.records import RecordsConfig
 from saefast.interp.records.text import Ints, Text, mix
 
 STATISTICS = ("count", "density", "mean", "variance", "skewness", "kurtosis", "max", "energy")

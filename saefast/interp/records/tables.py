@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from saefast.config.records import GROUPS, SPLITS, RecordsConfig
 from saefast.errors import InputError
 from saefast.files import write_atomic
-from saefast.interp.records.config import GROUPS, SPLITS, RecordsConfig
 from saefast.interp.records.select import STATISTICS, Block, Selected, entries
 from saefast.interp.records.select import select as select_in_numpy
 from saefast.interp.records.text import Ints, Text

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from saefast.interp.records.config import RecordsConfig
+from saefast.config.records import RecordsConfig
 
 Ints = np.ndarray
 

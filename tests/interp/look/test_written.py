@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from saefast.config.records import GROUPS
 from saefast.errors import InputError
 from saefast.interp.effects import Alignment, Effects, LogitWeights, Neighbours
 from saefast.interp.look import Compared, pack, texts, write_site
 from saefast.interp.look.latents import pool_of, spans
-from saefast.interp.records.config import GROUPS
 from tests.helpers import look_records
 
 RAW = [b" the", b"a", b"\xe2\x80", b"\x9c", b"\n", b"</script>", b"\x00", b"", "é".encode(), b" x"]
