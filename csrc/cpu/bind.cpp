@@ -78,6 +78,21 @@ void py_group(const py::array& acts, const py::array& indices, const std::option
     group_by_latent(code, B, F, N, starts, places, rows);
 }
 
+void py_sort_code(const py::array& acts, const py::array& indices, const py::array& row_offsets, const py::array& rows,
+                  py::array offsets, py::array slots, py::array sorted_acts, int threads) {
+    const py::ssize_t B = rows.size(), F = offsets.size() - 1;
+    check_range("offsets: the number of latents", F, 0, std::numeric_limits<int32_t>::max());
+    const Code code = parse_code(acts, indices, row_offsets, B, F);
+    const auto N = static_cast<py::ssize_t>(code.begin(static_cast<std::size_t>(B)));
+    const int32_t* of_rows = input<int32_t>(rows, "rows", {B});
+    auto* starts = output<std::int64_t>(offsets, "offsets", {F + 1});
+    int32_t* where = output<int32_t>(slots, "slots", {N});
+    float* values = output<float>(sorted_acts, "sorted_acts", {N});
+    check_threads(threads);
+    py::gil_scoped_release release;
+    sort_code(code, of_rows, static_cast<std::size_t>(B), static_cast<std::size_t>(F), threads, starts, where, values);
+}
+
 void py_sum_entries(const py::array& offsets, const py::array& pairs, const py::array& per_pair, py::array sums,
                     int threads) {
     const py::ssize_t F = sums.size(), N = per_pair.size();
@@ -152,6 +167,9 @@ void bind_cpu(py::module_& m) {
     m.def("group_by_latent", &py_group, arg("acts"), arg("indices"), arg("row_offsets").none(true),
           arg("offsets"), arg("pairs"), arg("tokens"),
           "Spec: saefast.reference.group_by_latent; offsets [F + 1], pairs [N], tokens [N] are written.");
+    m.def("sort_code", &py_sort_code, arg("acts"), arg("indices"), arg("row_offsets"), arg("rows"), arg("offsets"),
+          arg("slots"), arg("sorted_acts"), arg("threads"),
+          "A ragged code sorted by latent: offsets [F + 1], and the slot of the row and the act of each entry, are written.");
     m.def("sum_entries", &py_sum_entries, arg("offsets"), arg("pairs"), arg("per_pair"), arg("sums"),
           arg("threads"), "Spec: saefast.reference.sum_entries; sums [F] are written.");
     m.def("grad_top_acts", &py_grad_top_acts, arg("error"), arg("W_dec"), arg("acts"), arg("indices"),

@@ -34,6 +34,30 @@ void group_by_latent(const Code& code, size_t B, size_t F, size_t N, int32_t* of
     std::fill(tokens + used, tokens + N, 0);
 }
 
+void sort_code(const Code& code, const int32_t* slots_of_rows, size_t B, size_t F, int threads, std::int64_t* offsets,
+               int32_t* slots, float* sorted_acts) {
+    const size_t end = code.begin(B);
+    std::fill(offsets, offsets + F + 1, 0);
+    for (size_t i = 0; i < end; ++i) ++offsets[code.indices[i] + 1];
+    for (size_t f = 0; f < F; ++f) offsets[f + 1] += offsets[f];
+    std::vector<std::int64_t> next(offsets, offsets + F);
+    // Each thread goes through all entries and places those of its own latents: nothing is shared, and the order stays.
+    const size_t parts = static_cast<size_t>(threads), each = chunks_of(F, parts);
+    parallel_for(parts, threads, [&](size_t part, size_t) {
+        const size_t first = part * each;
+        for (size_t b = 0; b < B; ++b) {
+            const int32_t slot = slots_of_rows[b];
+            for (size_t i = code.begin(b); i < code.begin(b + 1); ++i) {
+                const auto latent = static_cast<size_t>(code.indices[i]);
+                if (latent - first >= each) continue;
+                const auto place = static_cast<size_t>(next[latent]++);
+                slots[place] = slot;
+                sorted_acts[place] = code.acts[i];
+            }
+        }
+    });
+}
+
 void sum_entries(const int32_t* offsets, const int32_t* pairs, const float* per_pair, size_t F, int threads,
                  float* sums) {
     parallel_for((F + LATENTS - 1) / LATENTS, threads, [&](size_t item, size_t) {

@@ -13,6 +13,11 @@ namespace saefast {
 void group_by_latent(const Code& code, std::size_t B, std::size_t F, std::size_t N, std::int32_t* offsets,
                      std::int32_t* pairs, std::int32_t* tokens);
 
+// The same entries as a code sorted by latent: offsets [F + 1], and of each entry the slot of its token, slots_of_rows [B],
+// and its activation, slots and sorted_acts [N]. N = code.begin(B), all of them active.
+void sort_code(const Code& code, const std::int32_t* slots_of_rows, std::size_t B, std::size_t F, int threads,
+               std::int64_t* offsets, std::int32_t* slots, float* sorted_acts);
+
 // sums [F] of per_pair [N] over the listed entries of each latent, in token order.
 // Spec: `saefast.reference.sum_entries`.
 void sum_entries(const std::int32_t* offsets, const std::int32_t* pairs, const float* per_pair, std::size_t F,

@@ -23,6 +23,11 @@ from saefast.interp.records.text import Text
 from saefast.sae import SAE
 from saefast.sae.inference import encode
 
+try:
+    from saefast.interp.records import native
+except ImportError:  # no compiler at install time
+    native = None  # type: ignore[assignment]
+
 BLOCK_ENTRIES = 2**24  # a block ends with the batch that reaches it
 INDEX = "index.json"
 
@@ -40,28 +45,49 @@ class _Pending:
 
     def add(self, acts: Tensor, indices: Tensor, contexts: Tensor, slots: Tensor) -> None:
         is_active = acts > 0
-        counts = is_active.sum(dim=1)
-        n_active = int(counts.sum())
-        whole = n_active == acts.numel()
-        self.acts.append(acts.flatten() if whole else acts[is_active])
-        self.indices.append(indices.flatten() if whole else indices[is_active])
+        if bool(is_active.all()):  # the usual code of top-k
+            counts = torch.full((len(acts),), acts.shape[1], dtype=torch.int64, device=acts.device)
+            acts, indices = acts.flatten(), indices.flatten()
+        else:
+            counts = is_active.sum(dim=1)
+            acts, indices = acts[is_active], indices[is_active]
+        self.acts.append(acts)
+        self.indices.append(indices)
         self.counts.append(counts)
         self.slots.append((slots + self.n_contexts * contexts.shape[1]).to(acts.device, torch.int32))
         self.contexts.append(contexts.to("cpu", torch.int32))
-        self.n_entries += n_active
+        self.n_entries += len(acts)
         self.n_contexts += len(contexts)
         self.n_batches += 1
 
     def tensors(self, ops: Backend, d_sae: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Of the files of the code and of the text."""
-        acts, slots = torch.cat(self.acts), torch.cat(self.slots)
+        slots = torch.cat(self.slots)
         row_offsets = torch.cat([slots.new_zeros(1), torch.cat(self.counts).cumsum(0)]).to(torch.int32)
-        offsets, pairs, tokens = ops.group_by_latent(acts, torch.cat(self.indices), d_sae, row_offsets)
-        code = {"offsets": offsets.long(), "slots": slots[tokens.long()], "acts": acts[pairs.long()].float()}
+        parts = torch.cat(self.acts), torch.cat(self.indices), row_offsets
+        code = dict(zip(("offsets", "slots", "acts"), sorted_code(ops, *parts, slots, d_sae), strict=True))
         contexts = torch.cat(self.contexts)
         encoded = torch.zeros(contexts.numel(), dtype=torch.uint8, device="cpu")
         encoded[slots.long().cpu()] = 1
         return code, {"contexts": contexts, "encoded": encoded.view(contexts.shape)}
+
+
+def sorted_code(
+    ops: Backend, acts: Tensor, indices: Tensor, row_offsets: Tensor, slots: Tensor, d_sae: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort a ragged code by latent, and the entries of a latent by row.
+
+    Args:
+        acts, indices, row_offsets: [N] positive, [N] int32, [B + 1] int32, as of `saefast.reference.group_by_latent`.
+        slots: [B] int32, of the token of each row.
+
+    Returns:
+        offsets [F + 1] int64, and of each entry the slot, [N] int32, and the act, [N] float32.
+    """
+    if native is not None and ops.NAME == "native" and acts.dtype == torch.float32:
+        return native.sorted_code(acts, indices, row_offsets, slots, d_sae)
+    starts, pairs, tokens = ops.group_by_latent(acts, indices, d_sae, row_offsets)
+    return starts.long(), slots[tokens.long()], acts[pairs.long()].float()
 
 
 @torch.no_grad()
@@ -111,7 +137,7 @@ def write_codes(
                 width == config.d_in, f"source: expected width d_in = {config.d_in} of the SAE, got {width}"
             )
             x = batch.x.to(params.b_dec)
-            finite = bool(x.isfinite().all())
+            finite = bool(x.sum().isfinite()) or bool(x.isfinite().all())  # one pass, unless a sum overflows
             check(finite, f"source: expected finite activations, got NaN or Inf after {n_rows} rows")
             acts, indices = encode(ops, params, sae.extra, config, x)
             pending.add(acts, indices, batch.contexts, batch.slots)

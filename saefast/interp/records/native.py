@@ -5,12 +5,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import saefast._C
 from saefast.config.records import RecordsConfig
 from saefast.errors import InputError
 from saefast.interp.records.select import STATISTICS, Block, Selected
 from saefast.interp.records.text import Ints, Text
+from saefast.native.arrays import INT32, numpy_of
+from saefast.storage import FP32
 
 
 def select(blocks: Sequence[Block], first: int, end: int, text: Text, config: RecordsConfig) -> Selected:
@@ -59,6 +62,17 @@ def window_acts(
     at, acts = np.empty(offsets[-1], np.int16), np.empty(offsets[-1], np.float32)
     saefast._C.window_acts(*which, offsets, at, acts, threads)
     return offsets, at, acts
+
+
+def sorted_code(
+    acts: Tensor, indices: Tensor, row_offsets: Tensor, slots: Tensor, d_sae: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `saefast.interp.records.codes.sorted_code`, without an order of the entries in between."""
+    offsets = torch.empty(d_sae + 1, dtype=torch.int64, device="cpu")
+    found = torch.empty(len(acts), **INT32), torch.empty(len(acts), **FP32)
+    arrays = numpy_of(acts, indices, row_offsets, slots, offsets, *found)
+    saefast._C.sort_code(*arrays, torch.get_num_threads())
+    return offsets, *found
 
 
 def _blocks(blocks: Sequence[Block], text: Text) -> list[tuple[Any, ...]]:
