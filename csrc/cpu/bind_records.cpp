@@ -1,4 +1,7 @@
-// The bindings of what is recorded of latents.
+// The bindings of records: the code comes as a list of (first_slot, offsets, slots, acts), the text as its ends of
+// documents and its tokens with a row, [m, L] uint8 each.
+
+#include <array>
 
 #include "arguments.h"
 #include "records.h"
@@ -7,142 +10,169 @@ namespace saefast {
 namespace {
 
 using std::int64_t;
+using std::uint8_t;
 
-// (first_slot, n_slots, offsets, slots, acts) of each block; of the offsets, those of latents first to end are looked at.
-std::vector<CodeBlock> parse_blocks(const std::vector<py::tuple>& blocks, int64_t n_slots, int64_t first, int64_t end) {
-    std::vector<CodeBlock> parsed;
-    int64_t next = 0;
-    for (const py::tuple& given : blocks) {
-        if (given.size() != 5) throw py::value_error("blocks: expected five parts each, got " + std::to_string(given.size()));
-        const int64_t first_slot = given[0].cast<int64_t>(), length = given[1].cast<int64_t>();
-        check_range("blocks: first_slot", first_slot, next, next);
-        check_range("blocks: n_slots", length, 0, std::min<int64_t>(n_slots - next, std::numeric_limits<int32_t>::max()));
-        next += length;
-        const auto offsets = checked<int64_t>(given[2], "blocks: offsets", 1);
-        const auto slots = checked<int32_t>(given[3], "blocks: slots", 1);
-        const py::ssize_t N = slots.shape(0);
-        const float* acts = input<float>(given[4], "blocks: acts", {N});
-        check_range("end", end, 0, offsets.shape(0) - 1, " (the latents of each block)");
-        check_range("first", first, 0, end);
-        for (int64_t f = first; f <= end; ++f) {
-            check_range("blocks: offsets", offsets.data()[f], f > first ? offsets.data()[f - 1] : 0, N);
+// Blocks in the order of their slots, of which the latents [first, end) are looked at. The tuples are kept: another thread
+// may change the list.
+struct Blocks {
+    std::vector<CodeBlock> code;
+    std::vector<py::tuple> kept;
+};
+
+Blocks parse_blocks(const py::list& blocks, py::ssize_t first, py::ssize_t end) {
+    Blocks found;
+    auto& out = found.code;
+    for (const py::handle& block : blocks) {
+        if (!py::isinstance<py::tuple>(block) || py::len(block) != 4) {
+            throw py::value_error("blocks: expected (first_slot, offsets, slots, acts)");
         }
-        parsed.push_back({first_slot, length, offsets.data(), slots.data(), acts});
+        const auto parts = py::reinterpret_borrow<py::tuple>(block);
+        const auto first_slot = py::cast<int64_t>(parts[0]);
+        const auto offsets = checked<int64_t>(parts[1], "offsets", 1);
+        const auto slots = checked<int32_t>(parts[2], "slots", 1);
+        const float* acts = input<float>(parts[3], "acts", {slots.size()});
+        check_range("first_slot", first_slot, out.empty() ? 0 : out.back().first_slot + 1, int64_t{1} << 32);
+        if (end > first) check_range("latents: the end", end, 0, offsets.size() - 1);
+        for (py::ssize_t f = first; f < end; ++f) {
+            const int64_t begin = offsets.data()[f], next = offsets.data()[f + 1];
+            if (begin >= 0 && begin <= next && next <= slots.size()) continue;
+            throw py::value_error("offsets: expected numbers that rise from 0 to at most " + std::to_string(slots.size()) +
+                                  ", got " + std::to_string(begin) + " and " + std::to_string(next) + " at " +
+                                  std::to_string(f));
+        }
+        out.push_back({first_slot, offsets.data(), slots.data(), acts});
+        found.kept.push_back(parts);
     }
-    check_range("blocks: the slots of all", next, n_slots, n_slots);
-    return parsed;
+    return found;
 }
 
-// (contexts [m, L], encoded [m, L] uint8, separators [s] int32, n_rows)
-RecordedText parse_text(const py::tuple& text) {
-    if (text.size() != 4) throw py::value_error("text: expected four parts, got " + std::to_string(text.size()));
-    const auto contexts = checked<int32_t>(text[0], "text: contexts", 2);
-    const py::ssize_t m = contexts.shape(0), L = contexts.shape(1);
-    check_range("text: context_length", L, 1, std::numeric_limits<std::int16_t>::max());
-    check_range("text: contexts", m, 1, (int64_t{1} << 32) / L, " (of this length)");
-    const auto* encoded = input<std::uint8_t>(text[1], "text: encoded", {m, L});
-    const auto separators = checked<int32_t>(text[2], "text: separators", 1);
-    return {contexts.data(), encoded, static_cast<std::size_t>(m), static_cast<std::size_t>(L),
-            {separators.data(), separators.data() + separators.shape(0)}, text[3].cast<int64_t>()};
+TextShape parse_text(const py::array& ends, const py::array& encoded, py::ssize_t n_rows) {
+    const auto documents = checked<uint8_t>(ends, "ends", 2);
+    const py::ssize_t m = documents.shape(0), L = documents.shape(1);
+    check_range("ends: the length of a context", L, 1, std::numeric_limits<int32_t>::max());
+    check_range("ends: the number of tokens", documents.size(), 0, py::ssize_t{1} << 32);
+    check_range("n_rows", n_rows, 0, documents.size());
+    return {documents.data(), input<uint8_t>(encoded, "encoded", {m, L}), static_cast<std::size_t>(m),
+            static_cast<std::size_t>(L), static_cast<std::size_t>(n_rows)};
 }
 
-RecordNumbers parse_record_numbers(const std::vector<int64_t>& numbers) {
-    constexpr std::size_t N = 11;
-    if (numbers.size() != N) throw py::value_error("numbers: expected 11, got " + std::to_string(numbers.size()));
-    for (std::size_t i = 0; i < N; ++i) check_range("numbers", numbers[i], i == 7 ? 1 : 0, 32767);
-    const auto at = [&](std::size_t i) { return static_cast<std::size_t>(numbers[i]); };
-    return {at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), numbers[8], numbers[9],
-            static_cast<std::uint32_t>(numbers[10])};
+const int64_t* parse_slots(const py::array& slots, py::ssize_t n, const TextShape& text) {
+    const int64_t* values = input<int64_t>(slots, "slots", {n});
+    for (py::ssize_t i = 0; i < n; ++i) check_range("slots", values[i], 0, static_cast<py::ssize_t>(text.m * text.L) - 1);
+    return values;
 }
 
-void check_slots(const int64_t* slots, py::ssize_t n, int64_t n_slots) {
-    for (py::ssize_t i = 0; i < n; ++i) check_range("slots", slots[i], 0, n_slots - 1);
+Window parse_window(py::ssize_t before, py::ssize_t after) {
+    check_range("before", before, 0, std::numeric_limits<std::int16_t>::max());
+    check_range("after", after, 0, std::numeric_limits<std::int16_t>::max());
+    return {static_cast<std::size_t>(before), static_cast<std::size_t>(after)};
 }
 
-void py_select_records(const std::vector<py::tuple>& blocks, int64_t first, int64_t end, const py::tuple& text_parts,
-                       const std::vector<int64_t>& number_list, py::array statistics, py::array histogram,
-                       py::array slots, py::array acts, int threads) {
-    const RecordedText text = parse_text(text_parts);
-    const RecordNumbers numbers = parse_record_numbers(number_list);
-    const std::vector<CodeBlock> parsed = parse_blocks(blocks, text.n_slots(), first, end);
-    const auto n = static_cast<py::ssize_t>(end - first);
-    const auto E = static_cast<py::ssize_t>(numbers.examples());
-    auto* s = output<double>(statistics, "statistics", {n, static_cast<py::ssize_t>(STATISTICS)});
-    auto* h = output<int64_t>(histogram, "histogram", {n, static_cast<py::ssize_t>(numbers.n_bins)});
-    auto* where = output<int64_t>(slots, "slots", {n, E});
-    auto* a = output<float>(acts, "acts", {n, E});
+// (n_top, n_intervals, per_interval, n_quantiles, per_quantile, n_random, n_inactive, n_bins, before, after)
+Wanted parse_wanted(const std::array<py::ssize_t, 10>& numbers, std::uint32_t seed) {
+    std::array<std::size_t, 8> n{};
+    for (std::size_t i = 0; i < n.size(); ++i) {
+        check_range("wanted: number " + std::to_string(i), numbers[i], i == 7, std::numeric_limits<std::int16_t>::max());
+        n[i] = static_cast<std::size_t>(numbers[i]);
+    }
+    return {n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], parse_window(numbers[8], numbers[9]), seed};
+}
+
+void py_select(const py::list& blocks, py::ssize_t first, const py::array& ends, const py::array& encoded,
+               py::ssize_t n_rows, const std::array<py::ssize_t, 10>& numbers, std::uint32_t seed, py::array statistics,
+               py::array histogram, py::array slots, py::array acts, int threads) {
+    const py::ssize_t n = checked<double>(statistics, "statistics", 2).shape(0);
+    check_range("first", first, 0, std::numeric_limits<int32_t>::max());
+    const Blocks parsed = parse_blocks(blocks, first, first + n);
+    const TextShape text = parse_text(ends, encoded, n_rows);
+    const Wanted wanted = parse_wanted(numbers, seed);
+    const auto E = static_cast<py::ssize_t>(wanted.examples()), bins = static_cast<py::ssize_t>(wanted.n_bins);
+    const SelectedOut out{output<double>(statistics, "statistics", {n, static_cast<py::ssize_t>(STATISTICS)}),
+                          output<int64_t>(histogram, "histogram", {n, bins}), output<int64_t>(slots, "slots", {n, E}),
+                          output<float>(acts, "acts", {n, E})};
     check_threads(threads);
-    int64_t bad;
+    int64_t damaged;
     {
         py::gil_scoped_release release;
-        bad = select_records(parsed, first, end, text, numbers, threads, s, h, where, a);
+        damaged = select_examples(parsed.code, static_cast<std::size_t>(first), static_cast<std::size_t>(n), text, wanted,
+                                  threads, out);
     }
-    if (bad >= 0) {
-        throw py::value_error("blocks: expected ascending slots with positive activations, got others of latent " +
-                              std::to_string(bad));
-    }
+    if (damaged < 0) return;
+    throw py::value_error("codes: expected rising slots of the text and positive activations, got others of latent " +
+                          std::to_string(damaged));
 }
 
-void py_record_windows(const py::tuple& text_parts, const std::vector<int64_t>& number_list, const py::array& first_document,
-                       const py::array& slots, py::array windows, py::array documents) {
-    const RecordedText text = parse_text(text_parts);
-    const RecordNumbers numbers = parse_record_numbers(number_list);
-    const auto* of_context = input<int64_t>(first_document, "first_document", {static_cast<py::ssize_t>(text.m)});
-    const auto where = checked<int64_t>(slots, "slots", 1);
-    const py::ssize_t n = where.shape(0);
-    check_slots(where.data(), n, text.n_slots());
-    auto* w = output<int32_t>(windows, "windows", {n, 2});
-    auto* d = output<int64_t>(documents, "documents", {n});
+void py_windows(const py::array& slots, const py::array& ends, py::ssize_t before, py::ssize_t after, py::array windows) {
+    const py::ssize_t n = slots.size();
+    const TextShape text = parse_text(ends, ends, 0);
+    const int64_t* at = parse_slots(slots, n, text);
+    const Window window = parse_window(before, after);
+    int32_t* out = output<int32_t>(windows, "windows", {n, 2});
     py::gil_scoped_release release;
-    record_windows(text, numbers, of_context, where.data(), static_cast<std::size_t>(n), w, d);
+    token_windows(at, static_cast<std::size_t>(n), text, window, out);
 }
 
-// Counts [n] without `at` and `acts`; with them, what is written where `counts_or_offsets` [n + 1] says.
-void py_window_acts(const std::vector<py::tuple>& blocks, int64_t n_slots, int64_t L, const py::array& latents,
-                    const py::array& slots, const py::array& windows, py::array counts_or_offsets,
-                    const std::optional<py::array>& at, const std::optional<py::array>& acts, int threads) {
-    const auto of = checked<int32_t>(latents, "latents", 1);
-    const py::ssize_t n = of.shape(0);
-    const auto lowest = n ? *std::min_element(of.data(), of.data() + n) : 0;
-    const auto highest = n ? *std::max_element(of.data(), of.data() + n) : -1;
-    check_range("context_length", L, 1, std::numeric_limits<std::int16_t>::max());
-    const std::vector<CodeBlock> parsed = parse_blocks(blocks, n_slots, lowest, int64_t{highest} + 1);
-    const auto* where = input<int64_t>(slots, "slots", {n});
-    check_slots(where, n, n_slots);
-    const auto* w = input<int32_t>(windows, "windows", {n, 2});
+void py_documents(const py::array& slots, const py::array& ends, const py::array& first_document, py::array documents) {
+    const py::ssize_t n = slots.size();
+    const TextShape text = parse_text(ends, ends, 0);
+    const int64_t* at = parse_slots(slots, n, text);
+    const int64_t* firsts = input<int64_t>(first_document, "first_document", {static_cast<py::ssize_t>(text.m)});
+    int64_t* out = output<int64_t>(documents, "documents", {n});
+    py::gil_scoped_release release;
+    token_documents(at, static_cast<std::size_t>(n), text, firsts, out);
+}
+
+// The entries of latents[i] in the slots [bounds[i, 0], bounds[i, 1]), as slots from bounds[i, 0] on.
+py::tuple py_entries_in(const py::list& blocks, const py::array& latents, const py::array& bounds) {
+    const py::ssize_t n = latents.size();
+    const int64_t* of = input<int64_t>(latents, "latents", {n});
+    const int64_t* at = input<int64_t>(bounds, "bounds", {n, 2});
+    const auto [first, last] = std::minmax_element(of, of + n);
+    if (n) check_range("latents", *first, 0, std::numeric_limits<int32_t>::max());
+    if (n) check_range("latents", *last, 0, std::numeric_limits<int32_t>::max());
+    const Blocks parsed = n ? parse_blocks(blocks, *first, *last + 1) : Blocks();
+    py::array_t<int32_t> offsets(n + 1);
+    int32_t* starts = offsets.mutable_data();
+    std::vector<Span> spans(static_cast<std::size_t>(n));
+    int64_t total = starts[0] = 0;
     for (py::ssize_t i = 0; i < n; ++i) {
-        check_range("windows", w[2 * i], 0, L);
-        check_range("windows", w[2 * i + 1], w[2 * i], L);
+        const int64_t begin = at[2 * i], end = at[2 * i + 1];
+        check_range("bounds", begin, 0, int64_t{1} << 32);
+        check_range("bounds: the end", end, begin, begin + std::numeric_limits<std::int16_t>::max());
+        Span& span = spans[static_cast<std::size_t>(i)];
+        span = entries_in(parsed.code, static_cast<std::size_t>(of[i]), begin, end);
+        check_range("slots: those in a window", span.end - span.begin, 0, end - begin);
+        total += span.end - span.begin;
+        check_indexable("bounds: the number of entries", total);
+        starts[i + 1] = static_cast<int32_t>(total);
     }
-    check_threads(threads);
-    const auto size = static_cast<std::size_t>(n), length = static_cast<std::size_t>(L);
-    if (!at || !acts) {
-        auto* counts = output<int32_t>(counts_or_offsets, "counts", {n});
-        py::gil_scoped_release release;
-        window_counts(parsed, length, of.data(), where, w, size, threads, counts);
-        return;
+    py::array_t<std::int16_t> places(total);
+    py::array_t<float> acts(total);
+    std::int16_t* place = places.mutable_data();
+    float* act = acts.mutable_data();
+    for (py::ssize_t i = 0; i < n; ++i) {
+        const Span& span = spans[static_cast<std::size_t>(i)];
+        for (int64_t e = span.begin; e < span.end; ++e) {
+            *place++ = static_cast<std::int16_t>(span.block->first_slot + span.block->slots[e] - at[2 * i]);
+            *act++ = span.block->acts[e];
+        }
     }
-    const auto* offsets = input<int32_t>(counts_or_offsets, "offsets", {n + 1});
-    const py::ssize_t total = checked<float>(*acts, "acts", 1).shape(0);
-    check_offsets("offsets", offsets, n + 1, total);
-    auto* places = output<std::int16_t>(*at, "at", {total});
-    auto* values = output<float>(*acts, "acts", {total});
-    py::gil_scoped_release release;
-    window_acts(parsed, length, of.data(), where, w, size, offsets, threads, places, values);
+    return py::make_tuple(offsets, places, acts);
 }
 
 }  // namespace
 
 void bind_records(py::module_& m) {
     using py::arg;
-    m.def("select_records", &py_select_records, arg("blocks"), arg("first"), arg("end"), arg("text"), arg("numbers"),
-          arg("statistics"), arg("histogram"), arg("slots"), arg("acts"), arg("threads"),
-          "Statistics and examples of latents, see saefast.interp.records.select.");
-    m.def("record_windows", &py_record_windows, arg("text"), arg("numbers"), arg("first_document"), arg("slots"),
-          arg("windows"), arg("documents"), "The window and the document of each slot.");
-    m.def("window_acts", &py_window_acts, arg("blocks"), arg("n_slots"), arg("context_length"), arg("latents"),
-          arg("slots"), arg("windows"), arg("counts_or_offsets"), arg("at").none(true), arg("acts").none(true),
-          arg("threads"), "How many entries are in each window, or, with `at` and `acts`, these entries.");
+    m.def("select_examples", &py_select, arg("blocks"), arg("first"), arg("ends"), arg("encoded"), arg("n_rows"),
+          arg("wanted"), arg("seed"), arg("statistics"), arg("histogram"), arg("slots"), arg("acts"), arg("threads"),
+          "Spec: saefast.interp.records.select; statistics [n, 8], histogram, slots and acts [n, E] are written.");
+    m.def("token_windows", &py_windows, arg("slots"), arg("ends"), arg("before"), arg("after"), arg("windows"),
+          "Spec: saefast.interp.records.text.Text.window; windows [n, 2] are written.");
+    m.def("token_documents", &py_documents, arg("slots"), arg("ends"), arg("first_document"), arg("documents"),
+          "Spec: saefast.interp.records.text.Text.documents; documents [n] are written.");
+    m.def("entries_in", &py_entries_in, arg("blocks"), arg("latents"), arg("bounds"),
+          "Spec: saefast.interp.records.tables.window_acts; returns offsets [n + 1], places and acts.");
 }
 
 }  // namespace saefast

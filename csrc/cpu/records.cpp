@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "parallel.h"
+#include "sample.h"
 
 namespace saefast {
 namespace {
@@ -15,239 +16,248 @@ using std::int64_t;
 using std::size_t;
 using std::uint32_t;
 using std::uint64_t;
-constexpr size_t TRIES = 32;
+constexpr size_t TRIES = 32;    // for each inactive example
+constexpr size_t CHUNK = 1024;  // entries whose sums are added to those of the others as one: less is rounded away
 
-uint32_t mix(uint32_t bits) {
-    bits ^= bits >> 16;
-    bits *= 0x7FEB352DU;
-    bits ^= bits >> 15;
-    bits *= 0x846CA68BU;
-    return bits ^ (bits >> 16);
+uint32_t key_of(size_t latent, const Wanted& wanted, uint32_t salt) {
+    return mix(static_cast<uint32_t>(latent) ^ mix(8 * wanted.seed + salt));
 }
 
-uint32_t key_of(int64_t latent, uint32_t seed, uint32_t salt) {
-    return mix(static_cast<uint32_t>(latent) ^ mix(8 * seed + salt));
+// What a thread needs, allocated before it runs.
+struct Scratch {
+    std::vector<Entry> peaks;  // the strongest entry of each context
+    std::vector<Sample> intervals;
+    Sample quantile, random;
+
+    Scratch(const Wanted& wanted, size_t most_contexts)
+        : intervals(), quantile(wanted.per_quantile), random(wanted.n_random) {
+        peaks.reserve(most_contexts);
+        intervals.reserve(wanted.n_intervals);
+        for (size_t i = 0; i < wanted.n_intervals; ++i) intervals.emplace_back(wanted.per_interval);
+    }
+};
+
+// Calls work(first_slot, slots, acts, n) for pieces of the code of a latent, in the order of their slots.
+template <typename Work>
+void for_chunks(const std::vector<CodeBlock>& blocks, size_t latent, const Work& work) {
+    for (const CodeBlock& block : blocks) {
+        const size_t end = static_cast<size_t>(block.offsets[latent + 1]);
+        for (size_t i = static_cast<size_t>(block.offsets[latent]); i < end; i += CHUNK) {
+            work(block.first_slot, block.slots + i, block.acts + i, std::min(CHUNK, end - i));
+        }
+    }
 }
 
-struct Entry {
-    int64_t slot;
-    float act;
-    uint32_t hash;
+struct Totals {
+    size_t count = 0;
+    double sum = 0, squares = 0;
+    float largest = 0;
+    bool ok = true;
 };
 
-bool stronger(const Entry& a, const Entry& b) { return a.act != b.act ? a.act > b.act : a.slot < b.slot; }
-bool earlier(const Entry& a, const Entry& b) { return a.hash != b.hash ? a.hash < b.hash : a.slot < b.slot; }
-
-// Of the entries that it is given, those of the n smallest hashes, one of each context. What was put out of it may come
-// again with a smaller hash; all that are in it are smaller than all that are not.
-class Sample {
-public:
-    void begin(size_t n, int64_t L) {
-        n_ = n, L_ = L, worst_ = 0;
-        kept_.clear();
-    }
-    void reserve(size_t n) { kept_.reserve(n); }
-
-    void add(const Entry& entry) {
-        if (kept_.size() == n_) {
-            if (n_ == 0 || !earlier(entry, kept_[worst_])) return;
-        }
-        const int64_t context = entry.slot / L_;
-        for (Entry& other : kept_) {
-            if (other.slot / L_ != context) continue;
-            if (earlier(entry, other)) other = entry, find_worst();
-            return;
-        }
-        if (kept_.size() < n_) {
-            kept_.push_back(entry);
-        } else {
-            kept_[worst_] = entry;
-        }
-        find_worst();
-    }
-
-    // The strongest first, and -1 for what there is not.
-    void write(int64_t* slots, float* acts) {
-        std::sort(kept_.begin(), kept_.end(), stronger);
-        for (size_t i = 0; i < n_; ++i) {
-            slots[i] = i < kept_.size() ? kept_[i].slot : -1;
-            acts[i] = i < kept_.size() ? kept_[i].act : 0;
-        }
-    }
-
-private:
-    void find_worst() {
-        worst_ = static_cast<size_t>(std::max_element(kept_.begin(), kept_.end(), earlier) - kept_.begin());
-    }
-    size_t n_ = 0, worst_ = 0;
-    int64_t L_ = 1;
-    std::vector<Entry> kept_;
-};
-
-size_t part_of(double share, size_t n) { return std::min(static_cast<size_t>(share * static_cast<double>(n)), n - 1); }
-
-// One latent at a time; a thread has one of these and uses its memory again and again.
-class Selector {
-public:
-    Selector(const std::vector<CodeBlock>& blocks, const RecordedText& text, const RecordNumbers& numbers)
-        : blocks_(blocks), text_(text), n_(numbers), L_(static_cast<int64_t>(text.L)), intervals_(numbers.n_intervals) {
-        peaks_.reserve(text.m);  // nothing is allocated in the loop
-        for (Sample& sample : intervals_) sample.reserve(n_.per_interval);
-        sample_.reserve(std::max({n_.per_quantile, n_.n_random}));
-        inactive_.reserve(n_.n_inactive);
-    }
-
-    // False if the entries are not what a code is.
-    bool select(int64_t latent, double* statistics, int64_t* histogram, int64_t* slots, float* acts) {
-        if (!look_through(latent, statistics)) return false;
-        const float largest = static_cast<float>(statistics[6]);
-        draw_tokens(latent, largest, histogram, slots + n_.n_top, acts + n_.n_top);
-        const size_t quantiles = n_.n_top + n_.n_intervals * n_.per_interval;
-        const size_t random = quantiles + n_.n_quantiles * n_.per_quantile;
-        sample_.write(slots + random, acts + random);
-        order_peaks(latent, slots, acts, quantiles);
-        draw_inactive(latent, slots + random + n_.n_random, acts + random + n_.n_random);
-        return true;
-    }
-
-private:
-    template <typename Use>
-    void each(int64_t latent, const Use& use) const {
-        for (const CodeBlock& block : blocks_) {
-            for (int64_t i = block.offsets[latent]; i < block.offsets[latent + 1]; ++i) {
-                use(block.first_slot + block.slots[i], block.acts[i]);
-            }
-        }
-    }
-
-    // The statistics, and the largest entry of each context, `peaks_`.
-    bool look_through(int64_t latent, double* statistics) {
-        peaks_.clear();
-        double sums[4] = {0, 0, 0, 0};
-        int64_t count = 0, last = -1, context_end = 0;
+Totals totals_of(const std::vector<CodeBlock>& blocks, size_t latent, int64_t n_slots) {
+    Totals all;
+    int64_t last = -1;
+    for_chunks(blocks, latent, [&](int64_t first_slot, const int32_t* slots, const float* acts, size_t n) {
+        double sum = 0, squares = 0;
         bool ok = true;
-        each(latent, [&](int64_t slot, float act) {
-            ok = ok && slot > last && slot < text_.n_slots() && act > 0 && act < std::numeric_limits<float>::infinity();
-            if (!ok) return;
-            const double a = act, square = a * a;
-            sums[0] += a, sums[1] += square, sums[2] += square * a, sums[3] += square * square;
-            ++count, last = slot;
+        for (size_t i = 0; i < n; ++i) {
+            const int64_t slot = first_slot + slots[i];
+            const double act = acts[i];
+            ok = ok && slot > last && acts[i] > 0 && acts[i] <= std::numeric_limits<float>::max();
+            last = slot;
+            sum += act;
+            squares += act * act;
+            all.largest = std::max(all.largest, acts[i]);
+        }
+        all.count += n;
+        all.sum += sum;
+        all.squares += squares;
+        all.ok = all.ok && ok;
+    });
+    all.ok = all.ok && last < n_slots;
+    return all;
+}
+
+size_t part_of(double share, size_t n_parts) {
+    return std::min(static_cast<size_t>(share * static_cast<double>(n_parts)), n_parts - 1);
+}
+
+// The histogram, all samples and the peaks; sums of (act - mean)^p for p = 2, 3, 4 over the entries.
+void scan(const std::vector<CodeBlock>& blocks, size_t latent, const Totals& totals, double mean, uint32_t L,
+          const Wanted& wanted, Scratch& scratch, int64_t* histogram, double* powers) {
+    const uint32_t interval_key = key_of(latent, wanted, 1), random_key = key_of(latent, wanted, 3);
+    uint64_t context_end = 0;
+    uint32_t context = 0;
+    scratch.peaks.clear();
+    for_chunks(blocks, latent, [&](int64_t first_slot, const int32_t* slots, const float* acts, size_t n) {
+        double second = 0, third = 0, fourth = 0;
+        for (size_t i = 0; i < n; ++i) {
+            const uint32_t slot = static_cast<uint32_t>(first_slot + slots[i]);
+            const Entry entry{acts[i], slot};
+            const double act = acts[i], off = act - mean, square = off * off;
+            second += square;
+            third += square * off;
+            fourth += square * square;
             if (slot >= context_end) {
-                context_end = (slot / L_ + 1) * L_;
-                peaks_.push_back({slot, act, 0});
-            } else if (act > peaks_.back().act) {
-                peaks_.back() = {slot, act, 0};
+                context = slot / L;
+                context_end = (static_cast<uint64_t>(context) + 1) * L;
+                scratch.peaks.push_back(entry);
+            } else if (entry.act > scratch.peaks.back().act) {
+                scratch.peaks.back() = entry;
             }
-        });
-        if (!ok) return false;
-        const double n = static_cast<double>(std::max<int64_t>(text_.n_rows, 1));
-        const double first = sums[0] / n, second = sums[1] / n, third = sums[2] / n, fourth = sums[3] / n;
-        const double variance = std::max(second - first * first, 0.0);
-        double skewness = std::nan(""), kurtosis = skewness, largest = 0;
-        if (variance > 0) {
-            skewness = (third - 3 * first * second + 2 * first * first * first) / std::pow(variance, 1.5);
-            kurtosis = (fourth - 4 * first * third + 6 * first * first * second - 3 * first * first * first * first) /
-                       (variance * variance);
+            const double share = act / totals.largest;
+            ++histogram[part_of(share, wanted.n_bins)];
+            if (wanted.n_intervals) {
+                scratch.intervals[part_of(share, wanted.n_intervals)].add({mix(slot ^ interval_key), entry}, context);
+            }
+            scratch.random.add({mix(slot ^ random_key), entry}, context);
         }
-        for (const Entry& peak : peaks_) largest = std::max<double>(largest, peak.act);
-        const double found[STATISTICS] = {static_cast<double>(count), static_cast<double>(count) / n, first, variance,
-                                          skewness, kurtosis, largest, sums[1]};
-        std::copy(found, found + STATISTICS, statistics);
-        return true;
-    }
+        powers[0] += second;
+        powers[1] += third;
+        powers[2] += fourth;
+    });
+}
 
-    // The histogram, and by their hashes tokens of each interval and, in `sample_`, of all.
-    void draw_tokens(int64_t latent, float largest, int64_t* histogram, int64_t* slots, float* acts) {
-        const uint32_t of_interval = key_of(latent, n_.seed, 1), of_all = key_of(latent, n_.seed, 3);
-        std::fill(histogram, histogram + n_.n_bins, 0);
-        for (Sample& sample : intervals_) sample.begin(n_.per_interval, L_);
-        sample_.begin(n_.n_random, L_);
-        each(latent, [&](int64_t slot, float act) {
-            const double share = static_cast<double>(act) / static_cast<double>(largest);
-            const uint32_t low = static_cast<uint32_t>(slot);
-            ++histogram[part_of(share, n_.n_bins)];
-            if (n_.n_intervals > 0) intervals_[part_of(share, n_.n_intervals)].add({slot, act, mix(low ^ of_interval)});
-            sample_.add({slot, act, mix(low ^ of_all)});
-        });
-        for (size_t i = 0; i < n_.n_intervals; ++i) {
-            intervals_[i].write(slots + i * n_.per_interval, acts + i * n_.per_interval);
-        }
+void write_statistics(const Totals& totals, double n, double mean, const double* powers, double* out) {
+    const double absent = n - static_cast<double>(totals.count);
+    const double variance = (powers[0] + absent * mean * mean) / n;
+    double skewness = std::numeric_limits<double>::quiet_NaN(), kurtosis = skewness;
+    if (variance > 1e-24 * totals.squares / n) {
+        skewness = (powers[1] - absent * mean * mean * mean) / n / (variance * std::sqrt(variance));
+        kurtosis = (powers[2] + absent * mean * mean * mean * mean) / n / (variance * variance);
     }
+    const double count = static_cast<double>(totals.count);
+    const double all[STATISTICS] = {count, count / n, mean, variance, skewness, kurtosis, totals.largest, totals.squares};
+    std::copy(all, all + STATISTICS, out);
+}
 
-    // The strongest contexts, and some of each quantile group; `peaks_` is put in order as far as that needs.
-    void order_peaks(int64_t latent, int64_t* slots, float* acts, size_t quantiles) {
-        const auto begin = peaks_.begin(), end = peaks_.end();
-        const size_t m = peaks_.size(), n_top = std::min(n_.n_top, m);
-        std::partial_sort(begin, begin + static_cast<std::ptrdiff_t>(n_top), end, stronger);
-        for (size_t i = 0; i < n_.n_top; ++i) {
-            slots[i] = i < n_top ? peaks_[i].slot : -1;
-            acts[i] = i < n_top ? peaks_[i].act : 0;
-        }
-        const uint32_t key = key_of(latent, n_.seed, 2);
-        for (Entry& peak : peaks_) peak.hash = mix(static_cast<uint32_t>(peak.slot) ^ key);
-        auto rest = begin;  // groups from the strongest down: whatever is before it is stronger
-        for (size_t i = n_.n_quantiles; i-- > 0;) {
-            const auto stop = end - static_cast<std::ptrdiff_t>(i * m / n_.n_quantiles);
-            if (stop != end && rest != stop) std::nth_element(rest, stop, end, stronger);
-            sample_.begin(n_.per_quantile, L_);
-            for (; rest != stop; ++rest) sample_.add(*rest);
-            sample_.write(slots + quantiles + i * n_.per_quantile, acts + quantiles + i * n_.per_quantile);
-        }
-    }
-
-    void draw_inactive(int64_t latent, int64_t* slots, float* acts) {
-        const uint32_t key = key_of(latent, n_.seed, 4);
-        inactive_.clear();
-        for (size_t i = 0; i < TRIES * n_.n_inactive && inactive_.size() < n_.n_inactive; ++i) {
-            const uint64_t hash = mix(static_cast<uint32_t>(i) ^ key);
-            const int64_t slot = static_cast<int64_t>(hash * static_cast<uint64_t>(text_.n_slots()) >> 32);
-            const int64_t context = slot / L_;
-            const auto same = [&](int64_t other) { return other / L_ == context; };
-            if (!text_.encoded[slot] || std::any_of(inactive_.begin(), inactive_.end(), same)) continue;
-            const Window window = window_of(text_, n_, slot);
-            if (!active_between(latent, context * L_ + window.first, context * L_ + window.end)) inactive_.push_back(slot);
-        }
-        for (size_t i = 0; i < n_.n_inactive; ++i) slots[i] = i < inactive_.size() ? inactive_[i] : -1, acts[i] = 0;
-    }
-
-    bool active_between(int64_t latent, int64_t first, int64_t end) const {
-        for (const CodeBlock& block : blocks_) {
-            if (first >= block.first_slot + block.n_slots || end <= block.first_slot) continue;
-            const int32_t* stop = block.slots + block.offsets[latent + 1];
-            const int32_t* found = std::lower_bound(block.slots + block.offsets[latent], stop, first - block.first_slot);
-            if (found != stop && block.first_slot + *found < end) return true;
-        }
-        return false;
-    }
-
-    const std::vector<CodeBlock>& blocks_;
-    const RecordedText& text_;
-    const RecordNumbers n_;
-    const int64_t L_;
-    std::vector<Entry> peaks_;
-    std::vector<Sample> intervals_;
-    Sample sample_;
-    std::vector<int64_t> inactive_;
+struct Tokens {
+    size_t begin, end;  // in their context
 };
+
+Tokens window_of(size_t context, size_t position, const TextShape& text, Window window) {
+    const std::uint8_t* ends = text.ends + context * text.L;
+    const size_t least = position > window.before ? position - window.before : 0;
+    const size_t most = std::min(text.L, position + window.after + 1);
+    size_t begin = position, end = position + 1;
+    while (begin > least && !ends[begin - 1]) --begin;
+    while (end < most && !ends[end - 1]) ++end;
+    return {begin, end};
+}
+
+void draw_inactive(const std::vector<CodeBlock>& blocks, size_t latent, const TextShape& text, const Wanted& wanted,
+                   int64_t* slots, float* acts) {
+    const uint32_t key = key_of(latent, wanted, 4);
+    const uint64_t n_slots = static_cast<uint64_t>(text.m) * text.L;
+    size_t found = 0;
+    std::fill(slots, slots + wanted.n_inactive, -1);
+    std::fill(acts, acts + wanted.n_inactive, 0.0f);
+    for (size_t i = 0; n_slots && i < TRIES * wanted.n_inactive && found < wanted.n_inactive; ++i) {
+        const int64_t slot = static_cast<int64_t>(mix(static_cast<uint32_t>(i) ^ key) * n_slots >> 32);
+        if (!text.encoded[slot]) continue;
+        const int64_t L = static_cast<int64_t>(text.L), context = slot / L;
+        if (std::any_of(slots, slots + found, [&](int64_t other) { return other / L == context; })) continue;
+        const Tokens at = window_of(static_cast<size_t>(context), static_cast<size_t>(slot % L), text, wanted.window);
+        const int64_t base = context * L;
+        const Span span = entries_in(blocks, latent, base + static_cast<int64_t>(at.begin),
+                                     base + static_cast<int64_t>(at.end));
+        if (span.begin == span.end) slots[found++] = slot;
+    }
+}
+
+void select_one(const std::vector<CodeBlock>& blocks, size_t latent, const Totals& totals, const TextShape& text,
+                const Wanted& wanted, Scratch& scratch, double* statistics, int64_t* histogram, int64_t* slots,
+                float* acts) {
+    const double n = static_cast<double>(std::max<size_t>(text.n_rows, 1)), mean = totals.sum / n;
+    double powers[3] = {0, 0, 0};
+    std::fill(histogram, histogram + wanted.n_bins, 0);
+    scan(blocks, latent, totals, mean, static_cast<uint32_t>(text.L), wanted, scratch, histogram, powers);
+    write_statistics(totals, n, mean, powers, statistics);
+
+    auto& peaks = scratch.peaks;
+    const size_t m = peaks.size(), top = std::min(m, wanted.n_top);
+    std::partial_sort(peaks.begin(), peaks.begin() + static_cast<std::ptrdiff_t>(top), peaks.end(), stronger);
+    for (size_t i = 0; i < wanted.n_top; ++i) {
+        *slots++ = i < top ? static_cast<int64_t>(peaks[i].slot) : -1;
+        *acts++ = i < top ? peaks[i].act : 0.0f;
+    }
+    for (Sample& interval : scratch.intervals) interval.finish(slots, acts);
+    const auto weaker = [](const Entry& a, const Entry& b) { return stronger(b, a); };
+    const uint32_t key = key_of(latent, wanted, 2);
+    for (size_t i = 0; i < wanted.n_quantiles; ++i) {
+        const size_t begin = i * m / wanted.n_quantiles, end = (i + 1) * m / wanted.n_quantiles;
+        const auto at = peaks.begin() + static_cast<std::ptrdiff_t>(begin);
+        const auto until = peaks.begin() + static_cast<std::ptrdiff_t>(end);
+        if (until != peaks.end()) std::nth_element(at, until, peaks.end(), weaker);
+        for (auto one = at; one != until; ++one) {
+            scratch.quantile.add({mix(one->slot ^ key), *one}, one->slot / static_cast<uint32_t>(text.L));
+        }
+        scratch.quantile.finish(slots, acts);
+    }
+    scratch.random.finish(slots, acts);
+    draw_inactive(blocks, latent, text, wanted, slots, acts);
+}
 
 }  // namespace
 
-int64_t select_records(const std::vector<CodeBlock>& blocks, int64_t first, int64_t end, const RecordedText& text,
-                       const RecordNumbers& numbers, int threads, double* statistics, int64_t* histogram,
-                       int64_t* slots, float* acts) {
-    const size_t n = static_cast<size_t>(end - first), E = numbers.examples();
-    std::vector<Selector> selectors;
-    const size_t used = std::max<size_t>(1, std::min<size_t>(static_cast<size_t>(threads), n));
-    selectors.reserve(used);
-    for (size_t i = 0; i < used; ++i) selectors.emplace_back(blocks, text, numbers);
-    std::atomic<int64_t> bad{-1};
+Span entries_in(const std::vector<CodeBlock>& blocks, size_t latent, int64_t begin, int64_t end) {
+    const auto after = [](int64_t slot, const CodeBlock& block) { return slot < block.first_slot; };
+    const auto next = std::upper_bound(blocks.begin(), blocks.end(), begin, after);
+    if (next == blocks.begin()) return {nullptr, 0, 0};
+    const CodeBlock& block = *(next - 1);
+    const int32_t *from = block.slots + block.offsets[latent], *to = block.slots + block.offsets[latent + 1];
+    const auto below = [&](int32_t slot, int64_t bound) { return block.first_slot + slot < bound; };
+    const int32_t* low = std::lower_bound(from, to, begin, below);
+    return {&block, low - block.slots, std::lower_bound(low, to, end, below) - block.slots};
+}
+
+int64_t select_examples(const std::vector<CodeBlock>& blocks, size_t first, size_t n, const TextShape& text,
+                        const Wanted& wanted, int threads, const SelectedOut& out) {
+    int64_t most = 0;
+    for (size_t f = first; f < first + n; ++f) {
+        int64_t count = 0;
+        for (const CodeBlock& block : blocks) count += block.offsets[f + 1] - block.offsets[f];
+        most = std::max(most, count);
+    }
+    std::vector<Scratch> scratch;
+    scratch.reserve(std::min<size_t>(static_cast<size_t>(threads), n));
+    for (size_t i = 0; i < std::min<size_t>(static_cast<size_t>(threads), n); ++i) {
+        scratch.emplace_back(wanted, std::min(static_cast<size_t>(most), text.m));
+    }
+    const size_t E = wanted.examples();
+    const int64_t n_slots = static_cast<int64_t>(text.m * text.L), none = std::numeric_limits<int64_t>::max();
+    std::atomic<int64_t> damaged{none};
     parallel_for(n, threads, [&](size_t i, size_t thread) {
-        const int64_t latent = first + static_cast<int64_t>(i);
-        const bool ok = selectors[thread].select(latent, statistics + i * STATISTICS, histogram + i * numbers.n_bins,
-                                                 slots + i * E, acts + i * E);
-        if (!ok) bad = latent;
+        const Totals totals = totals_of(blocks, first + i, n_slots);
+        if (!totals.ok) {
+            int64_t seen = damaged.load(), mine = static_cast<int64_t>(first + i);
+            while (mine < seen && !damaged.compare_exchange_weak(seen, mine)) {
+            }
+            return;
+        }
+        select_one(blocks, first + i, totals, text, wanted, scratch[thread], out.statistics + i * STATISTICS,
+                   out.histogram + i * wanted.n_bins, out.slots + i * E, out.acts + i * E);
     });
-    return bad;
+    return damaged.load() == none ? -1 : damaged.load();
+}
+
+void token_windows(const int64_t* slots, size_t n, const TextShape& text, Window window, int32_t* windows) {
+    for (size_t i = 0; i < n; ++i) {
+        const size_t slot = static_cast<size_t>(slots[i]);
+        const Tokens at = window_of(slot / text.L, slot % text.L, text, window);
+        windows[2 * i] = static_cast<int32_t>(at.begin);
+        windows[2 * i + 1] = static_cast<int32_t>(at.end);
+    }
+}
+
+void token_documents(const int64_t* slots, size_t n, const TextShape& text, const int64_t* first_document,
+                     int64_t* documents) {
+    for (size_t i = 0; i < n; ++i) {
+        const size_t slot = static_cast<size_t>(slots[i]), context = slot / text.L;
+        const std::uint8_t *from = text.ends + context * text.L, *to = text.ends + slot;
+        documents[i] = first_document[context] + std::count_if(from, to, [](std::uint8_t end) { return end != 0; });
+    }
 }
 
 }  // namespace saefast

@@ -1,4 +1,5 @@
-// What is recorded of each latent, from its code. Spec: `saefast.interp.records.select`, whose names these are.
+// Statistics and examples of latents from their sorted code. Spec: saefast/interp/records/select.py, bit for bit but for
+// the sums of the statistics. A slot is context * L + position of a token.
 #pragma once
 
 #include <cstddef>
@@ -7,65 +8,59 @@
 
 namespace saefast {
 
-// The code of some contexts, sorted by latent and then by slot. Slots count from first_slot on.
+// The code of some contexts, sorted by latent and then by slot: entries offsets[f] to offsets[f + 1] are those of f.
 struct CodeBlock {
-    std::int64_t first_slot, n_slots;
-    const std::int64_t* offsets;  // [F + 1]
-    const std::int32_t* slots;    // [N]
-    const float* acts;            // [N]
+    std::int64_t first_slot;
+    const std::int64_t* offsets;
+    const std::int32_t* slots;  // from first_slot on
+    const float* acts;
 };
 
-struct RecordedText {
-    const std::int32_t* contexts;  // [m, L]
-    const std::uint8_t* encoded;   // [m, L]
-    std::size_t m, L;
-    std::vector<std::int32_t> separators;
-    std::int64_t n_rows;
-
-    std::int64_t n_slots() const { return static_cast<std::int64_t>(m * L); }
-    bool separates(std::int32_t token) const {
-        for (const std::int32_t one : separators) {
-            if (one == token) return true;
-        }
-        return false;
-    }
+struct TextShape {
+    const std::uint8_t* ends;     // [m, L], 1 where a document ends
+    const std::uint8_t* encoded;  // [m, L], 1 where a token has a row
+    std::size_t m, L, n_rows;
 };
 
-struct RecordNumbers {
+struct Window {
+    std::size_t before, after;
+};
+
+// What saefast.interp.records.config.RecordsConfig says.
+struct Wanted {
     std::size_t n_top, n_intervals, per_interval, n_quantiles, per_quantile, n_random, n_inactive, n_bins;
-    std::int64_t before, after;
+    Window window;
     std::uint32_t seed;
-
     std::size_t examples() const {
         return n_top + n_intervals * per_interval + n_quantiles * per_quantile + n_random + n_inactive;
     }
 };
+constexpr std::size_t STATISTICS = 8;  // of a latent
 
-constexpr std::size_t STATISTICS = 8;
-
-struct Window {
-    std::int64_t first, end;  // positions in the context
+struct SelectedOut {
+    double* statistics;       // [n, STATISTICS]
+    std::int64_t* histogram;  // [n, n_bins]
+    std::int64_t* slots;      // [n, examples()]
+    float* acts;              // [n, examples()]
 };
 
-Window window_of(const RecordedText& text, const RecordNumbers& numbers, std::int64_t slot);
+// Of the latents [first, first + n). -1, or the first latent whose code is none: slots that do not rise or are not in the
+// text, activations that are not positive numbers. Beside the outputs it takes 8 bytes for each context and thread.
+std::int64_t select_examples(const std::vector<CodeBlock>& blocks, std::size_t first, std::size_t n, const TextShape& text,
+                             const Wanted& wanted, int threads, const SelectedOut& out);
 
-// Of the latents first to end - 1: statistics [n, STATISTICS], histogram [n, n_bins], slots and acts [n, examples].
-// Returns a latent whose entries are not ascending slots of their block with positive activations, or -1.
-std::int64_t select_records(const std::vector<CodeBlock>& blocks, std::int64_t first, std::int64_t end,
-                            const RecordedText& text, const RecordNumbers& numbers, int threads, double* statistics,
-                            std::int64_t* histogram, std::int64_t* slots, float* acts);
+// windows [n, 2]: first position and end of the window around each slot, in its context and its document.
+void token_windows(const std::int64_t* slots, std::size_t n, const TextShape& text, Window window, std::int32_t* windows);
 
-// For n examples: windows [n, 2], and documents [n] given the number of the first one of each context, [m].
-void record_windows(const RecordedText& text, const RecordNumbers& numbers, const std::int64_t* first_document,
-                    const std::int64_t* slots, std::size_t n, std::int32_t* windows, std::int64_t* documents);
+// documents [n]: of each slot, from that in which its context begins.
+void token_documents(const std::int64_t* slots, std::size_t n, const TextShape& text, const std::int64_t* first_document,
+                     std::int64_t* documents);
 
-// The entries of latents[i] in windows[i] of the context of slots[i]: how many, counts [n]; or, given where those of each
-// example begin, offsets [n + 1], their places in the window and activations, at and acts [offsets[n]].
-void window_counts(const std::vector<CodeBlock>& blocks, std::size_t L, const std::int32_t* latents,
-                   const std::int64_t* slots, const std::int32_t* windows, std::size_t n, int threads,
-                   std::int32_t* counts);
-void window_acts(const std::vector<CodeBlock>& blocks, std::size_t L, const std::int32_t* latents,
-                 const std::int64_t* slots, const std::int32_t* windows, std::size_t n, const std::int32_t* offsets,
-                 int threads, std::int16_t* at, float* acts);
+// The places in a block of the entries of a latent in some slots.
+struct Span {
+    const CodeBlock* block;
+    std::int64_t begin, end;
+};
+Span entries_in(const std::vector<CodeBlock>& blocks, std::size_t latent, std::int64_t begin, std::int64_t end);
 
 }  // namespace saefast

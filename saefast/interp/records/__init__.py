@@ -17,10 +17,11 @@ from saefast.activations.sources import Source
 from saefast.config.records import RecordsConfig
 from saefast.errors import check
 from saefast.files import digest, read_json_checked, write_json_checked
+from saefast.interp.records import engine
 from saefast.interp.records.codes import INDEX, read_blocks, read_text, write_codes
 from saefast.interp.records.read import Example, LatentRecord, Records
 from saefast.interp.records.select import Selected
-from saefast.interp.records.tables import ROWS_PER_GROUP, arrow, select, write_tables
+from saefast.interp.records.tables import ROWS_PER_GROUP, arrow, write_tables
 from saefast.sae import SAE
 
 __all__ = ["Example", "LatentRecord", "Records", "RecordsConfig", "record"]
@@ -75,7 +76,7 @@ def record(
     def selections() -> Iterator[tuple[int, Selected]]:
         for first in range(0, sae.config.d_sae, ROWS_PER_GROUP):
             end = min(first + ROWS_PER_GROUP, sae.config.d_sae)
-            yield first, select(blocks, first, end, text, config)
+            yield first, engine.select(blocks, first, end, text, config)
 
     write_tables(folder, selections(), blocks, text, config)
     write_json_checked(folder / INDEX, index | {"complete": True})

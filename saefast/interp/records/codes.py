@@ -17,16 +17,12 @@ from saefast.activations.sources import Source
 from saefast.backend import Backend, load_backend
 from saefast.errors import check
 from saefast.files import load_tensors, save_tensors, write_json_checked
+from saefast.interp.records import engine
 from saefast.interp.records.batches import text_rows
 from saefast.interp.records.select import Block
 from saefast.interp.records.text import Text
 from saefast.sae import SAE
 from saefast.sae.inference import encode
-
-try:
-    from saefast.interp.records import native
-except ImportError:  # no compiler at install time
-    native = None  # type: ignore[assignment]
 
 BLOCK_ENTRIES = 2**24  # a block ends with the batch that reaches it
 INDEX = "index.json"
@@ -84,8 +80,8 @@ def sorted_code(
     Returns:
         offsets [F + 1] int64, and of each entry the slot, [N] int32, and the act, [N] float32.
     """
-    if native is not None and ops.NAME == "native" and acts.dtype == torch.float32:
-        return native.sorted_code(acts, indices, row_offsets, slots, d_sae)
+    if ops.NAME == "native" and acts.dtype == torch.float32:
+        return engine.sorted_code(acts, indices, row_offsets, slots, d_sae)
     starts, pairs, tokens = ops.group_by_latent(acts, indices, d_sae, row_offsets)
     return starts.long(), slots[tokens.long()], acts[pairs.long()].float()
 

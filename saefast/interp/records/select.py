@@ -1,6 +1,6 @@
 """Statistics and examples of latents from the sorted code: the specification, in numpy.
 
-The extension does the same for all latents at once (csrc/cpu/records.cpp), bit for bit but for the sums of the statistics.
+The extension does the same on all threads (engine.py, csrc/cpu/records.cpp), bit for bit but for the sums of the statistics.
 Everything random is by hashes of the latent and the slot, so that it depends on neither the order nor the blocks in which the
 code was read. Of equal activations or hashes the earlier slot comes first.
 """
@@ -49,7 +49,7 @@ def select(blocks: Sequence[Block], first: int, end: int, text: Text, config: Re
 
     Statistics are over all tokens with a row, the inactive ones as 0: variance is that of the population, skewness and
     kurtosis are E[z^3] and E[z^4] of z = (act - mean) / std (a normal distribution has 3), NaN without variance. energy is
-    the sum of the squares.
+    the sum of the squares. All in fp64.
     """
     found = [_of_latent(latent, *entries(blocks, latent), text, config) for latent in range(first, end)]
     n_examples, n = len(config.places), end - first
@@ -98,14 +98,16 @@ def _of_latent(
 def statistics(acts: Ints, n_rows: int) -> list[float]:
     """In the order of STATISTICS."""
     wide, n = acts.astype(np.float64), max(n_rows, 1)
-    first, second, third, fourth = (float((wide**power).sum()) / n for power in (1, 2, 3, 4))
-    variance = max(second - first**2, 0.0)
-    skewness = kurtosis = float("nan")
-    if variance > 0:
-        skewness = (third - 3 * first * second + 2 * first**3) / variance**1.5
-        kurtosis = (fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4) / variance**2
+    mean, energy = float(wide.sum()) / n, float((wide**2).sum())
+    moments = [
+        (float(((wide - mean) ** power).sum()) + (n - len(acts)) * (-mean) ** power) / n
+        for power in (2, 3, 4)
+    ]
+    variance, skewness, kurtosis = moments[0], float("nan"), float("nan")
+    if variance > 1e-24 * energy / n:  # more than what rounding makes of equal numbers
+        skewness, kurtosis = moments[1] / variance**1.5, moments[2] / variance**2
     largest = float(acts.max()) if len(acts) else 0.0
-    return [len(acts), len(acts) / n, first, variance, skewness, kurtosis, largest, second * n]
+    return [len(acts), len(acts) / n, mean, variance, skewness, kurtosis, largest, energy]
 
 
 def parts_of(acts: Ints, largest: float, n_parts: int) -> Ints:
@@ -153,3 +155,23 @@ def _inactive(latent: int, slots: Ints, text: Text, config: RecordsConfig) -> li
         if place == len(slots) or slots[place] >= base + end:
             found.append(slot)
     return found + [-1] * (config.n_inactive - len(found))
+
+
+def window_acts(blocks: Sequence[Block], latents: Ints, bounds: Ints) -> tuple[Ints, Ints, Ints]:
+    """The activations of latents[i] in the slots bounds[i, 0] to bounds[i, 1] - 1, of one context.
+
+    Returns:
+        offsets [n + 1] int32; at [N] int16, slots from bounds[i, 0] on; acts [N] float32.
+    """
+    offsets = np.zeros(len(latents) + 1, np.int32)
+    at: list[Ints] = [np.zeros(0, np.int16)]
+    acts: list[Ints] = [np.zeros(0, np.float32)]
+    latent, of_latent = -1, (np.zeros(0, np.int64), np.zeros(0, np.float32))
+    for i, (of_row, (begin, end)) in enumerate(zip(latents.tolist(), bounds.tolist(), strict=True)):
+        if of_row != latent:
+            latent, of_latent = of_row, entries(blocks, of_row)
+        inside = slice(*np.searchsorted(of_latent[0], [begin, end]))
+        at.append((of_latent[0][inside] - begin).astype(np.int16))
+        acts.append(of_latent[1][inside])
+        offsets[i + 1] = offsets[i] + len(at[-1])
+    return offsets, np.concatenate(at), np.concatenate(acts)

@@ -16,14 +16,9 @@ import numpy as np
 from saefast.config.records import GROUPS, SPLITS, RecordsConfig
 from saefast.errors import InputError
 from saefast.files import write_atomic
-from saefast.interp.records.select import STATISTICS, Block, Selected, entries
-from saefast.interp.records.select import select as select_in_numpy
-from saefast.interp.records.text import Ints, Text
-
-try:
-    from saefast.interp.records import native
-except ImportError:  # no compiler at install time: the same in numpy, slower
-    native = None  # type: ignore[assignment]
+from saefast.interp.records import engine
+from saefast.interp.records.select import STATISTICS, Block, Selected
+from saefast.interp.records.text import Text
 
 ROWS_PER_GROUP = 512  # latents
 LATENTS, EXAMPLES = "latents.parquet", "examples.parquet"
@@ -41,11 +36,6 @@ def arrow() -> Any:
     except ImportError:
         raise InputError("records need pyarrow: pip install 'saefast[interp]'") from None
     return pyarrow
-
-
-def select(blocks: Sequence[Block], first: int, end: int, text: Text, config: RecordsConfig) -> Selected:
-    """`saefast.interp.records.select.select` in C++ where there is the extension."""
-    return (select_in_numpy if native is None else native.select)(blocks, first, end, text, config)
 
 
 def write_tables(
@@ -96,16 +86,12 @@ def _examples(
 ) -> Any:
     row, place = (selected.slots >= 0).nonzero()
     slots, act = selected.slots[row, place], selected.acts[row, place]
-    if native is None:
-        documents = text.documents(slots)
-        windows = np.asarray([text.window(slot, config) for slot in slots.tolist()], np.int32).reshape(-1, 2)
-        offsets, at, acts = window_acts(first + row, slots, windows, blocks, text)
-    else:
-        windows, documents = native.windows(slots, text, config)
-        offsets, at, acts = native.window_acts(first + row, slots, windows, blocks, text)
+    documents, windows = engine.documents(slots, text), engine.windows(slots, text, config)
+    context, position = np.divmod(slots, text.length)
+    bounds = (context * text.length)[:, None] + windows
+    offsets, at, acts = engine.window_acts(blocks, row + first, bounds)
     groups, bins, ranks = zip(*config.places, strict=True) if config.places else ((), (), ())
     group = np.asarray([GROUPS.index(name) for name in groups], np.int8)[place]
-    context, position = np.divmod(slots, text.length)
     named = pa.DictionaryArray.from_arrays
     return pa.table(
         {
@@ -124,23 +110,3 @@ def _examples(
             "acts": pa.ListArray.from_arrays(offsets, acts),
         }
     )
-
-
-def window_acts(
-    latents: Ints, slots: Ints, windows: Ints, blocks: Sequence[Block], text: Text
-) -> tuple[Ints, Ints, Ints]:
-    """The activations of latents[i] in windows[i]: offsets [n + 1] int32, at [N] int16, acts [N] float32."""
-    offsets = np.zeros(len(slots) + 1, np.int32)
-    at: list[Ints] = [np.zeros(0, np.int16)]
-    acts: list[Ints] = [np.zeros(0, np.float32)]
-    latent, its_slots, its_acts = -1, np.zeros(0, np.int64), np.zeros(0, np.float32)
-    wanted = zip(latents.tolist(), slots.tolist(), windows.tolist(), strict=True)
-    for i, (wanted_latent, slot, (begin, end)) in enumerate(wanted):
-        if wanted_latent != latent:
-            latent, (its_slots, its_acts) = wanted_latent, entries(blocks, wanted_latent)
-        base = slot // text.length * text.length + begin
-        inside = slice(*np.searchsorted(its_slots, [base, base + end - begin]))
-        at.append((its_slots[inside] - base).astype(np.int16))
-        acts.append(its_acts[inside])
-        offsets[i + 1] = offsets[i] + len(at[-1])
-    return offsets, np.concatenate(at), np.concatenate(acts)

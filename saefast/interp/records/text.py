@@ -35,8 +35,9 @@ class Text:
 
     def __init__(self, contexts: Ints, encoded: Ints, separators: Sequence[int]) -> None:
         self.contexts, self.encoded, self.separators = contexts, encoded, list(separators)
-        ends = np.isin(contexts, np.asarray(self.separators, np.int64))
-        before = np.cumsum(ends.sum(axis=1)) if self.separators else np.arange(1, len(contexts) + 1)
+        self.ends = np.isin(contexts, np.asarray(self.separators, np.int64))
+        """Where a document ends before its context does, [m, L] bool."""
+        before = np.cumsum(self.ends.sum(axis=1)) if self.separators else np.arange(1, len(contexts) + 1)
         self.first_document = np.concatenate([[0], before])[:-1].astype(np.int64)  # of each context
         """The number of the document in which each context begins, [m] int64."""
 
@@ -57,12 +58,8 @@ class Text:
     def documents(self, slots: Ints) -> Ints:
         """[n] -> the number of the document of each, [n] int64. A separator belongs to the document that it ends."""
         context, position = np.divmod(slots, self.length)
-        if not self.separators:
-            return self.first_document[context]
-        counts = [
-            np.isin(self.contexts[c, :p], self.separators).sum()
-            for c, p in zip(context.tolist(), position.tolist(), strict=True)
-        ]
+        pairs = zip(context.tolist(), position.tolist(), strict=True)
+        counts = [self.ends[c, :p].sum() for c, p in pairs]
         return self.first_document[context] + np.asarray(counts, np.int64).reshape(-1)
 
     def window(self, slot: int, config: RecordsConfig) -> tuple[int, int]:
@@ -70,11 +67,10 @@ class Text:
         context, position = divmod(slot, self.length)
         first = max(0, position - config.before)
         end = min(self.length, position + config.after + 1)
-        if self.separators:
-            ends = np.isin(self.contexts[context, first:end], self.separators).nonzero()[0] + first
-            earlier, later = ends[ends < position], ends[ends >= position]
-            first = int(earlier[-1]) + 1 if len(earlier) else first
-            end = int(later[0]) + 1 if len(later) else end
+        ends = self.ends[context, first:end].nonzero()[0] + first
+        earlier, later = ends[ends < position], ends[ends >= position]
+        first = int(earlier[-1]) + 1 if len(earlier) else first
+        end = int(later[0]) + 1 if len(later) else end
         return first, end
 
     def splits(self, documents: Ints, config: RecordsConfig) -> Ints:
