@@ -90,7 +90,7 @@ def evaluate_all_in_model(
     places.set_limits(max_norm, drop_ids)
     inputs = [places.reader.inputs(batch) for batch in batches]
     blocks = earlier_blocks(places.points)
-    if not _blocks_can_be_skipped(places, blocks, inputs[0]):
+    if not blocks_can_be_skipped(places, blocks, inputs[0]):
         blocks = []
     rows, outputs = (
         [],
@@ -168,7 +168,7 @@ def _predictions(inputs: Inputs, logits: Tensor) -> tuple[Tensor, Tensor]:
     return text.tokens, real[:, 1:] & real[:, :-1]
 
 
-def _blocks_can_be_skipped(places: Places, blocks: Sequence[nn.Module], inputs: Inputs) -> bool:
+def blocks_can_be_skipped(places: Places, blocks: Sequence[nn.Module], inputs: Inputs) -> bool:
     """Whether the model's logits stay the same bits, twice. They do not if later blocks use more of the earlier ones
     than their output (such as shared keys and values), or change that output in place."""
     part = inputs.part(1, [min(text.length or 1, 32) for text in inputs.texts])

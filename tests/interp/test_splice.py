@@ -136,7 +136,7 @@ def test_blocks_before_the_hook_point_run_once_for_each_batch_and_change_no_figu
     found = splice.evaluate_all_in_model(saes, model, hook, batches())
     # two to find the rows of the tokens, two of the first context to see whether blocks can be skipped
     assert len(runs) == 2 + 2 + 3
-    monkeypatch.setattr(splice, "_blocks_can_be_skipped", lambda *args: False)
+    monkeypatch.setattr(splice, "blocks_can_be_skipped", lambda *args: False)
     assert splice.evaluate_all_in_model(saes, model, hook, batches()) == found
     assert len(runs) == 7 + 2 + 3 * (1 + 5)
     handle.remove()
@@ -165,7 +165,7 @@ def change_in_place(model, _):
 def test_blocks_that_later_ones_depend_on_are_not_skipped(model, arrange, monkeypatch):
     handles = arrange(model, [])
     found = evaluate_in_model(constant(0), model, HOOK, batches())
-    monkeypatch.setattr(splice, "_blocks_can_be_skipped", lambda *args: False)
+    monkeypatch.setattr(splice, "blocks_can_be_skipped", lambda *args: False)
     want = evaluate_in_model(constant(0), model, HOOK, batches())
     for handle in handles:
         handle.remove()

@@ -1,75 +1,110 @@
-"""What a latent does to the output, and what else it has to do with. Of all latents, as tables in the folder of its records.
+"""What a latent does to the output, and what else it has to do with.
 
-effects.safetensors holds the tables below that were made, each field under "table.field".
+    effects = effects_of(records, sae, model, source)    # all tables, saved beside the records
+    ablation_effects(records, sae, model, hook, [17])    # of the shown windows of latent 17; passes of the model
+    active_latents(sae, model, hook, "any text", tokenizer)
+
+Each table can be made alone, from any SAE and from neurons: `logit_weights`, `neighbours`, `alignment`, `correlated`,
+`correlated_neurons`.
 """
 
-from pathlib import Path
-from typing import Any, NamedTuple
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-import torch
-from torch import Tensor
+from torch import nn
 
-from saefast.files import load_tensors, save_tensors
+from saefast.activations.sources import Source
+from saefast.errors import InputError, check
+from saefast.interp.effects.ablation import Cost, Window, ablation_cost, ablation_effects, shown_windows
+from saefast.interp.effects.ablation_file import ABLATIONS, read_ablations
+from saefast.interp.effects.active import Active, active_latents
+from saefast.interp.effects.checks import check_same
+from saefast.interp.effects.correlated import correlated, correlated_neurons
+from saefast.interp.effects.logits import logit_weights
+from saefast.interp.effects.neighbours import alignment, neighbours
+from saefast.interp.effects.types import EFFECTS, Alignment, Effects, LogitWeights, Neighbours
+from saefast.interp.records import Records
+from saefast.sae import SAE
 
-EFFECTS = "effects.safetensors"
+__all__ = [
+    "ABLATIONS",
+    "EFFECTS",
+    "Active",
+    "Alignment",
+    "Cost",
+    "Effects",
+    "LogitWeights",
+    "Neighbours",
+    "Window",
+    "ablation_cost",
+    "ablation_effects",
+    "active_latents",
+    "alignment",
+    "correlated",
+    "correlated_neurons",
+    "effects_of",
+    "logit_weights",
+    "neighbours",
+    "read_ablations",
+    "shown_windows",
+]
+
+log = logging.getLogger("saefast")
+T = TypeVar("T")
 
 
-class LogitWeights(NamedTuple):
-    """How far a unit of activation moves the logit of each token directly: W_dec through the final norm and the unembedding,
-    minus the median over the vocabulary."""
+def effects_of(
+    records: Records,
+    sae: SAE,
+    model: nn.Module | None = None,
+    source: Source | None = None,
+    *,
+    hook: str | Sequence[str] | None = None,
+    n: int = 10,
+    n_vocab: int | None = None,
+) -> Effects:
+    """Make all tables that can be made, and save them in the folder of the records.
 
-    positive_tokens: Tensor  # [F, n] int32, the largest first
-    positive: Tensor  # [F, n] float32
-    negative_tokens: Tensor  # [F, n] int32, the most negative first
-    negative: Tensor  # [F, n] float32
-    histogram: Tensor  # [F, n_bins] int32, over the vocabulary, bins of equal width from lowest to highest
-    lowest: Tensor  # [F] float32
-    highest: Tensor  # [F] float32
+    Args:
+        model: for the logit weights.
+        source: what the records were made from, for the correlated coordinates of the activations.
+        hook, n_vocab: see `logit_weights`.
+        n: rows of each table.
 
+    Returns:
+        The tables; None for one that cannot be made, with the reason in the log.
 
-class Neighbours(NamedTuple):
-    """The most similar ones, the most similar first; never the latent itself."""
+    Raises:
+        InputError: records of another SAE, or n < 1.
+    """
+    check(n > 0, f"n: expected at least 1, got {n}")
+    check_same(records, sae)
 
-    indices: Tensor  # [F, n] int32; -1 where there are fewer
-    values: Tensor  # [F, n] float32: cosine, or Pearson correlation of activations over all tokens
+    def made(name: str, make: Callable[[], T]) -> T | None:
+        try:
+            return make()
+        except InputError as error:
+            log.warning("effects: no %s: %s", name, error)
+            return None
 
+    def of_logits() -> LogitWeights:
+        if model is None:
+            raise InputError("the model was not given")
+        return logit_weights(sae, model, n, hook=hook, n_vocab=n_vocab)
 
-class Alignment(NamedTuple):
-    """The coordinates of the activations (neurons, at an MLP) with the largest |W_dec| of each latent."""
+    def of_neurons() -> Neighbours:
+        if source is None:
+            raise InputError("the source was not given")
+        return correlated_neurons(records, source, sae, n)
 
-    indices: Tensor  # [F, n] int32
-    values: Tensor  # [F, n] float32, with sign
-    l1: Tensor  # [F, n] float32, share of the sum of |W_dec| of that latent
-
-
-class Effects(NamedTuple):
-    """All of them; None is what was not made."""
-
-    logits: LogitWeights | None = None
-    decoder: Neighbours | None = None  # by cosine of rows of W_dec
-    encoder: Neighbours | None = None  # by cosine of rows of W_enc
-    correlated: Neighbours | None = None  # latents by Pearson correlation of their activations
-    correlated_neurons: Neighbours | None = None  # coordinates of the activations, likewise
-    alignment: Alignment | None = None
-
-    def save(self, folder: Path) -> None:
-        tables = {name: table for name, table in self._asdict().items() if table is not None}
-        tensors = {f"{name}.{key}": t for name, table in tables.items() for key, t in table._asdict().items()}
-        save_tensors(folder / EFFECTS, tensors, {"tables": list(tables)})
-
-    @classmethod
-    def load(cls, folder: Path) -> "Effects":
-        """Those in a folder of records; without a file, none.
-
-        Raises:
-            InputError: the file is damaged.
-        """
-        if not (folder / EFFECTS).exists():
-            return cls()
-        tensors, _, _ = load_tensors(folder / EFFECTS)
-        kinds: dict[str, Any] = {"logits": LogitWeights, "alignment": Alignment}
-        found: dict[str, dict[str, torch.Tensor]] = {}
-        for name, tensor in tensors.items():
-            table, _, field = name.partition(".")
-            found.setdefault(table, {})[field] = tensor
-        return cls(**{table: kinds.get(table, Neighbours)(**fields) for table, fields in found.items()})
+    effects = Effects(
+        logits=made("logit weights", of_logits),
+        decoder=neighbours(sae, n=n, side="decoder"),
+        encoder=neighbours(sae, n=n, side="encoder"),
+        correlated=made("correlated latents", lambda: correlated(records, n=n)),
+        correlated_neurons=made("correlated coordinates of the activations", of_neurons),
+        alignment=alignment(sae, n),
+    )
+    effects.save(records.folder)
+    return effects
