@@ -33,7 +33,9 @@ def language_model(kind):
         elif kind == "neox":
             model = hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**sizes))
         else:
-            config = hf.GPT2Config(vocab_size=64, n_embd=32, n_layer=3, n_head=4, n_positions=32)
+            config = hf.GPT2Config(
+                vocab_size=64, n_embd=32, n_layer=3, n_head=4, n_positions=32, bos_token_id=0, eos_token_id=0
+            )
             model = hf.GPT2LMHeadModel(config)
         for param in model.parameters():
             param.data.normal_(0, 0.3)

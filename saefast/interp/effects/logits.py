@@ -67,11 +67,8 @@ def logit_weights(
         positive, of_positive = top_of(logits, n)
         negative, of_negative = top_of(-logits, n)
         lowest, highest = logits.aminmax(dim=1)
-        span = torch.where(highest > lowest, highest - lowest, 1)
-        bins = ((logits - lowest[:, None]) / span[:, None] * n_bins).long().clamp_(max=n_bins - 1)
-        bins += n_bins * torch.arange(len(bins), dtype=torch.int64, device=bins.device)[:, None]
-        counts = torch.bincount(bins.flatten(), minlength=n_bins * len(bins)).view(-1, n_bins)
-        parts.append(
-            (of_positive.int(), positive, of_negative.int(), -negative, counts.int(), lowest, highest)
-        )
+        counts = torch.stack([torch.histc(row, n_bins) for row in logits]).int()
+        counts[lowest == highest] = 0
+        counts[lowest == highest, 0] = vocabulary
+        parts.append((of_positive.int(), positive, of_negative.int(), -negative, counts, lowest, highest))
     return LogitWeights(*(torch.cat(part).cpu() for part in zip(*parts, strict=True)))

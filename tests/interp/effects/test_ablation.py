@@ -18,17 +18,18 @@ from tests.helpers.tiny_lm import tokenizer
 ALL = ("top", "interval", "quantile", "random", "inactive")
 
 
-def by_hand(sae, model, path, tokens, latent, at=None):
+def by_hand(sae, model, path, tokens, latent, at=None, out=None):
     """The change of the log-likelihood of each token of one context, from a full pass and dense codes."""
     names = [path] if at is None else at
-    found, logits = captured(model, names, input_ids=tokens[None])
+    outputs = out or names
+    found, logits = captured(model, {*names, *outputs}, input_ids=tokens[None])
     x = torch.cat([found[name] for name in names], dim=2)[0]
     acts, indices = sae.encode(x)
     only = torch.where(indices == latent, acts, 0)
     none = torch.zeros_like(acts)
     part = (sae.decode(only, indices, x) - sae.decode(none, indices, x)).detach()
     new, first = {}, 0
-    for name in names:
+    for name in outputs:
         width = found[name].shape[2]
         new[name] = found[name] - part[None, :, first : first + width]
         first += width
@@ -42,7 +43,8 @@ def test_effects_are_those_of_one_context_at_a_time(kind, tmp_path):
     path = {"llama": "model.layers.1", "gpt2": "transformer.h.1", "neox": "gpt_neox.layers.1"}[kind]
     sae = sae_of(d_sae=40)
     records, _, model = recorded(tmp_path, sae, kind)
-    latents = [0, 3, 7]
+    counts = records.table()["count"].to_numpy()
+    latents = sorted({0, *counts.argsort()[-2:].tolist()})
     windows = shown_windows(records, latents, ALL, n=3)
     cost = ablation_effects(records, sae, model, path, latents, ALL, n=3, contexts_at_once=2)
     assert cost == ablation_cost(records, windows) and cost.passes < len(windows)
@@ -76,6 +78,26 @@ def test_the_normalisation_is_undone(norm, tmp_path):
         torch.testing.assert_close(got, change[window.start :][: len(got)], rtol=1e-3, atol=2e-5)
         checked += 1
     assert checked
+
+
+@pytest.mark.parametrize("kind", ["crosscoder", "transcoder"])
+def test_several_places_and_the_output_of_a_transcoder(kind, tmp_path):
+    if kind == "crosscoder":
+        sae, at, out = sae_of(64, layers=2), ["model.layers.0", "model.layers.2"], None
+    else:
+        sae = sae_of(d_out=32, pre_bias=False)
+        at, out = ["model.layers.1.mlp:in"], ["model.layers.1.mlp"]
+    records, _, model = recorded(tmp_path, sae, hook=at)
+    latent = int(records.table()["count"].to_numpy().argmax())
+    ablation_effects(records, sae, model, at, [latent], n=3)
+    found = read_ablations(tmp_path)
+    for window in shown_windows(records, [latent], n=3):
+        tokens = torch.from_numpy(records.text.contexts[window.context]).long()
+        change, _ = by_hand(sae, model, None, tokens, latent, at, out)
+        got = torch.tensor([effect or 0.0 for effect in found[window.key]])
+        torch.testing.assert_close(got, change[window.start :][: len(got)], rtol=1e-3, atol=2e-5)
+        assert got.any()
+    assert found
 
 
 def test_windows_that_are_there_stay_and_other_hooks_are_refused(tmp_path):
