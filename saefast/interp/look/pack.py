@@ -1,7 +1,7 @@
 """The site's data as scripts: a page that was opened from the file system may run scripts, but may not fetch.
 
-A file of data is one call of `saefast.take(name, build, header, body)`: body is base64 of deflated bytes, the arrays of the
-header one after another, each begun at a multiple of 8 bytes. `pack` writes what assets/data.js reads.
+A file of data is one call of the page's `take` with its name, the token of the build, a header and a body: base64 of deflated
+bytes, the arrays of the header one after another, each begun at a multiple of 8 bytes. assets/core.js reads what `pack` writes.
 """
 
 import base64

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from saefast import __version__
+import saefast
 from saefast.errors import check
 from saefast.files import digest, file_checksum, write_atomic
 from saefast.interp.effects import Effects, Neighbours
@@ -88,7 +88,7 @@ def write_site(
         around["map"] = {"places": np.asarray(coordinates, np.float32)[chosen].ravel()}
         if clusters is not None:
             around["map"]["clusters"] = np.asarray(clusters)[chosen].astype(np.int32)
-    settings = {"title": title, "latents_per_file": latents_per_file, "version": __version__}
+    settings = {"title": title, "latents_per_file": latents_per_file, "version": saefast.__version__}
     if compare is not None:
         settings["other"] = compare.title
     build = _build(records, effects, compare, settings, [said, chosen.tolist(), contexts.tolist()], around)
@@ -252,7 +252,7 @@ def _build(
 
 
 def _assets() -> list[Any]:
-    folder = resources.files("saefast.interp.look") / ASSETS
+    folder = resources.files(__package__) / ASSETS
     return sorted((path for path in folder.iterdir() if path.is_file()), key=lambda path: path.name)
 
 

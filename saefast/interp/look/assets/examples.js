@@ -78,10 +78,14 @@ saefast.examples = (() => {
   function group(title, note, examples, scale) {
     if (!examples.length) return null;
     const head = el("h3", {}, title, " ", el("small", {}, note));
-    return el("section", { class: "group" }, head, el("div", { role: "list" }, examples.map((example) => row(example, scale))));
+    const list = el("div", { role: "list" });
+    list.style.minHeight = `${examples.length * 28}px`;
+    const section = el("section", { class: "group" }, head, list);
+    section.fill = () => list.childElementCount || list.append(...examples.map((example) => row(example, scale)));
+    return section;
   }
 
-  // The groups as in the paper: the strongest, then intervals from the strongest down, then quantiles, random, inactive.
+  // The groups, still empty (`fill`), as in the paper: the strongest, then intervals from the strongest down, then quantiles, random, inactive.
   function groups(latent) {
     const { n_intervals, n_quantiles } = saefast.data.head.config;
     const scale = scaleOf(latent);

@@ -144,13 +144,24 @@ saefast.latent = (() => {
     const expand = el("button", { type: "button", id: "expand", title: "Whole windows (e)", "aria-pressed": "false", onclick: () => {
       const open = expand.getAttribute("aria-pressed") !== "true";
       expand.setAttribute("aria-pressed", String(open));
+      groups.forEach(([, group]) => group.fill());
       section.querySelectorAll(".example").forEach((one) => one.toggle(open));
     } }, "whole windows");
+    fill(groups, row);
     section.replaceChildren(
       el("div", { class: "heading" }, el("h1", { tabindex: "-1" }, `Latent ${found.latent}`), el("div", { class: "peaks" }, data.peaks(row).map((token) => el("span", { class: "chip" }, saefast.tokens.token(token)))),
         el("nav", { class: "steps", "aria-label": "Other latents" }, step(-1, "previous", "k"), step(1, "next", "j"), el("a", { href: saefast.list.address() }, "list"))),
       ...explanations(row),
       el("div", { class: "page" }, side, el("div", { class: "examples" }, el("div", { class: "jumps" }, jumps, expand), legend, dead, ...beside(groups, compared(row)))));
+  }
+
+  // The first groups are in view; the others follow one by one, so that the page is there at once.
+  async function fill(groups, row) {
+    for (const [i, [, group]] of groups.entries()) {
+      if (i > 1) await saefast.pause();
+      if (current !== row) return;
+      group.fill();
+    }
   }
 
   // The other SAE comes after the strongest examples, so that both are seen together.
