@@ -176,8 +176,8 @@ def _effects(
     first = latents.start // ROWS_PER_GROUP * ROWS_PER_GROUP
     inside = [("latent", ">=", first), ("latent", "<", first + ROWS_PER_GROUP)]
     table = arrow().parquet.read_table(path, filters=inside)
-    names = table["group"].to_pylist()
-    group = np.asarray([GROUPS.index(name) for name in names], np.int64)
+    names = table["group"].cast(arrow().string())
+    group = arrow().compute.index_in(names, value_set=arrow().array(GROUPS)).to_numpy().astype(np.int64)
     found = {name: table[name].to_numpy() for name in ("latent", "bin", "rank")} | {"group": group}
     lists = table["effects"].combine_chunks()
     offsets = lists.offsets.to_numpy().astype(np.int64)

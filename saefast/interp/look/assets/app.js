@@ -94,6 +94,8 @@
     if (does[event.key]) event.preventDefault(), does[event.key]();
   });
 
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => saefast.map.redraw());
+
   // The search is the list's: typing goes there.
   let typing;
   query.addEventListener("input", () => {

@@ -6,6 +6,7 @@ saefast.text = (() => {
   const SHOWN = 60; // latents of a whole text that are listed
   let page, firsts, spans, panel, list, context;
   let token = -1; // whose latents are listed; -1: those of the whole text
+  let pointed = -1; // under the mouse: its latents are listed meanwhile
   let latent = -1; // that colours the text
 
   function latentsOfText() {
@@ -39,10 +40,11 @@ saefast.text = (() => {
   }
 
   function draw() {
-    const here = token >= 0;
-    const found = here ? latentsOfToken(token) : latentsOfText();
-    const title = here ? [`Token ${token}: `, el("span", { class: "chip" }, saefast.tokens.token(page.tokens[token]))] : ["The whole text"];
-    const note = here ? (page.encoded[token] ? `${found.length} active latents` : "no activations were recorded here") : `${count(found.length)} latents, by their share of their maximum`;
+    const at = pointed >= 0 ? pointed : token;
+    const here = at >= 0;
+    const found = here ? latentsOfToken(at) : latentsOfText();
+    const title = here ? [`Token ${at}: `, el("span", { class: "chip" }, saefast.tokens.token(page.tokens[at]))] : ["The whole text"];
+    const note = here ? (page.encoded[at] ? `${found.length} active latents` : "no activations were recorded here") : `${count(found.length)} latents, by their share of their maximum`;
     const largest = Math.max(...found.map((one) => one.act), 1e-9);
     const lines = found.slice(0, here ? 1000 : SHOWN).map((one) => {
       const bar = el("span", { class: "weight positive", "aria-hidden": "true" });
@@ -54,12 +56,12 @@ saefast.text = (() => {
     const names = ["colour", "latent", "activation", "tokens"];
     list.replaceChildren(el("h2", {}, title, " ", el("small", {}, note)),
       el("table", {}, el("thead", { class: "hidden" }, el("tr", {}, names.map((name) => el("th", { scope: "col" }, name)))), el("tbody", {}, lines)),
-      here ? el("button", { type: "button", onclick: () => pickToken(-1) }, "the whole text") : "");
+      token >= 0 ? el("button", { type: "button", onclick: () => pickToken(-1) }, "the whole text") : "");
     spans.forEach((span, i) => {
       span.classList.toggle("here", i === token);
       span.setAttribute("aria-selected", String(i === token));
     });
-    if (here) panel.setAttribute("aria-activedescendant", spans[token].id);
+    if (token >= 0) panel.setAttribute("aria-activedescendant", spans[token].id);
     else panel.removeAttribute("aria-activedescendant");
   }
 
@@ -72,6 +74,10 @@ saefast.text = (() => {
     token = Math.max(-1, Math.min(spans.length - 1, i));
     draw(), keep();
     if (token >= 0) spans[token].scrollIntoView({ block: "nearest" });
+  }
+
+  function point(i) {
+    if (i !== pointed) (pointed = i), draw();
   }
 
   function pickLatent(one) {
@@ -96,7 +102,7 @@ saefast.text = (() => {
     }
     const found = await saefast.load(`text-${number_}`);
     await saefast.tokens.ready();
-    (page = found), (context = number_);
+    (page = found), (context = number_), (pointed = -1);
     firsts = new Uint32Array(page.n_active.length + 1);
     for (let i = 0; i < page.n_active.length; i++) firsts[i + 1] = firsts[i] + page.n_active[i];
     token = at === undefined || !(Number(at) < page.tokens.length) ? -1 : Number(at);
@@ -110,6 +116,8 @@ saefast.text = (() => {
       return span;
     });
     panel = el("div", { class: "running whole", role: "listbox", tabindex: "0", "aria-label": `Tokens of context ${context}; arrow keys go from token to token`, onkeydown: keys,
+      onpointerover: (event) => event.pointerType === "mouse" && point(spans.indexOf(event.target.closest("[data-t]"))),
+      onpointerleave: () => point(-1),
       onclick: (event) => {
         const span = event.target.closest("[data-t]");
         if (span && !document.getSelection().toString()) pickToken(spans.indexOf(span) === token ? -1 : spans.indexOf(span));
