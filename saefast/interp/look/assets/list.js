@@ -12,6 +12,7 @@ saefast.list = (() => {
   let matches = null; // row -> where it matched, while something is searched for
   let chosen = -1; // place in `order` of the row with the keyboard
   let run = 0;
+  let drawn = new Map(); // place in `order` -> its element, of those in view
   let view, rows, space, summary, fields, later;
   const lines = new Map(); // row -> its strongest example as an element, or null
 
@@ -161,6 +162,7 @@ saefast.list = (() => {
     view.parentElement.setAttribute("aria-rowcount", order.length + 1);
     space.style.height = `${Math.min(TALLEST, order.length * ROW)}px`;
     summary.textContent = said();
+    drawn.clear();
     draw();
   }
 
@@ -183,9 +185,10 @@ saefast.list = (() => {
     const place = Math.min(view.scrollTop, most) - (offset - first * ROW);
     rows.style.transform = `translateY(${place}px)`;
     const had = rows.contains(document.activeElement);
-    const found = [];
-    for (let i = first; i < last; i++) found.push(rowOf(i));
-    rows.replaceChildren(...found);
+    const before = drawn;
+    drawn = new Map();
+    for (let i = first; i < last; i++) drawn.set(i, before.get(i) ?? rowOf(i));
+    rows.replaceChildren(...drawn.values());
     if (had) (rows.querySelector(".chosen a") ?? view).focus({ preventScroll: true });
     clearTimeout(later);
     later = setTimeout(() => readLines(order.slice(first, last)), 60); // when scrolling has come to rest
@@ -248,6 +251,7 @@ saefast.list = (() => {
     const top = chosen * ROW * scale;
     if (top < view.scrollTop) view.scrollTop = top;
     else if (top + ROW > view.scrollTop + view.clientHeight) view.scrollTop = top + ROW - view.clientHeight;
+    drawn.clear();
     draw();
     (rows.querySelector(".chosen a") ?? view).focus({ preventScroll: true });
   }
