@@ -32,7 +32,7 @@ class Comparison(NamedTuple):
     """The nearest latents of b for each latent of a, and the other way round.
 
     A latent that is never active, or is the same on all tokens, has no correlation, a zero row of W_dec no cosine: it is
-    nobody's neighbour and has none (index -1, value NaN). Of equal ones the smaller index comes first.
+    nobody's neighbour and has none (index -1, value 0). Of equal ones the smaller index comes first.
     """
 
     decoder: Neighbours  # [F_a, n] in b, by cosine of rows of W_dec
@@ -43,12 +43,12 @@ class Comparison(NamedTuple):
     @property
     def similarity(self) -> Tensor:
         """The correlation of each latent of a with its best match in b, [F_a] float32; NaN for those that have none."""
-        return self.activation.values[:, 0]
+        return _best(self.activation)
 
     @property
     def similarity_back(self) -> Tensor:
         """The same for the latents of b, [F_b]."""
-        return self.activation_back.values[:, 0]
+        return _best(self.activation_back)
 
     def pairs(self) -> Tensor:
         """[m, 2] int32: (latent of a, latent of b) that are each other's best match by activation."""
@@ -83,6 +83,10 @@ class Comparison(NamedTuple):
         )
 
 
+def _best(near: Neighbours) -> Tensor:
+    return near.values[:, 0].masked_fill(near.indices[:, 0] < 0, torch.nan)
+
+
 class Links(NamedTuple):
     """How latents of a small dictionary split into those of a large one: a graph in which both can have several links."""
 
@@ -110,9 +114,9 @@ def compare(records_a: Records, records_b: Records, sae_a: SAE, sae_b: SAE, n: i
     W_a, W_b = (sae.params.W_dec.detach().to("cpu", torch.float32) for sae in (sae_a, sae_b))
     widths = W_a.shape[1], W_b.shape[1]
     check(widths[0] == widths[1], f"sae_b: expected a decoder of width {widths[0]}, got {widths[1]}")
-    decoder = _both_ways(_cosines(W_a, W_b), len(W_a), len(W_b), n)
+    decoder = _both_ways(_cosines(W_a, W_b), len(W_b), n)
     a, b = sparse(records_a), sparse(records_b)
-    activation = _both_ways(_correlations(a, b, records_a.n_rows), len(W_a), len(W_b), n)
+    activation = _both_ways(_correlations(a, b, records_a.n_rows), len(W_b), n)
     return Comparison(decoder[0], activation[0], decoder[1], activation[1])
 
 
@@ -162,17 +166,17 @@ def _correlations(a: Sparse, b: Sparse, n_rows: int) -> Scores:
         yield np.divide(covariance, stds, out=np.full_like(stds, -np.inf), where=stds > 0)
 
 
-def _both_ways(scores: Scores, n_a: int, n_b: int, n: int) -> tuple[Neighbours, Neighbours]:
+def _both_ways(scores: Scores, n_b: int, n: int) -> tuple[Neighbours, Neighbours]:
     """The n largest of each row of [F_a, F_b], which comes some rows at a time, and of each column; -inf is none."""
-    there, n_back = [], min(n, n_a)
-    values, indices = np.full((n_b, n_back), -np.inf), np.full((n_b, n_back), -1)
+    there: list[tuple[np.ndarray, np.ndarray]] = []
+    values, indices = np.full((n_b, n), -np.inf), np.full((n_b, n), -1)
     first = 0
     for some in scores:
-        there.append(_top(some, min(n, n_b)))
-        new_values, new_indices = _top(np.ascontiguousarray(some.T), min(n_back, len(some)))
+        there.append(_top(some, n))
+        new_values, new_indices = _top(np.ascontiguousarray(some.T), n)
         values = np.concatenate([values, new_values], axis=1)
         indices = np.concatenate([indices, np.where(new_indices < 0, -1, new_indices + first)], axis=1)
-        order = np.argsort(-values, axis=1, kind="stable")[:, :n_back]
+        order = np.argsort(-values, axis=1, kind="stable")[:, :n]
         values, indices = np.take_along_axis(values, order, 1), np.take_along_axis(indices, order, 1)
         first += len(some)
     ours = (np.concatenate(column) for column in zip(*there, strict=True))
@@ -181,7 +185,7 @@ def _both_ways(scores: Scores, n_a: int, n_b: int, n: int) -> tuple[Neighbours, 
 
 def _top(scores: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     """[m, F] -> the n largest of each row and where they are, of equal ones the earlier; -inf and -1: there are fewer."""
-    least = torch.from_numpy(scores).topk(n, dim=1).values[:, -1:].numpy()
+    least = torch.from_numpy(scores).topk(min(n, scores.shape[1]), dim=1).values[:, -1:].numpy()
     row, column = ((scores >= least) & (scores > -np.inf)).nonzero()
     found = scores[row, column]
     order = np.lexsort((column, -found, row))
@@ -196,5 +200,5 @@ def _top(scores: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
 def _neighbours(values: np.ndarray, indices: np.ndarray) -> Neighbours:
     return Neighbours(
         torch.from_numpy(indices).to(torch.int32),
-        torch.from_numpy(np.where(indices < 0, np.nan, values)).to(torch.float32),
+        torch.from_numpy(np.where(indices < 0, 0, values)).to(torch.float32),
     )

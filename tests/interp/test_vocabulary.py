@@ -28,7 +28,7 @@ def words(n):
     return "".join(RANDOM.choice("bcdfgklmnprst") + RANDOM.choice("aeiou") for _ in range(n))
 
 
-TEXT = "".join(LOREM.format(words(2), words(3)) for _ in range(300))
+TEXT = "".join(LOREM.format(words(2), words(3)) for _ in range(200))
 TEXTS = {
     "prose": TEXT,
     "upper": TEXT.upper(),
@@ -121,7 +121,7 @@ def test_tokens_are_the_bytes_of_the_text(kind):
         assert {bytes([i]) for i in range(128, 256)} <= set(found.raw)
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 5, 16, 128])
+@pytest.mark.parametrize("length", [1, 2, 5, 16, 128])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_right_tokenizer_is_accepted(kind, length):
     for text in TEXTS.values():
