@@ -77,7 +77,7 @@ class Vocabulary:
         drawn = iter(mixed)
         lost_at_random, total_at_random = self._lost([[next(drawn) for _ in run] for run in runs])
         share, at_random = lost / max(total, 1), lost_at_random / max(total_at_random, 1)
-        fits = lost < FEW or share <= max(FREE, at_random / 6)
+        fits = lost < FEW or share <= max(FREE, at_random / 10)
         kind, got = type(self.tokenizer).__name__, f"{lost} of {total} pairs of tokens are another text's"
         check(fits, f"tokenizer: expected the one that made the text, got {kind}, of which {got}")
 
