@@ -23,12 +23,12 @@ from saefast.activations.hooks import (
     with_first,
 )
 from saefast.activations.inputs import Inputs
+from saefast.config.records import GROUPS
 from saefast.errors import check
 from saefast.interp.effects.ablation_file import read_ablations, write_ablations
 from saefast.interp.effects.checks import check_same
 from saefast.interp.places import Places, Read
 from saefast.interp.records import Records
-from saefast.interp.records.config import GROUPS
 from saefast.interp.splice import blocks_can_be_skipped
 from saefast.sae import SAE
 from saefast.sae.inference import normed, scales_of

@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from saefast.config.records import GROUPS
 from saefast.errors import InputError, check, line
 from saefast.files import write_atomic
-from saefast.interp.records.config import GROUPS
 from saefast.interp.records.tables import arrow
 
 ABLATIONS = "ablations.parquet"
