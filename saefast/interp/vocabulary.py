@@ -59,8 +59,8 @@ class Vocabulary:
         order in which nobody writes, of which some would be joined otherwise; in a random order as many are. So the right
         tokenizer is known by losing far fewer pairs of neighbours than are lost when its tokens are shuffled.
         The ends of a context, where a word or a character may be cut, do not count; a text with too few pairs is accepted, and
-        so is any known id of a tokenizer whose tokens cannot be taken apart. Unigram models (T5) join so little that they can
-        take ids of another tokenizer for their own.
+        so is any known id of a tokenizer whose tokens cannot be taken apart. Unigram (T5) and WordPiece (BERT) models join so
+        little that they can take a short text of another tokenizer for their own.
         """
         runs: list[list[int]] = []
         for tokens in contexts:
