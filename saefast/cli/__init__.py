@@ -1,4 +1,4 @@
-"""The command line: `saefast cache | train | sweep | evaluate | convert | info | recipes`. Flags are generated from dataclasses.
+"""The command line: `saefast cache | train | sweep | evaluate | look | convert | info | recipes`. Flags are generated from dataclasses.
 
 What needs torch is imported when a command runs, so that --help answers at once.
 """
@@ -19,6 +19,7 @@ from saefast.cli.export_checkpoint import ExportCheckpoint
 from saefast.cli.flags import LISTS, configs_of, with_flags
 from saefast.cli.from_text import FromText, TextFlags
 from saefast.cli.info import Info, show
+from saefast.cli.look import Look
 from saefast.cli.recipes import Recipes
 from saefast.cli.sweep import Sweep
 from saefast.cli.train import Train, shape_of, usable_device
@@ -180,6 +181,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": Train,
     "sweep": Sweep,
     "evaluate": Evaluate,
+    "look": Look,
 }
 COMMANDS |= {"convert": Convert, "export-checkpoint": ExportCheckpoint, "info": Info, "recipes": Recipes}
 
