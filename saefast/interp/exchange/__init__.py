@@ -1,0 +1,1 @@
+"""Records in the files of other tools, and back."""
