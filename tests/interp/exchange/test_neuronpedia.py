@@ -1,0 +1,242 @@
+"""Neuronpedia's export and upload, and SAEDashboard's batches, against the records themselves."""
+
+import gzip
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from saefast.errors import InputError
+from saefast.files import save_tensors, write_json_checked
+from saefast.interp.effects import Effects, LogitWeights, Neighbours
+from saefast.interp.exchange.neuronpedia import export_neuronpedia, read_neuronpedia_explanations
+from saefast.interp.exchange.neuronpedia_upload import upload, upload_batches
+from saefast.interp.exchange.sae_dashboard import export_sae_dashboard, read_sae_dashboard
+from saefast.interp.records.config import RecordsConfig
+from saefast.interp.records.read import Records
+from saefast.interp.records.select import Block, select
+from saefast.interp.records.tables import write_tables
+from saefast.interp.records.text import Text
+
+F, LENGTH, M, DEAD = 7, 16, 12, 3
+RAW = [b"a\0b", b"\xe2\x82", b"</script><script>alert(1)</script>", b"", "\u202e".encode(), b"\n", b'"\\'] + [
+    f" w{i}".encode() for i in range(13)
+]
+GROUPS = ("top", "interval", "quantile")
+IDS = {"model_id": "tiny", "source_id": "3-set-a__x", "creator_id": "me", "groups": GROUPS}
+
+
+class Words:
+    """A vocabulary of hostile tokens."""
+
+    raw = RAW
+    strings = tuple(raw.decode("utf-8", "replace") for raw in RAW)
+
+    def __len__(self):
+        return len(RAW)
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """Records of a random code, in which latent DEAD never fires."""
+    folder = tmp_path_factory.mktemp("records")
+    rng = np.random.default_rng(0)
+    contexts = rng.integers(0, len(RAW), (M, LENGTH)).astype(np.int32)
+    code = rng.random((F, M * LENGTH)).astype(np.float32) * (rng.random((F, M * LENGTH)) < 0.2)
+    code[DEAD] = 0
+    offsets = np.concatenate([[0], np.cumsum((code > 0).sum(1))]).astype(np.int64)
+    slots = np.concatenate([row.nonzero()[0] for row in code]).astype(np.int32)
+    acts = np.concatenate([row[row > 0] for row in code])
+    config, encoded = RecordsConfig(before=4, after=3, n_top=5, n_intervals=4), np.ones((M, LENGTH), bool)
+    text, blocks = Text(contexts, encoded, []), [Block(0, offsets, slots, acts)]
+    write_tables(folder, iter([(0, select(blocks, 0, F, text, config))]), blocks, text, config)
+    tensors = {"offsets": offsets, "slots": slots, "acts": acts}
+    entry = {"n_batches": 1, "n_contexts": M, "n_rows": M * LENGTH, "n_entries": len(acts)}
+    of_text = {"contexts": contexts, "encoded": encoded.astype(np.uint8)}
+    for name, arrays in (("codes", tensors), ("text", of_text)):
+        path = folder / f"{name}-00000.safetensors"
+        sha = save_tensors(path, {key: torch.from_numpy(a) for key, a in arrays.items()}, {"block": 0})
+        entry[name] = {"file": path.name, "sha256": sha, "bytes": path.stat().st_size}
+    index = {"format": "saefast-records", "version": 1, "complete": True, "context_length": LENGTH}
+    index |= {"sae": {"d_in": 4, "d_sae": F, "hook_name": "model.layers.3"}, "config": vars(config)}
+    index |= {"source": {"path": "somewhere"}, "separators": [], "tokens": None, "blocks": [entry]}
+    write_json_checked(folder / "index.json", index)
+    lines = [{"latent": 1, "explanation": "x" * 600, "method": "m", "model": None, "scores": {}}]
+    lines += [
+        {"latent": 2, "explanation": "nul\0 \U0001f600", "method": "m", "model": "g", "scores": {"d": 1.0}}
+    ]
+    (folder / "explanations.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    return Records(folder), code, contexts
+
+
+@pytest.fixture(scope="module")
+def effects():
+    tokens = torch.arange(F * 6, dtype=torch.int32, device="cpu").view(F, 6) % len(RAW)
+    values = torch.linspace(3, 1, F * 6, dtype=torch.float32, device="cpu").view(F, 6)
+    histogram = torch.ones(F, 5, dtype=torch.int32, device="cpu")
+    logits = LogitWeights(tokens, values, tokens, -values, histogram, -values[:, 0], values[:, 0])
+    near = torch.tensor([[1, -1]] * F, dtype=torch.int32, device="cpu")
+    return Effects(logits=logits, decoder=Neighbours(near, values[:, :2]))
+
+
+def rows(folder, table):
+    return [
+        json.loads(s)
+        for s in gzip.decompress((folder / table / "batch-0.jsonl.gz").read_bytes()).splitlines()
+    ]
+
+
+def string(token):
+    return RAW[token].decode("utf-8", "replace").replace("\0", " ") or "\ufffd"
+
+
+def test_export_is_what_the_code_says(records, effects, tmp_path):
+    records, code, contexts = records
+    folder = export_neuronpedia(records, effects, Words(), tmp_path, **IDS)
+    assert folder == tmp_path / "tiny" / "3-set-a__x"
+    features, activations = rows(folder, "features"), rows(folder, "activations")
+    assert [row["index"] for row in features] == [str(i) for i in range(F)]
+    assert len({row["id"] for row in activations}) == len(activations)
+    assert all(len(row["id"]) == 25 and list(row) == list(activations[0]) for row in activations)
+    for i, feature in enumerate(features):
+        mine = [row for row in activations if row["index"] == str(i)]
+        assert feature["frac_nonzero"] == (code[i] > 0).sum() / code[i].size
+        assert sum(feature["freq_hist_data_bar_heights"]) == (code[i] > 0).sum()
+        assert np.float32(feature["maxActApprox"]) == code[i].max()
+        assert feature["pos_str"] == [string(t) for t in effects.logits.positive_tokens[i].tolist()]
+        assert feature["topkCosSimIndices"] == [1] and len(feature["topkCosSimValues"]) == 1
+        assert feature["sourceSetName"] == "set-a" and feature["hookName"] == "model.layers.3"
+        assert bool(mine) == (i != DEAD)
+        examples = records.latent(i).examples
+        wanted = [one for group in GROUPS for one in examples[group]]
+        assert len(wanted) == len(mine)
+        for row, one in zip(mine, wanted, strict=True):
+            assert row["tokens"] == [
+                string(t) for t in contexts[one.context, one.start :][: len(one.tokens)].tolist()
+            ]
+            dense = code[i].reshape(M, LENGTH)[one.context, one.start :][: len(one.tokens)]
+            assert np.array_equal(np.float32(row["values"]), dense)
+            assert np.float32(row["values"][row["qualifyingTokenIndex"]]) == np.float32(one.act)
+            assert row["maxValue"] == max(row["values"]) == row["values"][row["maxValueTokenIndex"]]
+            act = np.float32(one.act)
+            if one.group == "top":
+                assert (row["binMin"], row["binContains"]) == (-1, -1) and row["binMax"] == feature[
+                    "maxActApprox"
+                ]
+            else:
+                assert np.float32(row["binMin"]) <= act <= np.float32(row["binMax"])
+                assert 0 < row["binContains"] <= 1
+        if mine:
+            shares = {row["binMin"]: row["binContains"] for row in mine[:-1] if row["binMin"] != -1}
+            assert shares
+    assert [row["description"] for row in rows(folder, "explanations")] == ["x" * 600, "nul  \U0001f600"]
+    back = list(read_neuronpedia_explanations(folder))
+    assert [(one["latent"], one["method"], one["model"]) for one in back] == [(1, "m", None), (2, "m", "g")]
+    raw = b"".join(gzip.decompress(p.read_bytes()) for p in folder.glob("*/*.gz"))
+    assert b"\\u0000" not in raw
+
+
+def test_interval_shares_are_of_all_tokens(records, effects, tmp_path):
+    records, code, _ = records
+    folder = export_neuronpedia(records, effects, Words(), tmp_path, **(IDS | {"groups": ("interval",)}))
+    for row in rows(folder, "activations"):
+        acts = code[int(row["index"])]
+        inside = (acts > 0) & (acts >= np.float32(row["binMin"])) & (acts <= np.float32(row["binMax"]))
+        assert row["binContains"] == pytest.approx(inside.mean())
+
+
+def test_rerun_gives_the_same_bytes_and_clears_old_files(records, effects, tmp_path):
+    def everything():
+        return {path.name: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
+
+    folder = export_neuronpedia(records[0], effects, Words(), tmp_path, **IDS)
+    first = everything()
+    (folder / "features" / "batch-9.jsonl.gz").write_bytes(b"old")
+    export_neuronpedia(records[0], effects, Words(), tmp_path, **IDS)
+    assert everything() == first
+
+
+@pytest.mark.parametrize("wrong", [{"source_id": "Set"}, {"model_id": "../x"}, {"groups": ("random",)}])
+def test_wrong_ids(records, effects, tmp_path, wrong):
+    with pytest.raises(InputError, match="expected"):
+        export_neuronpedia(records[0], effects, Words(), tmp_path, **(IDS | wrong))
+
+
+def test_sae_dashboard_comes_back(records, effects, tmp_path):
+    paths = export_sae_dashboard(
+        records[0], effects, Words(), tmp_path, model_id="tiny", layer=3, sae_set="s"
+    )
+    assert [path.name for path in paths] == ["batch-0.json"]
+    found = list(read_sae_dashboard(tmp_path))
+    assert [one["feature_index"] for one in found] == list(range(F)) and found[0]["sae_set"] == "s"
+    assert found[DEAD]["activations"] == [] and found[0]["activations"][0]["bin_min"] == -1
+    keys = {"bin_min", "bin_max", "bin_contains", "tokens", "values", "qualifying_token_index"}
+    assert all(set(a) == keys for one in found for a in one["activations"])
+    with pytest.raises(InputError, match="found none"):
+        next(read_sae_dashboard(tmp_path / "nowhere"))
+
+
+class Server(BaseHTTPRequestHandler):
+    """Refuses what the schema of the upload call refuses; the first answer is 503."""
+
+    taken: ClassVar[list[dict]] = []
+    busy = 1
+
+    def log_message(self, *_):
+        pass
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if Server.busy:
+            Server.busy -= 1
+            self.answer(503)
+        elif (
+            self.headers["x-api-key"] != "key" or self.path != "/api/feature/upload-batch" or not valid(body)
+        ):
+            self.answer(400)
+        else:
+            Server.taken.append(body)
+            self.answer(200)
+
+    def answer(self, code):
+        self.send_response(code)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+
+def valid(body):
+    ok = {"modelId", "source", "features"} == set(body) and 1 <= len(body["features"]) <= 128
+    for one in body["features"]:
+        ok &= type(one["index"]) is int and 0 <= one["density"] <= 1 and len(one["activations"]) >= 1
+        for logit in one["topLogits"] + one["bottomLogits"]:
+            ok &= len(logit["token"]) > 0 and type(logit["value"]) is float
+        ok &= len(one["topLogits"]) <= 20
+        for text in one.get("explanations", []):
+            ok &= 1 <= len(text["text"].encode("utf-16-le")) // 2 <= 512
+        for act in one["activations"]:
+            ok &= 1 <= len(act["tokens"]) == len(act["values"]) <= 1024 and all(act["tokens"])
+            ok &= act["quantileFraction"] is None or 0 <= act["quantileFraction"] <= 1
+    return ok
+
+
+def test_upload_is_taken_and_goes_on(records, effects):
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url, waits = f"http://127.0.0.1:{server.server_port}/", []
+    bodies = list(upload_batches(records[0], effects, Words(), model_id="Tiny", source_id="3-s", per_batch=2))
+    try:
+        assert upload(bodies, url, "key", wait=waits.append) == 3
+        assert waits == [1.0]
+        sent = [one["index"] for body in Server.taken for one in body["features"]]
+        assert sent == [i for i in range(F) if i != DEAD]
+        assert upload(bodies, url, "key", start=2) == 3 and len(Server.taken) == 4
+        with pytest.raises(InputError, match="start = 1"):
+            upload([bodies[0], {"features": []}], url, "key")
+    finally:
+        server.shutdown()
+        server.server_close()
