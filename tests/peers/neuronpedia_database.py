@@ -34,7 +34,7 @@ class Postgres:
     """A server of the user postgres in a temporary folder."""
 
     def __init__(self) -> None:
-        self.bin = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]
+        self.bin = max(Path("/usr/lib/postgresql").glob("*/bin"))
         self.folder = Path(tempfile.mkdtemp(prefix="neuronpedia-"))
         shutil.chown(self.folder, "postgres", "postgres")
         self.run(self.bin / "initdb", "-D", self.folder / "data", "-A", "trust", "--no-sync", "-E", "UTF8")
@@ -44,7 +44,7 @@ class Postgres:
 
     def run(self, *command: object, text: str = "") -> str:
         whole = ["runuser", "-u", "postgres", "--", *map(str, command)]
-        done = subprocess.run(whole, input=text, text=True, capture_output=True, cwd="/")
+        done = subprocess.run(whole, check=False, input=text, text=True, capture_output=True, cwd="/")
         if done.returncode:
             raise SystemExit(f"{command[0]}: {done.stderr[-2000:]}")
         return done.stdout.strip()
@@ -85,7 +85,7 @@ def main() -> None:
     try:
         server.sql(database(args.schema), stop=False)
         release = json.loads((args.export / "release.jsonl").read_text())
-        user = {"id": release["creatorId"], "name": "someone", "createdAt": release["createdAt"]}
+        user = {"id": release["creatorId"], "name": "someone", "emailUnsubscribeCode": "x"}
         server.insert("User", [json.dumps(user)])
         for name, table in SMALL.items():
             assert server.insert(table, (args.export / f"{name}.jsonl").read_text().splitlines()) == 1, table

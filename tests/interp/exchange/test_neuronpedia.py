@@ -4,6 +4,8 @@ import gzip
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -240,3 +242,18 @@ def test_upload_is_taken_and_goes_on(records, effects):
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_sae_dashboards_own_classes_give_our_batch_back(records, effects, tmp_path):
+    package = find_spec("sae_dashboard")  # found, not imported: it brings TransformerLens
+    if package is None:
+        pytest.skip("sae-dashboard is not installed")
+    file = Path(package.submodule_search_locations[0]) / "neuronpedia" / "neuronpedia_dashboard.py"
+    spec = spec_from_file_location("neuronpedia_dashboard", file)
+    theirs = module_from_spec(spec)
+    spec.loader.exec_module(theirs)
+    [path] = export_sae_dashboard(
+        records[0], effects, Words(), tmp_path, model_id="tiny", layer=3, sae_set="s"
+    )
+    batch = json.loads(path.read_text())
+    assert theirs.NeuronpediaDashboardBatch(**batch).to_dict() == batch
