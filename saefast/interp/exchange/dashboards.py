@@ -158,7 +158,7 @@ def _add_activations(
         for place, act in zip(at_values[begin:end], act_values[begin:end], strict=True):
             values[place] = act
         begin = end
-        activation = {"bin_min": low, "bin_max": high, "bin_contains": contains}
+        activation: dict[str, Any] = {"bin_min": low, "bin_max": high, "bin_contains": contains}
         activation["tokens"] = [
             strings[token] for token in contexts[context, start : start + length].tolist()
         ]

@@ -86,7 +86,7 @@ def export_neuronpedia(
         rows = [_activation(key, made, f["feature_index"], a) for f in features for a in f["activations"]]
         write("activations", number, rows)
         hook = records.index["sae"].get("hook_name")
-        of_set = {"hookName": hook, "sourceSetName": parts[2]}
+        of_set: dict[str, Any] = {"hookName": hook, "sourceSetName": parts[2]}
         write("features", number, [_feature(key, made, f, effects, sae) | of_set for f in features])
         rows = []
         for feature in features:
@@ -120,14 +120,23 @@ def _about(
     public = {"visibility": "PUBLIC"}
     index = records.index
     nothing = dict.fromkeys(("defaultSourceSetName", "defaultSourceId"))
-    of_release = {"name": release, "description": description, "creatorName": creator_name}
+    of_release: dict[str, Any] = {"name": release, "description": description, "creatorName": creator_name}
     of_release |= {"isNewUi": True, "featured": False, "descriptionShort": description, "urls": []}
     of_release |= {"creatorEmail": None, "creatorNameShort": creator_name, "defaultUmapSourceIds": []}
-    of_model = {"id": model_id, "instruct": model_id.endswith("-it"), "displayNameShort": model_id}
+    of_model: dict[str, Any] = {
+        "id": model_id,
+        "instruct": model_id.endswith("-it"),
+        "displayNameShort": model_id,
+    }
     of_model |= {"displayName": model_id, "tlensId": None, "dimension": index["sae"]["d_in"]}
     of_model |= {"inferenceEnabled": False, "layers": 0, "neuronsPerLayer": 0, "owner": creator_name}
     of_model |= {"updatedAt": made["createdAt"], "website": None}
-    of_set = {"modelId": model_id, "name": set_name, "hasDashboards": True, "description": description}
+    of_set: dict[str, Any] = {
+        "modelId": model_id,
+        "name": set_name,
+        "hasDashboards": True,
+        "description": description,
+    }
     of_set |= {
         "type": "",
         "creatorName": creator_name,
@@ -137,7 +146,12 @@ def _about(
     }
     of_set |= {"defaultOfModelId": None, "defaultRange": 1, "defaultShowBreaks": True, "showDfa": False}
     of_set |= {"showCorrelated": False, "showHeadAttribution": False, "showUmap": False}
-    of_source = {"id": source_id, "modelId": model_id, "setName": set_name, "hasDashboards": True}
+    of_source: dict[str, Any] = {
+        "id": source_id,
+        "modelId": model_id,
+        "setName": set_name,
+        "hasDashboards": True,
+    }
     of_source |= {"inferenceEnabled": False, "inferenceHosts": [], "defaultOfModelId": None, "notes": None}
     of_source |= dict.fromkeys(("saelensConfig", "saelensRelease", "saelensSaeId", "hfRepoId", "hfFolderId"))
     of_source |= dict.fromkeys(("hasUmap", "hasUmapLogSparsity", "hasUmapClusters"), False)
@@ -159,7 +173,7 @@ def _feature(
     largest = max((max(a["values"]) for a in feature["activations"]), default=0.0)
     similar, cosines = neighbours(effects.decoder, latent)
     vector = [] if sae is None else sae.params.W_dec[latent].float().tolist()
-    row = {**key, "index": str(latent), **made, "maxActApprox": largest}
+    row: dict[str, Any] = {**key, "index": str(latent), **made, "maxActApprox": largest}
     row |= {"hasVector": sae is not None, "vector": vector, "vectorLabel": None}
     row |= {"vectorDefaultSteerStrength": largest if sae is not None else 10.0}
     row |= {"topkCosSimIndices": similar, "topkCosSimValues": cosines}
@@ -172,7 +186,7 @@ def _activation(
     values = one["values"]
     largest = max(values)
     place = (one["group"], one["bin"], one["rank"])
-    row = {
+    row: dict[str, Any] = {
         "id": _id("activation", *key.values(), latent, *place),
         "tokens": one["tokens"],
         "index": str(latent),
@@ -187,7 +201,11 @@ def _activation(
 def _explanation(
     key: dict[str, str], made: dict[str, Any], number: int, one: dict[str, Any]
 ) -> dict[str, Any]:
-    row = {"id": _id("explanation", *key.values(), one["latent"], number), **key, "index": str(one["latent"])}
+    row: dict[str, Any] = {
+        "id": _id("explanation", *key.values(), one["latent"], number),
+        **key,
+        "index": str(one["latent"]),
+    }
     row |= {"description": one["explanation"].replace("\0", " "), "authorId": made["creatorId"]}
     row |= {"embedding": None, "triggeredById": None, "typeName": one.get("method"), "notes": None}
     return row | {"explanationModelName": one.get("model"), "createdAt": made["createdAt"]}
@@ -230,7 +248,7 @@ def read_neuronpedia_explanations(folder: str | Path) -> Iterator[dict[str, Any]
             raise InputError(f"{path}: expected gzip, got {line(error)}") from None
         for row in _json_lines(path, data):
             try:
-                found = {"latent": int(row["index"]), "explanation": row["description"]}
+                found: dict[str, Any] = {"latent": int(row["index"]), "explanation": row["description"]}
             except (KeyError, ValueError, TypeError):
                 raise InputError(f'{path}: expected lines with "index" and "description"') from None
             yield found | {

@@ -42,7 +42,7 @@ def upload_batches(
     check(ok, f"per_batch: expected 1 to {MAX_FEATURES}, got {per_batch}")
     explained: dict[int, list[dict[str, Any]]] = {}
     for one in read_explanations(records.folder):
-        found = {"text": _cut(one["explanation"].replace("\0", " "))}
+        found: dict[str, Any] = {"text": _cut(one["explanation"].replace("\0", " "))}
         found |= {"methodName": one.get("method"), "modelName": one.get("model")}
         if found["text"]:
             explained.setdefault(one["latent"], []).append(found)
@@ -60,7 +60,7 @@ def upload_batches(
 
 
 def _feature(feature: dict[str, Any], explanations: list[dict[str, Any]]) -> dict[str, Any]:
-    found = {"index": feature["feature_index"], "density": feature["frac_nonzero"]}
+    found: dict[str, Any] = {"index": feature["feature_index"], "density": feature["frac_nonzero"]}
     for name, sign in (("topLogits", "pos"), ("bottomLogits", "neg")):
         pairs = zip(feature[f"{sign}_str"], feature[f"{sign}_values"], strict=True)
         found[name] = [{"token": token, "value": value} for token, value in pairs]
@@ -75,7 +75,7 @@ def _activation(one: dict[str, Any]) -> dict[str, Any]:
         max(0, one["qualifying_token_index"] - MAX_TOKENS // 2), max(0, len(one["tokens"]) - MAX_TOKENS)
     )
     part = slice(first, first + MAX_TOKENS)
-    found = {"tokens": one["tokens"][part], "values": one["values"][part]}
+    found: dict[str, Any] = {"tokens": one["tokens"][part], "values": one["values"][part]}
     is_bin = one["group"] != "top"
     found |= {
         "quantileMin": one["bin_min"] if is_bin else None,

@@ -53,7 +53,12 @@ def export_sae_dashboard(
                 {key: value for key, value in activation.items() if key not in OWN}
                 for activation in feature["activations"]
             ]
-        batch = {"model_id": model_id, "layer": layer, "sae_set": sae_set, "sae_id_suffix": sae_id_suffix}
+        batch: dict[str, Any] = {
+            "model_id": model_id,
+            "layer": layer,
+            "sae_set": sae_set,
+            "sae_id_suffix": sae_id_suffix,
+        }
         text = json.dumps(batch | {"features": features}, separators=(",", ":"))
         paths.append(out / f"batch-{number}.json")
         write_atomic(paths[-1], lambda temporary, text=text: temporary.write_text(text))  # type: ignore[misc]
