@@ -182,4 +182,5 @@ def _bounds(group: str, latent: int, largest: float, records: Records) -> list[t
     peaks = np.sort(np.maximum.reduceat(acts, starts))
     m = len(peaks)
     parts = [peaks[i * m // n : (i + 1) * m // n] for i in range(n)]
-    return [(*short([p.min(), p.max()]), len(p) / m) if len(p) else (0.0, 0.0, 0.0) for p in parts]
+    edges = [short([p.min(), p.max()]) if len(p) else [0.0, 0.0] for p in parts]
+    return [(low, high, len(p) / m) for (low, high), p in zip(edges, parts, strict=True)]
