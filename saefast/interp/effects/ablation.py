@@ -207,7 +207,9 @@ class _Ablation:
         clean: Tensor,
     ) -> Iterator[tuple[Window, list[float | None]]]:
         """One pass for several latents, each taken out of its own context."""
-        at = torch.tensor([contexts.index(context) for (context, _), _ in pairs], device="cpu")
+        at = torch.tensor(
+            [contexts.index(context) for (context, _), _ in pairs], dtype=torch.int64, device="cpu"
+        )
         length, n = self.records.text.length, len(contexts)
         x = read.x.unflatten(0, (n, length))[at.to(read.x.device)].flatten(0, 1)
         target = read.target.unflatten(0, (n, length))[at.to(read.x.device)].flatten(0, 1)

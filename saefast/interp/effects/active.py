@@ -58,8 +58,12 @@ def active_latents(
             tokenizer is not None, "tokenizer: expected that of the model, since a text was given, got None"
         )
         text = encode(tokenizer, text)
-    tokens = torch.as_tensor(text, device="cpu")
-    ok = tokens.ndim == 1 and (not len(tokens) or not (tokens.is_floating_point() or tokens.is_complex()))
+    if not isinstance(text, Tensor):
+        is_ids = all(hasattr(token, "__index__") for token in text)
+        check(is_ids, "text: expected a text or integer token ids [L], got other numbers")
+        text = torch.tensor([int(token) for token in text], dtype=torch.int64, device="cpu")
+    tokens = text.cpu()
+    ok = tokens.ndim == 1 and not (tokens.is_floating_point() or tokens.is_complex())
     check(ok, f"text: expected token ids [L], got {list(tokens.shape)} in {tokens.dtype}")
     if not len(tokens):
         return []

@@ -151,3 +151,5 @@ def test_text_takes_its_tokenizer_and_may_be_empty():
         active_latents(sae, model, "model.layers.1", [64])
     with pytest.raises(InputError, match="width"):
         active_latents(sae_of(d_in=16), model, "model.layers.1", [5])
+    with pytest.raises(InputError, match="integer token ids"):
+        active_latents(sae, model, "model.layers.1", [1.5])
