@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from saefast.config.records import RecordsConfig
 from saefast.errors import InputError
 from saefast.files import save_tensors, write_json_checked
 from saefast.interp.effects import Effects, LogitWeights, Neighbours
 from saefast.interp.exchange.neuronpedia import export_neuronpedia, read_neuronpedia_explanations
 from saefast.interp.exchange.neuronpedia_upload import upload, upload_batches
 from saefast.interp.exchange.sae_dashboard import export_sae_dashboard, read_sae_dashboard
-from saefast.interp.records.config import RecordsConfig
 from saefast.interp.records.read import Records
 from saefast.interp.records.select import Block, select
 from saefast.interp.records.tables import write_tables
