@@ -16,9 +16,9 @@ from pathlib import Path
 import corpus
 import smollm2
 
-from saefast import SAE, cli, open_source
+from saefast import cli
 from saefast.files import write_json
-from saefast.interp.records import record
+from saefast.interp.records import Records
 from saefast.interp.strongest import features_text, strongest, total_energy
 from saefast.interp.vocabulary import Vocabulary
 
@@ -61,16 +61,16 @@ def main() -> None:
     cli.show(figures)
     write_json(run / "evaluation.json", figures)
 
+    cli.main(announce(f"look {run} {acts} --ablate 10"))
     print("\nThe ten strongest features and where they are most active:")
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    sae, source = SAE.from_pretrained(run), open_source(acts)
-    records = record(sae, source, run / "records", separators=[tokenizer.eos_token_id])
+    tokenizer, records = AutoTokenizer.from_pretrained(model), Records(run / "records")
     report = features_text(strongest(records), Vocabulary(tokenizer), total_energy(records))
     (run / "features.txt").write_text(report + "\n")
     print(report)
-    print(f"\nIn {run}: sae.safetensors, curves.png, metrics.jsonl, evaluation.json, features.txt.")
+    print(f"\nIn {run}: sae.safetensors, curves.png, metrics.jsonl, evaluation.json, features.txt, records.")
+    print(f"Open {run / 'look/index.html'}: every latent, its text, what it does and a map.")
     print(f"This took {time.perf_counter() - start:.0f} s.")
 
 

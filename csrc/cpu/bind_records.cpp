@@ -58,7 +58,9 @@ TextShape parse_text(const py::array& ends, const py::array& encoded, py::ssize_
 
 const int64_t* parse_slots(const py::array& slots, py::ssize_t n, const TextShape& text) {
     const int64_t* values = input<int64_t>(slots, "slots", {n});
-    for (py::ssize_t i = 0; i < n; ++i) check_range("slots", values[i], 0, static_cast<py::ssize_t>(text.m * text.L) - 1);
+    if (n == 0) return values;
+    const auto [least, most] = std::minmax_element(values, values + n);
+    for (const int64_t slot : {*least, *most}) check_range("slots", slot, 0, static_cast<py::ssize_t>(text.m * text.L) - 1);
     return values;
 }
 
@@ -137,13 +139,14 @@ py::tuple py_entries_in(const py::list& blocks, const py::array& latents, const 
     int64_t total = starts[0] = 0;
     for (py::ssize_t i = 0; i < n; ++i) {
         const int64_t begin = at[2 * i], end = at[2 * i + 1];
-        check_range("bounds", begin, 0, int64_t{1} << 32);
-        check_range("bounds: the end", end, begin, begin + std::numeric_limits<std::int16_t>::max());
+        if (begin < 0 || begin > int64_t{1} << 32 || end < begin || end - begin > std::numeric_limits<std::int16_t>::max()) {
+            throw py::value_error("bounds: expected some slots, got " + std::to_string(begin) + " to " + std::to_string(end));
+        }
         Span& span = spans[static_cast<std::size_t>(i)];
         span = entries_in(parsed.code, static_cast<std::size_t>(of[i]), begin, end);
-        check_range("slots: those in a window", span.end - span.begin, 0, end - begin);
+        if (span.end - span.begin > end - begin) throw py::value_error("slots: expected numbers that rise");
         total += span.end - span.begin;
-        check_indexable("bounds: the number of entries", total);
+        if (total > std::numeric_limits<int32_t>::max()) throw py::value_error("bounds: expected fewer than 2^31 entries");
         starts[i + 1] = static_cast<int32_t>(total);
     }
     py::array_t<std::int16_t> places(total);

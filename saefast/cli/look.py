@@ -78,13 +78,13 @@ class Look:
             from saefast.interp.neurons import neurons
 
             sae = neurons(source.d_in)
-        name = self.model or source.describe().get("model")
-        check(bool(name), "model: expected the language model of SOURCE (--model), which names none")
-        vocabulary, separators = _vocabulary(str(name), source)
+        lm = self.model or source.describe().get("model")
+        check(bool(lm), "model: expected the language model of SOURCE (--model), which names none")
+        vocabulary, separators = _vocabulary(str(lm), source)
         records = self._record(sae, source, separators)
         vocabulary.check_fits(records.text.contexts[:64].tolist())
         coordinates, clusters = self._map(sae, records)
-        self._effects(sae, source, records, str(name), len(vocabulary), device)
+        self._effects(sae, source, records, str(lm), len(vocabulary), device)
         page = self._write(records, vocabulary, coordinates, clusters)
         print(f"open {page}")
 

@@ -1,4 +1,4 @@
-"""The examples of docs/look-notebook.md, one after another, on a tiny model."""
+"""The examples of docs/look/notebook.md, one after another, on a tiny model."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers import tiny_lm
 
-PAGE = Path(__file__).parents[2] / "docs/look-notebook.md"
+PAGE = Path(__file__).parents[2] / "docs/look/notebook.md"
 
 
 @pytest.mark.slow  # umap compiles itself, a model is loaded

@@ -111,9 +111,8 @@ def ablation_effects(
     """Write the effects of the windows of `shown_windows` to ablations.parquet, and say first what it costs.
 
     Each latent takes a pass for each context in which a window is, from the blocks after the hook point on where the model
-    allows that (a causal language model): 100 contexts of 256 tokens of a model of 135M parameters take about a minute on two cores. The file is
-    written anew after every 64 latents; windows that are in it are not computed again, so that a call that was interrupted
-    goes on. The activations are those of the records, so that sinks and special tokens stay as they are.
+    allows that (a causal language model); `ablation_cost` counts the passes. The file is written anew after every 64
+    latents; windows that are in it are not computed again, so that a call that was interrupted goes on. The activations are those of the records, so that sinks and special tokens stay as they are.
 
     Args:
         hook, output_hook: as in `saefast.interp.splice.evaluate_in_model`. What is subtracted is read in the pass of the model

@@ -182,5 +182,6 @@ def _bounds(group: str, latent: int, largest: float, records: Records) -> list[t
     peaks = np.sort(np.maximum.reduceat(acts, starts))
     m = len(peaks)
     parts = [peaks[i * m // n : (i + 1) * m // n] for i in range(n)]
-    edges = [short([p.min(), p.max()]) if len(p) else [0.0, 0.0] for p in parts]
-    return [(low, high, len(p) / m) for (low, high), p in zip(edges, parts, strict=True)]
+    ends = [(p.min(), p.max()) if len(p) else (0.0, 0.0) for p in parts]
+    lows, highs = (short(list(column)) for column in zip(*ends, strict=True))
+    return [(low, high, len(p) / m) for low, high, p in zip(lows, highs, parts, strict=True)]

@@ -19,12 +19,13 @@ from saefast.errors import check
 from saefast.files import digest, read_json_checked, write_json_checked
 from saefast.interp.records import engine
 from saefast.interp.records.codes import INDEX, read_blocks, read_text, write_codes
+from saefast.interp.records.plan import Plan, check_disk, plan
 from saefast.interp.records.read import Example, LatentRecord, Records
 from saefast.interp.records.select import Selected
 from saefast.interp.records.tables import ROWS_PER_GROUP, arrow, write_tables
 from saefast.sae import SAE
 
-__all__ = ["Example", "LatentRecord", "Records", "RecordsConfig", "record"]
+__all__ = ["Example", "LatentRecord", "Plan", "Records", "RecordsConfig", "plan", "record"]
 
 FORMAT, VERSION = "saefast-records", 1
 
@@ -54,7 +55,8 @@ def record(
         progress: called with the number of rows of each batch.
 
     Raises:
-        InputError: a source without text or of another width, NaN or Inf in it, or a folder with other records.
+        InputError: a source without text or of another width, NaN or Inf in it, a folder with other records, or too little
+            room on the disk (see `plan`).
     """
     arrow()
     folder, config = Path(folder).absolute(), config or RecordsConfig()
@@ -69,6 +71,8 @@ def record(
             check(found == value, f"records: {folder} holds records with {key} = {found}, asked for {value}")
         if index["complete"]:
             return Records(folder)
+    if not index["blocks"]:
+        check_disk(folder, plan(sae, source, config, tokens))
     folder.mkdir(parents=True, exist_ok=True)
     write_codes(sae, source, folder, index, backend, tokens, progress)
     blocks, text = read_blocks(folder, index), read_text(folder, index)

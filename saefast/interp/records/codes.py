@@ -133,8 +133,10 @@ def write_codes(
                 width == config.d_in, f"source: expected width d_in = {config.d_in} of the SAE, got {width}"
             )
             x = batch.x.to(params.b_dec)
-            finite = bool(x.sum().isfinite()) or bool(x.isfinite().all())  # one pass, unless a sum overflows
-            check(finite, f"source: expected finite activations, got NaN or Inf after {n_rows} rows")
+            if not bool(x.sum().isfinite()):  # one pass; finite numbers, too, may have a sum that is not
+                bad = (~x.isfinite()).any(dim=1).nonzero()
+                row = n_rows + int(bad[0]) if len(bad) else 0
+                check(not len(bad), f"source: expected finite activations, got NaN or Inf in row {row}")
             acts, indices = encode(ops, params, sae.extra, config, x)
             pending.add(acts, indices, batch.contexts, batch.slots)
             n_rows += len(x)

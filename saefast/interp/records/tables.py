@@ -8,6 +8,7 @@ examples.parquet has a row for each example, those of `ROWS_PER_GROUP` latents i
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +51,25 @@ def write_tables(
 
     def write(temporary: Path) -> None:
         latents = examples = None
-        options = {"compression": "zstd", "write_page_checksum": True}
+        # a dictionary of numbers that are all different costs most of the time
+        options = {"compression": "zstd", "compression_level": 1, "write_page_checksum": True}
+        options |= {"use_dictionary": ["group", "split", "bin", "rank", "latent"]}
         try:
-            for first, selected in selections:
-                of_latents = _latents(pa, first, selected)
-                of_examples = _examples(pa, first, selected, blocks, text, config)
-                latents = latents or pa.parquet.ParquetWriter(temporary, of_latents.schema, **options)
-                examples = examples or pa.parquet.ParquetWriter(
-                    temporary.with_name(EXAMPLES), of_examples.schema, **options
-                )
-                latents.write_table(of_latents, len(of_latents) or None)
-                examples.write_table(of_examples, len(of_examples) or None)
+            with ThreadPoolExecutor(1) as pool:  # while one group is written the next is selected
+                written: list[Future[None]] = []
+                for first, selected in selections:
+                    of_latents = _latents(pa, first, selected)
+                    of_examples = _examples(pa, first, selected, blocks, text, config)
+                    latents = latents or pa.parquet.ParquetWriter(temporary, of_latents.schema, **options)
+                    examples = examples or pa.parquet.ParquetWriter(
+                        temporary.with_name(EXAMPLES), of_examples.schema, **options
+                    )
+                    for one in written:
+                        one.result()
+                    written = [pool.submit(latents.write_table, of_latents, len(of_latents) or None)]
+                    written += [pool.submit(examples.write_table, of_examples, len(of_examples) or None)]
+                for one in written:
+                    one.result()
         finally:
             for writer in (latents, examples):
                 if writer is not None:
