@@ -62,6 +62,7 @@ class Look:
     live: LiveFlags = field(default_factory=Live)
 
     def run(self) -> None:
+        from saefast.interp.records.batches import check_has_text
         from saefast.sae import SAE
 
         check_text_flags(self.text, self.live)
@@ -74,6 +75,7 @@ class Look:
         device = usable_device(self.device)
         sae = SAE.from_pretrained(self.run_folder, device)
         source = self._open_source(device)
+        check_has_text(source)
         if self.neurons:
             from saefast.interp.neurons import neurons
 

@@ -8,6 +8,7 @@ index.json in the folder says what was recorded from what; codes.py, tables.py d
 interrupted goes on at its last block when it is called again.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import Any
 
 from saefast.activations.sources import Source
 from saefast.config.records import RecordsConfig
-from saefast.errors import check
+from saefast.errors import check, shown
 from saefast.files import digest, read_json_checked, write_json_checked
 from saefast.interp.records import engine
+from saefast.interp.records.batches import check_has_text
 from saefast.interp.records.codes import INDEX, read_blocks, read_text, write_codes
 from saefast.interp.records.plan import Plan, check_disk, plan
 from saefast.interp.records.read import Example, LatentRecord, Records
@@ -59,21 +61,27 @@ def record(
             room on the disk (see `plan`).
     """
     arrow()
+    check_has_text(source)
+    _check_same_place(sae, source)
     folder, config = Path(folder).absolute(), config or RecordsConfig()
     wanted: dict[str, Any] = {"format": FORMAT, "version": VERSION, "sae": _described(sae)}
     wanted |= {"source": source.describe(), "config": asdict(config)}
     wanted |= {"separators": sorted(separators), "tokens": tokens}
+    wanted = json.loads(json.dumps(wanted))  # as it is read back: a tuple is a list there
     index = wanted | {"complete": False, "context_length": None, "blocks": []}
     if (folder / INDEX).exists():
         index = read_json_checked(folder / INDEX)
         for key, value in wanted.items():
             found = index.get(key)
-            check(found == value, f"records: {folder} holds records with {key} = {found}, asked for {value}")
+            other = "choose another folder (--records), or delete it"
+            got = f"records: {folder} holds records with {key} = {shown(found)}, asked for {shown(value)}"
+            check(found == value, f"{got}; {other}")
         if index["complete"]:
             return Records(folder)
     if not index["blocks"]:
         check_disk(folder, plan(sae, source, config, tokens))
-    folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json_checked(folder / INDEX, index)
     write_codes(sae, source, folder, index, backend, tokens, progress)
     blocks, text = read_blocks(folder, index), read_text(folder, index)
 
@@ -89,4 +97,18 @@ def record(
 
 def _described(sae: SAE) -> dict[str, Any]:
     """Which SAE it is: by its weights, so that a run that trained on has other records."""
-    return {"d_in": sae.config.d_in, "d_sae": sae.config.d_sae, "digest": digest(sae.tensors)} | sae.metadata
+    known = {"d_in": sae.config.d_in, "d_sae": sae.config.d_sae, "digest": digest(sae.tensors)}
+    return sae.metadata | known
+
+
+def _check_same_place(sae: SAE, source: Source) -> None:
+    """Raise InputError if the SAE is of another width, or of another hook point of the same model."""
+    width, d_in = source.d_in, sae.config.d_in
+    check(width == d_in, f"source: expected width d_in = {d_in} of the SAE, got {width}")
+    model, hook = (sae.metadata.get(name) for name in ("model_name", "hook_name"))
+    found = source.describe()
+    same_model = model is not None and model == found.get("model")
+    ok = not same_model or hook is None or not isinstance(found.get("hook"), str) or found["hook"] == hook
+    check(
+        ok, f"source: expected activations at {hook!r}, where the SAE was trained, got {found.get('hook')!r}"
+    )

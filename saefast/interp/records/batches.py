@@ -9,7 +9,7 @@ from torch import Tensor
 from saefast.activations.lm import ModelSource
 from saefast.activations.shards import ShardSource
 from saefast.activations.sources import Source
-from saefast.errors import InputError, check
+from saefast.errors import check
 
 ROWS = 8192  # about as many from a shard at a time
 
@@ -22,16 +22,22 @@ class TextRows(NamedTuple):
     slots: Tensor  # [n] int64, context * L + position, ascending
 
 
+def check_has_text(source: Source) -> None:
+    """Raise InputError unless the tokens of the rows are known."""
+    want = "activations with their text: a shard folder of `saefast cache`, or a model on text"
+    kind = type(source).__name__
+    check(isinstance(source, ShardSource | ModelSource), f"source: expected {want}, got {kind}")
+    if isinstance(source, ShardSource):
+        ok = "contexts" in source.shard(0)
+        check(ok, f"source: expected a cache made from text, {source.folder} has no token ids")
+
+
 def text_rows(source: Source, start: int = 0) -> Iterator[TextRows]:
-    """One pass from batch number `start` on. The batches are always the same ones.
+    """One pass from batch number `start` on, over a source with text. The batches are always the same ones.
 
     Raises:
-        InputError: the source has no text, contexts of more than one length, or more than one row of a token.
+        InputError: contexts of more than one length, or more than one row of a token.
     """
-    want = "activations with their text: a shard folder of `saefast cache`, or a model on text"
-    check(
-        isinstance(source, ShardSource | ModelSource), f"source: expected {want}, got {type(source).__name__}"
-    )
     length = None
     for number, batch in enumerate(_batches(source, start), start):
         contexts, slots = batch.contexts, batch.slots
@@ -55,9 +61,12 @@ def _batches(source: Source, start: int) -> Iterator[TextRows]:
     number = 0
     for i in range(len(source.index["shards"])):
         shard = source.shard(i)
-        if "contexts" not in shard:
-            raise InputError(f"source: expected a cache made from text, {source.folder} has no token ids")
         context, (m, length) = shard["context"].long(), shard["contexts"].shape
+        rising = bool((context[1:] >= context[:-1]).all())
+        check(
+            rising,
+            f"source: {source.folder}: expected rows in the order of their contexts, got others in shard {i}",
+        )
         each = max(1, ROWS * m // max(len(context), 1))  # contexts in a batch
         for first in range(0, m, each):
             if number >= start:

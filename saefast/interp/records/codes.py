@@ -24,7 +24,7 @@ from saefast.interp.records.text import Text
 from saefast.sae import SAE
 from saefast.sae.inference import encode
 
-BLOCK_ENTRIES = 2**24  # a block ends with the batch that reaches it
+BLOCK_ENTRIES, BLOCK_TOKENS = 2**24, 2**26  # a block ends with the batch that reaches one of them
 INDEX = "index.json"
 
 
@@ -141,7 +141,8 @@ def write_codes(
             pending.add(acts, indices, batch.contexts, batch.slots)
             n_rows += len(x)
             progress(len(x))
-            if pending.n_entries >= BLOCK_ENTRIES:
+            n_tokens = pending.n_contexts * batch.contexts.shape[1]
+            if pending.n_entries >= BLOCK_ENTRIES or n_tokens >= BLOCK_TOKENS:
                 flush()
                 pending = _Pending()
             if tokens is not None and n_rows >= tokens:

@@ -17,7 +17,7 @@ from saefast.sae.inference import encode
 
 ENTRY_BYTES, TOKEN_BYTES, LATENT_BYTES, EXAMPLE_BYTES = 8, 5, 64, 28
 """On disk: of an active entry; of a token; of the statistics of a latent; of an example with what is active in its window, as
-Parquet packs them (12 to 20 measured)."""
+Parquet packs them (17 measured on the demo)."""
 PENDING_BYTES = (
     32  # in memory, of an entry of the block that is gathered: as it came, in one piece, and sorted
 )
@@ -25,7 +25,7 @@ LOADED_BYTES = 6  # in memory, of a token while the tables are made
 
 
 class Plan(NamedTuple):
-    """Bytes, at most; of a source whose length nobody knows, code and text are 0 but for one block."""
+    """Bytes, estimated; of a source whose length nobody knows, code and text are 0 but for one block."""
 
     rows: int
     code: int  # on disk

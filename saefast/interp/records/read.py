@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,5 +146,5 @@ class Records:
         return Example(**row, tokens=tokens, acts=acts)
 
     def _check(self, latent: int) -> None:
-        ok = isinstance(latent, int) and 0 <= latent < self.d_sae
+        ok = not isinstance(latent, bool) and isinstance(latent, Integral) and 0 <= latent < self.d_sae
         check(ok, f"latent: expected 0 to {self.d_sae - 1}, got {latent!r}")

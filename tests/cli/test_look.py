@@ -1,0 +1,102 @@
+"""`saefast look`: from a run and a cache to pages."""
+
+import numpy as np
+import pytest
+
+from saefast import open_source
+from saefast.interp.effects import Effects
+from saefast.interp.records import Records
+from tests.helpers import tiny_lm
+from tests.helpers.tiny_world import TRAIN, run
+
+pytestmark = pytest.mark.usefixtures("no_curves")
+HOOK = "--hook model.layers.1 --context-length 16 --contexts-per-batch 4"
+SMALL = "--no-map --n-top 3 --n-random 2"
+
+
+@pytest.fixture
+def trained(world, tmp_path):
+    run(f"cache {world}/model {world}/text {HOOK} --tokens 700 --out {tmp_path}/acts")
+    run(f"train {tmp_path}/acts --out {tmp_path}/run {TRAIN}")
+    return tmp_path
+
+
+def stamps(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+def test_records_and_effects_are_made_once_and_the_pages_each_time(trained, capsys):
+    capsys.readouterr()
+    run(f"look {trained}/run {trained}/acts {SMALL} --ablate 2")
+    said = capsys.readouterr().out
+    page = trained / "run/look/index.html"
+    assert f"open {page}" in said and "GB of disk" in said and page.exists()
+    records = Records(trained / "run/records")
+    assert records.n_rows == len(open_source(trained / "acts")) and records.index["separators"] == [0]
+    effects = Effects.load(records.folder)
+    assert effects.logits is not None and effects.correlated_neurons is not None
+    assert effects.logits.positive_tokens.max() < len(tiny_lm.tokenizer())
+    strongest = np.argsort(-records.table(["energy"])["energy"].to_numpy(), kind="stable")
+    assert strongest[0] < records.d_sae and (records.folder / "ablations.parquet").exists()
+    before = stamps(records.folder)
+    run(f"look {trained}/run {trained}/acts {SMALL} --latents 3 5 --title Again")
+    assert stamps(records.folder) == before and "Again" in page.read_text()
+
+
+def test_a_model_on_a_text_and_neurons(world, trained, capsys):
+    run(
+        f"look {trained}/run {world}/model {world}/text {HOOK} {SMALL} --records {trained}/live --out {trained}/pages --tokens 200"
+    )
+    assert 200 <= Records(trained / "live").n_rows < 300 and (trained / "pages/index.html").exists()
+    run(f"look {trained}/run {trained}/acts {SMALL} --neurons")
+    records = Records(trained / "run/records-neurons")
+    x = open_source(trained / "acts").shard(0)["activations"].float()
+    assert records.table(["count"])["count"].to_pylist() == (x > 0).sum(0).tolist()
+    assert (trained / "run/look-neurons/index.html").exists()
+
+
+def test_another_run_is_shown_beside(trained):
+    run(f"train {trained}/acts --out {trained}/other {TRAIN} --seed 1")
+    for name, more in (("other", ""), ("run", f"--compare {trained}/other")):
+        run(f"look {trained}/{name} {trained}/acts {SMALL} {more}")
+    assert (trained / "run/look/data").exists()
+
+
+@pytest.mark.parametrize(
+    "case", ["no text", "no model", "another tokenizer", "other records", "no folder", "tokens"]
+)
+def test_bad_input_is_one_line(trained, capsys, tmp_path, case):
+    flags, source, sae = SMALL, f"{trained}/acts", f"{trained}/run"
+    if case == "no text":
+        np.save(tmp_path / "rows.npy", np.ones((40, 32), np.float32))
+        source, want = f"{tmp_path}/rows.npy", "source: expected activations with their text"
+    elif case == "no model":
+        flags, want = f"{SMALL} --model {tmp_path}/nowhere", "model: expected one with a tokenizer"
+    elif case == "another tokenizer":
+        other = tiny_lm.tokenizer()
+        other.add_tokens([f"x{i}" for i in range(3)])
+        vocabulary = other.backend_tokenizer.get_vocab()
+        assert len(vocabulary) == len(other)
+        small = type(other)(
+            tokenizer_object=type(other.backend_tokenizer)(_word_level(20)), eos_token="<eos>"
+        )
+        small.save_pretrained(tmp_path / "small")
+        flags, want = f"{SMALL} --model {tmp_path}/small", "tokenizer: expected the one that made the text"
+    elif case == "other records":
+        run(f"look {sae} {source} {SMALL}")
+        flags, want = "--no-map --n-top 4", "holds records with config"
+    elif case == "no folder":
+        sae, want = f"{tmp_path}/nothing", "nothing"
+    else:
+        flags, want = f"{SMALL} --tokens 0", "tokens: expected a positive integer, got 0"
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run(f"look {sae} {source} {flags}")
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stop.value.code == 2 and said.startswith("saefast: error: ") and want in said
+
+
+def _word_level(n):
+    from tokenizers.models import WordLevel
+
+    return WordLevel({"<eos>": 0, "<unk>": 1} | {f"w{i}": i + 2 for i in range(n)}, unk_token="<unk>")
