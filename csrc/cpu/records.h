@@ -26,7 +26,7 @@ struct Window {
     std::size_t before, after;
 };
 
-// What saefast.interp.records.config.RecordsConfig says.
+// What saefast.config.records.RecordsConfig says.
 struct Wanted {
     std::size_t n_top, n_intervals, per_interval, n_quantiles, per_quantile, n_random, n_inactive, n_bins;
     Window window;

@@ -225,6 +225,7 @@ def threads():
     return len(os.listdir("/proc/self/task"))
 
 
+@pytest.mark.slow
 def test_a_thousand_buffers_leave_nothing_behind(tmp_path):
     source = write(tmp_path / "acts", numbered(300, 16))
     gc.collect()  # what other tests left

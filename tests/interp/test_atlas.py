@@ -25,6 +25,7 @@ def bundles():
     return rows[mixed] * torch.logspace(-20, 20, len(rows))[:, None], bundle[mixed]
 
 
+@pytest.mark.slow
 def test_latents_that_point_the_same_way_are_together(bundles):
     rows, bundle = bundles
     with warnings.catch_warnings():
@@ -43,6 +44,7 @@ def test_latents_that_point_the_same_way_are_together(bundles):
     assert (along[1:] != along[:-1]).sum() == BUNDLES - 1  # on the line each bundle is one piece
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_another_seed_another_map(bundles):
     first, again, other = (atlas(bundles[0], seed=seed) for seed in (1, 1, 2))
     for one, two in zip(first, again, strict=True):
@@ -50,6 +52,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_another_map(bundles)
     assert not torch.equal(first.coordinates, other.coordinates)
 
 
+@pytest.mark.slow
 def test_dead_latents_are_nowhere_and_move_nobody(bundles):
     rows = bundles[0].clone()
     rows[7] = 0

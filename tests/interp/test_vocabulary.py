@@ -121,6 +121,7 @@ def test_tokens_are_the_bytes_of_the_text(kind):
         assert {bytes([i]) for i in range(128, 256)} <= set(found.raw)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 2, 5, 16, 128])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_right_tokenizer_is_accepted(kind, length):
@@ -131,6 +132,7 @@ def test_the_right_tokenizer_is_accepted(kind, length):
     vocabulary(kind).check_fits([[tokenizer(kind).eos_token_id] * 128] * 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS[:-1])
 def test_another_tokenizer_is_refused(kind):
     size = len(vocabulary(kind))

@@ -7,12 +7,12 @@ from tests.helpers.architecture_cases import CASES, gradients, leaves_of, object
 from tests.helpers.kernels import DEVICE, ON_GPU
 
 TOKENS = 12
-QUICK = ["matryoshka-weights", "gated-dense", "transcoder-jumprelu"]
+QUICK = ["gated-dense", "transcoder-jumprelu"]
 SLOW = ["relu-april", "relu-l1", "relu-lp-norms", "crosscoder", "topk-untied", "topk-by-norm"]
 SLOW += ["multi-topk", "batch-topk-by-norm"]
 SLOW += ["group-max", "jumprelu", "jumprelu-dead", "jumprelu-log", "gated-norms", "skip-transcoder"]
 SLOW += ["transcoder-matryoshka", "topk-auxk", "jumprelu-auxk", "transcoder-auxk", "relu-april-dense"]
-SLOW += ["jumprelu-anthropic", "jumprelu-anthropic-dense"]
+SLOW += ["matryoshka-weights", "jumprelu-anthropic", "jumprelu-anthropic-dense"]
 # The interpreter takes 6 s for one: `make test` has those with most kernels of their own (test_step.py has topk, batch_topk
 # and relu), `make test-all` those that add to them, and a GPU runs them all.
 NAMES = [

@@ -195,6 +195,7 @@ def fields(name):
         return json.load(file)
 
 
+@pytest.mark.slow
 def test_the_curve_is_printed_and_recorded_and_the_run_is_that_of_the_rate(x, tmp_path, capsys):
     run(f"{TRAIN} --out a")
     printed, found = capsys.readouterr().out, fields("a")
@@ -274,12 +275,14 @@ def test_what_cannot_be_searched_for_is_refused_before_the_search(x, tmp_path, c
     assert fails(capsys, f"{TRAIN} --out a").startswith("out: expected a new folder, a exists")
 
 
+@pytest.mark.slow
 def test_a_run_of_a_rate_of_its_own_is_not_gone_on_with(x, capsys):
     run(f"{TRAIN.replace('auto', '1e-3')} --out a")
     line = fails(capsys, f"{TRAIN} --out a --resume")
     assert line == "lr: the run in a was started with 0.001, got 'auto'"
 
 
+@pytest.mark.slow
 def test_the_middle_is_that_of_the_recipe(x, capsys):
     run(f"{TRAIN} --out a --recipe anthropic-april-2024".replace(" --k 4", ""))
     rates = fields("a")["lr_search"]["rounds"][0]["lr"]

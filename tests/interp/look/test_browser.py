@@ -172,6 +172,7 @@ def test_tokens_are_shown_as_what_they_are_and_copied_as_text(page):
     assert copied == page.run("saefast.load('text-0').then((t) => saefast.tokens.text(t.tokens).length)") > 24
 
 
+@pytest.mark.slow
 def test_the_whole_app_by_keyboard(page):
     page.press("j", "j", "j", "Enter")
     page.until("location.hash === '#latent/2' && !document.querySelector('#latent').hidden")
@@ -217,6 +218,7 @@ def listed(page):
     return page.run("Array.from(saefast.list.order)")
 
 
+@pytest.mark.slow
 def test_search_sort_and_filter(page):
     page.open(page.run("location.href.split('#')[0]") + "#list?q=%D7%A9%D7%9C%D7%95%D7%9D")
     page.until("document.querySelector('.summary').textContent.includes('searched all')")
@@ -241,6 +243,7 @@ def test_search_sort_and_filter(page):
     assert listed(page) == [i for i in range(len(INJECTIONS)) if counts[i] >= 10]
 
 
+@pytest.mark.slow
 def test_phone_width_has_no_sideways_scroll(page, site):
     page.size(360, 740, phone=True)
     for view in VIEWS:
@@ -252,6 +255,7 @@ def test_phone_width_has_no_sideways_scroll(page, site):
     assert page.run("document.documentElement.scrollWidth") <= 360
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_names_roles_and_contrast(page, site, scheme):
     page.media(scheme, "reduce")
@@ -270,6 +274,7 @@ def test_names_roles_and_contrast(page, site, scheme):
     page.run("localStorage.clear()")
 
 
+@pytest.mark.slow
 def test_half_written_data_is_said_to_be(browser, site, tmp_path):
     broken = tmp_path / "site"
     shutil.copytree(site.parent, broken)
