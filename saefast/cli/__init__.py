@@ -1,4 +1,4 @@
-"""The command line: `saefast cache | train | sweep | evaluate | look | convert | info | recipes`. Flags are generated from dataclasses.
+"""The command line: `saefast cache | train | sweep | evaluate | look | export | convert | info | recipes`. Flags are generated from dataclasses.
 
 What needs torch is imported when a command runs, so that --help answers at once.
 """
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg
 
+from saefast.cli.export import Export
 from saefast.cli.export_checkpoint import ExportCheckpoint
 from saefast.cli.flags import LISTS, configs_of, with_flags
 from saefast.cli.from_text import FromText, TextFlags
@@ -182,6 +183,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "sweep": Sweep,
     "evaluate": Evaluate,
     "look": Look,
+    "export": Export,
 }
 COMMANDS |= {"convert": Convert, "export-checkpoint": ExportCheckpoint, "info": Info, "recipes": Recipes}
 

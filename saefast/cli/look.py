@@ -9,7 +9,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from saefast.cli.from_text import Live, LiveFlags, check_text_flags
 from saefast.cli.train import usable_device
 from saefast.config.records import RecordsConfig
-from saefast.errors import InputError, check, line
+from saefast.errors import check
 
 if TYPE_CHECKING:
     from saefast.activations.sources import Source
@@ -63,6 +63,7 @@ class Look:
 
     def run(self) -> None:
         from saefast.interp.records.batches import check_has_text
+        from saefast.interp.vocabulary import tokenizer_of
         from saefast.sae import SAE
 
         check_text_flags(self.text, self.live)
@@ -81,9 +82,9 @@ class Look:
 
             sae = neurons(source.d_in)
         lm = self.model or source.describe().get("model")
-        check(bool(lm), "model: expected the language model of SOURCE (--model), which names none")
-        vocabulary, separators = _vocabulary(str(lm), source)
-        records = self._record(sae, source, separators)
+        vocabulary, eos = tokenizer_of(lm)
+        separator = source.describe().get("notes", {}).get("separator", eos)
+        records = self._record(sae, source, [] if separator is None else [separator])
         vocabulary.check_fits(records.text.contexts[:64].tolist())
         coordinates, clusters = self._map(sae, records)
         self._effects(sae, source, records, str(lm), len(vocabulary), device)
@@ -190,23 +191,6 @@ class Look:
             records, other, SAE.from_pretrained(self.run_folder), SAE.from_pretrained(self.compare)
         )
         return Compared(other, found.decoder, found.activation, self.compare.name)
-
-
-def _vocabulary(name: str, source: "Source") -> tuple["Vocabulary", list[int]]:
-    """The tokens of a model, and those that end a document in this source."""
-    from saefast.interp.vocabulary import Vocabulary
-
-    try:
-        from transformers import AutoTokenizer
-    except ImportError:
-        raise InputError("model: the tokens of a text need `pip install saefast[lm]`") from None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # noqa: BLE001 (a corrupt tokenizer.json raises a bare Exception)
-        raise InputError(f"model: expected one with a tokenizer, {name!r} has none ({line(error)})") from None
-    notes = source.describe().get("notes", {})
-    separator = notes.get("separator", tokenizer.eos_token_id)
-    return Vocabulary(tokenizer), [] if separator is None else [int(separator)]
 
 
 def _rows_of(source: "Source") -> int | None:

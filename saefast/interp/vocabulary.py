@@ -9,13 +9,34 @@ from random import Random
 from typing import Any
 
 from saefast.activations.tokens import encode
-from saefast.errors import check
+from saefast.errors import InputError, check, line
 
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 SPACE = "\u2581"  # as SentencePiece writes it
 FEW = 8  # lost pairs of tokens that prove nothing
 FREE = 0.005  # share of pairs that the right tokenizer may lose: where documents meet without a separator
+
+
+def tokenizer_of(model: str | None) -> tuple["Vocabulary", int | None]:
+    """The tokens of a Hugging Face model, a local folder or a name on the Hub, and the one that ends a text.
+
+    Raises:
+        InputError: no model was named, it has no tokenizer, or the extra `lm` (transformers) is missing.
+    """
+    named = "model: expected the language model that made the activations, they name none: give its name"
+    check(bool(model), named)
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise InputError("model: the tokens of a text need `pip install saefast[lm]`") from None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except Exception as error:  # noqa: BLE001 (a corrupt tokenizer.json raises a bare Exception)
+        raise InputError(
+            f"model: expected one with a tokenizer, {model!r} has none ({line(error)})"
+        ) from None
+    return Vocabulary(tokenizer), tokenizer.eos_token_id
 
 
 class Vocabulary:

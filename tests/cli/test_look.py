@@ -1,9 +1,12 @@
 """`saefast look`: from a run and a cache to pages."""
 
+import gzip
+import json
+
 import numpy as np
 import pytest
 
-from saefast import open_source
+from saefast import SAE, open_source
 from saefast.interp.effects import Effects
 from saefast.interp.records import Records
 from tests.helpers import tiny_lm
@@ -60,6 +63,25 @@ def test_another_run_is_shown_beside(trained):
     for name, more in (("other", ""), ("run", f"--compare {trained}/other")):
         run(f"look {trained}/{name} {trained}/acts {SMALL} {more}")
     assert (trained / "run/look/data").exists()
+
+
+def test_records_are_exported(trained, capsys):
+    with pytest.raises(SystemExit):
+        run(f"export {trained}/run --to neuronpedia --out {trained}/np --source-id 1-mine")
+    assert "`saefast look RUN SOURCE` makes records" in capsys.readouterr().err
+    run(f"look {trained}/run {trained}/acts {SMALL}")
+    run(f"export {trained}/run --to neuronpedia --out {trained}/np --source-id 1-mine --vectors")
+    lines = gzip.decompress((trained / "np/model/1-mine/features/batch-0.jsonl.gz").read_bytes()).splitlines()
+    features = list(map(json.loads, lines))
+    density = Records(trained / "run/records").table(["density"])["density"].to_pylist()
+    assert [float(f["frac_nonzero"]) for f in features] == pytest.approx(density)
+    assert features[5]["vector"] == pytest.approx(SAE.from_pretrained(trained / "run").W_dec[5].tolist())
+    run(f"export {trained}/run --to sae_dashboard --out {trained}/dash --source-id 1-mine__32k")
+    batch = json.loads((trained / "dash/batch-0.json").read_text())
+    assert (batch["sae_set"], batch["sae_id_suffix"], len(batch["features"])) == ("mine", "32k", 64)
+    with pytest.raises(SystemExit):
+        run(f"export {trained}/run --to neuronpedia --out {trained}/np --source-id Mine")
+    assert "source_id: expected LAYER-NAME" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
