@@ -1,6 +1,7 @@
 #include "group.h"
 
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "parallel.h"
@@ -39,7 +40,7 @@ void sort_code(const Code& code, const int32_t* slots_of_rows, size_t B, size_t 
     const size_t end = code.begin(B);
     std::fill(offsets, offsets + F + 1, 0);
     for (size_t i = 0; i < end; ++i) ++offsets[code.indices[i] + 1];
-    for (size_t f = 0; f < F; ++f) offsets[f + 1] += offsets[f];
+    std::partial_sum(offsets, offsets + F + 1, offsets);
     std::vector<std::int64_t> next(offsets, offsets + F);
     // Each thread goes through all entries and places those of its own latents: nothing is shared, and the order stays.
     const size_t parts = static_cast<size_t>(threads), each = chunks_of(F, parts);
