@@ -38,7 +38,7 @@ void group_by_latent(const Code& code, size_t B, size_t F, size_t N, int32_t* of
 void sort_code(const Code& code, const int32_t* slots_of_rows, size_t B, size_t F, int threads, std::int64_t* offsets,
                int32_t* slots, float* sorted_acts) {
     const size_t end = code.begin(B);
-    std::fill(offsets, offsets + F + 1, 0);
+    std::fill_n(offsets, F + 1, 0);
     for (size_t i = 0; i < end; ++i) ++offsets[code.indices[i] + 1];
     std::partial_sum(offsets, offsets + F + 1, offsets);
     std::vector<std::int64_t> next(offsets, offsets + F);
