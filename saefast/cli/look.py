@@ -47,7 +47,7 @@ class Look:
     model: str | None = None
     """The language model, for logit weights, ablation and its tokenizer. Default: the one that made SOURCE."""
     ablate: int = 0
-    """Of so many latents, the strongest by energy, measure what the model loses on their top examples without them."""
+    """Measure what the model loses on the top examples of so many latents, those of the largest energy, without them."""
     map: bool = True
     """A map of the dictionary, by UMAP of W_dec."""
     compare: Path | None = None
@@ -88,7 +88,7 @@ class Look:
         vocabulary.check_fits(records.text.contexts[:64].tolist())
         coordinates, clusters = self._map(sae, records)
         self._effects(sae, source, records, str(lm), len(vocabulary), device)
-        page = self._write(records, vocabulary, coordinates, clusters)
+        page = self._write(sae, records, vocabulary, coordinates, clusters)
         print(f"open {page}")
 
     def _folder(self, given: Path | None, name: str) -> Path:
@@ -154,10 +154,12 @@ class Look:
         if not made:
             effects_of(records, sae, model, source, hook=hooks, n_vocab=n_tokens)
         if self.ablate:
-            latents = [latent.latent for latent in strongest(records, self.ablate)]
+            latents = [latent.latent for latent in strongest(records, self.ablate, max_density=1.0)]
             ablation_effects(records, sae, model, hooks, latents)
 
-    def _write(self, records: "Records", vocabulary: "Vocabulary", coordinates: Any, clusters: Any) -> Path:
+    def _write(
+        self, sae: "SAE", records: "Records", vocabulary: "Vocabulary", coordinates: Any, clusters: Any
+    ) -> Path:
         from tqdm import tqdm
 
         from saefast.interp.effects import Effects
@@ -172,13 +174,13 @@ class Look:
                 Effects.load(records.folder),
                 title=self.title or Path(self.run_folder).name,
                 latents=self.latents,
-                compare=self._compared(records),
+                compare=self._compared(sae, records),
                 coordinates=coordinates,
                 clusters=clusters,
                 progress=bar.update,
             )
 
-    def _compared(self, records: "Records") -> "Compared | None":
+    def _compared(self, sae: "SAE", records: "Records") -> "Compared | None":
         from saefast.interp.compare import compare
         from saefast.interp.look import Compared
         from saefast.interp.records import Records
@@ -187,9 +189,7 @@ class Look:
         if self.compare is None:
             return None
         other = Records(self.compare / "records")
-        found = compare(
-            records, other, SAE.from_pretrained(self.run_folder), SAE.from_pretrained(self.compare)
-        )
+        found = compare(records, other, sae, SAE.from_pretrained(self.compare))
         return Compared(other, found.decoder, found.activation, self.compare.name)
 
 

@@ -4,11 +4,13 @@ import gzip
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from saefast import SAE, open_source
 from saefast.interp.effects import Effects
 from saefast.interp.records import Records
+from saefast.interp.strongest import strongest
 from tests.helpers import tiny_lm
 from tests.helpers.tiny_world import TRAIN, run
 
@@ -39,8 +41,10 @@ def test_records_and_effects_are_made_once_and_the_pages_each_time(trained, caps
     effects = Effects.load(records.folder)
     assert effects.logits is not None and effects.correlated_neurons is not None
     assert effects.logits.positive_tokens.max() < len(tiny_lm.tokenizer())
-    strongest = np.argsort(-records.table(["energy"])["energy"].to_numpy(), kind="stable")
-    assert strongest[0] < records.d_sae and (records.folder / "ablations.parquet").exists()
+    ablated = pq.read_table(records.folder / "ablations.parquet")["latent"].to_pylist()
+    assert len(set(ablated)) == 2 and set(ablated) == {
+        latent.latent for latent in strongest(records, 2, max_density=1.0)
+    }
     before = stamps(records.folder)
     run(f"look {trained}/run {trained}/acts {SMALL} --latents 3 5 --title Again")
     assert stamps(records.folder) == before and "Again" in page.read_text()
