@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <functional>
 #include <limits>
 
 #include "parallel.h"
@@ -25,7 +26,7 @@ uint32_t key_of(size_t latent, const Wanted& wanted, uint32_t salt) {
 
 // What a thread needs, allocated before it runs.
 struct Scratch {
-    std::vector<Entry> peaks;  // the strongest entry of each context
+    std::vector<uint64_t> peaks;  // strength_of the strongest entry of each context
     std::vector<Sample> intervals;
     Sample quantile, random;
 
@@ -95,6 +96,7 @@ void scan(const std::vector<CodeBlock>& blocks, size_t latent, const Totals& tot
         for (size_t i = 0; i < n; ++i) {
             const uint32_t slot = static_cast<uint32_t>(first_slot + slots[i]);
             const Entry entry{acts[i], slot};
+            const uint64_t strength = strength_of(entry);
             const double act = acts[i], off = act - mean, square = off * off;
             second += square;
             third += square * off;
@@ -102,9 +104,9 @@ void scan(const std::vector<CodeBlock>& blocks, size_t latent, const Totals& tot
             if (slot >= context_end) {
                 context = slot / L;
                 context_end = (static_cast<uint64_t>(context) + 1) * L;
-                scratch.peaks.push_back(entry);
-            } else if (entry.act > scratch.peaks.back().act) {
-                scratch.peaks.back() = entry;
+                scratch.peaks.push_back(strength);
+            } else {
+                scratch.peaks.back() = std::max(scratch.peaks.back(), strength);
             }
             const double share = act / totals.largest;
             ++histogram[part_of(share, wanted.n_bins)];
@@ -177,21 +179,22 @@ void select_one(const std::vector<CodeBlock>& blocks, size_t latent, const Total
 
     auto& peaks = scratch.peaks;
     const size_t m = peaks.size(), top = std::min(m, wanted.n_top);
-    std::partial_sort(peaks.begin(), peaks.begin() + static_cast<std::ptrdiff_t>(top), peaks.end(), stronger);
+    std::partial_sort(peaks.begin(), peaks.begin() + static_cast<std::ptrdiff_t>(top), peaks.end(), std::greater<>());
     for (size_t i = 0; i < wanted.n_top; ++i) {
-        *slots++ = i < top ? static_cast<int64_t>(peaks[i].slot) : -1;
-        *acts++ = i < top ? peaks[i].act : 0.0f;
+        const Entry entry = i < top ? entry_of(peaks[i]) : Entry{0.0f, 0};
+        *slots++ = i < top ? static_cast<int64_t>(entry.slot) : -1;
+        *acts++ = entry.act;
     }
     for (Sample& interval : scratch.intervals) interval.finish(slots, acts);
-    const auto weaker = [](const Entry& a, const Entry& b) { return stronger(b, a); };
     const uint32_t key = key_of(latent, wanted, 2);
     for (size_t i = 0; i < wanted.n_quantiles; ++i) {
         const size_t begin = i * m / wanted.n_quantiles, end = (i + 1) * m / wanted.n_quantiles;
         const auto at = peaks.begin() + static_cast<std::ptrdiff_t>(begin);
         const auto until = peaks.begin() + static_cast<std::ptrdiff_t>(end);
-        if (until != peaks.end()) std::nth_element(at, until, peaks.end(), weaker);
+        if (until != peaks.end()) std::nth_element(at, until, peaks.end());
         for (auto one = at; one != until; ++one) {
-            scratch.quantile.add({mix(one->slot ^ key), *one}, one->slot / static_cast<uint32_t>(text.L));
+            const Entry entry = entry_of(*one);
+            scratch.quantile.add({mix(entry.slot ^ key), entry}, entry.slot / static_cast<uint32_t>(text.L));
         }
         scratch.quantile.finish(slots, acts);
     }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 namespace saefast {
@@ -19,7 +20,19 @@ struct Entry {
     std::uint32_t slot;
 };
 
-inline bool stronger(const Entry& a, const Entry& b) { return a.act > b.act || (a.act == b.act && a.slot < b.slot); }
+// Larger for the stronger, and of equal ones for the earlier: positive floats are in the order of their bits.
+inline std::uint64_t strength_of(const Entry& entry) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &entry.act, sizeof bits);
+    return static_cast<std::uint64_t>(bits) << 32 | static_cast<std::uint32_t>(~entry.slot);
+}
+
+inline Entry entry_of(std::uint64_t strength) {
+    const auto bits = static_cast<std::uint32_t>(strength >> 32);
+    Entry entry{0.0f, ~static_cast<std::uint32_t>(strength)};
+    std::memcpy(&entry.act, &bits, sizeof bits);
+    return entry;
+}
 
 struct Candidate {
     std::uint32_t hash;
@@ -36,6 +49,7 @@ public:
     explicit Sample(std::size_t n) : n_(n) { kept_.reserve(n); }
 
     void add(const Candidate& one, std::uint32_t context) {
+        if (kept_.size() == n_ && (n_ == 0 || !earlier(one, kept_.front()))) return;  // most of them
         if (has_ && context == context_) {
             if (earlier(one, pending_)) pending_ = one;
             return;
@@ -49,7 +63,7 @@ public:
     // Writes the strongest first, fills up, and is empty again.
     void finish(std::int64_t*& slots, float*& acts) {
         flush();
-        const auto by_act = [](const Candidate& a, const Candidate& b) { return stronger(a.entry, b.entry); };
+        const auto by_act = [](const Candidate& a, const Candidate& b) { return strength_of(a.entry) > strength_of(b.entry); };
         std::sort(kept_.begin(), kept_.end(), by_act);
         for (std::size_t i = 0; i < n_; ++i) {
             *slots++ = i < kept_.size() ? static_cast<std::int64_t>(kept_[i].entry.slot) : -1;
@@ -60,7 +74,7 @@ public:
 
 private:
     void flush() {
-        if (!has_ || n_ == 0) return;
+        if (!has_) return;
         has_ = false;
         if (kept_.size() == n_) {
             if (!earlier(pending_, kept_.front())) return;

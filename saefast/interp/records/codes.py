@@ -4,7 +4,8 @@ codes-00000.safetensors holds offsets [F + 1] int64, slots [N] int32 and acts [N
 its contexts [m, L] int32 and encoded [m, L] uint8. 8 bytes for each active entry, 5 for each token, 8 F for each block.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,16 @@ from saefast.interp.records.text import Text
 from saefast.sae import SAE
 from saefast.sae.inference import encode
 
-BLOCK_ENTRIES, BLOCK_TOKENS = 2**24, 2**26  # a block ends with the batch that reaches one of them
+BLOCK_ENTRIES, BLOCK_TOKENS = 2**22, 2**26  # a block ends with the batch that reaches one of them
+ENTRIES_PER_LATENT = (
+    16  # or, of a large dictionary, that many entries of each latent on average: they are read in one piece
+)
 INDEX = "index.json"
+
+
+def block_entries(d_sae: int) -> int:
+    """Entries with which a block of the code ends."""
+    return max(BLOCK_ENTRIES, ENTRIES_PER_LATENT * d_sae)
 
 
 class _Pending:
@@ -86,7 +95,6 @@ def sorted_code(
     return starts.long(), slots[tokens.long()], acts[pairs.long()].float()
 
 
-@torch.no_grad()
 def write_codes(
     sae: SAE,
     source: Source,
@@ -105,51 +113,66 @@ def write_codes(
     Raises:
         InputError: see `text_rows`; another width; NaN or Inf in the rows.
     """
-    blocks = index["blocks"]
-    pending = _Pending()
-    params, config = sae.params, sae.config
-    device = params.W_enc.device
-    ops = load_backend(backend, device.type)
-    n_rows = sum(block["n_rows"] for block in blocks)
-    progress(n_rows)
+    blocks, ops = index["blocks"], load_backend(backend, sae.params.W_enc.device.type)
 
-    def flush() -> None:
-        code, text = pending.tensors(ops, config.d_sae)
-        number = len(blocks)
-        entry: dict[str, Any] = {"n_batches": pending.n_batches, "n_contexts": pending.n_contexts}
-        entry |= {"n_rows": int(text["encoded"].sum()), "n_entries": pending.n_entries}
+    def save(code: dict[str, Tensor], text: dict[str, Tensor], entry: dict[str, Any]) -> None:
         for name, tensors in (("codes", code), ("text", text)):
-            path = folder / f"{name}-{number:05d}.safetensors"
-            entry[name] = {"file": path.name, "sha256": save_tensors(path, tensors, {"block": number})}
+            path = folder / f"{name}-{len(blocks):05d}.safetensors"
+            entry[name] = {"file": path.name, "sha256": save_tensors(path, tensors, {"block": len(blocks)})}
             entry[name]["bytes"] = path.stat().st_size
         index["context_length"] = text["contexts"].shape[1]
         blocks.append(entry)
         write_json_checked(folder / INDEX, index)
 
-    if tokens is None or n_rows < tokens:
-        for batch in text_rows(source, sum(block["n_batches"] for block in blocks)):
-            width = batch.x.shape[1]
-            check(
-                width == config.d_in, f"source: expected width d_in = {config.d_in} of the SAE, got {width}"
-            )
-            x = batch.x.to(params.b_dec)
-            if not bool(x.sum().isfinite()):  # one pass; finite numbers, too, may have a sum that is not
-                bad = (~x.isfinite()).any(dim=1).nonzero()
-                row = n_rows + int(bad[0]) if len(bad) else 0
-                check(not len(bad), f"source: expected finite activations, got NaN or Inf in row {row}")
-            acts, indices = encode(ops, params, sae.extra, config, x)
-            pending.add(acts, indices, batch.contexts, batch.slots)
-            n_rows += len(x)
-            progress(len(x))
-            n_tokens = pending.n_contexts * batch.contexts.shape[1]
-            if pending.n_entries >= BLOCK_ENTRIES or n_tokens >= BLOCK_TOKENS:
-                flush()
-                pending = _Pending()
-            if tokens is not None and n_rows >= tokens:
-                break
-        if pending.n_batches:
-            flush()
-    check(n_rows > 0, "source: expected at least one row of activations, got none")
+    with ThreadPoolExecutor(1) as pool:  # while one block is saved the next is gathered
+        saved: Future[None] | None = None
+        for block in _gathered(sae, source, ops, [dict(entry) for entry in blocks], tokens, progress):
+            if saved is not None:
+                saved.result()
+            code, text = block.tensors(ops, sae.config.d_sae)
+            entry = {"n_batches": block.n_batches, "n_contexts": block.n_contexts}
+            entry |= {"n_rows": int(text["encoded"].sum()), "n_entries": block.n_entries}
+            saved = pool.submit(save, code, text, entry)
+        if saved is not None:
+            saved.result()
+    check(len(blocks) > 0, "source: expected at least one row of activations, got none")
+
+
+@torch.no_grad()
+def _gathered(
+    sae: SAE,
+    source: Source,
+    ops: Backend,
+    done: list[dict[str, Any]],
+    tokens: int | None,
+    progress: Callable[[int], object],
+) -> Iterator[_Pending]:
+    """The code of one block after another, of the rows after those of the blocks that are done."""
+    params, config = sae.params, sae.config
+    pending, most = _Pending(), block_entries(config.d_sae)
+    n_rows = sum(block["n_rows"] for block in done)
+    progress(n_rows)
+    if tokens is not None and n_rows >= tokens:
+        return
+    for batch in text_rows(source, sum(block["n_batches"] for block in done)):
+        width = batch.x.shape[1]
+        check(width == config.d_in, f"source: expected width d_in = {config.d_in} of the SAE, got {width}")
+        x = batch.x.to(params.b_dec)
+        if not bool(x.sum().isfinite()):  # one pass; finite numbers, too, may have a sum that is not
+            bad = (~x.isfinite()).any(dim=1).nonzero()
+            row = n_rows + int(bad[0]) if len(bad) else 0
+            check(not len(bad), f"source: expected finite activations, got NaN or Inf in row {row}")
+        acts, indices = encode(ops, params, sae.extra, config, x)
+        pending.add(acts, indices, batch.contexts, batch.slots)
+        n_rows += len(x)
+        progress(len(x))
+        if pending.n_entries >= most or pending.n_contexts * batch.contexts.shape[1] >= BLOCK_TOKENS:
+            yield pending
+            pending = _Pending()
+        if tokens is not None and n_rows >= tokens:
+            break
+    if pending.n_batches:
+        yield pending
 
 
 def read_blocks(folder: Path, index: dict[str, Any]) -> list[Block]:

@@ -11,7 +11,7 @@ from saefast.backend import load_backend
 from saefast.config.records import RecordsConfig
 from saefast.errors import check
 from saefast.interp.records.batches import text_rows
-from saefast.interp.records.codes import BLOCK_ENTRIES
+from saefast.interp.records.codes import block_entries
 from saefast.sae import SAE
 from saefast.sae.inference import encode
 
@@ -58,7 +58,8 @@ def plan(sae: SAE, source: Source, config: RecordsConfig, tokens: int | None = N
             acts, _ = encode(ops, sae.params, sae.extra, sae.config, x)
         active = float((acts > 0).sum()) / max(1, len(x))
     entries, d_sae = int(rows * active), sae.config.d_sae
-    n_blocks = entries // BLOCK_ENTRIES + 1
+    of_block = block_entries(d_sae)
+    n_blocks = entries // of_block + 1
     n_examples = min(d_sae * len(config.places), entries + d_sae * config.n_inactive) if rows else 0
     n_examples = n_examples or d_sae * len(config.places)
     return Plan(
@@ -66,8 +67,7 @@ def plan(sae: SAE, source: Source, config: RecordsConfig, tokens: int | None = N
         ENTRY_BYTES * entries + 8 * (d_sae + 1) * n_blocks,
         TOKEN_BYTES * rows,
         (LATENT_BYTES + 8 * config.n_bins) * d_sae + EXAMPLE_BYTES * n_examples,
-        max(PENDING_BYTES * min(entries or BLOCK_ENTRIES, 2 * BLOCK_ENTRIES), LOADED_BYTES * rows)
-        + 8 * d_sae,
+        max(PENDING_BYTES * min(entries or of_block, 2 * of_block), LOADED_BYTES * rows) + 8 * d_sae,
     )
 
 

@@ -180,11 +180,11 @@ def agrees(found, r, n):
 
 @pytest.mark.parametrize("n", [3, 25])
 def test_correlations_are_those_of_dense_activations(tmp_path, monkeypatch, n):
-    monkeypatch.setattr("saefast.interp.records.codes.BLOCK_ENTRIES", 100)  # several blocks
+    monkeypatch.setattr("saefast.interp.records.codes.block_entries", lambda d_sae: 100)  # several blocks
     sae = sae_of()
     sae.b_enc.data[4] = -1e6  # never active
     records, source, _ = recorded(tmp_path / "a", sae)
-    monkeypatch.setattr("saefast.interp.records.codes.BLOCK_ENTRIES", 10**6)  # one
+    monkeypatch.setattr("saefast.interp.records.codes.block_entries", lambda d_sae: 10**6)  # one
     other, _, _ = recorded(tmp_path / "b", neurons(32))
     assert 1 < len(records.blocks) != len(other.blocks)
     monkeypatch.setitem(correlated.__globals__, "TILE", 60)  # several tiles

@@ -78,7 +78,7 @@ def test_small_blocks_change_nothing_that_is_selected(tmp_path, monkeypatch):
     sae, rows = an_sae("relu"), source(tmp_path / "acts")
     monkeypatch.setattr("saefast.interp.records.batches.ROWS", 20)
     whole = record(sae, rows, tmp_path / "whole", CONFIG)
-    monkeypatch.setattr(codes, "BLOCK_ENTRIES", 50)
+    monkeypatch.setattr(codes, "block_entries", lambda d_sae: 50)
     parts = record(sae, rows, tmp_path / "parts", CONFIG)
     assert len(whole.index["blocks"]) == 1 and len(parts.index["blocks"]) > 3
     assert whole.examples_table().equals(parts.examples_table())
@@ -96,7 +96,7 @@ def test_it_goes_on_to_the_same_bytes(tmp_path, monkeypatch, n_before):
     """Stopped at the n-th file that it writes, or while the tables are written."""
     sae, rows = an_sae(), source(tmp_path / "acts")
     monkeypatch.setattr("saefast.interp.records.batches.ROWS", 20)
-    monkeypatch.setattr(codes, "BLOCK_ENTRIES", 100)
+    monkeypatch.setattr(codes, "block_entries", lambda d_sae: 100)
     record(sae, rows, tmp_path / "whole", CONFIG)
     left = [n_before]
 
