@@ -60,7 +60,7 @@ class Cost(NamedTuple):
     windows: int
     contexts: int  # passes of the model as it is, of each write
     passes: int  # of a context each, without a latent
-    tokens: int  # in all passes
+    tokens: int  # in all passes: of each context those up to the end of its last window
 
 
 def shown_windows(
@@ -88,11 +88,19 @@ def shown_windows(
     return found
 
 
-def ablation_cost(records: Records, windows: Sequence[Window]) -> Cost:
+def ablation_cost(windows: Sequence[Window]) -> Cost:
     """Passes and tokens of `ablation_effects` for these windows. A latent's windows in one context share a pass."""
-    pairs = {(window.latent, window.context) for window in windows}
-    contexts = {context for _, context in pairs}
-    return Cost(len(windows), len(contexts), len(pairs), (len(pairs) + len(contexts)) * records.text.length)
+    pairs, ends = {(window.latent, window.context) for window in windows}, _ends(windows)
+    tokens = sum(ends.values()) + sum(ends[context] for _, context in pairs)
+    return Cost(len(windows), len(ends), len(pairs), tokens)
+
+
+def _ends(windows: Sequence[Window]) -> dict[int, int]:
+    """Of each context, as much as its windows need: no prediction depends on a later token."""
+    ends: dict[int, int] = {}
+    for window in windows:
+        ends[window.context] = max(ends.get(window.context, 0), window.start + window.length)
+    return ends
 
 
 @torch.no_grad()
@@ -130,7 +138,7 @@ def ablation_effects(
     made_from = {"sae": records.index["sae"]["digest"], "hook": hooks[0], "output_hook": hooks[1]}
     made = read_ablations(records.folder, made_from)
     windows = [one for one in shown_windows(records, latents, groups, n) if one.key not in made]
-    cost = ablation_cost(records, windows)
+    cost = ablation_cost(windows)
     said = "ablation: %d windows, %d passes without a latent and %d with all, %d tokens of the model"
     log.info(said, cost.windows, cost.passes, cost.contexts, cost.tokens)
     model.eval()
@@ -168,16 +176,19 @@ class _Ablation:
         check(at_once is None or at_once > 0, f"contexts_at_once: expected at least 1, got {at_once}")
         self.at_once = at_once or max(1, LOGITS // (records.text.length * vocabulary))
 
-    def _tokens(self, contexts: Sequence[int]) -> Tensor:
-        return torch.from_numpy(self.records.text.contexts[list(contexts)].astype(np.int64))
+    def _tokens(self, contexts: Sequence[int], length: int | None = None) -> Tensor:
+        return torch.from_numpy(self.records.text.contexts[list(contexts), :length].astype(np.int64))
 
     def effects(self, windows: Sequence[Window]) -> Iterator[tuple[Window, list[float | None]]]:
         """Of each window, one for each of its tokens."""
         by_context = sorted(windows, key=lambda window: (window.context, window.latent))
-        contexts = sorted({window.context for window in windows})
+        ends = _ends(by_context)
+        contexts = sorted(
+            ends, key=ends.__getitem__
+        )  # those of which about as much is needed are read together
         for first in range(0, len(contexts), self.at_once):
             some = contexts[first : first + self.at_once]
-            inputs = self.places.reader.inputs(self._tokens(some))
+            inputs = self.places.reader.inputs(self._tokens(some, ends[some[-1]]))
             captured, output = capture_and_record(
                 self.places.points, self.blocks, *inputs.args, **inputs.kwargs, **self.places.kwargs
             )
@@ -209,15 +220,15 @@ class _Ablation:
         at = torch.tensor(
             [contexts.index(context) for (context, _), _ in pairs], dtype=torch.int64, device="cpu"
         )
-        length, n = self.records.text.length, len(contexts)
+        n, length = clean.shape
         x = read.x.unflatten(0, (n, length))[at.to(read.x.device)].flatten(0, 1)
         target = read.target.unflatten(0, (n, length))[at.to(read.x.device)].flatten(0, 1)
-        rows, acts, latents = self._active([key for key, _ in pairs])
+        rows, acts, latents = self._active([key for key, _ in pairs], length)
         first_active = torch.full((len(pairs),), length, dtype=torch.int64, device=rows.device)
         first_active.scatter_reduce_(0, rows // length, rows % length, "amin")
         new = target.to(self.sae.b_dec).clone()
         new[rows] -= self._part(acts, latents, x[rows].to(self.sae.b_dec))
-        tokens = self._tokens([context for (context, _), _ in pairs])
+        tokens = self._tokens([context for (context, _), _ in pairs], length)
         inputs = self.places.reader.inputs(tokens)
         chosen = read.chosen[at.to(read.chosen.device)]
         if output is not None:
@@ -240,14 +251,14 @@ class _Ablation:
                     effects[0] = None
                 yield window, effects
 
-    def _active(self, pairs: list[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Of (context, latent) pairs that stand one after another: the rows, the activations there, the latents."""
-        length = self.records.text.length
+    def _active(self, pairs: list[tuple[int, int]], length: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the first tokens of (context, latent) pairs, one after another: rows, activations there, latents."""
         rows, acts, latents = [], [], []
         for i, (context, latent) in enumerate(pairs):
             slots, values = self.records.entries(latent)
-            part = slice(*np.searchsorted(slots, [context * length, (context + 1) * length]).tolist())
-            rows.append(slots[part] - (context - i) * length)
+            begin = context * self.records.text.length
+            part = slice(*np.searchsorted(slots, [begin, begin + length]).tolist())
+            rows.append(slots[part] - begin + i * length)
             acts.append(values[part])
             latents.append(np.full(len(rows[-1]), latent))
         device = self.sae.W_dec.device

@@ -47,7 +47,7 @@ def test_effects_are_those_of_one_context_at_a_time(kind, tmp_path):
     latents = sorted({0, *counts.argsort()[-2:].tolist()})
     windows = shown_windows(records, latents, ALL, n=3)
     cost = ablation_effects(records, sae, model, path, latents, ALL, n=3, contexts_at_once=2)
-    assert cost == ablation_cost(records, windows) and cost.passes < len(windows)
+    assert cost == ablation_cost(windows) and cost.passes < len(windows)
     found = read_ablations(tmp_path)
     assert found.keys() == {window.key for window in windows}
     some, of_context = 0.0, {}
