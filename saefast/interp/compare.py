@@ -9,7 +9,6 @@ The measures are those of "Towards Monosemanticity" (2023): the Pearson correlat
 feature splitting the masked cosine (see `split_links`).
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,12 +18,11 @@ from torch import Tensor
 
 from saefast.errors import check
 from saefast.files import digest, load_tensors, save_tensors
-from saefast.interp.effects import Neighbours
+from saefast.interp.effects import Neighbours, correlated, neighbours
 from saefast.interp.records import Records
-from saefast.interp.together import CELLS, Sparse, check_same_text, products, sparse
+from saefast.interp.together import check_same_text, products, sums
 from saefast.sae import SAE
 
-Scores = Iterator[np.ndarray]  # some rows of [F_a, F_b] at a time, float64
 FORMAT = {"format": "saefast-comparison", "version": 1}
 
 
@@ -110,14 +108,12 @@ def compare(records_a: Records, records_b: Records, sae_a: SAE, sae_b: SAE, n: i
     for name, records, sae in (("sae_a", records_a, sae_a), ("sae_b", records_b, sae_b)):
         same = records.index["sae"]["digest"] == digest(sae.tensors)
         check(same, f"{name}: expected the SAE of the records in {records.folder}, got other weights")
-    check_same_text(records_a, records_b)
-    W_a, W_b = (sae.params.W_dec.detach().to("cpu", torch.float32) for sae in (sae_a, sae_b))
-    widths = W_a.shape[1], W_b.shape[1]
-    check(widths[0] == widths[1], f"sae_b: expected a decoder of width {widths[0]}, got {widths[1]}")
-    decoder = _both_ways(_cosines(W_a, W_b), len(W_b), n)
-    a, b = sparse(records_a), sparse(records_b)
-    activation = _both_ways(_correlations(a, b, records_a.n_rows), len(W_b), n)
-    return Comparison(decoder[0], activation[0], decoder[1], activation[1])
+    return Comparison(
+        neighbours(sae_a, sae_b, n),
+        correlated(records_a, records_b, n),
+        neighbours(sae_b, sae_a, n),
+        correlated(records_b, records_a, n),
+    )
 
 
 def split_links(small: Records, large: Records, threshold: float = 0.4, min_count: int = 10) -> Links:
@@ -133,72 +129,18 @@ def split_links(small: Records, large: Records, threshold: float = 0.4, min_coun
         InputError: another text.
     """
     check_same_text(small, large)
-    a, b = sparse(small), sparse(large)
-    norm_a, norm_b = (np.sqrt(one.square_sum) for one in (a, b))
+    (count_a, _, square_a), (count_b, _, square_b) = sums(small), sums(large)
+    norm_a, norm_b = np.sqrt(square_a), np.sqrt(square_b)
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for part in products(a, b, masked=True):
+    for part in products(small, large, masked=True):
         these = slice(part.first, part.first + len(part.both))
         over_a = norm_a[these, None] * np.sqrt(part.b_where_a)
         over_b = norm_b * np.sqrt(part.a_where_b)
         least = np.minimum(over_a, over_b)  # the larger cosine
         cosine = np.divide(part.both, least, out=np.zeros_like(least), where=least > 0)
-        often = (a.n_active[these, None] >= min_count) & (b.n_active >= min_count)
+        often = (count_a[these, None] >= min_count) & (count_b >= min_count)
         one, other = ((cosine > threshold) & often).nonzero()
         found.append((one + part.first, other, cosine[one, other]))
     columns = [np.concatenate(column) for column in zip(*found, strict=True)]
     dtypes = (torch.int32, torch.int32, torch.float32)
     return Links(*(torch.from_numpy(column).to(dtype) for column, dtype in zip(columns, dtypes, strict=True)))
-
-
-def _cosines(W_a: Tensor, W_b: Tensor) -> Scores:
-    a, b = (torch.nn.functional.normalize(W.double()) for W in (W_a, W_b))
-    nowhere_b = ~b.any(dim=1)
-    for some in a.split(max(1, CELLS // max(len(b), 1))):
-        cosines = some @ b.T
-        yield cosines.masked_fill_(~some.any(dim=1)[:, None] | nowhere_b, -torch.inf).numpy()
-
-
-def _correlations(a: Sparse, b: Sparse, n_rows: int) -> Scores:
-    for part in products(a, b):
-        these = slice(part.first, part.first + len(part.both))
-        stds = a.std[these, None] * b.std
-        covariance = part.both / n_rows - a.mean[these, None] * b.mean
-        yield np.divide(covariance, stds, out=np.full_like(stds, -np.inf), where=stds > 0)
-
-
-def _both_ways(scores: Scores, n_b: int, n: int) -> tuple[Neighbours, Neighbours]:
-    """The n largest of each row of [F_a, F_b], which comes some rows at a time, and of each column; -inf is none."""
-    there: list[tuple[np.ndarray, np.ndarray]] = []
-    values, indices = np.full((n_b, n), -np.inf), np.full((n_b, n), -1)
-    first = 0
-    for some in scores:
-        there.append(_top(some, n))
-        new_values, new_indices = _top(np.ascontiguousarray(some.T), n)
-        values = np.concatenate([values, new_values], axis=1)
-        indices = np.concatenate([indices, np.where(new_indices < 0, -1, new_indices + first)], axis=1)
-        order = np.argsort(-values, axis=1, kind="stable")[:, :n]
-        values, indices = np.take_along_axis(values, order, 1), np.take_along_axis(indices, order, 1)
-        first += len(some)
-    ours = (np.concatenate(column) for column in zip(*there, strict=True))
-    return _neighbours(*ours), _neighbours(values, indices)
-
-
-def _top(scores: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """[m, F] -> the n largest of each row and where they are, of equal ones the earlier; -inf and -1: there are fewer."""
-    least = torch.from_numpy(scores).topk(min(n, scores.shape[1]), dim=1).values[:, -1:].numpy()
-    row, column = ((scores >= least) & (scores > -np.inf)).nonzero()
-    found = scores[row, column]
-    order = np.lexsort((column, -found, row))
-    row, column, found = row[order], column[order], found[order]
-    rank = np.arange(len(row)) - np.searchsorted(row, row)
-    row, column, found, rank = (one[rank < n] for one in (row, column, found, rank))
-    values, indices = np.full((len(scores), n), -np.inf), np.full((len(scores), n), -1)
-    values[row, rank], indices[row, rank] = found, column
-    return values, indices
-
-
-def _neighbours(values: np.ndarray, indices: np.ndarray) -> Neighbours:
-    return Neighbours(
-        torch.from_numpy(indices).to(torch.int32),
-        torch.from_numpy(np.where(indices < 0, 0, values)).to(torch.float32),
-    )

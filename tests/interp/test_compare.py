@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from saefast import SAE, InputError, SAEConfig
-from saefast.interp import compare as module
 from saefast.interp import together
 from saefast.interp.compare import Comparison, compare, split_links
 from saefast.interp.neurons import neurons
@@ -51,24 +50,6 @@ def check_same(found, scores):
         assert len(set(indices[:n])) == n and indices[n:] == [-1] * (N - n) and (values[n:] == 0).all()
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 5])
-def test_of_equal_ones_the_smaller_index_comes_first(at_once):
-    none = -np.inf
-    scores = np.array(
-        [
-            [1.0, 2.0, 2.0, 1.0, 2.0],
-            [none, none, 0.0, none, none],
-            [2.0] * 5,
-            [none] * 5,
-            [2.0, 1.0, 0.0, 2.0, 1.0],
-        ]
-    )
-    there, back = module._both_ways(np.array_split(scores, range(at_once, 5, at_once)), 5, 3)
-    assert there.indices.tolist() == [[1, 2, 4], [2, -1, -1], [0, 1, 2], [-1] * 3, [0, 3, 1]]
-    assert back.indices.tolist() == [[2, 4, 0], [0, 2, 4], [0, 2, 1], [2, 4, 0], [0, 2, 4]]
-    assert there.values[1, 0] == 0 and (there.values[1, 1:] == 0).all()
-
-
 def correlations(a, b):
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.corrcoef(a.T, b.T)[: a.shape[1], a.shape[1] :]
@@ -77,7 +58,6 @@ def correlations(a, b):
 @pytest.mark.parametrize("cells", [1, 50, 10**6], ids=["a latent", "some", "all"])
 def test_neighbours_are_those_of_brute_force(made, monkeypatch, cells):
     monkeypatch.setattr(together, "CELLS", cells)
-    monkeypatch.setattr("saefast.interp.compare.CELLS", cells)
     (sae_a, sae_b), (a, b), codes = made
     found = compare(a, b, sae_a, sae_b, N)
     scores = correlations(*codes)

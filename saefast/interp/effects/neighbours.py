@@ -30,10 +30,9 @@ def neighbours(
     """
     check(n > 0, f"n: expected at least 1, got {n}")
     check(side in ("decoder", "encoder"), f"side: expected 'decoder' or 'encoder', got {side!r}")
-    same = other is None or other is sae
     rows = _unit(sae.W_dec if side == "decoder" else sae.W_enc)
     among = rows
-    if other is not None and not same:
+    if other is not None:
         among = _unit(other.W_dec if side == "decoder" else other.W_enc).to(rows.device)
     want = f"an SAE with {side} width {rows.shape[1]}"
     check(among.shape[1] == rows.shape[1], f"other: expected {want}, got {among.shape[1]}")
@@ -48,7 +47,7 @@ def neighbours(
             cosine = block @ columns.T
             cosine[:, is_zero[start : start + len(columns)]] = -torch.inf
             cosine[~block.any(dim=1)] = -torch.inf
-            if same:
+            if other is None:
                 own = torch.arange(first, first + len(block), dtype=torch.int64, device=block.device) - start
                 inside = (own >= 0) & (own < len(columns))
                 cosine[inside.nonzero().squeeze(1), own[inside]] = -torch.inf

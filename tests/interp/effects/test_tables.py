@@ -187,7 +187,7 @@ def test_correlations_are_those_of_dense_activations(tmp_path, monkeypatch, n):
     monkeypatch.setattr("saefast.interp.records.codes.block_entries", lambda d_sae: 10**6)  # one
     other, _, _ = recorded(tmp_path / "b", neurons(32))
     assert 1 < len(records.blocks) != len(other.blocks)
-    monkeypatch.setitem(correlated.__globals__, "TILE", 60)  # several tiles
+    monkeypatch.setattr("saefast.interp.together.CELLS", 60)  # several tiles
     monkeypatch.setitem(correlated.__globals__, "SUMS", 200)
     a, b = dense(records), dense(other)
     agrees(correlated(records, n=n), pearson(a, a, True), n)
@@ -204,7 +204,7 @@ def test_another_text_is_refused(tmp_path):
     records, _, _ = recorded(tmp_path / "a", sae)
     other, source, _ = recorded(tmp_path / "b", sae, "gpt2")
     other.text.contexts[0, 0] += 1
-    with pytest.raises(InputError, match="same text"):
+    with pytest.raises(InputError, match="another text in 1 of 9 contexts"):
         correlated(records, other)
     records.text.contexts[1, 0] += 1
     with pytest.raises(InputError, match="another text"):
