@@ -193,8 +193,8 @@ def test_effects_explanations_and_ablations_are_shown(records, tokenizer, tmp_pa
         "style", ""
     )
     assert "about <b>" in repr(view) and "positive logits: w3 +2.5; w4 +1.5; <#70> +0.125" in repr(view)
-    (folder / "explanations.jsonl").write_text('{"latent": 3}\n[]\n')
-    with pytest.raises(InputError, match=r"explanations\.jsonl: line 2"):
+    (folder / "explanations.jsonl").write_text('{"latent": 3, "explanation": ""}\n[]\n')
+    with pytest.raises(InputError, match=r"explanations\.jsonl, line 2"):
         show(Records(folder), tokenizer, latent=3)
 
 

@@ -19,12 +19,12 @@ from saefast.errors import InputError, check, line
 from saefast.files import write_atomic
 from saefast.interp.effects import Effects
 from saefast.interp.exchange.dashboards import dashboards, neighbours
+from saefast.interp.explanations import read_explanations
 from saefast.interp.records.read import Records
 from saefast.interp.vocabulary import Vocabulary
 from saefast.sae import SAE
 
 SOURCE_ID = re.compile(r"(\d+)-([a-z0-9_-]+?)(__[a-z0-9_-]+)?")  # layer-set or layer-set__suffix
-EXPLANATIONS = "explanations.jsonl"
 COPIED = [f"neuron_alignment_{name}" for name in ("indices", "values", "l1")]
 COPIED += [
     f"correlated_{what}_{name}" for what in ("neurons", "features") for name in ("indices", "pearson", "l1")
@@ -218,12 +218,6 @@ def _id(*parts: object) -> str:
 
 def _lines(rows: list[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows).encode()
-
-
-def read_explanations(folder: Path) -> list[dict[str, Any]]:
-    """Those of explanations.jsonl in a folder of records: latent, explanation, method, model, scores. No file: none."""
-    path = folder / EXPLANATIONS
-    return list(_json_lines(path, path.read_bytes())) if path.exists() else []
 
 
 def _by_latent(explanations: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:

@@ -14,7 +14,7 @@ from typing import Any
 from saefast.errors import InputError, check
 from saefast.interp.effects import Effects
 from saefast.interp.exchange.dashboards import dashboards
-from saefast.interp.exchange.neuronpedia import read_explanations
+from saefast.interp.explanations import read_explanations
 from saefast.interp.records.read import Records
 from saefast.interp.vocabulary import Vocabulary
 

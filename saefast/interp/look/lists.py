@@ -1,17 +1,15 @@
 """What the list shows of each latent, and the text that its search reads."""
 
-import json
 from typing import Any
 
 import numpy as np
 
 from saefast.config.records import GROUPS
-from saefast.errors import check
+from saefast.interp.explanations import read_explanations
 from saefast.interp.look.latents import Examples, spans
 from saefast.interp.look.tokens import Shown
 from saefast.interp.records import Records
 
-EXPLANATIONS = "explanations.jsonl"
 N_TOKENS = 6  # tokens at which a latent is most active
 N_TEXTS, BEFORE, AFTER = 5, 16, 8  # examples, and tokens around each, that are searched first
 
@@ -53,30 +51,11 @@ def texts(examples: Examples, latents: np.ndarray, records: Records, shown: Show
 
 
 def explanations(records: Records, latents: np.ndarray) -> list[dict[str, Any]]:
-    """Those in the folder of the records, of these latents.
+    """Those in the folder of the records, of these latents, without what is null.
 
     Raises:
-        InputError: a line is not an explanation; the message has its number.
+        InputError: a line is no explanation.
     """
-    path = records.folder / EXPLANATIONS
-    if not path.exists():
-        return []
-    found, wanted = [], set(latents.tolist())
-    for number, text in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-            scores = line.get("scores") or {}
-            good = isinstance(line["latent"], int) and isinstance(line["explanation"], str)
-            good = good and all(type(score) in (int, float) for score in scores.values())
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-            good = False
-        want = '{"latent": number, "explanation": text, "scores": {name: number}}'
-        check(good, f"{path}, line {number}: expected {want}")
-        if line["latent"] in wanted:
-            kept = {key: str(line[key]) for key in ("method", "model") if line.get(key) is not None}
-            found.append(
-                {"latent": line["latent"], "explanation": line["explanation"], **kept, "scores": scores}
-            )
-    return found
+    wanted = set(latents.tolist())
+    found = [one for one in read_explanations(records.folder) if one["latent"] in wanted]
+    return [{key: value for key, value in one.items() if value is not None} for one in found]

@@ -12,13 +12,13 @@ from typing import Any
 
 from saefast.errors import check
 from saefast.interp.effects import Effects
+from saefast.interp.explanations import read_explanations
 from saefast.interp.notebook.active import ActiveText
 from saefast.interp.notebook.page import (
     STYLE,
     Shown,
     latent_html,
     latent_text,
-    read_explanations,
     text_html,
     text_text,
 )
@@ -94,12 +94,13 @@ def show(
         check(isinstance(one, LatentRecord), f"show: expected records, latents or an ActiveText, got {got}")
     if effects is None:
         effects = Effects.load(folder) if folder else Effects()
+    explanations = read_explanations(folder) if folder else []
     shown = [
         Shown(
             one,
             vocabulary,
             effects,
-            read_explanations(folder, one.latent) if folder else [],
+            [entry for entry in explanations if entry["latent"] == one.latent],
             read_ablations(folder, one.latent) if folder else {},
             n,
         )

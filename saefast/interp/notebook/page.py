@@ -1,13 +1,10 @@
 """What is shown of a latent and of a text, as HTML without scripts and as plain text."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from saefast.errors import InputError, line
 from saefast.interp.effects import Alignment, Effects, LogitWeights, Neighbours
 from saefast.interp.notebook.active import ActiveText
 from saefast.interp.notebook.tokens import Token, line_html, token_html, token_text
@@ -15,7 +12,6 @@ from saefast.interp.records import Example, LatentRecord
 from saefast.interp.strongest import example_text
 from saefast.interp.vocabulary import Vocabulary, visible
 
-EXPLANATIONS = "explanations.jsonl"
 TITLES = {
     "top": "Strongest",
     "interval": "Interval",
@@ -59,25 +55,6 @@ def statistics(record: LatentRecord) -> dict[str, str]:
     """Name -> number as it is shown."""
     names = ("count", "density", "max", "mean", "variance", "skewness", "kurtosis", "energy")
     return {name: number(getattr(record, name)) for name in names}
-
-
-def read_explanations(folder: Path, latent: int) -> list[dict[str, Any]]:
-    """Of one latent, from the folder of the records; none without a file.
-
-    Raises:
-        InputError: a line is no JSON object.
-    """
-    path, found = folder / EXPLANATIONS, []
-    if path.exists():
-        with open(path, encoding="utf-8") as file:
-            for i, text in enumerate(file, 1):
-                try:
-                    entry = json.loads(text)
-                    if entry["latent"] == latent:
-                        found.append(entry)
-                except (ValueError, TypeError, KeyError, RecursionError) as error:
-                    raise InputError(f"{path}: line {i}: expected a JSON object, {line(error)}") from None
-    return found
 
 
 def latent_html(shown: Shown) -> str:

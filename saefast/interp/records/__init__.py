@@ -8,28 +8,23 @@ index.json in the folder says what was recorded from what; codes.py, tables.py d
 interrupted goes on at its last block when it is called again.
 """
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from saefast.activations.sources import Source
 from saefast.config.records import RecordsConfig
-from saefast.errors import check, shown
-from saefast.files import digest, read_json_checked, write_json_checked
-from saefast.interp.records import engine
+from saefast.errors import check
+from saefast.files import digest
 from saefast.interp.records.batches import check_has_text
-from saefast.interp.records.codes import INDEX, read_blocks, read_text, write_codes
-from saefast.interp.records.plan import Plan, check_disk, plan
+from saefast.interp.records.codes import write_codes
+from saefast.interp.records.folder import begin, finish, index_of
+from saefast.interp.records.plan import Plan, plan
 from saefast.interp.records.read import Example, LatentRecord, Records
-from saefast.interp.records.select import Selected
-from saefast.interp.records.tables import ROWS_PER_GROUP, arrow, write_tables
+from saefast.interp.records.tables import arrow
 from saefast.sae import SAE
 
 __all__ = ["Example", "LatentRecord", "Plan", "Records", "RecordsConfig", "plan", "record"]
-
-FORMAT, VERSION = "saefast-records", 1
 
 
 def record(
@@ -64,38 +59,16 @@ def record(
     check_has_text(source)
     _check_same_place(sae, source)
     folder, config = Path(folder).absolute(), config or RecordsConfig()
-    wanted: dict[str, Any] = {"format": FORMAT, "version": VERSION, "sae": _described(sae)}
-    wanted |= {"source": source.describe(), "config": asdict(config)}
-    wanted |= {"separators": sorted(separators), "tokens": tokens}
-    wanted = json.loads(json.dumps(wanted))  # as it is read back: a tuple is a list there
-    index = wanted | {"complete": False, "context_length": None, "blocks": []}
-    if (folder / INDEX).exists():
-        index = read_json_checked(folder / INDEX)
-        for key, value in wanted.items():
-            found = index.get(key)
-            other = "choose another folder (--records), or delete it"
-            got = f"records: {folder} holds records with {key} = {shown(found)}, asked for {shown(value)}"
-            check(found == value, f"{got}; {other}")
-        if index["complete"]:
-            return Records(folder)
+    index = index_of(folder, described(sae), source.describe(), config, separators, tokens)
+    if index["complete"]:
+        return Records(folder)
     if not index["blocks"]:
-        check_disk(folder, plan(sae, source, config, tokens))
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json_checked(folder / INDEX, index)
+        begin(folder, index, plan(sae, source, config, tokens))
     write_codes(sae, source, folder, index, backend, tokens, progress)
-    blocks, text = read_blocks(folder, index), read_text(folder, index)
-
-    def selections() -> Iterator[tuple[int, Selected]]:
-        for first in range(0, sae.config.d_sae, ROWS_PER_GROUP):
-            end = min(first + ROWS_PER_GROUP, sae.config.d_sae)
-            yield first, engine.select(blocks, first, end, text, config)
-
-    write_tables(folder, selections(), blocks, text, config)
-    write_json_checked(folder / INDEX, index | {"complete": True})
-    return Records(folder)
+    return finish(folder, index)
 
 
-def _described(sae: SAE) -> dict[str, Any]:
+def described(sae: SAE) -> dict[str, Any]:
     """Which SAE it is: by its weights, so that a run that trained on has other records."""
     known = {"d_in": sae.config.d_in, "d_sae": sae.config.d_sae, "digest": digest(sae.tensors)}
     return sae.metadata | known

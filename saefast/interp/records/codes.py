@@ -114,25 +114,13 @@ def write_codes(
         InputError: see `text_rows`; another width; NaN or Inf in the rows.
     """
     blocks, ops = index["blocks"], load_backend(backend, sae.params.W_enc.device.type)
-
-    def save(code: dict[str, Tensor], text: dict[str, Tensor], entry: dict[str, Any]) -> None:
-        for name, tensors in (("codes", code), ("text", text)):
-            path = folder / f"{name}-{len(blocks):05d}.safetensors"
-            entry[name] = {"file": path.name, "sha256": save_tensors(path, tensors, {"block": len(blocks)})}
-            entry[name]["bytes"] = path.stat().st_size
-        index["context_length"] = text["contexts"].shape[1]
-        blocks.append(entry)
-        write_json_checked(folder / INDEX, index)
-
     with ThreadPoolExecutor(1) as pool:  # while one block is saved the next is gathered
         saved: Future[None] | None = None
         for block in _gathered(sae, source, ops, [dict(entry) for entry in blocks], tokens, progress):
             if saved is not None:
                 saved.result()
-            code, text = block.tensors(ops, sae.config.d_sae)
-            entry = {"n_batches": block.n_batches, "n_contexts": block.n_contexts}
-            entry |= {"n_rows": int(text["encoded"].sum()), "n_entries": block.n_entries}
-            saved = pool.submit(save, code, text, entry)
+            tensors = block.tensors(ops, sae.config.d_sae)
+            saved = pool.submit(write_block, folder, index, *tensors, block.n_batches)
         if saved is not None:
             saved.result()
     check(len(blocks) > 0, "source: expected at least one row of activations, got none")
@@ -173,6 +161,27 @@ def _gathered(
             break
     if pending.n_batches:
         yield pending
+
+
+def write_block(
+    folder: Path, index: dict[str, Any], code: dict[str, Tensor], text: dict[str, Tensor], n_batches: int
+) -> None:
+    """Write the next block, and then its line in the index.
+
+    Args:
+        code: offsets, slots and acts; text: contexts and encoded, as above.
+        n_batches: of the source, from which the pass goes on after the block.
+    """
+    number = len(index["blocks"])
+    entry: dict[str, Any] = {"n_batches": n_batches, "n_contexts": len(text["contexts"])}
+    entry |= {"n_rows": int(text["encoded"].sum()), "n_entries": len(code["acts"])}
+    for name, tensors in (("codes", code), ("text", text)):
+        path = folder / f"{name}-{number:05d}.safetensors"
+        entry[name] = {"file": path.name, "sha256": save_tensors(path, tensors, {"block": number})}
+        entry[name]["bytes"] = path.stat().st_size
+    index["context_length"] = text["contexts"].shape[1]
+    index["blocks"].append(entry)
+    write_json_checked(folder / INDEX, index)
 
 
 def read_blocks(folder: Path, index: dict[str, Any]) -> list[Block]:

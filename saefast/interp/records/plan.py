@@ -57,7 +57,11 @@ def plan(sae: SAE, source: Source, config: RecordsConfig, tokens: int | None = N
             x, ops = batch.x.to(sae.params.b_dec), load_backend("auto", sae.params.b_dec.device.type)
             acts, _ = encode(ops, sae.params, sae.extra, sae.config, x)
         active = float((acts > 0).sum()) / max(1, len(x))
-    entries, d_sae = int(rows * active), sae.config.d_sae
+    return plan_of(rows, int(rows * active), sae.config.d_sae, config)
+
+
+def plan_of(rows: int, entries: int, d_sae: int, config: RecordsConfig) -> Plan:
+    """What the records of so many tokens and active entries take; 0 rows: nobody knows how many."""
     of_block = block_entries(d_sae)
     n_blocks = entries // of_block + 1
     n_examples = min(d_sae * len(config.places), entries + d_sae * config.n_inactive) if rows else 0
