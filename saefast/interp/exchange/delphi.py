@@ -10,7 +10,6 @@ delphi_explanations.py what delphi made of it.
 """
 
 import json
-import pickle
 import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -20,8 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from saefast.errors import InputError, check, line
+from saefast.errors import check
 from saefast.files import read_json, write_atomic, write_json
+from saefast.formats.common import read_pickle
 from saefast.interp.records.read import Records
 from saefast.interp.records.select import Block
 
@@ -207,12 +207,8 @@ class _Split:
 
 def _write_counts(path: Path, hookpoint: str, records: Records) -> None:
     """delphi's log of results reads them; those of other hookpoints are kept."""
-    counts: dict[str, Any] = {}
-    if path.exists():
-        try:
-            counts = dict(torch.load(path, weights_only=True))
-        except (RuntimeError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
-            raise InputError(f"{path}: expected firing counts of delphi, got {line(error)}") from None
+    counts = read_pickle(path) if path.exists() else {}
+    check(isinstance(counts, dict), f"{path}: expected firing counts by hookpoint")
     counts[hookpoint] = torch.from_numpy(records.table(["count"])["count"].to_numpy().copy())
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, lambda temporary: torch.save(counts, temporary))
