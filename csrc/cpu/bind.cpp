@@ -74,6 +74,9 @@ void py_group(const py::array& acts, const py::array& indices, const std::option
     const Code code = parse_code(acts, indices, row_offsets, B, F);
     int32_t* starts = output<int32_t>(offsets, "offsets", {F + 1});
     int32_t *places = output<int32_t>(pairs, "pairs", {N}), *rows = output<int32_t>(tokens, "tokens", {N});
+    std::vector<Memory> read = {memory_of("acts", acts), memory_of("indices", indices)};
+    if (row_offsets) read.push_back(memory_of("row_offsets", *row_offsets));
+    check_apart({memory_of("offsets", offsets), memory_of("pairs", pairs), memory_of("tokens", tokens)}, read);
     py::gil_scoped_release release;
     group_by_latent(code, B, F, N, starts, places, rows);
 }
@@ -89,6 +92,9 @@ void py_sort_code(const py::array& acts, const py::array& indices, const py::arr
     int32_t* where = output<int32_t>(slots, "slots", {N});
     float* values = output<float>(sorted_acts, "sorted_acts", {N});
     check_threads(threads);
+    check_apart({memory_of("offsets", offsets), memory_of("slots", slots), memory_of("sorted_acts", sorted_acts)},
+                {memory_of("acts", acts), memory_of("indices", indices), memory_of("row_offsets", row_offsets),
+                 memory_of("rows", rows)});
     py::gil_scoped_release release;
     sort_code(code, of_rows, static_cast<std::size_t>(B), static_cast<std::size_t>(F), threads, starts, where, values);
 }

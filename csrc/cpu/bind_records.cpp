@@ -2,6 +2,7 @@
 // documents and its tokens with a row, [m, L] uint8 each.
 
 #include <array>
+#include <cmath>
 
 #include "arguments.h"
 #include "records.h"
@@ -19,6 +20,15 @@ struct Blocks {
     std::vector<py::tuple> kept;
 };
 
+int64_t parse_first_slot(const py::handle& value) {
+    try {
+        return py::cast<int64_t>(value);
+    } catch (const py::cast_error&) {
+        throw py::type_error("blocks: expected an integer as first_slot, got " +
+                             text(py::type::handle_of(value).attr("__name__")));
+    }
+}
+
 Blocks parse_blocks(const py::list& blocks, py::ssize_t first, py::ssize_t end) {
     Blocks found;
     auto& out = found.code;
@@ -27,7 +37,7 @@ Blocks parse_blocks(const py::list& blocks, py::ssize_t first, py::ssize_t end) 
             throw py::value_error("blocks: expected (first_slot, offsets, slots, acts)");
         }
         const auto parts = py::reinterpret_borrow<py::tuple>(block);
-        const auto first_slot = py::cast<int64_t>(parts[0]);
+        const int64_t first_slot = parse_first_slot(parts[0]);
         const auto offsets = checked<int64_t>(parts[1], "offsets", 1);
         const auto slots = checked<int32_t>(parts[2], "slots", 1);
         const float* acts = input<float>(parts[3], "acts", {slots.size()});
@@ -46,6 +56,19 @@ Blocks parse_blocks(const py::list& blocks, py::ssize_t first, py::ssize_t end) 
     return found;
 }
 
+std::vector<Memory> memory_of_blocks(const Blocks& blocks) {
+    std::vector<Memory> found;
+    for (const py::tuple& parts : blocks.kept) {
+        for (const std::size_t i : {1, 2, 3}) found.push_back(memory_of("blocks", as_array(parts[i], "blocks")));
+    }
+    return found;
+}
+
+py::value_error damaged_code(int64_t latent) {
+    return py::value_error("codes: expected rising slots of the text and positive activations, got others of latent " +
+                           std::to_string(latent));
+}
+
 TextShape parse_text(const py::array& ends, const py::array& encoded, py::ssize_t n_rows) {
     const auto documents = checked<uint8_t>(ends, "ends", 2);
     const py::ssize_t m = documents.shape(0), L = documents.shape(1);
@@ -56,12 +79,17 @@ TextShape parse_text(const py::array& ends, const py::array& encoded, py::ssize_
             static_cast<std::size_t>(L), static_cast<std::size_t>(n_rows)};
 }
 
-const int64_t* parse_slots(const py::array& slots, py::ssize_t n, const TextShape& text) {
-    const int64_t* values = input<int64_t>(slots, "slots", {n});
+// n numbers from 0 to `most`.
+const int64_t* parse_numbers(const py::array& array, const std::string& name, py::ssize_t n, py::ssize_t most) {
+    const int64_t* values = input<int64_t>(array, name, {n});
     if (n == 0) return values;
-    const auto [least, most] = std::minmax_element(values, values + n);
-    for (const int64_t slot : {*least, *most}) check_range("slots", slot, 0, static_cast<py::ssize_t>(text.m * text.L) - 1);
+    const auto [low, high] = std::minmax_element(values, values + n);
+    for (const int64_t value : {*low, *high}) check_range(name, value, 0, most);
     return values;
+}
+
+const int64_t* parse_slots(const py::array& slots, py::ssize_t n, const TextShape& text) {
+    return parse_numbers(slots, "slots", n, static_cast<py::ssize_t>(text.m * text.L) - 1);
 }
 
 Window parse_window(py::ssize_t before, py::ssize_t after) {
@@ -93,15 +121,18 @@ void py_select(const py::list& blocks, py::ssize_t first, const py::array& ends,
                           output<int64_t>(histogram, "histogram", {n, bins}), output<int64_t>(slots, "slots", {n, E}),
                           output<float>(acts, "acts", {n, E})};
     check_threads(threads);
+    auto read = memory_of_blocks(parsed);
+    read.insert(read.end(), {memory_of("ends", ends), memory_of("encoded", encoded)});
+    check_apart({memory_of("statistics", statistics), memory_of("histogram", histogram), memory_of("slots", slots),
+                 memory_of("acts", acts)},
+                read);
     int64_t damaged;
     {
         py::gil_scoped_release release;
         damaged = select_examples(parsed.code, static_cast<std::size_t>(first), static_cast<std::size_t>(n), text, wanted,
                                   threads, out);
     }
-    if (damaged < 0) return;
-    throw py::value_error("codes: expected rising slots of the text and positive activations, got others of latent " +
-                          std::to_string(damaged));
+    if (damaged >= 0) throw damaged_code(damaged);
 }
 
 void py_windows(const py::array& slots, const py::array& ends, py::ssize_t before, py::ssize_t after, py::array windows) {
@@ -110,6 +141,7 @@ void py_windows(const py::array& slots, const py::array& ends, py::ssize_t befor
     const int64_t* at = parse_slots(slots, n, text);
     const Window window = parse_window(before, after);
     int32_t* out = output<int32_t>(windows, "windows", {n, 2});
+    check_apart({memory_of("windows", windows)}, {memory_of("slots", slots), memory_of("ends", ends)});
     py::gil_scoped_release release;
     token_windows(at, static_cast<std::size_t>(n), text, window, out);
 }
@@ -118,8 +150,11 @@ void py_documents(const py::array& slots, const py::array& ends, const py::array
     const py::ssize_t n = slots.size();
     const TextShape text = parse_text(ends, ends, 0);
     const int64_t* at = parse_slots(slots, n, text);
-    const int64_t* firsts = input<int64_t>(first_document, "first_document", {static_cast<py::ssize_t>(text.m)});
+    const auto m = static_cast<py::ssize_t>(text.m);
+    const int64_t* firsts = parse_numbers(first_document, "first_document", m, static_cast<py::ssize_t>(text.m * text.L));
     int64_t* out = output<int64_t>(documents, "documents", {n});
+    check_apart({memory_of("documents", documents)},
+                {memory_of("slots", slots), memory_of("ends", ends), memory_of("first_document", first_document)});
     py::gil_scoped_release release;
     token_documents(at, static_cast<std::size_t>(n), text, firsts, out);
 }
@@ -127,11 +162,9 @@ void py_documents(const py::array& slots, const py::array& ends, const py::array
 // The entries of latents[i] in the slots [bounds[i, 0], bounds[i, 1]), as slots from bounds[i, 0] on.
 py::tuple py_entries_in(const py::list& blocks, const py::array& latents, const py::array& bounds) {
     const py::ssize_t n = latents.size();
-    const int64_t* of = input<int64_t>(latents, "latents", {n});
+    const int64_t* of = parse_numbers(latents, "latents", n, std::numeric_limits<int32_t>::max());
     const int64_t* at = input<int64_t>(bounds, "bounds", {n, 2});
     const auto [first, last] = std::minmax_element(of, of + n);
-    if (n) check_range("latents", *first, 0, std::numeric_limits<int32_t>::max());
-    if (n) check_range("latents", *last, 0, std::numeric_limits<int32_t>::max());
     const Blocks parsed = n ? parse_blocks(blocks, *first, *last + 1) : Blocks();
     py::array_t<int32_t> offsets(n + 1);
     int32_t* starts = offsets.mutable_data();
@@ -144,7 +177,6 @@ py::tuple py_entries_in(const py::list& blocks, const py::array& latents, const 
         }
         Span& span = spans[static_cast<std::size_t>(i)];
         span = entries_in(parsed.code, static_cast<std::size_t>(of[i]), begin, end);
-        if (span.end - span.begin > end - begin) throw py::value_error("slots: expected numbers that rise");
         total += span.end - span.begin;
         if (total > std::numeric_limits<int32_t>::max()) throw py::value_error("bounds: expected fewer than 2^31 entries");
         starts[i + 1] = static_cast<int32_t>(total);
@@ -155,9 +187,14 @@ py::tuple py_entries_in(const py::list& blocks, const py::array& latents, const 
     float* act = acts.mutable_data();
     for (py::ssize_t i = 0; i < n; ++i) {
         const Span& span = spans[static_cast<std::size_t>(i)];
+        int64_t last = at[2 * i] - 1;
         for (int64_t e = span.begin; e < span.end; ++e) {
-            *place++ = static_cast<std::int16_t>(span.block->first_slot + span.block->slots[e] - at[2 * i]);
-            *act++ = span.block->acts[e];
+            const int64_t slot = span.block->first_slot + span.block->slots[e];
+            const float value = span.block->acts[e];
+            if (slot <= last || slot >= at[2 * i + 1] || !(value > 0) || std::isinf(value)) throw damaged_code(of[i]);
+            last = slot;
+            *place++ = static_cast<std::int16_t>(slot - at[2 * i]);
+            *act++ = value;
         }
     }
     return py::make_tuple(offsets, places, acts);

@@ -43,11 +43,34 @@ LAYOUTS = [
 
 def damaged(rng: Random, args: dict[str, Any]) -> dict[str, Any]:
     """`args` with one or two of them changed, in 3 of 10 cases so that they stay right."""
+    if rng.random() < 0.03:
+        return overlapping(rng, args)
     changed, change = dict(args), renewed if rng.random() < 0.3 else other
     for _ in range(1 + (rng.random() < 0.5)):
         name = rng.choice(list(args))
         changed[name] = change(rng, changed[name])
     return changed
+
+
+def overlapping(rng: Random, args: dict[str, Any]) -> dict[str, Any]:
+    """`args` with an array in the memory of another one of its dtype that is large enough, from any place of it on."""
+    arrays = [name for name, value in args.items() if isinstance(value, np.ndarray) and value.size]
+    held = [one for value in args.values() for one in within(value)]
+    for name in rng.sample(arrays, len(arrays)):
+        old = args[name]
+        fits = [one for one in held if one is not old and one.dtype == old.dtype and one.size >= old.size]
+        if fits:
+            flat = rng.choice(fits).reshape(-1)
+            at = rng.randrange(flat.size - old.size + 1)
+            return args | {name: flat[at : at + old.size].reshape(old.shape)}
+    return dict(args)
+
+
+def within(value: Any) -> list[np.ndarray]:
+    """The arrays that an argument is or has."""
+    if isinstance(value, (tuple, list)):
+        return [array for one in value for array in within(one)]
+    return [value] if isinstance(value, np.ndarray) and not value.dtype.hasobject else []
 
 
 def renewed(rng: Random, value: Any) -> Any:

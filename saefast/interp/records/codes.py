@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from saefast.activations.sources import Source
 from saefast.backend import Backend, load_backend
-from saefast.errors import check
+from saefast.errors import InputError, check, line
 from saefast.files import load_tensors, save_tensors, write_json_checked
 from saefast.interp.records import engine
 from saefast.interp.records.batches import text_rows
@@ -185,18 +185,41 @@ def write_block(
 
 
 def read_blocks(folder: Path, index: dict[str, Any]) -> list[Block]:
-    """The code, memory-mapped: only what is used is read."""
+    """The code, memory-mapped: only what is used is read. What is beside the entries (headers, offsets) is checked;
+    `check_files` looks at everything."""
     blocks, first_slot = [], 0
     for entry in index["blocks"]:
-        path = folder / entry["codes"]["file"]
+        path, size = folder / entry["codes"]["file"], entry["codes"]["bytes"]
         found = path.stat().st_size if path.exists() else "no file"
-        check(
-            found == entry["codes"]["bytes"], f"{path}: expected {entry['codes']['bytes']} bytes, got {found}"
-        )
-        tensors = load_file(path)
-        blocks.append(Block(first_slot, *(tensors[name].numpy() for name in ("offsets", "slots", "acts"))))
+        check(found == size, f"{path}: expected {size} bytes, got {found}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                checksum = (file.metadata() or {}).get("saefast", "").split(" ")[0]
+                offsets, slots, acts = (file.get_tensor(name).numpy() for name in ("offsets", "slots", "acts"))
+        except SafetensorError as error:
+            raise InputError(f"{path}: corrupt or not written by saefast ({line(error)})") from None
+        check(checksum == entry["codes"]["sha256"], f"{path}: not the code that {INDEX} lists")
+        n, F = entry["n_entries"], index["sae"]["d_sae"]
+        arrays = [(array.dtype, array.shape) for array in (offsets, slots, acts)]
+        good = arrays == [(np.int64, (F + 1,)), (np.int32, (n,)), (np.float32, (n,))]
+        good = good and offsets[0] == 0 and offsets[-1] == n and bool((offsets[1:] >= offsets[:-1]).all())
+        check(good, f"{path}: corrupt: expected the code of {F} latents, {n} entries")
+        blocks.append(Block(first_slot, offsets, slots, acts))
         first_slot += entry["n_contexts"] * index["context_length"]
     return blocks
+
+
+def check_files(folder: Path, blocks: list[dict[str, Any]]) -> None:
+    """Read the files of these blocks whole and compare their checksums, at about 1 GB/s.
+
+    Raises:
+        InputError: a file is missing, or any bit of it is wrong; the message names it.
+    """
+    for name in ("codes", "text"):
+        for entry in blocks:
+            path = folder / entry[name]["file"]
+            ok = load_tensors(path)[2] == entry[name]["sha256"]
+            check(ok, f"{path}: not the one that {INDEX} lists")
 
 
 def read_text(folder: Path, index: dict[str, Any]) -> Text:

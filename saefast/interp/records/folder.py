@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from saefast.config.records import RecordsConfig
-from saefast.errors import check, shown
+from saefast.errors import InputError, check, shown
 from saefast.files import read_json_checked, write_json_checked
 from saefast.interp.records import engine
 from saefast.interp.records.codes import INDEX, read_blocks, read_text
@@ -65,8 +65,11 @@ def finish(folder: Path, index: dict[str, Any]) -> Records:
     def selections() -> Iterator[tuple[int, Selected]]:
         for first in range(0, d_sae, ROWS_PER_GROUP):
             end = min(first + ROWS_PER_GROUP, d_sae)
-            yield first, engine.select(blocks, first, end, text, config)
+            try:
+                yield first, engine.select(blocks, first, end, text, config)
+            except ValueError as error:
+                raise InputError(f"{folder}: {error}") from None
 
-    write_tables(folder, selections(), blocks, text, config)
-    write_json_checked(folder / INDEX, index | {"complete": True})
+    tables = write_tables(folder, selections(), blocks, text, config)
+    write_json_checked(folder / INDEX, index | {"complete": True, "tables": tables})
     return Records(folder)

@@ -1,5 +1,6 @@
 """Reading records."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
@@ -10,10 +11,10 @@ import numpy as np
 
 from saefast.config.records import GROUPS, RecordsConfig
 from saefast.errors import check
-from saefast.files import read_json_checked
-from saefast.interp.records.codes import INDEX, read_blocks, read_text
+from saefast.files import file_checksum, read_json_checked
+from saefast.interp.records.codes import INDEX, check_files, read_blocks, read_text
 from saefast.interp.records.select import STATISTICS, Block, entries
-from saefast.interp.records.tables import EXAMPLES, LATENTS, ROWS_PER_GROUP, arrow
+from saefast.interp.records.tables import EXAMPLES, LATENTS, ROWS_PER_GROUP, arrow, reading
 from saefast.interp.records.text import Text
 
 
@@ -82,6 +83,7 @@ class Records:
         self.config = RecordsConfig(**index["config"])
         self.d_sae: int = index["sae"]["d_sae"]
         self._examples: tuple[int, Any] = (-1, None)
+        self._checked: set[str] = set()  # tables whose checksums were compared
 
     @cached_property
     def text(self) -> Text:
@@ -97,35 +99,53 @@ class Records:
         return sum(block["n_rows"] for block in self.index["blocks"])
 
     def entries(self, latent: int) -> tuple[np.ndarray, np.ndarray]:
-        """All activations of a latent: slots [n] int64 (context * context_length + position), acts [n] float32."""
+        """All activations of a latent: slots [n] int64 (context * context_length + position), acts [n] float32.
+
+        Raises:
+            InputError: no such latent, or these cannot be its activations; `check` finds every damage.
+        """
         self._check(latent)
-        return entries(self.blocks, latent)
+        slots, acts = entries(self.blocks, latent)
+        n_slots = sum(block["n_contexts"] for block in self.index["blocks"]) * self.index["context_length"]
+        good = not len(slots) or (slots[0] >= 0 and slots[-1] < n_slots and bool((slots[1:] > slots[:-1]).all()))
+        good = good and bool(((acts > 0) & np.isfinite(acts)).all())
+        check(good, f"{self.folder}: the code of latent {latent} is damaged; `Records.check` names the file")
+        return slots, acts
+
+    def check(self) -> None:
+        """Read all files and compare their checksums, at about 1 GB/s. (Of the code, which may have gigabytes, not all is
+        checked when it is read.)
+
+        Raises:
+            InputError: a file is missing or damaged; the message names it.
+        """
+        check_files(self.folder, self.index["blocks"])
+        self._checked.clear()
+        for name in (LATENTS, EXAMPLES):
+            self._read(name, lambda file: file.metadata)
 
     def table(self, columns: list[str] | None = None) -> Any:
         """A pyarrow Table with a row for each latent; `.to_pandas()` is a DataFrame."""
-        return arrow().parquet.read_table(
-            self.folder / LATENTS, columns=columns, page_checksum_verification=True
-        )
+        return self._read(LATENTS, lambda file: file.read(columns))
 
     def examples_table(self, latents: range | None = None) -> Any:
         """A pyarrow Table of the examples of the row groups in which these latents are, or of all."""
-        file = arrow().parquet.ParquetFile(self.folder / EXAMPLES, page_checksum_verification=True)
         if latents is None:
-            return file.read()
-        groups = range(latents.start // ROWS_PER_GROUP, -(-latents.stop // ROWS_PER_GROUP))
-        return file.read_row_groups(list(groups))
+            return self._read(EXAMPLES, lambda file: file.read())
+        groups = list(range(latents.start // ROWS_PER_GROUP, -(-latents.stop // ROWS_PER_GROUP)))
+        return self._read(EXAMPLES, lambda file: file.read_row_groups(groups))
 
     def latent(self, latent: int) -> LatentRecord:
         """Everything about one latent, as plain values."""
         self._check(latent)
         group, examples = latent // ROWS_PER_GROUP, self._examples
         if examples[0] != group:
-            file = arrow().parquet.ParquetFile(self.folder / LATENTS, page_checksum_verification=True)
+            statistics = self._read(LATENTS, lambda file: file.read_row_group(group))
             table = self.examples_table(range(latent, latent + 1))
             bounds = np.searchsorted(
                 table["latent"].to_numpy(), np.arange(ROWS_PER_GROUP + 1) + group * ROWS_PER_GROUP
             )
-            self._examples = examples = group, (file.read_row_group(group), table, bounds)
+            self._examples = examples = group, (statistics, table, bounds)
         statistics, table, bounds = examples[1]
         place = latent - group * ROWS_PER_GROUP
         row = statistics.slice(place, 1).to_pylist()[0]
@@ -135,6 +155,17 @@ class Records:
             found[example["group"]].append(self._example(example))
         numbers = {name: row[name] for name in ("latent", *STATISTICS, "histogram")}
         return LatentRecord(**numbers, examples=found)
+
+    def _read(self, name: str, read: Callable[[Any], Any]) -> Any:
+        """What `read` takes from a table, whose checksum is compared before the first time."""
+        path = self.folder / name
+        with reading(path):
+            if name not in self._checked:
+                expected, got = self.index.get("tables", {}).get(name), file_checksum(path)
+                check(expected in (None, got), f"{path}: corrupt: expected checksum {expected}, got {got}")
+                self._checked.add(name)
+            with arrow().parquet.ParquetFile(path, page_checksum_verification=True) as file:
+                return read(file)
 
     def _example(self, row: dict[str, Any]) -> Example:
         start, length = row["start"], row.pop("length")

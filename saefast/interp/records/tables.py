@@ -8,6 +8,7 @@ examples.parquet has a row for each example, those of `ROWS_PER_GROUP` latents i
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from saefast.config.records import GROUPS, SPLITS, RecordsConfig
-from saefast.errors import InputError
-from saefast.files import write_atomic
+from saefast.errors import InputError, check, line
+from saefast.files import file_checksum, refuse_pointer, write_atomic
 from saefast.interp.records import engine
 from saefast.interp.records.select import STATISTICS, Block, Selected
 from saefast.interp.records.text import Text
@@ -39,14 +40,25 @@ def arrow() -> Any:
     return pyarrow
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """While a Parquet file is read: what is wrong with it is an InputError that names it."""
+    refuse_pointer(path)
+    check(path.is_file(), f"{path}: expected a file, found none")
+    try:
+        yield
+    except (arrow().ArrowException, OSError, KeyError) as error:
+        raise InputError(f"{path}: corrupt or not written by saefast ({line(error)})") from None
+
+
 def write_tables(
     folder: Path,
     selections: Iterator[tuple[int, Selected]],
     blocks: Sequence[Block],
     text: Text,
     config: RecordsConfig,
-) -> None:
-    """Both files, from (first latent, what was selected of it and those that follow)."""
+) -> dict[str, str]:
+    """Both files, from (first latent, what was selected of it and those that follow). Returns their checksums by name."""
     pa = arrow()
 
     def write(temporary: Path) -> None:
@@ -77,6 +89,7 @@ def write_tables(
         write_atomic(folder / EXAMPLES, temporary.with_name(EXAMPLES).rename)
 
     write_atomic(folder / LATENTS, write)
+    return {name: file_checksum(folder / name) for name in (LATENTS, EXAMPLES)}
 
 
 def _latents(pa: Any, first: int, selected: Selected) -> Any:
