@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace saefast {
 
@@ -39,6 +40,29 @@ py::array_t<T> checked(const py::handle& object, const std::string& name, py::ss
         throw py::value_error(name + ": expected an address that is a multiple of " + std::to_string(alignof(T)));
     }
     return py::reinterpret_borrow<py::array_t<T>>(array);
+}
+
+// The bytes of a contiguous array.
+struct Memory {
+    std::string name;
+    const char *begin, *end;
+};
+
+inline Memory memory_of(const std::string& name, const py::array& array) {
+    const auto* begin = static_cast<const char*>(array.data());
+    return {name, begin, begin + array.nbytes()};
+}
+
+// Arrays that are written share no memory with those that are read, nor with each other: what was checked would change.
+inline void check_apart(const std::vector<Memory>& written, std::vector<Memory> read) {
+    for (const Memory& one : written) {
+        for (const Memory& other : read) {
+            const bool is_empty = one.begin == one.end || other.begin == other.end;
+            if (is_empty || one.end <= other.begin || other.end <= one.begin) continue;
+            throw py::value_error(one.name + ": expected memory of its own, got that of " + other.name);
+        }
+        read.push_back(one);
+    }
 }
 
 }  // namespace saefast

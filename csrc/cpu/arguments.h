@@ -74,29 +74,6 @@ T* output(const py::handle& array, const std::string& name, const Sizes& sizes) 
     return sized<T>(array, name, sizes).mutable_data();  // raises if it may not be written
 }
 
-// The bytes of a contiguous array.
-struct Memory {
-    std::string name;
-    const char *begin, *end;
-};
-
-inline Memory memory_of(const std::string& name, const py::array& array) {
-    const auto* begin = static_cast<const char*>(array.data());
-    return {name, begin, begin + array.nbytes()};
-}
-
-// Arrays that are written share no memory with those that are read, nor with each other: what was checked would change.
-inline void check_apart(const std::vector<Memory>& written, std::vector<Memory> read) {
-    for (const Memory& one : written) {
-        for (const Memory& other : read) {
-            const bool is_empty = one.begin == one.end || other.begin == other.end;
-            if (is_empty || one.end <= other.begin || other.end <= one.begin) continue;
-            throw py::value_error(one.name + ": expected memory of its own, got that of " + other.name);
-        }
-        read.push_back(one);
-    }
-}
-
 inline void check_indices(const std::string& name, const int32_t* values, py::ssize_t n, py::ssize_t limit) {
     for (py::ssize_t i = 0; i < n; ++i) {
         if (values[i] < 0 || values[i] >= limit) {

@@ -34,6 +34,7 @@ void gather(const py::array& rows_any, const py::array& index_any, const py::arr
         throw py::value_error("out: expected a writeable array [len(index), " + std::to_string(out_bytes) +
                               "], rows [n, d_in] and 1 to 64 threads");
     }
+    check_apart({memory_of("out", out)}, {memory_of("rows", rows), memory_of("index", index)});
     std::vector<const uint8_t*> from(n);
     for (uint64_t i = 0; i < n; ++i) {
         const std::int64_t row = index.data()[i];

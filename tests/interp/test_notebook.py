@@ -10,10 +10,10 @@ import torch
 from saefast import SAE, InputError, SAEConfig
 from saefast.interp import show
 from saefast.interp.effects import Alignment, Effects, LogitWeights, Neighbours
+from saefast.interp.effects.ablation_file import write_ablations
 from saefast.interp.neurons import neurons
 from saefast.interp.notebook import ActiveText
 from saefast.interp.records import Records
-from saefast.interp.records.tables import arrow
 from tests.helpers import tiny_lm
 from tests.helpers.small_records import small_records
 
@@ -174,8 +174,8 @@ def test_effects_explanations_and_ablations_are_shown(records, tokenizer, tmp_pa
     (folder / "explanations.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
     example = records.latent(3).examples["top"][0]
     changes = [None, *(-0.5 for _ in example.tokens[1:])]
-    place = {"latent": [3], "group": ["top"], "bin": [0], "rank": [0], "effects": [changes]}
-    arrow().parquet.write_table(arrow().table(place), folder / "ablations.parquet")
+    row = {"latent": 3, "group": "top", "bin": 0, "rank": 0, "effects": changes}
+    write_ablations(folder, [row], {})
     view = show(Records(folder), tokenizer, latent=3)
     page = Page(view.html)
     assert "about <b> m, fuzzing 0.75" in page.text and "another" not in page.text

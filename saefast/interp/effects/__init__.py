@@ -17,7 +17,7 @@ from torch import nn
 from saefast.activations.sources import Source
 from saefast.errors import InputError, check
 from saefast.interp.effects.ablation import Cost, Window, ablation_cost, ablation_effects, shown_windows
-from saefast.interp.effects.ablation_file import ABLATIONS, read_ablations
+from saefast.interp.effects.ablation_file import ABLATIONS, ablations_table, read_ablations
 from saefast.interp.effects.active import Active, active_latents
 from saefast.interp.effects.checks import check_same
 from saefast.interp.effects.correlated import correlated, correlated_neurons
@@ -39,6 +39,7 @@ __all__ = [
     "Window",
     "ablation_cost",
     "ablation_effects",
+    "ablations_table",
     "active_latents",
     "alignment",
     "correlated",

@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 
 from saefast.config.records import GROUPS, RecordsConfig
-from saefast.files import refuse_pointer
-from saefast.interp.effects import Effects
+from saefast.interp.effects import Effects, ablations_table
 from saefast.interp.look.pack import bfloat16
 from saefast.interp.look.tokens import Shown
 from saefast.interp.records import Records
 from saefast.interp.records.tables import ROWS_PER_GROUP, arrow
 
-ABLATIONS = "ablations.parquet"
 MOMENTS = ("mean", "variance", "skewness", "kurtosis", "energy")
 
 
 class Examples:
     """The examples of the latents in a row group of the records, column by column."""
 
-    def __init__(self, records: Records, latents: range, groups: tuple[str, ...] = GROUPS) -> None:
+    def __init__(
+        self, records: Records, latents: range, groups: tuple[str, ...] = GROUPS, ablations: Any = None
+    ) -> None:
         table = records.examples_table(latents)
         columns = {name: table[name].combine_chunks() for name in table.column_names}
         plain = ("latent", "bin", "rank", "context", "position", "act", "start", "length", "document")
@@ -34,7 +34,7 @@ class Examples:
         self.offsets = columns["at"].offsets.to_numpy()
         self.at = columns["at"].values.to_numpy()
         self.acts = columns["acts"].values.to_numpy()
-        self.effects = _effects(records, latents, self.columns)
+        self.effects = None if ablations is None else _effects(ablations, records, latents, self.columns)
         wanted = np.isin(self.columns["group"], [GROUPS.index(name) for name in groups])
         self.rows = wanted.nonzero()[0]
         self.latents = self.columns["latent"][self.rows]
@@ -54,7 +54,7 @@ def chunks(
     groups: tuple[str, ...] = GROUPS,
 ) -> Iterator[tuple[Examples, np.ndarray, dict[str, np.ndarray]]]:
     """For `each` latents at a time: the examples of their row group, the latents [m], and the arrays of their pages."""
-    table = records.table()
+    table, ablations = records.table(), ablations_table(records.folder)
     histogram = table["histogram"].combine_chunks()
     counts = histogram.values.to_numpy().reshape(len(table), -1)
     moments = {name: table[name].to_numpy() for name in MOMENTS}
@@ -66,7 +66,7 @@ def chunks(
         for number in np.unique(some // ROWS_PER_GROUP).tolist():
             if number != group:
                 at = int(number) * ROWS_PER_GROUP
-                group, examples = number, Examples(records, range(at, at + 1), groups)
+                group, examples = number, Examples(records, range(at, at + 1), groups, ablations)
             assert examples is not None
             mine = some[some // ROWS_PER_GROUP == number]
             rows = examples.of(mine)
@@ -166,16 +166,12 @@ def _codes(column: Any, names: tuple[str, ...]) -> np.ndarray:
 
 
 def _effects(
-    records: Records, latents: range, columns: dict[str, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray] | None:
+    ablations: Any, records: Records, latents: range, columns: dict[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
     """The ablation effects of each example: offsets [n + 1] into values [N], NaN where there is none."""
-    path = records.folder / ABLATIONS
-    if not path.exists():
-        return None
-    refuse_pointer(path)
     first = latents.start // ROWS_PER_GROUP * ROWS_PER_GROUP
-    inside = [("latent", ">=", first), ("latent", "<", first + ROWS_PER_GROUP)]
-    table = arrow().parquet.read_table(path, filters=inside)
+    begin, end = np.searchsorted(ablations["latent"].to_numpy(), [first, first + ROWS_PER_GROUP]).tolist()
+    table = ablations.slice(begin, end - begin)
     names = table["group"].cast(arrow().string())
     group = arrow().compute.index_in(names, value_set=arrow().array(GROUPS)).to_numpy().astype(np.int64)
     found = {name: table[name].to_numpy() for name in ("latent", "bin", "rank")} | {"group": group}

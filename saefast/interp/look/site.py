@@ -14,9 +14,9 @@ import numpy as np
 import saefast
 from saefast.errors import check
 from saefast.files import digest, file_checksum, write_atomic
-from saefast.interp.effects import Effects, Neighbours
+from saefast.interp.effects import ABLATIONS, Effects, Neighbours
 from saefast.interp.look import lists, texts
-from saefast.interp.look.latents import ABLATIONS, chunks
+from saefast.interp.look.latents import chunks
 from saefast.interp.look.pack import pack
 from saefast.interp.look.tokens import Shown
 from saefast.interp.records import Records

@@ -6,12 +6,13 @@
 Jupyter, VS Code and nbconvert render what it returns: HTML in one piece, without scripts. In a terminal it prints as text.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from saefast.errors import check
-from saefast.interp.effects import Effects
+from saefast.interp.effects import Effects, read_ablations
 from saefast.interp.explanations import read_explanations
 from saefast.interp.notebook.active import ActiveText
 from saefast.interp.notebook.page import (
@@ -23,12 +24,10 @@ from saefast.interp.notebook.page import (
     text_text,
 )
 from saefast.interp.records import LatentRecord, Records
-from saefast.interp.records.tables import arrow
 from saefast.interp.strongest import strongest
 from saefast.interp.vocabulary import Vocabulary
 
 __all__ = ["ActiveText", "View", "show"]
-ABLATIONS = "ablations.parquet"
 
 
 class View:
@@ -95,13 +94,14 @@ def show(
     if effects is None:
         effects = Effects.load(folder) if folder else Effects()
     explanations = read_explanations(folder) if folder else []
+    ablations = _ablations(folder) if folder else {}
     shown = [
         Shown(
             one,
             vocabulary,
             effects,
             [entry for entry in explanations if entry["latent"] == one.latent],
-            read_ablations(folder, one.latent) if folder else {},
+            ablations.get(one.latent, {}),
             n,
         )
         for one in latents
@@ -109,13 +109,12 @@ def show(
     return _view([latent_html(one) for one in shown], [latent_text(one) for one in shown])
 
 
-def read_ablations(folder: Path, latent: int) -> dict[tuple[str, int, int], Sequence[float | None]]:
-    """Effects of a latent on the tokens of its windows, by group, bin and rank; none without a file."""
-    path = folder / ABLATIONS
-    if not path.exists():
-        return {}
-    table = arrow().parquet.read_table(path, filters=[("latent", "=", latent)])
-    return {(row["group"], row["bin"], row["rank"]): row["effects"] for row in table.to_pylist()}
+def _ablations(folder: Path) -> dict[int, dict[tuple[str, int, int], Sequence[float | None]]]:
+    """Effects on the tokens of windows, by latent, and by group, bin and rank."""
+    found: dict[int, dict[tuple[str, int, int], Sequence[float | None]]] = defaultdict(dict)
+    for (latent, group, part, rank), effects in read_ablations(folder).items():
+        found[latent][group, part, rank] = effects
+    return found
 
 
 def _view(html: Sequence[str], text: Sequence[str]) -> View:

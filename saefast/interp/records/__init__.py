@@ -17,7 +17,7 @@ from saefast.config.records import RecordsConfig
 from saefast.errors import check
 from saefast.files import digest
 from saefast.interp.records.batches import check_has_text
-from saefast.interp.records.codes import check_files, write_codes
+from saefast.interp.records.codes import write_codes
 from saefast.interp.records.folder import begin, finish, index_of
 from saefast.interp.records.plan import Plan, plan
 from saefast.interp.records.read import Example, LatentRecord, Records
@@ -64,7 +64,6 @@ def record(
         return Records(folder)
     if not index["blocks"]:
         begin(folder, index, plan(sae, source, config, tokens))
-    check_files(folder, index["blocks"])  # those of an earlier call
     write_codes(sae, source, folder, index, backend, tokens, progress)
     return finish(folder, index)
 

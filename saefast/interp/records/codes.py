@@ -111,9 +111,10 @@ def write_codes(
         progress: called with the number of rows of each batch.
 
     Raises:
-        InputError: see `text_rows`; another width; NaN or Inf in the rows.
+        InputError: see `text_rows`; another width; NaN or Inf in the rows; a block that is there is damaged.
     """
     blocks, ops = index["blocks"], load_backend(backend, sae.params.W_enc.device.type)
+    check_files(folder, blocks)  # those of an earlier call
     with ThreadPoolExecutor(1) as pool:  # while one block is saved the next is gathered
         saved: Future[None] | None = None
         for block in _gathered(sae, source, ops, [dict(entry) for entry in blocks], tokens, progress):
@@ -195,7 +196,9 @@ def read_blocks(folder: Path, index: dict[str, Any]) -> list[Block]:
         try:
             with safe_open(path, framework="pt") as file:
                 checksum = (file.metadata() or {}).get("saefast", "").split(" ")[0]
-                offsets, slots, acts = (file.get_tensor(name).numpy() for name in ("offsets", "slots", "acts"))
+                offsets, slots, acts = (
+                    file.get_tensor(name).numpy() for name in ("offsets", "slots", "acts")
+                )
         except SafetensorError as error:
             raise InputError(f"{path}: corrupt or not written by saefast ({line(error)})") from None
         check(checksum == entry["codes"]["sha256"], f"{path}: not the code that {INDEX} lists")

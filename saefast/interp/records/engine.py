@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from saefast.config.records import RecordsConfig
+from saefast.errors import InputError
 from saefast.interp.records import select as specification
 from saefast.interp.records.select import STATISTICS, Block, Selected
 from saefast.interp.records.text import Ints, Text
@@ -28,7 +29,7 @@ def select(blocks: Sequence[Block], first: int, end: int, text: Text, config: Re
     """As `saefast.interp.records.select.select`.
 
     Raises:
-        ValueError: the code of a latent is damaged (the extension alone looks).
+        InputError: the code of a latent is damaged (the extension alone looks).
     """
     if not IS_NATIVE:
         return specification.select(blocks, first, end, text, config)
@@ -42,7 +43,10 @@ def select(blocks: Sequence[Block], first: int, end: int, text: Text, config: Re
     sizes = [config.n_top, config.n_intervals, config.per_interval, config.n_quantiles, config.per_quantile]
     sizes += [config.n_random, config.n_inactive, config.n_bins, config.before, config.after]
     given = first, *_ends(text), text.n_rows, sizes, config.seed
-    _C.select_examples(_tuples(blocks), *given, *selected, torch.get_num_threads())
+    try:
+        _C.select_examples(_tuples(blocks), *given, *selected, torch.get_num_threads())
+    except ValueError as error:
+        raise InputError(error) from None
     return selected
 
 

@@ -107,7 +107,9 @@ class Records:
         self._check(latent)
         slots, acts = entries(self.blocks, latent)
         n_slots = sum(block["n_contexts"] for block in self.index["blocks"]) * self.index["context_length"]
-        good = not len(slots) or (slots[0] >= 0 and slots[-1] < n_slots and bool((slots[1:] > slots[:-1]).all()))
+        good = not len(slots) or (
+            slots[0] >= 0 and slots[-1] < n_slots and bool((slots[1:] > slots[:-1]).all())
+        )
         good = good and bool(((acts > 0) & np.isfinite(acts)).all())
         check(good, f"{self.folder}: the code of latent {latent} is damaged; `Records.check` names the file")
         return slots, acts

@@ -8,8 +8,8 @@ examples.parquet has a row for each example, those of `ROWS_PER_GROUP` latents i
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 

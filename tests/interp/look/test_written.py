@@ -5,14 +5,13 @@ import json
 import zlib
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
 from saefast.config.records import GROUPS
 from saefast.errors import InputError
 from saefast.interp.effects import Alignment, Effects, LogitWeights, Neighbours
+from saefast.interp.effects.ablation_file import write_ablations
 from saefast.interp.look import Compared, pack, texts, write_site
 from saefast.interp.look.latents import pool_of, spans
 from tests.helpers import look_records
@@ -64,15 +63,9 @@ def world(tmp_path_factory):
         None if i % 5 == 0 else [None] + [i + j / 8 for j in range(1, n)]
         for i, n in enumerate(table["length"].to_pylist())
     ]
-    columns = {name: table[name] for name in ("latent", "group", "bin", "rank")} | {
-        "effects": pa.array(effects, pa.list_(pa.float32()))
-    }
-    kept = (
-        pa.table(columns)
-        .filter(pa.array([one is not None for one in effects]))
-        .take(list(range(sum(one is not None for one in effects)))[::-1])
-    )
-    pq.write_table(kept, records.folder / "ablations.parquet")
+    places = table.select(["latent", "group", "bin", "rank"]).to_pylist()
+    rows = [place | {"effects": one} for place, one in zip(places, effects, strict=True) if one is not None]
+    write_ablations(records.folder, rows[::-1], {})
     near = Neighbours(torch.arange(40, dtype=torch.int32)[:, None] % 30, torch.rand(40, 1))
     places = np.random.default_rng(0).standard_normal((40, 2))
     options = {"effects": effects_of(40), "compare": Compared(other, near, None), "coordinates": places}
