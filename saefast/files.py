@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,19 @@ os.umask(_UMASK)
 _MARK = "blake2b-"  # every checksum of this module that is kept in a JSON file begins so
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """While `path` is written: an error of the disk names it, which that of a write does not by itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+    except SafetensorError as error:
+        raise OSError(f"{path}: could not be written ({error})") from None
+
+
 def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
     """Call `write(temporary path)`, flush that file to disk and rename it to `path`: a reader sees the old or the new file.
 
@@ -33,20 +47,13 @@ def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
     temporary = scratch / path.name
     _remove(scratch)
     try:
-        scratch.mkdir()
-        write(temporary)
-        os.chmod(temporary, 0o666 & ~_UMASK)  # safetensors makes its files private
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        if (
-            isinstance(error, OSError) and error.errno and error.filename is None
-        ):  # a write does not name its file
-            raise OSError(error.errno, error.strerror, str(path)) from None
-        if isinstance(error, SafetensorError):
-            raise OSError(f"{path}: could not be written ({error})") from None
-        raise
+        with naming(path):
+            scratch.mkdir()
+            write(temporary)
+            os.chmod(temporary, 0o666 & ~_UMASK)  # safetensors makes its files private
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         _remove(scratch)
     folder = os.open(path.parent, os.O_RDONLY)

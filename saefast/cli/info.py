@@ -15,10 +15,13 @@ from saefast.errors import InputError, check
 
 @dataclass(frozen=True)
 class Info:
-    """Show what a run, an SAE, a shard folder or an activation file holds; without PATH, what this machine offers."""
+    """Show what a run, an SAE, records, a shard folder or an activation file hold; without PATH, what this machine offers.
+
+    Of records every file is read and compared with its checksum.
+    """
 
     path: Positional[Path | None] = None
-    """Run folder, SAE folder, shard folder, .npy or .safetensors file."""
+    """Run folder, SAE folder, folder of records, shard folder, .npy or .safetensors file."""
     json: bool = False
     """Print JSON."""
 
@@ -44,12 +47,15 @@ def describe(path: Path) -> dict[str, Any]:
     """What `path` holds, as plain values."""
     from saefast import formats
     from saefast.activations.open import open_source
+    from saefast.interp.records import is_records
     from saefast.sae import SAE
     from saefast.train.run import checkpoint, run_folder
     from saefast.train.run.loggers import read_lines
 
-    kinds = "a run, an SAE, a shard folder or an activation file"
+    kinds = "a run, an SAE, records, a shard folder or an activation file"
     check(path.exists(), f"path: expected {kinds}, found nothing at {path}")
+    if is_records(path):
+        return _of_records(path)
     try:
         format = formats.detect(path)
     except InputError as no_sae:
@@ -75,6 +81,23 @@ def describe(path: Path) -> dict[str, Any]:
         sae = SAE.from_pretrained(path)
         found["sae"] = asdict(sae.config) | sae.metadata
         found["parameters"] = sum(p.numel() for p in sae.parameters())
+    return found
+
+
+def _of_records(path: Path) -> dict[str, Any]:
+    """After all files were checked."""
+    from saefast.interp.atlas import Atlas
+    from saefast.interp.effects import Effects, read_ablations
+    from saefast.interp.records import Records
+
+    records = Records(path)
+    records.check()
+    made = [name for name, table in Effects.load(path)._asdict().items() if table is not None]
+    sae, index = records.index["sae"], records.index
+    found = {"kind": "records", "d_sae": records.d_sae, "d_in": sae["d_in"], "rows": records.n_rows}
+    found |= {"entries": sum(block["n_entries"] for block in index["blocks"])}
+    found |= {"ablated_windows": len(read_ablations(path)), "map": Atlas.load(path) is not None}
+    found |= {"effects": ", ".join(made) or None, "sae": sae, "source": index["source"]}
     return found
 
 

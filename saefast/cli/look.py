@@ -85,6 +85,7 @@ class Look:
         vocabulary, eos = tokenizer_of(lm)
         separator = source.describe().get("notes", {}).get("separator", eos)
         records = self._record(sae, source, [] if separator is None else [separator])
+        records.check()
         vocabulary.check_fits(records.text.contexts[:64].tolist())
         coordinates, clusters = self._map(sae, records)
         self._effects(sae, source, records, str(lm), len(vocabulary), device)

@@ -32,6 +32,8 @@ from saefast.files import digest
 from tests.faults.damage import json_file
 from tests.faults.damage_inside import kinds_for
 from tests.faults.damaged_runs import RUNS
+from tests.faults.looked import described
+from tests.faults.looked import read as read_records
 from tests.helpers.format_cases import D_IN, EXACT, JUMP, NESTED, label, make, rows
 from tests.helpers.published import QWEN, lens_checkpoint, llama_scope, parts
 
@@ -144,6 +146,9 @@ def subjects() -> list[Subject]:
         (folder / "run" / "curves.png").unlink(missing_ok=True)
         return folder / "run"
 
+    def records(folder: Path) -> Path:
+        return described(folder).folder
+
     for name, write in {
         "sae_lens-scaler": scaled,
         "llama_scope": llama,
@@ -157,6 +162,7 @@ def subjects() -> list[Subject]:
     found.append(Subject("safetensors", arrays, read_rows, False))
     found.append(Subject("shards", shards, read_rows, True))
     found.append(Subject("run", run, read_run, True))
+    found.append(Subject("records", records, read_records, True))
     found += [Subject(name, *each, True, True) for name, each in RUNS.items()]
     return found
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import saefast
 from saefast.errors import InputError
+from tests.faults.looked import look_between
 from tests.faults.scenarios import SCENARIOS, Operations, choose, in_child, kill_self, result
 
 RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "cpu" / "kills.json"
@@ -50,6 +51,7 @@ def look(out: Path) -> None:
     for run in [*out.glob("run"), *out.glob("*_*")]:
         with suppress(InputError):
             saefast.SAE.from_pretrained(run)
+    look_between(out)
 
 
 def once(name: str, whole: Whole, out: Path, rng: random.Random, counts: Counter) -> list[str]:
@@ -107,10 +109,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--budget", type=float, default=60.0, help="seconds")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", help="these scenarios")
     parser.add_argument("--kills", type=int, help="end after so many")
     parser.add_argument("--write", action="store_true", help=f"keep the figures in {RESULT.name}")
     args = parser.parse_args()
-    found = campaign(args.budget, args.seed, args.kills)
+    found = campaign(args.budget, args.seed, args.kills, args.only)
     print(json.dumps(found, indent=2))
     if args.write:
         RESULT.write_text(json.dumps(found, indent=2) + "\n")

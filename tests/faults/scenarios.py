@@ -22,6 +22,7 @@ from saefast.files import read_json_checked
 from saefast.sweep import Member, pareto, sweep
 from saefast.train.run import plots
 from saefast.train.run.export import export_checkpoint
+from tests.faults.looked import looked, recorded
 
 STEPS, BATCH, WIDTH = 15, 64, 16
 SKETCH = "drawn"
@@ -99,6 +100,8 @@ SCENARIOS |= {
     "sweep": lambda out: sweep(members(), TensorSource(rows()), out, TensorSource(rows()[:200]), resume=True),
     "export": export,
     "curves": train_and_draw,
+    "records": recorded,
+    "look": looked,
 }
 
 

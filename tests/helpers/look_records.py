@@ -8,7 +8,7 @@ import torch
 
 from saefast.files import save_tensors, write_json_checked
 from saefast.interp.records import Records, RecordsConfig
-from saefast.interp.records.codes import INDEX
+from saefast.interp.records.index import INDEX
 from saefast.interp.records.select import Block, select
 from saefast.interp.records.tables import EXAMPLES, LATENTS, arrow, write_tables
 from saefast.interp.records.text import Text

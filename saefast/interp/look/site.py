@@ -13,7 +13,7 @@ import numpy as np
 
 import saefast
 from saefast.errors import check
-from saefast.files import digest, file_checksum, write_atomic
+from saefast.files import digest, file_checksum, naming, write_atomic
 from saefast.interp.effects import ABLATIONS, Effects, Neighbours
 from saefast.interp.look import lists, texts
 from saefast.interp.look.latents import chunks
@@ -99,7 +99,9 @@ def write_site(
 
     def write(name: str, arrays: Arrays, values: dict[str, Any] | None = None) -> None:
         text = pack(name, build, arrays, values)
-        (data / f"{name}.js").write_bytes(text)  # whole or not is seen by index.html, which is written last
+        path = data / f"{name}.js"
+        with naming(path):  # whole or not is seen by index.html, which is written last
+            path.write_bytes(text)
 
     for name, arrays in around.items():
         write(name, arrays)
@@ -279,6 +281,7 @@ def _write_page(out: Path, build: str, title: str) -> None:
         if path.name == INDEX:
             page = path.read_text(encoding="utf-8")
         elif path.suffix in (".js", ".css", ".svg"):
-            (out / ASSETS / path.name).write_bytes(path.read_bytes())
+            with naming(out / ASSETS / path.name):
+                (out / ASSETS / path.name).write_bytes(path.read_bytes())
     page = page.replace("{build}", build).replace("{title}", html.escape(title))
     write_atomic(out / INDEX, lambda path: path.write_text(page, encoding="utf-8"))

@@ -20,16 +20,14 @@ from saefast.errors import InputError, check, line
 from saefast.files import load_tensors, save_tensors, write_json_checked
 from saefast.interp.records import engine
 from saefast.interp.records.batches import text_rows
+from saefast.interp.records.index import INDEX
 from saefast.interp.records.select import Block
 from saefast.interp.records.text import Text
 from saefast.sae import SAE
 from saefast.sae.inference import encode
 
 BLOCK_ENTRIES, BLOCK_TOKENS = 2**22, 2**26  # a block ends with the batch that reaches one of them
-ENTRIES_PER_LATENT = (
-    16  # or, of a large dictionary, that many entries of each latent on average: they are read in one piece
-)
-INDEX = "index.json"
+ENTRIES_PER_LATENT = 16  # or, of a large dictionary, that many of each on average: they are read in one piece
 
 
 def block_entries(d_sae: int) -> int:

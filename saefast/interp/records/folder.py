@@ -11,16 +11,14 @@ from typing import Any
 
 from saefast.config.records import RecordsConfig
 from saefast.errors import InputError, check, shown
-from saefast.files import read_json_checked, write_json_checked
+from saefast.files import write_json_checked
 from saefast.interp.records import engine
-from saefast.interp.records.codes import INDEX, read_blocks, read_text
+from saefast.interp.records.codes import read_blocks, read_text
+from saefast.interp.records.index import FORMAT, INDEX, VERSION, read_index
 from saefast.interp.records.plan import Plan, check_disk
 from saefast.interp.records.read import Records
 from saefast.interp.records.select import Selected
 from saefast.interp.records.tables import ROWS_PER_GROUP, write_tables
-
-FORMAT, VERSION = "saefast-records", 1
-
 
 def index_of(
     folder: Path,
@@ -41,7 +39,7 @@ def index_of(
     wanted = json.loads(json.dumps(wanted))  # as it is read back: a tuple is a list there
     if not (folder / INDEX).exists():
         return wanted | {"complete": False, "context_length": None, "blocks": []}
-    index = read_json_checked(folder / INDEX)
+    index = read_index(folder)
     for key, value in wanted.items():
         found = index.get(key)
         other = "choose another folder (--records), or delete it"

@@ -11,8 +11,9 @@ import numpy as np
 
 from saefast.config.records import GROUPS, RecordsConfig
 from saefast.errors import check
-from saefast.files import file_checksum, read_json_checked
-from saefast.interp.records.codes import INDEX, check_files, read_blocks, read_text
+from saefast.files import file_checksum
+from saefast.interp.records.codes import check_files, read_blocks, read_text
+from saefast.interp.records.index import INDEX, read_index
 from saefast.interp.records.select import STATISTICS, Block, entries
 from saefast.interp.records.tables import EXAMPLES, LATENTS, ROWS_PER_GROUP, arrow, reading
 from saefast.interp.records.text import Text
@@ -73,9 +74,7 @@ class Records:
         how = "`saefast look RUN SOURCE` makes records"
         there = (self.folder / INDEX).exists()
         check(there, f"records: expected a folder with records, found none at {self.folder}; {how}")
-        self.index = index = read_json_checked(self.folder / INDEX)
-        ok = index.get("format") == "saefast-records" and index.get("version") == 1
-        check(ok, f"{self.folder / INDEX}: expected the index of saefast-records, version 1")
+        self.index = index = read_index(self.folder)
         check(
             index["complete"],
             f"{self.folder}: these records are incomplete; {how}: it goes on where it stopped",
