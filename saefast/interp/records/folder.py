@@ -20,6 +20,7 @@ from saefast.interp.records.read import Records
 from saefast.interp.records.select import Selected
 from saefast.interp.records.tables import ROWS_PER_GROUP, write_tables
 
+
 def index_of(
     folder: Path,
     sae: dict[str, Any],
