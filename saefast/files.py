@@ -63,6 +63,33 @@ def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
         os.close(folder)
 
 
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A folder to write many small files in: they are moved into `folder`, in place of those with their names, when all are written.
+
+    One flush to disk for all of them, where `write_atomic` has one for each. A failure on the way leaves `folder` as it was; one
+    while they are moved, old files and new ones, each of them whole.
+
+    Raises:
+        OSError: a file could not be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = folder / ".tmp"
+    _remove(scratch)
+    scratch.mkdir()
+    try:
+        yield scratch
+        os.sync()
+        for path in sorted(scratch.iterdir()):
+            os.replace(path, folder / path.name)
+    except OSError as error:
+        if error.errno and error.filename is None:  # a write does not name its file
+            raise OSError(error.errno, error.strerror, str(folder)) from None
+        raise
+    finally:
+        _remove(scratch)
+
+
 def refuse_pointer(path: Path) -> None:
     """Raise InputError if the file at `path` is what git leaves in place of one that Git LFS keeps."""
     if path.is_file() and path.stat().st_size < 1024:

@@ -14,6 +14,7 @@ from saefast.interp.records.tables import ROWS_PER_GROUP
 from saefast.interp.vocabulary import Vocabulary
 
 SHOWN = ("top", "interval", "quantile")
+OWN = ("group", "bin", "rank", "slot")  # keys of an activation that are ours
 
 
 def short(values: Any) -> list[float]:
@@ -33,16 +34,18 @@ def dashboards(
     vocabulary: Vocabulary,
     groups: Sequence[str] = ("top", "interval"),
     n_logits: int | None = None,
+    strings: Sequence[str] | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """The latents of one row group of the records after another, with the keys of SAEDashboard's features.
 
-    An activation has three keys more, "group", "bin" and "rank". Its bin is (-1, largest activation, -1) in the group "top".
+    An activation has the keys `OWN` more; "slot" is that of its token. Its bin is (-1, largest activation, -1) in the group "top".
     In an interval it is its bounds and the share of all tokens with an activation in it; in a quantile group, the smallest and
     the largest activation of its contexts and their share of the contexts in which the latent is active.
 
     Args:
         groups: which examples, of SHOWN.
         n_logits: tokens of the logit weights; default: all that the effects have.
+        strings: how each token is written; default: `token_strings`.
 
     Raises:
         InputError: an unknown group, effects of other latents, or a token that the vocabulary does not have.
@@ -55,7 +58,7 @@ def dashboards(
     largest = int(records.text.contexts.max(initial=0))
     want = f"one with ids below {len(vocabulary)}"
     check(largest < len(vocabulary), f"tokenizer: expected {want}, the text has token {largest}")
-    strings = token_strings(vocabulary)
+    strings = token_strings(vocabulary) if strings is None else strings
     statistics = records.table(["density", "max", "histogram"])
     notes = _notes(records)
     for first in range(0, records.d_sae, ROWS_PER_GROUP):
@@ -95,7 +98,7 @@ def _histogram(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _effects(effects: Effects, latent: int, strings: list[str], n_logits: int | None) -> dict[str, Any]:
+def _effects(effects: Effects, latent: int, strings: Sequence[str], n_logits: int | None) -> dict[str, Any]:
     """Lists; empty where the effects do not have the table."""
     found: dict[str, Any] = {}
     alignment = effects.alignment
@@ -132,7 +135,7 @@ def _add_activations(
     found: list[dict[str, Any]],
     rows: list[dict[str, Any]],
     records: Records,
-    strings: list[str],
+    strings: Sequence[str],
     groups: Sequence[str],
 ) -> None:
     first = found[0]["feature_index"]
@@ -163,7 +166,8 @@ def _add_activations(
             strings[token] for token in contexts[context, start : start + length].tolist()
         ]
         activation |= {"values": values, "qualifying_token_index": position - start}
-        found[latent - first]["activations"].append(activation | {"group": group, "bin": part, "rank": rank})
+        own = zip(OWN, (group, part, rank, context * records.text.length + position), strict=True)
+        found[latent - first]["activations"].append(activation | dict(own))
 
 
 def _bounds(group: str, latent: int, largest: float, records: Records) -> list[tuple[float, float, float]]:
@@ -177,11 +181,17 @@ def _bounds(group: str, latent: int, largest: float, records: Records) -> list[t
         edges = short(np.arange(n + 1) * largest / n)
         return list(zip(edges[:-1], edges[1:], counts.tolist(), strict=True))
     n = records.config.n_quantiles
-    contexts = slots // records.text.length
-    starts = np.concatenate([[0], np.flatnonzero(np.diff(contexts)) + 1])
-    peaks = np.sort(np.maximum.reduceat(acts, starts))
+    peaks = peaks_of(slots, acts, records.text.length)
     m = len(peaks)
     parts = [peaks[i * m // n : (i + 1) * m // n] for i in range(n)]
     ends = [(p.min(), p.max()) if len(p) else (0.0, 0.0) for p in parts]
     lows, highs = (short(list(column)) for column in zip(*ends, strict=True))
     return [(low, high, len(p) / m) for low, high, p in zip(lows, highs, parts, strict=True)]
+
+
+def peaks_of(slots: np.ndarray, acts: np.ndarray, length: int) -> np.ndarray:
+    """The largest activation of each context in which there is one, the smallest first; [m] float32."""
+    if not len(slots):
+        return acts
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(slots // length)) + 1])
+    return np.sort(np.maximum.reduceat(acts, starts))

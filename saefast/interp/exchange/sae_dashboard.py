@@ -12,13 +12,12 @@ from typing import Any
 from saefast.errors import check
 from saefast.files import read_json, write_atomic
 from saefast.interp.effects import Effects
-from saefast.interp.exchange.dashboards import dashboards
+from saefast.interp.exchange.dashboards import OWN, dashboards
 from saefast.interp.records.read import Records
 from saefast.interp.vocabulary import Vocabulary
 from saefast.sae import SAE
 
 NAME = re.compile(r"batch-(\d+)\.json")
-OWN = ("group", "bin", "rank")
 
 
 def export_sae_dashboard(
