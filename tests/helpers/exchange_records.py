@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,8 +34,8 @@ class Words(Tokens):
 WORDS = Words(RAW)
 
 
-def records(folder: Path) -> Records:
-    found = make(folder, WORDS, d_sae=F)
+def records(folder: Path, **given: Any) -> Records:
+    found = make(folder, WORDS, d_sae=F, **given)
     (folder / "explanations.jsonl").write_text("".join(json.dumps(one) + "\n" for one in LINES))
     return found
 

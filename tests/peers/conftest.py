@@ -10,7 +10,14 @@ from saefast import open_source
 
 ROOT = Path(__file__).parent.parent.parent
 # `make test` passes over them: its environment has none of these packages
-PACKAGES = ("sae_lens", "sparsify", "dictionary_learning", "llamascopium")
+PACKAGES = (
+    "sae_lens",
+    "sparsify",
+    "dictionary_learning",
+    "llamascopium",
+    "neuron_explainer",
+    "circuit_tracer",
+)
 collect_ignore_glob = [] if any(map(find_spec, PACKAGES)) else ["test_*.py"]
 
 
