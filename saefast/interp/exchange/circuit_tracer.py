@@ -135,9 +135,7 @@ def _pages(
             page["examples_quantiles"] = _groups(feature, groups)
             page |= {"top_logits": feature["pos_str"], "bottom_logits": feature["neg_str"], "act_min": 0.0}
             page["act_max"] = short(acts[-1:])[0] if len(acts) else 0.0
-            places = (
-                np.arange(1, 101) * len(acts) + 99
-            ) // 100 - 1  # the smallest with at least so many percent
+            places = (np.arange(1, 101) * len(acts) + 99) // 100 - 1  # rounded up, counted from 0
             page["quantile_values"] = short(acts[places]) if len(acts) else []
             page["histogram"] = feature["freq_hist_data_bar_heights"]
             page["activation_frequency"] = feature["frac_nonzero"]
@@ -200,7 +198,9 @@ def read_circuit_tracer(folder: str | Path, layer: int, latent: int) -> dict[str
     if entry is None and single.exists():
         return _checked(read_json(single), single)
     check(entry is not None, f"{folder}: expected layer {layer} in {INDEX}, or {single.name}; found neither")
-    name, offsets = (entry.get(key) for key in ("filename", "offsets")) if isinstance(entry, dict) else (0, 0)
+    listed: dict[str, Any] = entry if isinstance(entry, dict) else {}
+    name: Any = listed.get("filename")
+    offsets: Any = listed.get("offsets")
     ok = isinstance(name, str) and Path(name).name == name and isinstance(offsets, list) and len(offsets) > 0
     ok = ok and all(type(offset) is int and offset >= 0 for offset in offsets)
     check(ok, f"{folder / INDEX}: expected a file and offsets for layer {layer}")
@@ -231,14 +231,18 @@ def _unpacked(file: BinaryIO, size: int, where: str) -> Any:
 
 def _checked(value: Any, where: str | Path) -> dict[str, Any]:
     """What every reader needs is there."""
-    quantiles = value.get("examples_quantiles") if isinstance(value, dict) else None
+    quantiles: Any = value.get("examples_quantiles") if isinstance(value, dict) else None
     ok = isinstance(quantiles, list) and all(isinstance(one, dict) for one in quantiles)
     check(ok, f"{where}: expected a feature with examples_quantiles, got {shown(value)}")
     for quantile in quantiles:
-        examples = quantile.get("examples")
+        examples: Any = quantile.get("examples")
         ok = isinstance(quantile.get("quantile_name"), str) and isinstance(examples, list)
         for one in examples if ok else []:
-            lists = [one.get(key) for key in ("tokens", "tokens_acts_list")] if isinstance(one, dict) else [0]
-            ok = ok and all(isinstance(some, list) for some in lists) and len(lists[0]) == len(lists[1])
+            tokens, acts = _lists(one)
+            ok = ok and isinstance(tokens, list) and isinstance(acts, list) and len(tokens) == len(acts)
         check(ok, f"{where}: expected examples with a number for each token")
     return value
+
+
+def _lists(one: Any) -> tuple[Any, Any]:
+    return (one.get("tokens"), one.get("tokens_acts_list")) if isinstance(one, dict) else (None, None)

@@ -115,12 +115,11 @@ def _checked(samples: Any, path: Path) -> list[dict[str, Any]]:
     check(isinstance(samples, list), f"{path}: expected lists of tokens and activations")
     found = []
     for one in samples:
-        tokens, acts = (
-            (one.get(key) for key in ("tokens", "activations")) if isinstance(one, dict) else (0, 0)
-        )
+        value: dict[str, Any] = one if isinstance(one, dict) else {}
+        tokens, acts = value.get("tokens"), value.get("activations")
         ok = isinstance(tokens, list) and isinstance(acts, list) and len(tokens) == len(acts)
-        ok = ok and all(isinstance(token, str) for token in tokens)
-        ok = ok and all(type(act) in (int, float) and math.isfinite(act) for act in acts)
+        ok = ok and all(isinstance(token, str) for token in tokens or ())
+        ok = ok and all(type(act) in (int, float) and math.isfinite(act) for act in acts or ())
         check(ok, f"{path}: expected as many finite activations as tokens in each record")
         found.append({"tokens": tokens, "activations": acts})
     return found

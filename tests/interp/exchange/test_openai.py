@@ -1,6 +1,7 @@
 """OpenAI's neuron-explainer records, against the whole code; their own reader is in tests/peers/test_openai_records.py."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from saefast.interp.exchange.openai import MOMENTS, export_openai
 from saefast.interp.exchange.openai_read import read_openai, read_openai_explanations
 from tests.helpers import exchange_records as cases
 from tests.helpers.exchange_records import RAW, WORDS, F, everything
+from tests.helpers.look_records import SMALL
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,7 @@ def test_moments_are_those_of_all_tokens_with_a_row(records, code, neurons):
 
 def test_random_sample_is_of_all_text(records, code, neurons):
     text, n_active, n_tokens = records.text, 0, 0
+    before, after = records.config.before, records.config.after
     windows = {}
     for context, tokens in enumerate(text.contexts.tolist()):
         for begin in range(text.length):
@@ -90,9 +93,10 @@ def test_random_sample_is_of_all_text(records, code, neurons):
         assert len(neuron["random_sample"]) == 8
         for tokens, acts in as_pairs(neuron["random_sample"]):
             places = strings[tuple(tokens)]
-            fitting = [(c, b) for c, b, e in places if code[latent][c, b:e].tolist() == acts]
-            assert fitting
-            contexts.append({context for context, _ in fitting})
+            fitting = [(c, b, e) for c, b, e in places if code[latent][c, b:e].tolist() == acts]
+            centres = [(c, b + before if b > 0 else e - after - 1) for c, b, e in fitting]
+            assert any(text.encoded[centre] for centre in centres)  # only tokens with a row are drawn
+            contexts.append({context for context, _, _ in fitting})
             n_active, n_tokens = n_active + np.count_nonzero(acts), n_tokens + len(acts)
         for one in contexts:
             assert sum(one == other for other in contexts) == 1 or len(one) > 1  # one of each context
@@ -105,14 +109,11 @@ def test_tokens_of_the_largest_average_activation(records, code, written):
     text = records.text
     tokens = text.contexts[text.encoded]
     counts = np.bincount(tokens, minlength=len(RAW))
-    assert 0 < (counts < 20).sum() < len(RAW)
-    out = export_openai(
-        records, cases.effects(), WORDS, written.parent / "common", layer=0, n_tokens=6, min_count=20
-    )
-    for folder, least, n in (
-        (written / "related-tokens/activation-based/3", 3, 50),
-        (out / "related-tokens/activation-based/0", 20, 6),
-    ):
+    common = int(np.sort(counts)[len(counts) // 2])  # a count that there is
+    out = written.parent / "common"
+    export_openai(records, cases.effects(), WORDS, out, layer=0, n_tokens=6, min_count=common)
+    for folder, least, n in ((written, 3, 50), (out, common, 6)):
+        [folder] = (folder / "related-tokens/activation-based").iterdir()
         for latent in range(F):
             found = json.loads((folder / f"{latent}.json").read_text())
             acts = code[latent][text.encoded].astype(np.float64)
@@ -154,6 +155,11 @@ def test_rerun_gives_the_same_bytes_and_clears_old_files(records, tmp_path):
 def test_a_full_disk_leaves_what_was_there(records, tmp_path, monkeypatch):
     export_openai(records, cases.effects(), WORDS, tmp_path, layer=3)
     before = everything(tmp_path)
+    left = tmp_path / "explanations/3/.tmp/7.jsonl"  # by a kill
+    left.parent.mkdir()
+    left.write_text("half")
+    export_openai(records, cases.effects(), WORDS, tmp_path, layer=3)
+    assert everything(tmp_path) == before
 
     def full():
         raise OSError(28, "No space left on device")
@@ -162,6 +168,13 @@ def test_a_full_disk_leaves_what_was_there(records, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left on device: '.*explanations/3'"):
         export_openai(records, cases.effects(), WORDS, tmp_path, layer=3, n_random=1)
     assert everything(tmp_path) == before
+
+
+def test_another_seed_draws_other_samples(tmp_path, neurons):
+    found = cases.records(tmp_path, config=replace(SMALL, seed=1))
+    export_openai(found, cases.effects(), WORDS, tmp_path / "out", layer=3, n_random=8)
+    for one, other in zip(read_openai(tmp_path / "out"), neurons, strict=True):
+        assert one["random_sample"] != other["random_sample"]
 
 
 def test_several_layers_and_chosen_latents(records, written, tmp_path):
