@@ -1,6 +1,5 @@
 """Records without a model: a text of chosen tokens and a random sparse code, in the files that `record` writes."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +7,12 @@ import torch
 
 from saefast.files import save_tensors, write_json_checked
 from saefast.interp.records import Records, RecordsConfig
+from saefast.interp.records.codes import write_block
+from saefast.interp.records.folder import begin, finish, index_of
 from saefast.interp.records.index import INDEX
-from saefast.interp.records.select import Block, select
-from saefast.interp.records.tables import EXAMPLES, LATENTS, arrow, write_tables
-from saefast.interp.records.text import Text
+from saefast.interp.records.plan import plan_of
+from saefast.interp.records.select import Block
+from saefast.interp.records.tables import EXAMPLES, LATENTS, arrow
 
 SMALL = RecordsConfig(n_top=6, per_interval=2, per_quantile=2, n_random=3, n_inactive=3, before=8, after=5)
 
@@ -40,7 +41,6 @@ def make(
     rng = np.random.default_rng(seed)
     if contexts is None:
         contexts = rng.integers(0, len(vocabulary), (12, 24)).astype(np.int32)
-    folder.mkdir(parents=True, exist_ok=True)
     n = contexts.size
     encoded = (np.arange(n) % 9 != 0).reshape(contexts.shape)
     slots = np.repeat(np.arange(n)[encoded.ravel()], k)
@@ -49,26 +49,26 @@ def make(
     order = np.lexsort((slots, owners))
     offsets = np.searchsorted(owners[order], np.arange(d_sae + 1))
     block = Block(0, offsets.astype(np.int64), slots[order].astype(np.int32), acts[order])
-    text = Text(contexts, encoded, [])
-    tensors = {name: torch.from_numpy(getattr(block, name)) for name in ("offsets", "slots", "acts")}
-    of_text = {"contexts": torch.from_numpy(contexts), "encoded": torch.from_numpy(encoded.astype(np.uint8))}
-    entry = {
-        "n_batches": 1,
-        "n_contexts": len(contexts),
-        "n_rows": int(encoded.sum()),
-        "n_entries": len(slots),
-    }
-    for name, some in (("codes", tensors), ("text", of_text)):
-        path = folder / f"{name}-00000.safetensors"
-        entry[name] = {"file": path.name, "sha256": save_tensors(path, some, {"block": 0})}
-        entry[name]["bytes"] = path.stat().st_size
     sae = {"d_in": 8, "d_sae": d_sae, "digest": str(seed), "model_name": "a model", "hook_name": "a place"}
-    index = {"format": "saefast-records", "version": 1, "sae": sae, "source": {"type": "test", "n_tokens": n}}
-    index |= {"config": asdict(config), "separators": [], "tokens": None, "complete": True}
-    index |= {"context_length": contexts.shape[1], "blocks": [entry]}
-    write_tables(folder, iter([(0, select([block], 0, d_sae, text, config))]), [block], text, config)
-    write_json_checked(folder / INDEX, index)
-    return Records(folder)
+    return write(folder, block, contexts, encoded, sae, {"type": "test", "n_tokens": n}, config)
+
+
+def write(
+    folder: Path,
+    block: Block,
+    contexts: np.ndarray,
+    encoded: np.ndarray,
+    sae: dict,
+    source: dict,
+    config: RecordsConfig,
+) -> Records:
+    """Records of this code, as `record` writes them."""
+    index = index_of(folder, sae, source, config, [], None)
+    begin(folder, index, plan_of(contexts.size, len(block.acts), sae["d_sae"], config))
+    code = {name: torch.from_numpy(getattr(block, name)) for name in ("offsets", "slots", "acts")}
+    text = {"contexts": torch.from_numpy(contexts), "encoded": torch.from_numpy(encoded.astype(np.uint8))}
+    write_block(folder, index, code, text, 1)
+    return finish(folder, index)
 
 
 def many(folder: Path, vocabulary: Tokens, d_sae: int) -> Records:

@@ -1,9 +1,9 @@
-"""Load an export into a Neuronpedia database of its own, made from the migrations of a checkout of hijohnnylin/neuronpedia.
+"""Fill a Neuronpedia database of its own with an export, compare what is in it with the export, and fill it again.
 
     python -m tests.peers.neuronpedia_database out/model/source --schema CHECKOUT
 
-Postgres from Debian (`apt-get install postgresql`) runs in a temporary folder, without a port. Rows go in as lib/db/import.ts
-there puts them: columns of the first line, jsonb_to_recordset, ON CONFLICT DO NOTHING. Without pgvector the embedding is an array.
+CHECKOUT: of hijohnnylin/neuronpedia; its migrations make the tables. Postgres from Debian (`apt-get install postgresql`) runs
+in a temporary folder, without a port. Where there is no pgvector, embeddings are arrays and their indices are left out.
 """
 
 import argparse
@@ -14,66 +14,122 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-SMALL = {"release": "SourceRelease", "model": "Model", "sourceset": "SourceSet", "source": "Source"}
-BULK = {"features": "Neuron", "activations": "Activation", "explanations": "Explanation"}
+from saefast.interp.exchange.neuronpedia_sql import BULK, SMALL, neuronpedia_sql
 
-
-def database(checkout: Path) -> str:
-    """The migrations in order, as SQL; what needs pgvector is left out."""
-    sql = []
-    for path in sorted((checkout / "apps/webapp/prisma/migrations").glob("*/migration.sql")):
-        text = re.sub(r"vector\(\d+\)", "double precision[]", path.read_text())
-        kept = [s for s in text.split(";") if not re.search(r"EXTENSION|hnsw|ivfflat|vector_\w+_ops", s)]
-        sql.append(";".join(kept))
-    return ";\n".join(sql)
+EVERY = 97  # of so many latents one is compared value by value
+NOT_COLUMNS = {
+    "Source": {"inferenceHosts"},
+    "Explanation": {"triggeredById"},
+}  # their import takes these two, too
 
 
 class Postgres:
-    """A server of the user postgres in a temporary folder."""
+    """A server of the user postgres in a temporary folder, with Neuronpedia's tables."""
 
-    def __init__(self) -> None:
+    def __init__(self, checkout: Path) -> None:
         self.bin = max(Path("/usr/lib/postgresql").glob("*/bin"))
         self.folder = Path(tempfile.mkdtemp(prefix="neuronpedia-"))
         shutil.chown(self.folder, "postgres", "postgres")
         self.run(self.bin / "initdb", "-D", self.folder / "data", "-A", "trust", "--no-sync", "-E", "UTF8")
-        options = f"-c listen_addresses='' -c fsync=off -k {self.folder}"
+        options = f"-c listen_addresses='' -c fsync=off -c autovacuum=off -k {self.folder}"
         log = self.folder / "log"
         self.run(self.bin / "pg_ctl", "-D", self.folder / "data", "-o", options, "-l", log, "-w", "start")
+        has_vector = self.sql("SELECT count(*) FROM pg_available_extensions WHERE name = 'vector';") == "1"
+        self.has_vector = has_vector
+        for path in sorted((checkout / "apps/webapp/prisma/migrations").glob("*/migration.sql")):
+            text = path.read_text()
+            if not has_vector:
+                text = re.sub(r"vector\(\d+\)", "double precision[]", text)
+                kept = [
+                    s for s in text.split(";") if not re.search(r"EXTENSION|hnsw|ivfflat|vector_\w+_ops", s)
+                ]
+                text = ";".join(kept)
+            self.sql(text)
 
-    def run(self, *command: object, text: str = "") -> str:
+    def run(self, *command: object, text: Iterable[str] = ()) -> str:
         whole = ["runuser", "-u", "postgres", "--", *map(str, command)]
-        done = subprocess.run(whole, check=False, input=text, text=True, capture_output=True, cwd="/")
-        if done.returncode:
-            raise SystemExit(f"{command[0]}: {done.stderr[-2000:]}")
-        return done.stdout.strip()
+        with tempfile.TemporaryFile("w+") as errors:
+            pipe = subprocess.PIPE
+            process = subprocess.Popen(whole, stdin=pipe, stdout=pipe, stderr=errors, text=True, cwd="/")
+            assert process.stdin and process.stdout
+            try:
+                for part in text:
+                    process.stdin.write(part)
+                process.stdin.close()
+            except BrokenPipeError:
+                pass  # it stopped at an error, which follows
+            found = process.stdout.read()
+            if process.wait():
+                errors.seek(0)
+                raise SystemExit(f"{command[0]}: {errors.read()[-2000:]}")
+        return found.strip()
 
-    def sql(self, text: str, stop: bool = True) -> str:
-        return self.run("psql", "-h", self.folder, "-qAt", "-v", f"ON_ERROR_STOP={int(stop)}", text=text)
+    def sql(self, *text: str) -> str:
+        return self.run("psql", "-h", self.folder, "-qAt", "-v", "ON_ERROR_STOP=1", text=text)
 
-    def insert(self, table: str, lines: list[str]) -> int:
-        """Returns how many rows the table has then."""
-        names = ", ".join(f"'{name}'" for name in json.loads(lines[0]))
-        columns = self.sql(
-            "SELECT quote_ident(column_name) || '|' || CASE WHEN data_type = 'ARRAY' THEN "
-            "substr(udt_name, 2) || '[]' WHEN data_type = 'USER-DEFINED' THEN quote_ident(udt_name) ELSE data_type END "
-            f"FROM information_schema.columns WHERE table_name = '{table}' AND column_name IN ({names})"
-        )
-        pairs = [line.split("|") for line in columns.splitlines()]
-        listed, typed = ", ".join(n for n, _ in pairs), ", ".join(f"{n} {t}" for n, t in pairs)
-        for first in range(0, len(lines), 5000):
-            array = "[" + ",".join(lines[first : first + 5000]).replace("\\u0000", " ") + "]"
-            assert "$json$" not in array
-            self.sql(
-                f'INSERT INTO "{table}" ({listed}) SELECT {listed} FROM '
-                f"jsonb_to_recordset($json${array}$json$::jsonb) AS t({typed}) ON CONFLICT DO NOTHING;"
-            )
-        return int(self.sql(f'SELECT count(*) FROM "{table}";'))
+    def fill(self, export: Path) -> dict[str, int]:
+        """As a user does it. Returns how many rows were added to each table."""
+        found = self.run("psql", "-h", self.folder, "-At", text=neuronpedia_sql(export))
+        return {name: int(n) for name, n in (row.split("|") for row in found.splitlines())}
+
+    def rows(self, table: str, where: str = "true") -> list[dict[str, Any]]:
+        found = self.sql(f'SELECT to_jsonb(t) FROM "{table}" t WHERE {where};')
+        return [json.loads(row) for row in found.split("\n")]  # there are other ends of lines in the texts
 
     def close(self) -> None:
         self.run(self.bin / "pg_ctl", "-D", self.folder / "data", "-m", "immediate", "stop")
         shutil.rmtree(self.folder)
+
+
+def lines_of(export: Path, part: str) -> Iterable[dict[str, Any]]:
+    for path in sorted((export / part).glob("*.jsonl.gz")):
+        yield from map(json.loads, gzip.decompress(path.read_bytes()).splitlines())
+
+
+def compare(row: dict[str, Any], stored: dict[str, Any], table: str) -> None:
+    """Every value of an exported row is in the database, and every key is one of its columns."""
+    unknown = set(row) - set(stored) - NOT_COLUMNS.get(table, set())
+    assert not unknown, f"{table} has no column {sorted(unknown)}"
+    for name in set(row) & set(stored):
+        value = row[name]
+        if name == "createdAt" or name == "updatedAt":
+            value = value.removesuffix("Z").removesuffix(".000")
+        assert stored[name] == value, (
+            f"{table} {row.get('index')} {name}: {stored[name]!r}, exported {value!r}"
+        )
+
+
+def check(server: Postgres, export: Path) -> dict[str, int]:
+    """Fill, compare, fill again. Returns the rows of each table."""
+    added = server.fill(export)
+    for name, table in SMALL.items():
+        [stored] = server.rows(table)
+        compare(json.loads((export / f"{name}.jsonl").read_text()), stored, table)
+    for part, table in BULK.items():
+        per_latent: Counter[str] = Counter()
+        sample = []
+        for row in lines_of(export, part):
+            per_latent[row["index"]] += 1
+            if part == "explanations" or int(row["index"]) % EVERY == 0:
+                sample.append(row)
+        found = server.sql(f'SELECT index, count(*) FROM "{table}" GROUP BY index;')
+        counts = {index: int(n) for index, n in (row.split("|") for row in found.splitlines())}
+        assert counts == per_latent, f"{table}: other latents than exported"
+        assert added.get(table, 0) == per_latent.total()
+        key = "index" if part == "features" else "id"
+        wanted = "true" if part == "explanations" else f"index::int % {EVERY} = 0"
+        stored = {row[key]: row for row in server.rows(table, wanted)}
+        assert len(stored) == len(sample)
+        for row in sample:
+            compare(row, stored[row[key]], table)
+    again = server.fill(export)
+    assert not any(again.values()), f"the second time added {again}"
+    return added
 
 
 def main() -> None:
@@ -81,21 +137,11 @@ def main() -> None:
     parser.add_argument("export", type=Path)
     parser.add_argument("--schema", type=Path, required=True)
     args = parser.parse_args()
-    server = Postgres()
+    server = Postgres(args.schema)
     try:
-        server.sql(database(args.schema), stop=False)
-        release = json.loads((args.export / "release.jsonl").read_text())
-        user = {"id": release["creatorId"], "name": "someone", "emailUnsubscribeCode": "x"}
-        server.insert("User", [json.dumps(user)])
-        for name, table in SMALL.items():
-            assert server.insert(table, (args.export / f"{name}.jsonl").read_text().splitlines()) == 1, table
-        for folder, table in BULK.items():
-            n_lines = n_rows = 0
-            for path in sorted((args.export / folder).glob("*.jsonl.gz")):
-                lines = gzip.decompress(path.read_bytes()).decode().splitlines()
-                n_lines, n_rows = n_lines + len(lines), server.insert(table, lines)
-            print(f"{table}: {n_rows} rows of {n_lines} lines")
-            assert n_rows == n_lines, f"{table}: {n_lines - n_rows} lines were not taken"
+        for table, n in check(server, args.export).items():
+            print(f"{table}: {n} rows, as exported; a second time adds none")
+        print(f"pgvector: {'yes' if server.has_vector else 'no'}")
     finally:
         server.close()
 

@@ -4,85 +4,29 @@ import gzip
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
-import torch
 
-from saefast.config.records import RecordsConfig
 from saefast.errors import InputError
-from saefast.files import save_tensors, write_json_checked
-from saefast.interp.effects import Effects, LogitWeights, Neighbours
 from saefast.interp.exchange.neuronpedia import export_neuronpedia, read_neuronpedia_explanations
 from saefast.interp.exchange.neuronpedia_upload import upload, upload_batches
 from saefast.interp.exchange.sae_dashboard import export_sae_dashboard, read_sae_dashboard
-from saefast.interp.records.read import Records
-from saefast.interp.records.select import Block, select
-from saefast.interp.records.tables import write_tables
-from saefast.interp.records.text import Text
+from tests.helpers.hostile_records import DEAD, LENGTH, RAW, F, M, Words, hostile_effects, hostile_records
 
-F, LENGTH, M, DEAD = 7, 16, 12, 3
-RAW = [b"a\0b", b"\xe2\x82", b"</script><script>alert(1)</script>", b"", "\u202e".encode(), b"\n", b'"\\'] + [
-    f" w{i}".encode() for i in range(13)
-]
 GROUPS = ("top", "interval", "quantile")
 IDS = {"model_id": "tiny", "source_id": "3-set-a__x", "creator_id": "me", "groups": GROUPS}
 
 
-class Words:
-    """A vocabulary of hostile tokens."""
-
-    raw = RAW
-    strings = tuple(raw.decode("utf-8", "replace") for raw in RAW)
-
-    def __len__(self):
-        return len(RAW)
-
-
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
-    """Records of a random code, in which latent DEAD never fires."""
-    folder = tmp_path_factory.mktemp("records")
-    rng = np.random.default_rng(0)
-    contexts = rng.integers(0, len(RAW), (M, LENGTH)).astype(np.int32)
-    code = rng.random((F, M * LENGTH)).astype(np.float32) * (rng.random((F, M * LENGTH)) < 0.2)
-    code[DEAD] = 0
-    offsets = np.concatenate([[0], np.cumsum((code > 0).sum(1))]).astype(np.int64)
-    slots = np.concatenate([row.nonzero()[0] for row in code]).astype(np.int32)
-    acts = np.concatenate([row[row > 0] for row in code])
-    config, encoded = RecordsConfig(before=4, after=3, n_top=5, n_intervals=4), np.ones((M, LENGTH), bool)
-    text, blocks = Text(contexts, encoded, []), [Block(0, offsets, slots, acts)]
-    write_tables(folder, iter([(0, select(blocks, 0, F, text, config))]), blocks, text, config)
-    tensors = {"offsets": offsets, "slots": slots, "acts": acts}
-    entry = {"n_batches": 1, "n_contexts": M, "n_rows": M * LENGTH, "n_entries": len(acts)}
-    of_text = {"contexts": contexts, "encoded": encoded.astype(np.uint8)}
-    for name, arrays in (("codes", tensors), ("text", of_text)):
-        path = folder / f"{name}-00000.safetensors"
-        sha = save_tensors(path, {key: torch.from_numpy(a) for key, a in arrays.items()}, {"block": 0})
-        entry[name] = {"file": path.name, "sha256": sha, "bytes": path.stat().st_size}
-    index = {"format": "saefast-records", "version": 1, "complete": True, "context_length": LENGTH}
-    index |= {"sae": {"d_in": 4, "d_sae": F, "hook_name": "model.layers.3"}, "config": vars(config)}
-    index |= {"source": {"path": "somewhere"}, "separators": [], "tokens": None, "blocks": [entry]}
-    write_json_checked(folder / "index.json", index)
-    lines = [{"latent": 1, "explanation": "x" * 600, "method": "m", "model": None, "scores": {}}]
-    lines += [
-        {"latent": 2, "explanation": "nul\0 \U0001f600", "method": "m", "model": "g", "scores": {"d": 1.0}}
-    ]
-    (folder / "explanations.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
-    return Records(folder), code, contexts
+    return hostile_records(tmp_path_factory.mktemp("records"))
 
 
 @pytest.fixture(scope="module")
 def effects():
-    tokens = torch.arange(F * 6, dtype=torch.int32, device="cpu").view(F, 6) % len(RAW)
-    values = torch.linspace(3, 1, F * 6, dtype=torch.float32, device="cpu").view(F, 6)
-    histogram = torch.ones(F, 5, dtype=torch.int32, device="cpu")
-    logits = LogitWeights(tokens, values, tokens, -values, histogram, -values[:, 0], values[:, 0])
-    near = torch.tensor([[1, -1]] * F, dtype=torch.int32, device="cpu")
-    return Effects(logits=logits, decoder=Neighbours(near, values[:, :2]))
+    return hostile_effects()
 
 
 def rows(folder, table):
@@ -242,18 +186,3 @@ def test_upload_is_taken_and_goes_on(records, effects):
     finally:
         server.shutdown()
         server.server_close()
-
-
-def test_sae_dashboards_own_classes_give_our_batch_back(records, effects, tmp_path):
-    package = find_spec("sae_dashboard")  # found, not imported: it brings TransformerLens
-    if package is None:
-        pytest.skip("sae-dashboard is not installed")
-    file = Path(package.submodule_search_locations[0]) / "neuronpedia" / "neuronpedia_dashboard.py"
-    spec = spec_from_file_location("neuronpedia_dashboard", file)
-    theirs = module_from_spec(spec)
-    spec.loader.exec_module(theirs)
-    [path] = export_sae_dashboard(
-        records[0], effects, Words(), tmp_path, model_id="tiny", layer=3, sae_set="s"
-    )
-    batch = json.loads(path.read_text())
-    assert theirs.NeuronpediaDashboardBatch(**batch).to_dict() == batch
