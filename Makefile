@@ -42,11 +42,13 @@ data/acts-corpus:
 data/acts-bench: | data/acts-corpus $(PEERS)/ready
 	$(PEERS)/bin/saefast cache data/smollm2-135m data/corpus.jsonl --hook model.layers.12 --out $@ --tokens 220000
 
-# torchvision comes with transformer-lens, fits another torch, and breaks the import of transformers
+# torchvision comes with transformer-lens, fits another torch, and breaks the import of transformers.
+# sae-dashboard pins transformers < 4.57 and safetensors < 0.5, and runs with those of the others.
 $(PEERS)/ready: pyproject.toml constraints.txt $(wildcard csrc/*.* csrc/*/*)
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check $(PINS) -e ".[peers,viz,dev]"
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps sae-dashboard==0.8.0
 	$(PEERS)/bin/pip uninstall --quiet --yes torchvision
 	touch $@
 

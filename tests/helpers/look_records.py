@@ -92,7 +92,8 @@ def many(folder: Path, vocabulary: Tokens, d_sae: int) -> Records:
     offsets = np.full(d_sae + 1, block.offsets[-1])
     offsets[:513] = block.offsets
     tensors = {"offsets": offsets, "slots": np.array(block.slots), "acts": np.array(block.acts)}
-    save_tensors(codes, {key: torch.from_numpy(value) for key, value in tensors.items()}, {"block": 0})
-    index["blocks"][0]["codes"]["bytes"] = codes.stat().st_size
+    made = save_tensors(codes, {key: torch.from_numpy(value) for key, value in tensors.items()}, {"block": 0})
+    index["blocks"][0]["codes"] |= {"bytes": codes.stat().st_size, "sha256": made}
+    del index["tables"]  # others than those that were made
     write_json_checked(folder / INDEX, index)
     return Records(folder)

@@ -104,8 +104,8 @@ def compare(row: dict[str, Any], stored: dict[str, Any], table: str) -> None:
         )
 
 
-def check(server: Postgres, export: Path) -> dict[str, int]:
-    """Fill, compare, fill again. Returns the rows of each table."""
+def check(server: Postgres, export: Path, every: int = EVERY) -> dict[str, int]:
+    """Fill, compare, fill again; of every `every`-th latent value by value. Returns the rows of each table."""
     added = server.fill(export)
     for name, table in SMALL.items():
         [stored] = server.rows(table)
@@ -115,14 +115,14 @@ def check(server: Postgres, export: Path) -> dict[str, int]:
         sample = []
         for row in lines_of(export, part):
             per_latent[row["index"]] += 1
-            if part == "explanations" or int(row["index"]) % EVERY == 0:
+            if part == "explanations" or int(row["index"]) % every == 0:
                 sample.append(row)
         found = server.sql(f'SELECT index, count(*) FROM "{table}" GROUP BY index;')
         counts = {index: int(n) for index, n in (row.split("|") for row in found.splitlines())}
         assert counts == per_latent, f"{table}: other latents than exported"
         assert added.get(table, 0) == per_latent.total()
         key = "index" if part == "features" else "id"
-        wanted = "true" if part == "explanations" else f"index::int % {EVERY} = 0"
+        wanted = "true" if part == "explanations" else f"index::int % {every} = 0"
         stored = {row[key]: row for row in server.rows(table, wanted)}
         assert len(stored) == len(sample)
         for row in sample:

@@ -60,7 +60,7 @@ def dashboards(
     check(largest < len(vocabulary), f"tokenizer: expected {want}, the text has token {largest}")
     strings = token_strings(vocabulary) if strings is None else strings
     statistics = records.table(["density", "max", "histogram"])
-    notes = _notes(records)
+    notes = about_text(records)
     for first in range(0, records.d_sae, ROWS_PER_GROUP):
         latents = range(first, min(first + ROWS_PER_GROUP, records.d_sae))
         rows = statistics.slice(first, len(latents)).to_pylist()
@@ -76,7 +76,8 @@ def dashboards(
         yield found
 
 
-def _notes(records: Records) -> dict[str, Any]:
+def about_text(records: Records) -> dict[str, Any]:
+    """What the latents were recorded on: its contexts, their length and its name."""
     source = records.index["source"]
     dataset = (source.get("notes") or {}).get("text") or source.get("path") or ""
     n_contexts = sum(block["n_contexts"] for block in records.index["blocks"])

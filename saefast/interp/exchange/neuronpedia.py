@@ -18,13 +18,14 @@ from typing import Any
 from saefast.errors import InputError, check, line
 from saefast.files import write_atomic
 from saefast.interp.effects import Effects
-from saefast.interp.exchange.dashboards import dashboards, neighbours
+from saefast.interp.exchange.dashboards import about_text, dashboards, neighbours
 from saefast.interp.explanations import read_explanations
 from saefast.interp.records.read import Records
 from saefast.interp.vocabulary import Vocabulary
 from saefast.sae import SAE
 
 SOURCE_ID = re.compile(r"(\d+)-([a-z0-9_-]+?)(__[a-z0-9_-]+)?")  # layer-set or layer-set__suffix
+BLOCK = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.(\d+)")  # the output of a block, in transformers
 COPIED = [f"neuron_alignment_{name}" for name in ("indices", "values", "l1")]
 COPIED += [
     f"correlated_{what}_{name}" for what in ("neurons", "features") for name in ("indices", "pearson", "l1")
@@ -73,6 +74,11 @@ def export_neuronpedia(
     made = {"creatorId": creator_id, "createdAt": created_at}
     explained = _by_latent(read_explanations(records.folder))
     written: set[Path] = set()
+    hook = records.index["sae"].get("hook_name")
+    if block := BLOCK.fullmatch(str(hook)):
+        hook = (
+            f"blocks.{block[1]}.hook_resid_post"  # as TransformerLens, and so Neuronpedia's steering, has it
+        )
 
     def write(table: str, number: int, rows: list[dict[str, Any]]) -> None:
         if rows:
@@ -85,7 +91,6 @@ def export_neuronpedia(
     for number, features in enumerate(dashboards(records, effects, vocabulary, groups)):
         rows = [_activation(key, made, f["feature_index"], a) for f in features for a in f["activations"]]
         write("activations", number, rows)
-        hook = records.index["sae"].get("hook_name")
         of_set: dict[str, Any] = {"hookName": hook, "sourceSetName": parts[2]}
         write("features", number, [_feature(key, made, f, effects, sae) | of_set for f in features])
         rows = []
@@ -155,9 +160,9 @@ def _about(
     of_source |= {"inferenceEnabled": False, "inferenceHosts": [], "defaultOfModelId": None, "notes": None}
     of_source |= dict.fromkeys(("saelensConfig", "saelensRelease", "saelensSaeId", "hfRepoId", "hfFolderId"))
     of_source |= dict.fromkeys(("hasUmap", "hasUmapLogSparsity", "hasUmapClusters"), False)
-    notes = index["source"].get("notes") or {}
-    of_source |= {"num_prompts": sum(block["n_contexts"] for block in index["blocks"])}
-    of_source |= {"num_tokens_in_prompt": index["context_length"], "dataset": notes.get("text")}
+    text = about_text(records)
+    of_source |= {"num_prompts": text["n_prompts_total"]}
+    of_source |= {"num_tokens_in_prompt": text["n_tokens_in_prompt"], "dataset": text["dataset"]}
     return {
         "release": of_release | nothing | public | made,
         "model": of_model | nothing | public | made,

@@ -8,7 +8,7 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from saefast.errors import InputError, check
@@ -32,8 +32,14 @@ def upload_batches(
     source_id: str,
     groups: Sequence[str] = ("top", "interval"),
     per_batch: int = MAX_FEATURES,
+    known_methods: Collection[str] = (),
 ) -> Iterator[dict[str, Any]]:
     """The bodies of the calls, latents in order. Latents without an example are left out: the call refuses them.
+
+    Args:
+        known_methods: names of methods of explanations that this Neuronpedia has (its error lists them). It refuses a body with
+            another, so explanations of others go without. The name of a model never goes: its call (August 2026) puts it
+            under a name that its own table does not have, and fails.
 
     Raises:
         InputError: see `dashboards`; per_batch not from 1 to 128.
@@ -43,7 +49,7 @@ def upload_batches(
     explained: dict[int, list[dict[str, Any]]] = {}
     for one in read_explanations(records.folder):
         found: dict[str, Any] = {"text": _cut(one["explanation"].replace("\0", " "))}
-        found |= {"methodName": one.get("method"), "modelName": one.get("model")}
+        found["methodName"] = one["method"] if one.get("method") in known_methods else None
         if found["text"]:
             explained.setdefault(one["latent"], []).append(found)
     body = {"modelId": model_id.lower(), "source": source_id.lower()}

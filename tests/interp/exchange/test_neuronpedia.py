@@ -55,7 +55,7 @@ def test_export_is_what_the_code_says(records, effects, tmp_path):
         assert np.float32(feature["maxActApprox"]) == code[i].max()
         assert feature["pos_str"] == [string(t) for t in effects.logits.positive_tokens[i].tolist()]
         assert feature["topkCosSimIndices"] == [1] and len(feature["topkCosSimValues"]) == 1
-        assert feature["sourceSetName"] == "set-a" and feature["hookName"] == "model.layers.3"
+        assert feature["sourceSetName"] == "set-a" and feature["hookName"] == "blocks.3.hook_resid_post"
         assert bool(mine) == (i != DEAD)
         examples = records.latent(i).examples
         wanted = [one for group in GROUPS for one in examples[group]]
@@ -164,6 +164,7 @@ def valid(body):
         ok &= len(one["topLogits"]) <= 20
         for text in one.get("explanations", []):
             ok &= 1 <= len(text["text"].encode("utf-16-le")) // 2 <= 512
+            ok &= set(text) == {"text", "methodName"} and text["methodName"] in (None, "m")
         for act in one["activations"]:
             ok &= 1 <= len(act["tokens"]) == len(act["values"]) <= 1024 and all(act["tokens"])
             ok &= act["quantileFraction"] is None or 0 <= act["quantileFraction"] <= 1
