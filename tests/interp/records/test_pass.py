@@ -225,9 +225,7 @@ def test_damaged_files_are_named(tmp_path):
         data = bytearray(whole)
         data[len(data) // 3] ^= 4
         path.write_bytes(data)
-        with pytest.raises(
-            (InputError, OSError), match=path.name if path != examples else "corrupt|CRC|checksum"
-        ):
+        with pytest.raises(InputError, match=path.name):
             read(Records(folder))
         path.write_bytes(whole)
     code = folder / "codes-00000.safetensors"
