@@ -64,17 +64,17 @@ def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 @contextmanager
-def staged(folder: Path) -> Iterator[Path]:
+def staged(folder: Path, name: str = "files") -> Iterator[Path]:
     """A folder to write many small files in: they are moved into `folder`, in place of those with their names, when all are written.
 
     One flush to disk for all of them, where `write_atomic` has one for each. A failure on the way leaves `folder` as it was; one
-    while they are moved, old files and new ones, each of them whole.
+    while they are moved, old files and new ones, each of them whole. What a kill left is cleared by the next call with `name`.
 
     Raises:
         OSError: a file could not be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    scratch = folder / ".tmp"
+    scratch = folder / f".{name}.tmp"
     _remove(scratch)
     scratch.mkdir()
     try:

@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from math import isqrt
+from numbers import Integral
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -72,17 +73,17 @@ def export_circuit_tracer(
     check(type(layer) is int and layer >= 0, f"layer: expected a number from 0 on, got {layer!r}")
     folder = Path(out) / FEATURES
     folder.mkdir(parents=True, exist_ok=True)
+    name = f"layer_{layer}.bin"
     pages = _pages(records, effects, vocabulary, scan, groups, n_logits)
+    _index(folder)  # whether it can be read, before the work
     if a_file_each:
-        with staged(folder) as scratch:
+        with staged(folder, f"layer_{layer}") as scratch:
             for latent, page in pages:
                 (scratch / f"{pair_id(layer, latent)}.json").write_bytes(page)
-        for path in folder.glob("*.json"):  # of a larger dictionary before
-            parts = unpair(int(path.stem)) if re.fullmatch("[0-9]{1,30}", path.stem) else (-1, -1)
-            if parts[0] == layer and parts[1] >= records.d_sae:
-                path.unlink()
+        _enter(folder, layer, None)
+        (folder / name).unlink(missing_ok=True)
+        _remove(folder, layer, records.d_sae)
         return folder
-    others = {key: value for key, value in _index(folder).items() if key != str(layer)}
     offsets = [0]
 
     def write(path: Path) -> None:
@@ -90,12 +91,11 @@ def export_circuit_tracer(
             for _, page in pages:
                 data = gzip.compress(page, compresslevel=5, mtime=0)
                 offsets.append(offsets[-1] + file.write(LENGTH.pack(len(data)) + data))
-        if (folder / INDEX).exists():  # a layer is not in the index while its file is another one
-            _write_index(folder, others)
+        _enter(folder, layer, None)  # a layer is not in the index while its file is another one
 
-    name = f"layer_{layer}.bin"
     write_atomic(folder / name, write)
-    _write_index(folder, others | {str(layer): {"filename": name, "offsets": offsets}})
+    _enter(folder, layer, {"filename": name, "offsets": offsets})
+    _remove(folder, layer, 0)
     return folder
 
 
@@ -161,10 +161,23 @@ def _groups(feature: dict[str, Any], groups: Sequence[str]) -> list[dict[str, An
     return found
 
 
-def _write_index(folder: Path, index: dict[str, Any]) -> None:
+def _enter(folder: Path, layer: int, entry: dict[str, Any] | None) -> None:
+    """Put a layer into the index, or take it out. The index is read again: other layers may be written at the same time."""
+    index = _index(folder)
+    if index.pop(str(layer), None) is None and entry is None:
+        return
+    index |= {} if entry is None else {str(layer): entry}
     ordered = {key: index[key] for key in sorted(index, key=int)}
     data = gzip.compress(json.dumps(ordered, separators=(",", ":")).encode(), mtime=0)
     write_atomic(folder / INDEX, lambda path: path.write_bytes(data))
+
+
+def _remove(folder: Path, layer: int, first: int) -> None:
+    """The files ID.json of a layer from a latent on, of an earlier export."""
+    for path in folder.glob("*.json"):
+        of_layer, latent = unpair(int(path.stem)) if re.fullmatch("[0-9]{1,30}", path.stem) else (-1, -1)
+        if of_layer == layer and latent >= first:
+            path.unlink()
 
 
 def _index(folder: Path) -> dict[str, Any]:
@@ -193,24 +206,34 @@ def read_circuit_tracer(folder: str | Path, layer: int, latent: int) -> dict[str
     Raises:
         InputError: the latent is not there; a file that is missing or damaged, with its name.
     """
+    for name, number in (("layer", layer), ("latent", latent)):
+        ok = isinstance(number, Integral) and number >= 0
+        check(ok, f"{name}: expected a number from 0 on, got {number!r}")
     folder = Path(folder) / FEATURES
     entry, single = _index(folder).get(str(layer)), folder / f"{pair_id(layer, latent)}.json"
     if entry is None and single.exists():
         return _checked(read_json(single), single)
     check(entry is not None, f"{folder}: expected layer {layer} in {INDEX}, or {single.name}; found neither")
     listed: dict[str, Any] = entry if isinstance(entry, dict) else {}
-    name: Any = listed.get("filename")
+    filename: Any = listed.get("filename")
     offsets: Any = listed.get("offsets")
-    ok = isinstance(name, str) and Path(name).name == name and isinstance(offsets, list) and len(offsets) > 0
+    ok = (
+        isinstance(filename, str)
+        and Path(filename).name == filename
+        and isinstance(offsets, list)
+        and len(offsets) > 0
+    )
     ok = ok and all(type(offset) is int and offset >= 0 for offset in offsets)
     check(ok, f"{folder / INDEX}: expected a file and offsets for layer {layer}")
-    ok = type(latent) is int and 0 <= latent < len(offsets) - 1
-    check(ok, f"latent: expected 0 to {len(offsets) - 2} in layer {layer}, got {latent!r}")
-    path = folder / name
+    n = len(offsets) - 1
+    check(latent < n, f"latent: expected 0 to {n - 1} in layer {layer}, got {latent!r}")
+    path = folder / filename
     begin, end = offsets[latent : latent + 2]
     check(end > begin, f"{path}: has nothing of latent {latent}")
     check(path.is_file(), f"{path}: expected the file of layer {layer}, found none")
     refuse_pointer(path)
+    size = path.stat().st_size
+    check(end <= size, f"{path}: expected at least {end} bytes for latent {latent}, got {size}")
     with open(path, "rb") as file:
         file.seek(begin)
         return _checked(_unpacked(file, end - begin, f"{path}, latent {latent}"), f"{path}, latent {latent}")

@@ -64,10 +64,12 @@ def export_openai(
     Returns: `out`.
 
     Raises:
-        InputError: see `dashboards`; a negative layer; a wrong line in explanations.jsonl.
+        InputError: see `dashboards`; a negative number; a wrong line in explanations.jsonl.
     """
     out = Path(out)
-    check(type(layer) is int and layer >= 0, f"layer: expected a number from 0 on, got {layer!r}")
+    given = {"layer": layer, "n_random": n_random, "n_tokens": n_tokens, "min_count": min_count}
+    for name, value in given.items():
+        check(type(value) is int and value >= 0, f"{name}: expected a number from 0 on, got {value!r}")
     strings = vocabulary.strings
     flat, config = records.text.contexts.ravel(), records.config
     counts = np.bincount(flat[records.text.encoded.ravel()], minlength=len(vocabulary))

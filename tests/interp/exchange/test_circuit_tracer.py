@@ -136,18 +136,41 @@ def test_a_file_for_each_latent(write, written, tmp_path):
     assert before.items() <= everything(tmp_path).items()
 
 
+def test_one_form_takes_the_place_of_the_other(write, tmp_path):
+    write(tmp_path, 4)
+    for scan, single in (("a", False), ("b", True), ("c", False)):
+        folder = write(tmp_path, scan=scan, a_file_each=single)
+        assert read_circuit_tracer(tmp_path, 3, 1)["transcoder_id"] == scan
+        assert len(list(folder.glob("*.json"))) == F * single
+        assert (folder / "layer_3.bin").exists() is not single
+        assert read_circuit_tracer(tmp_path, 4, 1)["transcoder_id"] == "me/set"
+
+
+def test_layers_written_at_the_same_time_are_all_in_the_index(write, tmp_path, monkeypatch):
+    """Layer 4 is written while layer 3 is."""
+    pages = circuit_tracer._pages
+
+    def slow(*args):
+        yield from pages(*args)
+        monkeypatch.setattr(circuit_tracer, "_pages", pages)
+        write(tmp_path, 4)
+
+    monkeypatch.setattr(circuit_tracer, "_pages", slow)
+    write(tmp_path, 3)
+    assert [read_circuit_tracer(tmp_path, layer, 1)["index"] for layer in (3, 4)] == [1, 1]
+
+
 def test_a_kill_between_a_file_and_its_index_shows_nothing_wrong(write, tmp_path, monkeypatch):
     write(tmp_path, 3)
     write(tmp_path, 4)
-    index, calls = circuit_tracer._write_index, []
+    enter = circuit_tracer._enter
 
-    def killed(folder, value):
-        calls.append(value)
-        if len(calls) == 2:
+    def killed(folder, layer, entry):
+        if entry is not None:
             raise KeyboardInterrupt
-        index(folder, value)
+        enter(folder, layer, entry)
 
-    monkeypatch.setattr(circuit_tracer, "_write_index", killed)
+    monkeypatch.setattr(circuit_tracer, "_enter", killed)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, 3, groups=("top",))
     with pytest.raises(InputError, match="found neither"):
@@ -190,13 +213,14 @@ ENTRY = {"filename": "layer_3.bin", "offsets": [0, 10, 20]}
         ("index.json.gz", lambda data: packed({"3": ENTRY | {"filename": "../layer_3.bin"}})),
         ("index.json.gz", lambda data: packed({"3": ENTRY | {"offsets": [0, "x"]}})),
         ("index.json.gz", lambda data: packed({"3": ENTRY | {"offsets": [-4, 9]}})),
+        ("index.json.gz", lambda data: packed({"3": ENTRY | {"offsets": [2**70, 2**71]}})),
     ],
 )
 def test_damage_is_named(write, tmp_path, name, damage):
     folder = write(tmp_path, groups=("top",))
     data = damage((folder / name).read_bytes())
     (folder / name).unlink() if data is None else (folder / name).write_bytes(data)
-    with pytest.raises(InputError, match=f"features(/{name}|: .*index.json.gz)"):
+    with pytest.raises(InputError, match=r"features(/layer_3.bin|/index.json.gz|: .*index.json.gz)"):
         read_circuit_tracer(tmp_path, 3, 0)
 
 
@@ -228,3 +252,6 @@ def test_wrong_choices(write, tmp_path):
     with pytest.raises(InputError, match="from 0 on"):
         write(tmp_path, layer="3")
     assert not (tmp_path / "features" / "layer_3.bin").exists()
+    for layer, latent in ((3, -1), (-1, 3), (3, 1.0)):
+        with pytest.raises(InputError, match="from 0 on"):
+            read_circuit_tracer(tmp_path, layer, latent)

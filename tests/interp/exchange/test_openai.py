@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from saefast.errors import InputError
+from saefast.interp.effects import Effects
 from saefast.interp.exchange.openai import MOMENTS, export_openai
 from saefast.interp.exchange.openai_read import read_openai, read_openai_explanations
 from tests.helpers import exchange_records as cases
@@ -155,7 +156,7 @@ def test_rerun_gives_the_same_bytes_and_clears_old_files(records, tmp_path):
 def test_a_full_disk_leaves_what_was_there(records, tmp_path, monkeypatch):
     export_openai(records, cases.effects(), WORDS, tmp_path, layer=3)
     before = everything(tmp_path)
-    left = tmp_path / "explanations/3/.tmp/7.jsonl"  # by a kill
+    left = tmp_path / "explanations/3/.files.tmp/7.jsonl"  # by a kill
     left.parent.mkdir()
     left.write_text("half")
     export_openai(records, cases.effects(), WORDS, tmp_path, layer=3)
@@ -189,8 +190,19 @@ def test_several_layers_and_chosen_latents(records, written, tmp_path):
     for wrong in (tmp_path / "nowhere", tmp_path / "explanations" / "0"):
         with pytest.raises(InputError, match="found none"):
             next(read_openai(wrong))
-    with pytest.raises(InputError, match="from 0 on"):
-        export_openai(records, cases.effects(), WORDS, tmp_path, layer=-1)
+
+
+@pytest.mark.parametrize("wrong", [{"layer": -1}, {"n_tokens": -1}, {"n_random": 1.5}, {"min_count": True}])
+def test_wrong_numbers(records, tmp_path, wrong):
+    with pytest.raises(InputError, match=f"{next(iter(wrong))}: expected a number from 0 on"):
+        export_openai(records, cases.effects(), WORDS, tmp_path, **({"layer": 3} | wrong))
+    assert not everything(tmp_path)
+
+
+def test_nothing_asked_for(records, tmp_path):
+    export_openai(records, Effects(), WORDS, tmp_path, layer=3, n_random=0, n_tokens=0)
+    assert all(one["random_sample"] == [] for one in read_openai(tmp_path))
+    assert json.loads((tmp_path / "related-tokens/activation-based/3/0.json").read_text())["tokens"] == []
 
 
 def sample(**changes):
