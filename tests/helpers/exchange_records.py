@@ -21,7 +21,7 @@ LINES = [
         "explanation": "\U0001f600",
         "method": "m",
         "model": "g",
-        "scores": {"rsquared_score": 0.5},
+        "scores": {"simulation": -0.25, "rsquared_score": 0.5},
     },
     {"latent": 2, "explanation": "other", "method": None, "model": None, "scores": {"fuzz": 1.0}},
 ]

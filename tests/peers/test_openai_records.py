@@ -93,6 +93,7 @@ def test_its_tokens_and_explanations_are_ours(written):
     found = explanations.load_neuron_explanations(folder, 3, 2).scored_explanations
     assert [one.explanation for one in found] == [one["explanation"] for one in cases.LINES[1:]]
     assert [one.scored_simulation.rsquared_score for one in found] == [0.5, None]
+    assert [one.get_preferred_score() for one in found] == [-0.25, None]
 
 
 def test_we_read_what_it_writes(tmp_path):
@@ -138,4 +139,4 @@ def test_we_read_what_it_writes(tmp_path):
         "most_positive_activation_records": [pair, pair],
     }
     [said] = read_openai_explanations(tmp_path)
-    assert said["explanation"] == "dates" and said["scores"] == {"ev_correlation_score": 0.75}
+    assert said["explanation"] == "dates" and said["scores"] == {"simulation": 0.75}

@@ -31,7 +31,11 @@ from saefast.interp.vocabulary import Vocabulary
 RECORDS, EXPLANATIONS = "collated-activations", "explanations"
 TOKENS, WEIGHTS = "related-tokens/activation-based", "related-tokens/weight-based"
 MOMENTS = ("mean", "variance", "skewness", "kurtosis")
-SCORES = ("ev_correlation_score", "rsquared_score", "absolute_dev_explained_score")
+SCORES = {  # their names of ours; "simulation" is as delphi calls the same number
+    "simulation": "ev_correlation_score",
+    "rsquared_score": "rsquared_score",
+    "absolute_dev_explained_score": "absolute_dev_explained_score",
+}
 
 
 def export_openai(
@@ -53,7 +57,7 @@ def export_openai(
     active there or not. Moments are those of `saefast.interp.records.select.select`.
 
     weight-based is written where there are logit weights; its input side is empty. In explanations, an explanation keeps its
-    text and the scores that are named as in `SCORES`.
+    text and the scores of `SCORES`.
 
     Args:
         layer: where in the model; a folder may have several.
@@ -202,5 +206,5 @@ def _weights(feature: dict[str, Any]) -> dict[str, Any]:
 
 def _scored(one: dict[str, Any]) -> dict[str, Any]:
     simulation = _named("ScoredSimulation", scored_sequence_simulations=[])
-    simulation |= {name: one["scores"].get(name) for name in SCORES}
+    simulation |= {theirs: one["scores"].get(ours) for ours, theirs in SCORES.items()}
     return _named("ScoredExplanation", explanation=one["explanation"], scored_simulation=simulation)

@@ -51,7 +51,7 @@ def read_openai(
 
 
 def read_openai_explanations(folder: str | Path, layer: int | None = None) -> Iterator[dict[str, Any]]:
-    """The explanations of a layer as lines of explanations.jsonl, see `saefast.interp.explanations`; scores as in `SCORES`.
+    """The explanations of a layer as lines of explanations.jsonl, see `saefast.interp.explanations`; scores by our names in `SCORES`.
 
     Args:
         folder: the one that has explanations in it, or that itself: folders of layers with files NUMBER.jsonl.
@@ -69,7 +69,7 @@ def read_openai_explanations(folder: str | Path, layer: int | None = None) -> It
             ok = isinstance(simulation, dict) and isinstance(one.get("explanation"), str)
             check(ok, f"{path}: expected scored_explanations with an explanation and a scored_simulation")
             assert simulation is not None
-            scores = {name: _finite(simulation.get(name)) for name in SCORES}
+            scores = {ours: _finite(simulation.get(theirs)) for ours, theirs in SCORES.items()}
             found: dict[str, Any] = {"latent": latent, "explanation": one["explanation"]}
             found |= {"method": METHOD, "model": None}
             yield found | {"scores": {name: score for name, score in scores.items() if score is not None}}

@@ -137,7 +137,7 @@ def test_weights_and_explanations(written):
     assert [(one["latent"], one["explanation"]) for one in found] == [
         (one["latent"], one["explanation"]) for one in cases.LINES
     ]
-    assert [one["scores"] for one in found] == [{}, {"rsquared_score": 0.5}, {}]
+    assert [one["scores"] for one in found] == [{}, {"simulation": -0.25, "rsquared_score": 0.5}, {}]
 
 
 def test_rerun_gives_the_same_bytes_and_clears_old_files(records, tmp_path):
