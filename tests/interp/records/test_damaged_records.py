@@ -5,11 +5,12 @@ import random
 import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from saefast import InputError
 from saefast.cli.info import describe
-from saefast.interp.effects import Effects
+from saefast.interp.effects import ABLATIONS, Effects, read_ablations
 from saefast.interp.records import Records, codes
 from tests.faults.looked import described, read, recorded
 from tests.helpers.tiny_world import run
@@ -89,6 +90,24 @@ def test_activations_that_cannot_be_are_not_given(folder, name, bit):
         Records(folder).entries(latent)
     with pytest.raises(InputError, match="codes-00000.safetensors: corrupt"):
         Records(folder).check()
+
+
+def test_ablations_of_other_numbers_are_refused(folder):
+    """The pages of Parquet have checksums, but not what says of which type they are, and not the file as a whole."""
+    path = folder / ABLATIONS
+    table = pq.read_table(path)
+    for place, column in enumerate(table.columns):
+        name = table.column_names[place]
+        pq.write_table(table.set_column(place, name, column.take(list(range(len(column)))[::-1])), path)
+        with pytest.raises(InputError, match=f"{ABLATIONS}: corrupt"):
+            read_ablations(folder)
+    wider = table.set_column(0, "latent", table["latent"].cast("int64"))
+    for other in (wider, table.drop_columns("rank"), table.replace_schema_metadata({"saefast": "{}"})):
+        pq.write_table(other, path)
+        with pytest.raises(InputError, match=f"{ABLATIONS}: corrupt"):
+            read_ablations(folder)
+    pq.write_table(table, path)
+    assert read_ablations(folder)
 
 
 def test_a_pass_does_not_go_on_after_a_damaged_block(tmp_path, monkeypatch):
