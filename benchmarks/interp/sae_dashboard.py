@@ -13,7 +13,8 @@ model besides is the unembedding, which it gets with the gain of the final norm 
 
 Both are measured on two numbers of tokens, and a line through the two gives the seconds at SAEDashboard's default of 3.1
 million tokens: its cost of a batch has a part that grows with the tokens (encoding, correlations, quantiles, sequences) and one
-of the vocabulary; ours has one pass over all tokens, and a part of each latent. A TopK SAE is encoded whole for every batch of
+of the vocabulary; ours has one pass over all tokens, and files of each latent that do not grow once it has all of its
+examples. A TopK SAE is encoded whole for every batch of
 128; of JumpReLU (here the same weights with a threshold that leaves about as many active) only those 128, which is its best
 case. It takes a TopK SAE only if that scales by the norms of the decoder's rows: here they are 1.
 """
@@ -188,27 +189,26 @@ def measured(
             "saefast, seconds for all latents": {part: round(s, 3) for part, s in parts.items()},
             "same density and maximum": agreement(folder),
         }
-    whole = statistics.median(batches) * sae.config.d_sae / AT_A_TIME
-    seconds = {
-        "SAEDashboard": whole,
-        "records": parts["record"],
-        "records, effects, files": sum(parts.values()),
-    }
-    return seconds, about
+    return {"SAEDashboard": statistics.median(batches) * sae.config.d_sae / AT_A_TIME} | parts, about
 
 
 def rates(seconds: dict[str, float], d_sae: int) -> dict[str, Any]:
-    their = seconds["SAEDashboard"]
+    parts = dict(seconds)
+    their = parts.pop("SAEDashboard")
+    ours = {"records": parts["record"], "records, effects, files": sum(parts.values())}
     return {
-        "latents a minute": {name: round(60 * d_sae / s, 1) for name, s in seconds.items()},
-        "times SAEDashboard": {name: round(their / s, 1) for name, s in seconds.items() if s != their},
+        "latents a minute": {
+            name: round(60 * d_sae / s, 1) for name, s in ({"SAEDashboard": their} | ours).items()
+        },
+        "times SAEDashboard": {name: round(their / s, 1) for name, s in ours.items()},
     }
 
 
 def on_the_line(sizes: list[int], runs: list[dict[str, float]], n: int) -> dict[str, float]:
-    """Seconds at n tokens, from those at two sizes."""
+    """Seconds at n tokens, from those at two sizes; the files are as long at n as at the larger of these."""
     (a, b), (first, second) = sizes, runs
-    return {name: s + (second[name] - s) * (n - a) / (b - a) for name, s in first.items()}
+    found = {name: s + (second[name] - s) * (n - a) / (b - a) for name, s in first.items()}
+    return found | {"files": second["files"]}
 
 
 def main() -> None:

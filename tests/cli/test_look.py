@@ -9,6 +9,9 @@ import pytest
 
 from saefast import SAE, open_source
 from saefast.interp.effects import Effects
+from saefast.interp.exchange.circuit_tracer import read_circuit_tracer
+from saefast.interp.exchange.delphi_reading import read_delphi
+from saefast.interp.exchange.openai_read import read_openai
 from saefast.interp.records import Records
 from saefast.interp.strongest import strongest
 from tests.helpers import tiny_lm
@@ -83,9 +86,24 @@ def test_records_are_exported(trained, capsys):
     run(f"export {trained}/run --to sae_dashboard --out {trained}/dash --source-id 1-mine__32k")
     batch = json.loads((trained / "dash/batch-0.json").read_text())
     assert (batch["sae_set"], batch["sae_id_suffix"], len(batch["features"])) == ("mine", "32k", 64)
-    with pytest.raises(SystemExit):
-        run(f"export {trained}/run --to neuronpedia --out {trained}/np --source-id Mine")
-    assert "source_id: expected LAYER-NAME" in capsys.readouterr().err
+    counts = Records(trained / "run/records").table(["count"])["count"].to_pylist()
+    run(f"export {trained}/run --to delphi --out {trained}/delphi --splits 2")
+    again = read_delphi(trained / "delphi/latents/layers.1", trained / "again")
+    assert again.table(["count"])["count"].to_pylist() == counts
+    run(f"export {trained}/run --to openai --out {trained}/openai")
+    ours = [neuron["latent"] for neuron in read_openai(trained / "openai", layer=1)]
+    assert ours == list(range(64))
+    run(f"export {trained}/run --to circuit_tracer --out {trained}/tracer --layer 3 --scan mine")
+    page = read_circuit_tracer(trained / "tracer", layer=3, latent=5)
+    assert page["transcoder_id"] == "mine" and page["activation_frequency"] == pytest.approx(density[5])
+    for wrong, message in (
+        ("neuronpedia --source-id Mine", "source_id: expected LAYER-NAME"),
+        ("sae_dashboard", "source_id: expected LAYER-NAME"),
+        ("delphi --layer 3", "layer: expected only with --to openai or circuit_tracer, got 3 with delphi"),
+    ):
+        with pytest.raises(SystemExit):
+            run(f"export {trained}/run --to {wrong} --out {trained}/np")
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

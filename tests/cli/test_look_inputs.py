@@ -14,9 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from saefast import SAE, SAEConfig
 from saefast.interp.records import Records, batches, codes
 from tests.helpers import chromium
+from tests.helpers.site_files import read
 from tests.helpers.small_records import shards
 from tests.helpers.tiny_world import contents, run
-from tests.interp.look.test_written import read
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 FLAGS = "--hook model.layers.0 --context-length 16 --contexts-per-batch 1 --no-map --n-top 3 --n-random 2"
@@ -185,7 +185,7 @@ def test_text_of_another_tokenizer_is_refused(world, tmp_path, capsys):
 
 @pytest.mark.parametrize("limit", [1500, pytest.param(4000, marks=pytest.mark.slow)])
 def test_a_disk_that_is_full_stops_it_and_it_goes_on(world, tmp_path, capsys, monkeypatch, limit):
-    monkeypatch.setattr(codes, "BLOCK_ENTRIES", 100)
+    monkeypatch.setattr(codes, "block_entries", lambda d_sae: 100)
     monkeypatch.setattr(batches, "ROWS", 20)
     text = ["the cat sat on the mat"] * 40
     for name in ("whole", "full"):

@@ -37,7 +37,7 @@ def an_sae() -> SAE:
 
 def recorded(out: Path) -> Records:
     """In five blocks."""
-    with mock.patch.object(codes, "BLOCK_ENTRIES", 100), mock.patch.object(batches, "ROWS", 20):
+    with mock.patch.object(codes, "block_entries", lambda d_sae: 100), mock.patch.object(batches, "ROWS", 20):
         return record(an_sae(), source(out.parent), out / "records", CONFIG)
 
 

@@ -35,7 +35,7 @@ A_PATH = re.compile(rf"(?<![\w./<-])(?:{'|'.join(FOLDERS)})/[\w./-]*\w(?![\w.]*[
 A_FILE = re.compile(r"(?<![\w./<>*-])(?:[a-z][\w-]*/)*[a-zA-Z_]\w*\.(?:py|cpp|h|cu|cuh|sh|md)\b(?![\w<*(])")
 DOTTED = re.compile(r"(?<![\w./-])(?:saefast|tests|benchmarks)(?!\.md)(?:\.[A-Za-z_]\w*)+")
 SHORT = re.compile(
-    r"`([A-Za-z_]\w*)\.(?!(?:py|cpp|h|md|sh|json|png|pt|npz|safetensors)`)([A-Za-z_]\w*)(?:\([^`]*\))?`"
+    r"`([A-Za-z_]\w*)\.(?!(?:py|cpp|h|md|sh|json|jsonl|html|png|pt|npz|safetensors)`)([A-Za-z_]\w*)(?:\([^`]*\))?`"
 )
 HISTORY = re.compile(r"`[^`\n]+` at [0-9a-f]{7}\b")
 LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")

@@ -11,9 +11,11 @@ from saefast.interp.records.select import Block
 from tests.helpers.look_records import write
 
 F, D_IN, LENGTH, M, DEAD = 7, 4, 16, 12, 3
-RAW = [b"a\0b", b"\xe2\x82", b"</script><script>alert(1)</script>", b"", "\u202e".encode(), b"\n", b'"\\'] + [
-    f" w{i}".encode() for i in range(13)
-]
+RAW = (
+    [b"a\0b", b"\xe2\x82", b"</script><script>alert(1)</script>", b"", "\u202e".encode(), b"\n", b'"\\']
+    + [f" w{i}".encode() for i in range(12)]
+    + [rb"\u0000"]
+)
 
 
 class Words:

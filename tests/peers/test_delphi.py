@@ -10,6 +10,7 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 import torch
+from tests.helpers.delphi_cache import DEAD, HOOK, F, L, M, a_code, contexts, raw, recorded
 
 from saefast.interp.effects.checks import check_same
 from saefast.interp.exchange.delphi import export_delphi
@@ -17,7 +18,6 @@ from saefast.interp.exchange.delphi_explanations import export_delphi_explanatio
 from saefast.interp.exchange.delphi_reading import read_delphi
 from saefast.interp.neurons import neurons
 from saefast.interp.records.tables import EXAMPLES, LATENTS
-from tests.helpers.delphi_cache import DEAD, HOOK, F, L, M, a_code, contexts, raw, recorded
 from tests.helpers.small_records import CONFIG
 
 # Gigabytes that only its explainers and a search by embeddings use; imported wherever delphi is
@@ -40,7 +40,9 @@ def delphi():
     """Its modules under their last names."""
     if find_spec("delphi") is None or find_spec("delphi.latents") is None:
         pytest.skip("eai-delphi is not installed")
-    importlib.import_module("sparsify")  # datasets, below it, asks for faiss, and must not find the one that stands in
+    importlib.import_module(
+        "sparsify"
+    )  # datasets, below it, asks for faiss, and must not find the one that stands in
     with pytest.MonkeyPatch.context() as patch:
         for name in HEAVY:
             patch.setitem(sys.modules, name, MagicMock(__spec__=None))

@@ -17,7 +17,7 @@ import pytest
 from saefast import SAE, SAEConfig
 from saefast.interp.exchange.neuronpedia import export_neuronpedia
 from saefast.interp.exchange.sae_dashboard import export_sae_dashboard
-from tests.helpers.exchange_records import D_IN, F, Words, hostile_effects, hostile_records
+from tests.helpers.hostile_records import D_IN, F, Words, hostile_effects, hostile_records
 from tests.peers import neuronpedia_database
 
 CHECKOUT = Path(os.environ.get("NEURONPEDIA", "nowhere"))

@@ -84,7 +84,7 @@ def read_delphi(
         begin(folder, index, plan_of(n_contexts * length, int(before[-1]), d_sae, config))
     first = sum(block["n_contexts"] for block in index["blocks"])
     while first < n_contexts:
-        end = int(np.searchsorted(before, before[first] + codes.BLOCK_ENTRIES))
+        end = int(np.searchsorted(before, before[first] + codes.block_entries(d_sae)))
         end = min(end, n_contexts, first + max(1, codes.BLOCK_TOKENS // length))
         code = _code(splits, first, end, length)
         tokens = torch.from_numpy(_tokens(splits, first, end))

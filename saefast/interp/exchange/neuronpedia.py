@@ -222,7 +222,9 @@ def _id(*parts: object) -> str:
 
 
 def _lines(rows: list[dict[str, Any]]) -> bytes:
-    return "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows).encode()
+    r"""A text in which \u0000 is spelled out is escaped in another way: Neuronpedia's import puts a space for these letters."""
+    text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
+    return text.replace(r"\\u0000", r"\u005cu0000").encode()
 
 
 def _by_latent(explanations: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:

@@ -21,6 +21,7 @@ from saefast.errors import InputError, check, line
 SMALL = {"release": "SourceRelease", "model": "Model", "sourceset": "SourceSet", "source": "Source"}
 BULK = {"features": "Neuron", "activations": "Activation", "explanations": "Explanation"}
 ROWS = 5000  # in a statement
+NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")  # escaped, not the letters after a backslash
 
 BEGIN = r"""\set ON_ERROR_STOP on
 \set QUIET on
@@ -82,8 +83,8 @@ def neuronpedia_sql(folder: str | Path) -> Iterator[str]:
 
 
 def _take(table: str, lines: list[str]) -> str:
-    r"""Lines of JSON as a literal between dollars: it holds no dollar of its own, and no \u0000, as Neuronpedia's import."""
-    array = ("[" + ",\n".join(lines) + "]").replace("\\u0000", " ").replace("$", "\\u0024")
+    r"""Lines of JSON as a literal between dollars: it holds no dollar of its own, and spaces for \u0000, as Neuronpedia has them."""
+    array = NUL.sub(r"\1 ", "[" + ",\n".join(lines) + "]").replace("$", "\\u0024")
     return f"DO $do$ BEGIN PERFORM pg_temp.take('{table}', $json${array}$json$); END $do$;\n"
 
 

@@ -37,8 +37,10 @@ def _well_formed(index: dict[str, Any]) -> bool:
         RecordsConfig(**index["config"])
         sae, tables, length = index["sae"], index.get("tables", {}), index["context_length"]
         blocks, tokens = index["blocks"], index["tokens"]
-        good = type(sae["d_in"]) is int and type(sae["d_sae"]) is int and isinstance(sae["digest"], str)
-        good = good and sae["d_in"] > 0 and sae["d_sae"] > 0 and isinstance(index["source"], dict)
+        d_in, d_sae = sae["d_in"], sae["d_sae"]
+        good = type(d_sae) is int and d_sae > 0 and isinstance(sae["digest"], str)
+        good = good and (d_in is None or (type(d_in) is int and d_in > 0))  # None: another tool's code
+        good = good and isinstance(index["source"], dict)
         good = good and type(index["complete"]) is bool and (tokens is None or type(tokens) is int)
         good = good and isinstance(index["separators"], list) and isinstance(blocks, list)
         good = good and all(type(token) is int for token in index["separators"])

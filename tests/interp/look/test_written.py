@@ -1,8 +1,6 @@
 """What a site's files hold equals the records; what they hold cannot end a script; folders are replaced or refused."""
 
-import base64
 import json
-import zlib
 
 import numpy as np
 import pytest
@@ -15,22 +13,9 @@ from saefast.interp.effects.ablation_file import write_ablations
 from saefast.interp.look import Compared, pack, texts, write_site
 from saefast.interp.look.latents import pool_of, spans
 from tests.helpers import look_records
+from tests.helpers.site_files import read
 
 RAW = [b" the", b"a", b"\xe2\x80", b"\x9c", b"\n", b"</script>", b"\x00", b"", "é".encode(), b" x"]
-TYPES = {"u1": "u1", "u2": "<u2", "u4": "<u4", "i4": "<i4", "f4": "<f4", "f8": "<f8"}
-
-
-def read(path):
-    """What assets/core.js makes of a file of data: name, build, arrays and values."""
-    text = path.read_text(encoding="ascii")
-    assert text.startswith("saefast.take(") and text.endswith(");\n")
-    name, build, header, body = json.loads(f"[{text[13:-3]}]")
-    data, offset, found = zlib.decompress(base64.b64decode(body)) if body else b"", 0, dict(header["values"])
-    for key, kind, size in header["arrays"]:
-        found[key] = np.frombuffer(data, TYPES[kind], size, offset)
-        offset += -(-found[key].nbytes // 8) * 8
-    assert offset == len(data) or not body
-    return name, build, found
 
 
 def effects_of(d_sae):
