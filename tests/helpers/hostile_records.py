@@ -1,5 +1,6 @@
 """Records and effects of a few latents on a text of hostile tokens, for the tests of what other tools read."""
 
+import gzip
 import json
 
 import numpy as np
@@ -16,6 +17,8 @@ RAW = (
     + [f" w{i}".encode() for i in range(12)]
     + [rb"\u0000"]
 )
+GROUPS = ("top", "interval", "quantile")
+IDS = {"model_id": "tiny", "source_id": "3-set-a__x", "creator_id": "me", "groups": GROUPS}
 
 
 class Words:
@@ -65,3 +68,14 @@ def hostile_effects():
         correlated_neurons=coordinates,
         alignment=align,
     )
+
+
+def rows(folder, table):
+    return [
+        json.loads(s)
+        for s in gzip.decompress((folder / table / "batch-0.jsonl.gz").read_bytes()).splitlines()
+    ]
+
+
+def string(token):
+    return RAW[token].decode("utf-8", "replace").replace("\0", " ") or "\ufffd"

@@ -12,8 +12,19 @@ from saefast.interp.effects import Effects
 from saefast.interp.exchange.dashboards import SHOWN, dashboards
 from saefast.interp.exchange.neuronpedia import export_neuronpedia
 from saefast.interp.exchange.sae_dashboard import export_sae_dashboard, read_sae_dashboard
-from tests.helpers.hostile_records import D_IN, DEAD, LENGTH, F, M, Words, hostile_effects, hostile_records
-from tests.interp.exchange.test_neuronpedia import IDS, rows, string
+from tests.helpers.hostile_records import (
+    D_IN,
+    DEAD,
+    IDS,
+    LENGTH,
+    F,
+    M,
+    Words,
+    hostile_effects,
+    hostile_records,
+    rows,
+    string,
+)
 
 LIVE = [i for i in range(F) if i != DEAD]
 
@@ -192,5 +203,5 @@ def test_batches_in_order_and_whole(made, tmp_path):
     assert [one["feature_index"] for one in read_sae_dashboard(tmp_path)] == [*range(F), *[9] * F, *[10] * F]
     batch["features"][0]["activations"][0]["values"].pop()
     path.write_text(json.dumps(batch))
-    with pytest.raises(InputError, match="feature 10 has tokens without values"):
+    with pytest.raises(InputError, match="feature 9 has tokens without values"):
         list(read_sae_dashboard(tmp_path))

@@ -13,10 +13,19 @@ from saefast.errors import InputError
 from saefast.interp.exchange.neuronpedia import export_neuronpedia, read_neuronpedia_explanations
 from saefast.interp.exchange.neuronpedia_upload import upload, upload_batches
 from saefast.interp.exchange.sae_dashboard import export_sae_dashboard, read_sae_dashboard
-from tests.helpers.hostile_records import DEAD, LENGTH, RAW, F, M, Words, hostile_effects, hostile_records
-
-GROUPS = ("top", "interval", "quantile")
-IDS = {"model_id": "tiny", "source_id": "3-set-a__x", "creator_id": "me", "groups": GROUPS}
+from tests.helpers.hostile_records import (
+    DEAD,
+    GROUPS,
+    IDS,
+    LENGTH,
+    F,
+    M,
+    Words,
+    hostile_effects,
+    hostile_records,
+    rows,
+    string,
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +36,6 @@ def records(tmp_path_factory):
 @pytest.fixture(scope="module")
 def effects():
     return hostile_effects()
-
-
-def rows(folder, table):
-    return [
-        json.loads(s)
-        for s in gzip.decompress((folder / table / "batch-0.jsonl.gz").read_bytes()).splitlines()
-    ]
-
-
-def string(token):
-    return RAW[token].decode("utf-8", "replace").replace("\0", " ") or "\ufffd"
 
 
 def test_export_is_what_the_code_says(records, effects, tmp_path):

@@ -9,8 +9,7 @@ import pytest
 from saefast.errors import InputError
 from saefast.interp.exchange import neuronpedia_sql as sql
 from saefast.interp.exchange.neuronpedia import export_neuronpedia
-from tests.helpers.hostile_records import Words, hostile_effects, hostile_records
-from tests.interp.exchange.test_neuronpedia import IDS, rows
+from tests.helpers.hostile_records import IDS, Words, hostile_effects, hostile_records, rows
 
 TAKE = re.compile(r"DO \$do\$ BEGIN PERFORM pg_temp.take\('(\w+)', \$json\$([^$]*)\$json\$\); END \$do\$;\n")
 
