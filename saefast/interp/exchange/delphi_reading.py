@@ -78,7 +78,7 @@ def read_delphi(
         return Records(folder)
     counts = np.zeros(n_contexts, np.int64)
     for split in splits:
-        counts += split.active(n_contexts, length)
+        counts += split.counts(n_contexts, length)
     before = np.concatenate([[0], np.cumsum(counts)])  # entries before each context
     if not index["blocks"]:
         begin(folder, index, plan_of(n_contexts * length, int(before[-1]), d_sae, config))
@@ -124,8 +124,8 @@ class _Split:
         self._contexts: list[tuple[int, int, int]] = []
         """First entry, first and last context of each piece."""
 
-    def active(self, n_contexts: int, length: int) -> np.ndarray:
-        """Check all entries. Returns how many of each context are above 0, [m] int64."""
+    def counts(self, n_contexts: int, length: int) -> np.ndarray:
+        """Check all entries. Returns how many each context has, [m] int64."""
         counts = np.zeros(n_contexts, np.int64)
         for at in range(0, self.n, PIECE):
             context, position, latent, acts = self._piece(at)
@@ -140,7 +140,7 @@ class _Split:
             bad = ~np.isfinite(acts)
             where = f"{self.path}: entry {at + int(bad.argmax())}"
             check(not bad.any(), f"{where}: expected a finite activation, got {acts[bad.argmax()]}")
-            counts += np.bincount(context[acts > 0], minlength=n_contexts)
+            counts += np.bincount(context, minlength=n_contexts)
             self._contexts.append((at, int(context.min()), int(context.max())))
         return counts
 

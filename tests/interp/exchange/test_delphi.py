@@ -78,17 +78,18 @@ def test_what_float16_loses_is_counted(tmp_path):
 
 
 class Made:
-    """Of records only what the export reads: an activation of latent `latent` on the token `slot`."""
+    """Of records only what the export reads: an activation of latent `latent` on the token `slot`, with which a block begins."""
 
     def __init__(self, shape, d_sae, slot, latent):
         self.d_sae, self.text = d_sae, SimpleNamespace(contexts=np.zeros(shape, np.int32))
         offsets = (np.arange(d_sae + 1) > latent).astype(np.int64)
-        self.blocks = [Block(0, offsets, np.array([slot], np.int32), np.ones(1, np.float32))]
+        first, slots, acts = np.zeros(d_sae + 1, np.int64), np.zeros(1, np.int32), np.ones(1, np.float32)
+        self.blocks = [Block(0, first, slots[:0], acts[:0]), Block(slot, offsets, slots, acts)]
         self.index = {"sae": {}, "source": {}}
 
     def table(self, columns):
         assert columns == ["count"]
-        return {"count": SimpleNamespace(to_numpy=lambda: np.diff(self.blocks[0].offsets))}
+        return {"count": SimpleNamespace(to_numpy=lambda: np.diff(self.blocks[1].offsets))}
 
 
 @pytest.mark.parametrize(
