@@ -41,7 +41,7 @@ def export_delphi_explanations(
     for latent, text in texts.items():
         path = Path(out) / "explanations" / f"{hookpoint}_latent{latent}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        data = json.dumps(text, ensure_ascii=False).encode()
+        data = json.dumps(text).encode()
         write_atomic(path, lambda temporary, data=data: temporary.write_bytes(data))  # type: ignore[misc]
     return len(texts)
 

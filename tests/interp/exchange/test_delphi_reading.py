@@ -53,8 +53,13 @@ def shuffled(arrays):
 CHANGES = {
     "as delphi writes it": lambda arrays: arrays,
     "in another order": shuffled,
-    "wide": lambda arrays: arrays | {"locations": arrays["locations"].astype(np.uint32)},
-    "float32": lambda arrays: arrays | {"activations": arrays["activations"].astype(np.float32)},
+    "in other dtypes": lambda arrays: (
+        arrays
+        | {
+            "locations": arrays["locations"].astype(np.uint32),
+            "activations": arrays["activations"].astype(np.float32),
+        }
+    ),
 }
 
 
