@@ -29,7 +29,7 @@ from tests.helpers.delphi_cache import (
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(codes, "BLOCK_ENTRIES", 60)
+    monkeypatch.setattr(codes, "block_entries", lambda d_sae: 60)
     monkeypatch.setattr("saefast.interp.records.batches.ROWS", 32)
 
 

@@ -34,7 +34,7 @@ MOMENTS = ("variance", "skewness", "kurtosis")
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(codes, "BLOCK_ENTRIES", 60)
+    monkeypatch.setattr(codes, "block_entries", lambda d_sae: 60)
     monkeypatch.setattr("saefast.interp.records.batches.ROWS", 32)
     monkeypatch.setattr(delphi_reading, "PIECE", 25)
 
