@@ -43,12 +43,13 @@ data/acts-bench: | data/acts-corpus $(PEERS)/ready
 	$(PEERS)/bin/saefast cache data/smollm2-135m data/corpus.jsonl --hook model.layers.12 --out $@ --tokens 220000
 
 # torchvision comes with transformer-lens, fits another torch, and breaks the import of transformers.
-# sae-dashboard pins transformers < 4.57 and safetensors < 0.5, and runs with those of the others.
+# sae-dashboard pins transformers < 4.57, automated-interpretability numpy < 2, and delphi wants vllm: they run without. PyPI's
+# circuit-tracer is a fork with the same models; a checkout of decoderesearch/circuit-tracer on PYTHONPATH has the pages, too.
 $(PEERS)/ready: pyproject.toml constraints.txt $(wildcard csrc/*.* csrc/*/*)
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check $(PINS) -e ".[peers,viz,dev]"
-	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps sae-dashboard==0.8.0
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps sae-dashboard==0.8.0 eai-delphi==0.1.3 automated-interpretability==0.0.24 circuit-tracer==0.5.0
 	$(PEERS)/bin/pip uninstall --quiet --yes torchvision
 	touch $@
 

@@ -17,6 +17,8 @@ PACKAGES = (
     "llamascopium",
     "neuron_explainer",
     "circuit_tracer",
+    "delphi",
+    "sae_dashboard",
 )
 collect_ignore_glob = [] if any(map(find_spec, PACKAGES)) else ["test_*.py"]
 
