@@ -20,6 +20,7 @@ from saefast.errors import InputError, check, line
 
 SMALL = {"release": "SourceRelease", "model": "Model", "sourceset": "SourceSet", "source": "Source"}
 BULK = {"features": "Neuron", "activations": "Activation", "explanations": "Explanation"}
+NAMED = {"typeName": "ExplanationType", "explanationModelName": "ExplanationModelType"}
 ROWS = 5000  # in a statement
 NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")  # escaped, not the letters after a backslash
 
@@ -60,20 +61,15 @@ def neuronpedia_sql(folder: str | Path) -> Iterator[str]:
     for part, table in SMALL.items():
         yield _take(table, [json.dumps(about[part])])
     described = {"description": "", "creatorName": name}
-    known: set[tuple[str, str]] = set()
     for part, table in BULK.items():
-        for path in sorted((folder / part).glob("batch-*.jsonl.gz"), key=lambda p: (len(p.name), p.name)):
+        for path in sorted((folder / part).glob("batch-*.jsonl.gz")):
             lines = _lines(path)
             if part == "explanations":
-                for key, of in (
-                    ("typeName", "ExplanationType"),
-                    ("explanationModelName", "ExplanationModelType"),
-                ):
-                    names = {one for row in map(json.loads, lines) if (one := row.get(key)) is not None}
-                    new = sorted(one for one in names if (of, one) not in known)
-                    known |= {(of, one) for one in new}
+                parsed = [json.loads(one) for one in lines]
+                for key, of in NAMED.items():
+                    names = sorted({row[key] for row in parsed if row.get(key) is not None})
                     rows = [
-                        {"name": one, "displayName": one, "creatorId": creator} | described for one in new
+                        {"name": one, "displayName": one, "creatorId": creator} | described for one in names
                     ]
                     if rows:
                         yield _take(of, list(map(json.dumps, rows)))

@@ -9,6 +9,7 @@ import torch
 from saefast import SAE, SAEConfig
 from saefast.errors import InputError
 from saefast.interp.effects import Effects
+from saefast.interp.exchange import neuronpedia
 from saefast.interp.exchange.dashboards import SHOWN, dashboards
 from saefast.interp.exchange.neuronpedia import export_neuronpedia
 from saefast.interp.exchange.sae_dashboard import export_sae_dashboard, read_sae_dashboard
@@ -136,7 +137,10 @@ def test_vectors_and_rows_of_neuronpedia(made, tmp_path):
         assert (bare["vector"], bare["hasVector"], bare["vectorDefaultSteerStrength"]) == ([], False, 10.0)
         assert np.float32(bare["topkCosSimValues"]) == hostile_effects().decoder.values[latent, 0]
     activations = rows(without, "activations")
-    assert {row["minValue"] == min(row["values"]) for row in activations} == {True}
+    one = {"values": [2.0, 1.0, 3.0], "tokens": list("abc"), "qualifying_token_index": 0, "group": "top"}
+    one |= {"bin": 0, "rank": 0, "bin_min": -1, "bin_max": 3.0, "bin_contains": -1}
+    row = neuronpedia._activation({"modelId": "m", "layer": "3-a"}, {}, 1, one)
+    assert (row["minValue"], row["maxValue"], row["maxValueTokenIndex"]) == (1.0, 3.0, 2)
     off = [row["maxValueTokenIndex"] != row["qualifyingTokenIndex"] for row in activations]
     assert any(off) and all(
         row["values"][row["maxValueTokenIndex"]] == row["maxValue"] for row in activations
