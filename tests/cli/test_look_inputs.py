@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from saefast import SAE, SAEConfig
+from saefast.activations.tokens import encode
 from saefast.interp.records import Records, batches, codes
 from tests.helpers import chromium
 from tests.helpers.site_files import read
@@ -86,16 +87,10 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize("name", TEXTS)
-def test_every_text_is_shown_as_it_is(world, tmp_path, name):
-    documents = [*TEXTS[name], *["the rat ran at the hat"] * 4]
-    records, pages = look(world, tmp_path, documents, "--tokens 400")
-    tokens = shown(pages, len(records.text.contexts))
-    whole = b"".join(text.encode() + b"<eos>" for text in documents if text)  # no token, no document
-    assert len(tokens) == records.text.contexts.size and len(tokens) >= 32
-    assert whole.startswith(b"".join(tokens))
+def check_documents(records, tokens):
+    """Documents are numbered by the separators before them, and no example has a token of two."""
     document, start = 0, 0
-    starts = []  # of the document of each token
+    starts = []  # of each token: its document, and where that begins
     for i, raw in enumerate(tokens):
         starts.append((document, start))
         if raw == b"<eos>":
@@ -106,11 +101,48 @@ def test_every_text_is_shown_as_it_is(world, tmp_path, name):
         for examples in records.latent(latent).examples.values():
             for one in examples:
                 first = one.context * 16 + one.start
-                assert one.document == starts[one.context * 16 + one.position][0]
-                assert first >= starts[first][1] and starts[first][0] == one.document
+                assert one.document == starts[one.context * 16 + one.position][0] == starts[first][0]
                 assert (
                     b"<eos>" not in tokens[first : first + len(one.tokens) - 1]
                 )  # a separator only at the end
+
+
+FAST = ("NUL and signs", "no space", "documents longer than the context")
+EACH = [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in TEXTS]
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_every_text_is_shown_as_it_is(world, tmp_path, name):
+    documents = [*TEXTS[name], *["the rat ran at the hat"] * 4]
+    records, pages = look(world, tmp_path, documents, "--tokens 400")
+    tokens = shown(pages, len(records.text.contexts))
+    whole = b"".join(text.encode() + b"<eos>" for text in documents if text)  # no token, no document
+    assert len(tokens) == records.text.contexts.size and len(tokens) >= 32
+    assert whole.startswith(b"".join(tokens))
+    check_documents(records, tokens)
+
+
+def test_documents_without_a_token_between_their_separators(world, tmp_path):
+    """As another tool may cache them; at the beginning and at the end of a context, too."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(world / "model")
+    parts = [
+        [0, 0],
+        "the cat sat on the mat and the rat ran",
+        [0, 0],
+        "at the hat",
+        [0, 0, 0],
+        "the rat sat",
+        [0],
+    ]
+    ids = [i for part in parts * 4 for i in (encode(tokenizer, part) if isinstance(part, str) else part)]
+    contexts = torch.tensor(ids[: len(ids) // 16 * 16], dtype=torch.int32).view(-1, 16)
+    draw = torch.Generator().manual_seed(0)
+    shards(tmp_path / "acts", torch.randn(contexts.numel(), 16, generator=draw), contexts)
+    where = f"--records {tmp_path}/r --out {tmp_path}/p"
+    run(f"look {world}/sae {tmp_path}/acts --no-map --model {world}/model --n-top 3 {where}")
+    records = Records(tmp_path / "r")
+    assert records.index["separators"] == [0] and (contexts[:, 0] == 0).any() and (contexts[:, -1] == 0).any()
+    check_documents(records, shown(tmp_path / "p", len(contexts)))
 
 
 @pytest.mark.slow

@@ -262,7 +262,8 @@ def _clear(out: Path) -> None:
     """A folder without a site, in which a page says that one is being written."""
     if out.exists():
         check(out.is_dir(), f"out: expected a folder, got the file {out}")
-        names = sorted(path.name for path in out.iterdir())
+        begun = f".{MARK}.tmp"  # killed while it wrote its first file
+        names = sorted(path.name for path in out.iterdir() if path.name != begun)
         ours = not names or (out / MARK).exists()
         check(ours, f"out: expected an empty folder or a site to replace, {out} has {', '.join(names[:3])}")
     out.mkdir(parents=True, exist_ok=True)
