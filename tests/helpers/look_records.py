@@ -9,7 +9,7 @@ from saefast.files import save_tensors, write_json_checked
 from saefast.interp.records import Records, RecordsConfig
 from saefast.interp.records.codes import write_block
 from saefast.interp.records.folder import begin, finish, index_of
-from saefast.interp.records.index import INDEX
+from saefast.interp.records.index_file import INDEX
 from saefast.interp.records.plan import plan_of
 from saefast.interp.records.select import Block
 from saefast.interp.records.tables import EXAMPLES, LATENTS, arrow

@@ -19,7 +19,7 @@ from saefast.files import digest
 from saefast.interp.records.batches import check_has_text
 from saefast.interp.records.codes import write_codes
 from saefast.interp.records.folder import begin, finish, index_of
-from saefast.interp.records.index import is_records
+from saefast.interp.records.index_file import is_records
 from saefast.interp.records.plan import Plan, plan
 from saefast.interp.records.read import Example, LatentRecord, Records
 from saefast.interp.records.tables import arrow

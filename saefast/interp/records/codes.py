@@ -20,7 +20,7 @@ from saefast.errors import InputError, check, line
 from saefast.files import load_tensors, save_tensors, write_json_checked
 from saefast.interp.records import engine
 from saefast.interp.records.batches import text_rows
-from saefast.interp.records.index import INDEX
+from saefast.interp.records.index_file import INDEX
 from saefast.interp.records.select import Block
 from saefast.interp.records.text import Text
 from saefast.sae import SAE

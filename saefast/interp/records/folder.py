@@ -14,7 +14,7 @@ from saefast.errors import InputError, check, shown
 from saefast.files import write_json_checked
 from saefast.interp.records import engine
 from saefast.interp.records.codes import read_blocks, read_text
-from saefast.interp.records.index import FORMAT, INDEX, VERSION, read_index
+from saefast.interp.records.index_file import FORMAT, INDEX, VERSION, read_index
 from saefast.interp.records.plan import Plan, check_disk
 from saefast.interp.records.read import Records
 from saefast.interp.records.select import Selected

@@ -13,7 +13,7 @@ from saefast.config.records import GROUPS, RecordsConfig
 from saefast.errors import check
 from saefast.files import file_checksum
 from saefast.interp.records.codes import check_files, read_blocks, read_text
-from saefast.interp.records.index import INDEX, read_index
+from saefast.interp.records.index_file import INDEX, read_index
 from saefast.interp.records.select import STATISTICS, Block, entries
 from saefast.interp.records.tables import EXAMPLES, LATENTS, ROWS_PER_GROUP, arrow, reading
 from saefast.interp.records.text import Text
