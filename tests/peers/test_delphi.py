@@ -10,7 +10,6 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 import torch
-from tests.helpers.delphi_cache import DEAD, HOOK, F, L, M, a_code, contexts, raw, recorded
 
 from saefast.interp.effects.checks import check_same
 from saefast.interp.exchange.delphi import export_delphi
@@ -18,6 +17,7 @@ from saefast.interp.exchange.delphi_explanations import export_delphi_explanatio
 from saefast.interp.exchange.delphi_reading import read_delphi
 from saefast.interp.neurons import neurons
 from saefast.interp.records.tables import EXAMPLES, LATENTS
+from tests.helpers.delphi_cache import DEAD, HOOK, F, L, M, a_code, contexts, raw, recorded
 from tests.helpers.small_records import CONFIG
 
 # Gigabytes that only its explainers and a search by embeddings use; imported wherever delphi is
