@@ -236,7 +236,7 @@ def test_bad_input_of_evaluate_and_info(world, tmp_path, fails):
         ),
         (
             f"info {tmp_path}/none",
-            "path: expected a run, an SAE, a shard folder or an activation file, found nothing",
+            "path: expected a run, an SAE, records, a shard folder or an activation file, found nothing",
         ),
         (f"info {tmp_path}", f"{tmp_path}/run.json: expected the description of a run"),
     ):
