@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import tables as gpu
-from benchmarks.report import tables
+from benchmarks.report import interp, tables
 from benchmarks.report.tables import RESULTS, Result, Rows, Spread, read, shape_text, spread, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +60,8 @@ def benchmarks() -> str:
         "Scaling": (tables.scaling, ["scaling"]),
         "The largest dictionary": (tables.largest, ["largest"]),
         "End to end": (tables.pipeline, ["pipeline"]),
+        "Recording every latent": (interp.records, ["records"]),
+        "SAEDashboard beside it": (interp.sae_dashboard, ["sae_dashboard"]),
         "Other architectures": (tables.architectures, [path.stem for path in timed]),
         "Numbers": (numbers, ["demo", "curve_parity", "recipe", "parity", "sweep", "interpreter_run"]),
     }
