@@ -19,7 +19,7 @@ ENTRY_BYTES, TOKEN_BYTES, LATENT_BYTES, EXAMPLE_BYTES = 8, 5, 64, 28
 """On disk: of an active entry; of a token; of the statistics of a latent; of an example with what is active in its window, as
 Parquet packs them (17 measured on the demo)."""
 PENDING_BYTES = (
-    32  # in memory, of an entry of the block that is gathered: as it came, in one piece, and sorted
+    36  # in memory, of an entry of the block that is gathered: as it came, in one piece, sorted, saved
 )
 LOADED_BYTES = 6  # in memory, of a token while the tables are made
 
