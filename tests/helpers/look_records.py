@@ -93,7 +93,8 @@ def many(folder: Path, vocabulary: Tokens, d_sae: int) -> Records:
     offsets[:513] = block.offsets
     tensors = {"offsets": offsets, "slots": np.array(block.slots), "acts": np.array(block.acts)}
     made = save_tensors(codes, {key: torch.from_numpy(value) for key, value in tensors.items()}, {"block": 0})
-    index["blocks"][0]["codes"] |= {"bytes": codes.stat().st_size, "sha256": made}
+    of_codes = {"file": codes.name, "bytes": codes.stat().st_size, "sha256": made}
+    index["blocks"][0]["codes"] = of_codes
     del index["tables"]  # others than those that were made
     write_json_checked(folder / INDEX, index)
     return Records(folder)

@@ -17,7 +17,7 @@ from torch import Tensor
 from saefast.activations.sources import Source
 from saefast.backend import Backend, load_backend
 from saefast.errors import InputError, check, line
-from saefast.files import load_tensors, save_tensors, write_json_checked
+from saefast.files import digest, load_tensors, save_tensors, write_json_checked
 from saefast.interp.records import engine
 from saefast.interp.records.batches import text_rows
 from saefast.interp.records.index_file import INDEX
@@ -178,6 +178,7 @@ def write_block(
         path = folder / f"{name}-{number:05d}.safetensors"
         entry[name] = {"file": path.name, "sha256": save_tensors(path, tensors, {"block": number})}
         entry[name]["bytes"] = path.stat().st_size
+    entry["codes"]["offsets"] = digest({"offsets": code["offsets"].cpu()})  # they are read whole each time
     index["context_length"] = text["contexts"].shape[1]
     index["blocks"].append(entry)
     write_json_checked(folder / INDEX, index)
@@ -205,6 +206,8 @@ def read_blocks(folder: Path, index: dict[str, Any]) -> list[Block]:
         good = arrays == [(np.int64, (F + 1,)), (np.int32, (n,)), (np.float32, (n,))]
         good = good and offsets[0] == 0 and offsets[-1] == n and bool((offsets[1:] >= offsets[:-1]).all())
         check(good, f"{path}: corrupt: expected the code of {F} latents, {n} entries")
+        known = entry["codes"].get("offsets"), digest({"offsets": torch.from_numpy(offsets)})
+        check(known[0] in (None, known[1]), f"{path}: corrupt: not the offsets that {INDEX} lists")
         blocks.append(Block(first_slot, offsets, slots, acts))
         first_slot += entry["n_contexts"] * index["context_length"]
     return blocks
