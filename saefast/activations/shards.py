@@ -15,7 +15,6 @@ shard-00000.safetensors
 The index is rewritten after each shard, so that an interrupted writer can go on where it stopped.
 """
 
-import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -211,6 +210,7 @@ class ShardSource(Source):
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).absolute()  # the process may change its folder
+        self._shards: dict[int, dict[str, Tensor]] = {}
         self.index = index = read_index(self.folder)
         finish = "run `saefast cache` again to finish it"
         check(index["complete"], f"{self.folder}: this cache is incomplete; {finish}")
@@ -232,9 +232,10 @@ class ShardSource(Source):
     def __len__(self) -> int:
         return self.index["n_tokens"]
 
-    @functools.cache  # noqa: B019 (tensors are memory-mapped; a source lives as long as its run)
     def shard(self, i: int) -> dict[str, Tensor]:
-        """The tensors of shard i, after their checksum was compared."""
+        """The tensors of shard i, memory-mapped, after their checksum was compared the first time."""
+        if i in self._shards:
+            return self._shards[i]
         path = self.folder / self.index["shards"][i]["file"]
         tensors, _, checksum = load_tensors(path)
         if checksum != self.index["shards"][i]["sha256"]:
@@ -243,6 +244,7 @@ class ShardSource(Source):
         fits = list(found.shape) == shape and str(found.dtype) == f"torch.{self.index['dtype']}"
         want = f"{shape} in torch.{self.index['dtype']}, as {INDEX} says"
         check(fits, f"{path}: expected activations {want}, got {list(found.shape)} in {found.dtype}")
+        self._shards[i] = tensors
         return tensors
 
     def rows(self, start: int = 0) -> Iterator[Tensor]:
