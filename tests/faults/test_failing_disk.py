@@ -53,12 +53,12 @@ def fail_at_every_operation(name, out, every):
 )
 def test_an_operation_on_a_file_that_fails_is_one_line_and_it_goes_on(tmp_path, name):
     (tmp_path / "whole").mkdir()
-    every = {"cache": 1, "sweep": 17, "look": 37}.get(name, 5)  # and at every one: `pytest -m slow`
+    every = {"cache": 5, "sweep": 34, "look": 37}.get(name, 11)  # and at every one: `pytest -m slow`
     assert in_child(lambda: fail_at_every_operation(name, tmp_path, every)) == 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["train, tensor, reference", "sweep", "export", "look"])
+@pytest.mark.parametrize("name", ["train, tensor, reference", "cache", "sweep", "export", "look"])
 def test_every_operation_on_a_file_may_fail(tmp_path, name):
     (tmp_path / "whole").mkdir()
     assert in_child(lambda: fail_at_every_operation(name, tmp_path, 1)) == 0
