@@ -80,7 +80,8 @@ def test_a_second_signal_ends_at_once_and_the_last_checkpoint_goes_on(tmp_path, 
         signal.raise_signal(number)  # the first one has been seen by now
 
     def stopped():
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell began this in the background
+        # A shell that begins this in the background has it ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         stopped_at(make(), 8, tmp_path / "run", twice)
 
     status = in_child(stopped)
