@@ -26,14 +26,15 @@ SAEFAST_DISPATCH(void, subtract,
                  (const float* x, const float* b_dec, size_t rows, size_t D, float* centred, float* sums),
                  (x, b_dec, rows, D, centred, sums))
 
+template <typename V>
 SAEFAST_INLINE double squares_about(const float* x, const float* mean, size_t rows, size_t D) {
     double total = 0;
     for (size_t r = 0; r < rows; ++r, x += D) {
-        Vec squares{};
+        V squares{};
         size_t d = 0;
         for (; d + LANES <= D; d += LANES) {
-            const Vec off = load(x + d) - load(mean + d);
-            squares += off * off;
+            const V off = V::load(x + d) - V::load(mean + d);
+            squares.add(off, off);
         }
         float rest = sum(squares);
         for (; d < D; ++d) rest += (x[d] - mean[d]) * (x[d] - mean[d]);
@@ -41,7 +42,7 @@ SAEFAST_INLINE double squares_about(const float* x, const float* mean, size_t ro
     }
     return total;
 }
-SAEFAST_DISPATCH(double, squares_about, (const float* x, const float* mean, size_t rows, size_t D),
+SAEFAST_DISPATCH_V(double, squares_about, (const float* x, const float* mean, size_t rows, size_t D),
                  (x, mean, rows, D))
 
 }  // namespace

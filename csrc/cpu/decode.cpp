@@ -14,33 +14,33 @@ using std::size_t;
 constexpr size_t TOKENS = 16;  // in an item of work
 
 // N registers of LANES columns from `d` on; returns their squares.
-template <size_t N>
-SAEFAST_INLINE Vec panel(const float* acts, const int32_t* indices, size_t n, const float* W_dec, const float* b_dec,
-                         const float* x, size_t D, size_t d, float* error) {
-    Vec x_hat[N];
-    for (size_t i = 0; i < N; ++i) x_hat[i] = load(b_dec + d + i * LANES);
+template <typename V, size_t N>
+SAEFAST_INLINE V panel(const float* acts, const int32_t* indices, size_t n, const float* W_dec, const float* b_dec,
+                       const float* x, size_t D, size_t d, float* error) {
+    V x_hat[N];
+    for (size_t i = 0; i < N; ++i) x_hat[i] = V::load(b_dec + d + i * LANES);
     for (size_t j = 0; j < n; ++j) {
         const float* row = W_dec + static_cast<size_t>(indices[j]) * D + d;
-        for (size_t i = 0; i < N; ++i) x_hat[i] += acts[j] * load(row + i * LANES);
+        for (size_t i = 0; i < N; ++i) x_hat[i].add(acts[j], V::load(row + i * LANES));
     }
-    Vec squares{};
+    V squares{};
     for (size_t i = 0; i < N; ++i) {
-        const Vec off = x_hat[i] - load(x + d + i * LANES);
-        store(error + d + i * LANES, off);
-        squares += off * off;
+        const V off = x_hat[i] - V::load(x + d + i * LANES);
+        off.store(error + d + i * LANES);
+        squares.add(off, off);
     }
     return squares;
 }
 
-template <size_t N>
+template <typename V, size_t N>
 SAEFAST_INLINE float decode_row(const float* acts, const int32_t* indices, size_t n, const float* W_dec,
                                 const float* b_dec, const float* x, size_t D, float* error) {
-    Vec squares{};
+    V squares{};
     size_t d = 0;
     for (; d + N * LANES <= D; d += N * LANES) {
-        squares += panel<N>(acts, indices, n, W_dec, b_dec, x, D, d, error);
+        squares += panel<V, N>(acts, indices, n, W_dec, b_dec, x, D, d, error);
     }
-    for (; d + LANES <= D; d += LANES) squares += panel<1>(acts, indices, n, W_dec, b_dec, x, D, d, error);
+    for (; d + LANES <= D; d += LANES) squares += panel<V, 1>(acts, indices, n, W_dec, b_dec, x, D, d, error);
     float total = sum(squares);
     for (; d < D; ++d) {
         float x_hat = b_dec[d];
@@ -51,15 +51,15 @@ SAEFAST_INLINE float decode_row(const float* acts, const int32_t* indices, size_
     return total;
 }
 
-#define SAEFAST_DECODE(ATTRIBUTE, SUFFIX, N)                                                                        \
+#define SAEFAST_DECODE(ATTRIBUTE, SUFFIX, BYTES, N)                                                                        \
     ATTRIBUTE float decode_row_##SUFFIX(const float* acts, const int32_t* indices, size_t n, const float* W_dec,   \
                                         const float* b_dec, const float* x, size_t D, float* error) {             \
-        return decode_row<N>(acts, indices, n, W_dec, b_dec, x, D, error);                                         \
+        return decode_row<Floats<BYTES>, N>(acts, indices, n, W_dec, b_dec, x, D, error);                                         \
     }
-SAEFAST_DECODE(, plain, 2)
+SAEFAST_DECODE(, plain, 16, 2)
 #ifdef SAEFAST_X86
-SAEFAST_DECODE(SAEFAST_AVX512, avx512, 12)  // of 32 registers
-SAEFAST_DECODE(SAEFAST_AVX2, avx2, 4)       // eight of 16
+SAEFAST_DECODE(SAEFAST_AVX512, avx512, 64, 12)  // of 32 registers
+SAEFAST_DECODE(SAEFAST_AVX2, avx2, 32, 4)        // eight of 16
 #endif
 
 }  // namespace

@@ -15,16 +15,16 @@ constexpr size_t TOKENS = 16;  // in an item of work
 constexpr size_t AT_ONCE = 4;  // entries
 
 // grads[place] = <error, W_dec row of that entry> for N places in the code.
-template <size_t N>
+template <typename V, size_t N>
 SAEFAST_INLINE void dots(const float* error, const int32_t* indices, const size_t* places, const float* W_dec, size_t D,
                          float* grads) {
     const float* rows[N];
     for (size_t r = 0; r < N; ++r) rows[r] = W_dec + static_cast<size_t>(indices[places[r]]) * D;
-    Vec partial[N] = {};
+    V partial[N] = {};
     size_t d = 0;
     for (; d + LANES <= D; d += LANES) {
-        const Vec part = load(error + d);
-        for (size_t r = 0; r < N; ++r) partial[r] += part * load(rows[r] + d);
+        const V part = V::load(error + d);
+        for (size_t r = 0; r < N; ++r) partial[r].add(part, V::load(rows[r] + d));
     }
     float totals[N];
     for (size_t r = 0; r < N; ++r) totals[r] = sum(partial[r]);
@@ -35,6 +35,7 @@ SAEFAST_INLINE void dots(const float* error, const int32_t* indices, const size_
 }
 
 // The entries [first, end) of one token.
+template <typename V>
 SAEFAST_INLINE void token(const float* acts, const int32_t* indices, size_t first, size_t end, const float* error,
                           const float* W_dec, size_t D, float* grads) {
     size_t places[AT_ONCE], n = 0;
@@ -45,12 +46,12 @@ SAEFAST_INLINE void token(const float* acts, const int32_t* indices, size_t firs
             grads[i] = 0;
         }
         if (n < AT_ONCE) continue;
-        dots<AT_ONCE>(error, indices, places, W_dec, D, grads);
+        dots<V, AT_ONCE>(error, indices, places, W_dec, D, grads);
         n = 0;
     }
-    for (size_t r = 0; r < n; ++r) dots<1>(error, indices, places + r, W_dec, D, grads);
+    for (size_t r = 0; r < n; ++r) dots<V, 1>(error, indices, places + r, W_dec, D, grads);
 }
-SAEFAST_DISPATCH(void, token,
+SAEFAST_DISPATCH_V(void, token,
                  (const float* acts, const int32_t* indices, size_t first, size_t end, const float* error,
                   const float* W_dec, size_t D, float* grads),
                  (acts, indices, first, end, error, W_dec, D, grads))

@@ -15,20 +15,20 @@ using std::size_t;
 constexpr size_t AT_ONCE = 4;  // entries of a latent, so that sums are loaded and stored less often
 
 // sums += act * row for N rows, and dots[r] = <row, w>, in one reading of the rows.
-template <size_t N>
+template <typename V, size_t N>
 SAEFAST_INLINE void add_and_dot(const float* const* rows, const float* acts, const float* w, size_t D, float* sums,
                                 float* dots) {
-    Vec partial[N] = {};
+    V partial[N] = {};
     size_t d = 0;
     for (; d + LANES <= D; d += LANES) {
-        Vec total = load(sums + d);
-        const Vec weight = load(w + d);
+        V total = V::load(sums + d);
+        const V weight = V::load(w + d);
         for (size_t r = 0; r < N; ++r) {
-            const Vec row = load(rows[r] + d);
-            total += acts[r] * row;
-            partial[r] += row * weight;
+            const V row = V::load(rows[r] + d);
+            total.add(acts[r], row);
+            partial[r].add(row, weight);
         }
-        store(sums + d, total);
+        total.store(sums + d);
     }
     for (size_t r = 0; r < N; ++r) dots[r] = sum(partial[r]);
     for (; d < D; ++d) {
@@ -40,13 +40,13 @@ SAEFAST_INLINE void add_and_dot(const float* const* rows, const float* acts, con
 }
 
 // sums += factor * row for N rows.
-template <size_t N>
+template <typename V, size_t N>
 SAEFAST_INLINE void add(const float* const* rows, const float* factors, size_t D, float* sums) {
     size_t d = 0;
     for (; d + LANES <= D; d += LANES) {
-        Vec total = load(sums + d);
-        for (size_t r = 0; r < N; ++r) total += factors[r] * load(rows[r] + d);
-        store(sums + d, total);
+        V total = V::load(sums + d);
+        for (size_t r = 0; r < N; ++r) total.add(factors[r], V::load(rows[r] + d));
+        total.store(sums + d);
     }
     for (; d < D; ++d) {
         for (size_t r = 0; r < N; ++r) sums[d] += factors[r] * rows[r][d];
@@ -54,7 +54,7 @@ SAEFAST_INLINE void add(const float* const* rows, const float* factors, size_t D
 }
 
 // N entries of a latent from `i` on: adds to its gradients (W_dec's in units of the error), returns their part of db.
-template <size_t N>
+template <typename V, size_t N>
 SAEFAST_INLINE float add_entries(const Weights& weights, const Batch& batch, const Numbers& numbers, size_t i,
                                  const float* w_dec, float* grad_enc, float* grad_dec) {
     const float *errors[N], *inputs[N];
@@ -66,14 +66,14 @@ SAEFAST_INLINE float add_entries(const Weights& weights, const Batch& batch, con
         acts[r] = batch.acts[batch.pairs[i + r]];
     }
     if (batch.given.grad_pre) {
-        add<N>(errors, acts, weights.D_out, grad_dec);
+        add<V, N>(errors, acts, weights.D_out, grad_dec);
         for (size_t r = 0; r < N; ++r) grad_pre[r] = batch.given.grad_pre[batch.pairs[i + r]];
     } else {
-        add_and_dot<N>(errors, acts, w_dec, weights.D_out, grad_dec, grad_pre);
+        add_and_dot<V, N>(errors, acts, w_dec, weights.D_out, grad_dec, grad_pre);
         for (size_t r = 0; r < N; ++r) grad_pre[r] = batch.grad_scale * grad_pre[r] + numbers.l1;
     }
     for (size_t r = 0; r < N; ++r) db += grad_pre[r];
-    add<N>(inputs, grad_pre, weights.D_in, grad_enc);
+    add<V, N>(inputs, grad_pre, weights.D_in, grad_enc);
     return db;
 }
 
@@ -94,10 +94,11 @@ SAEFAST_INLINE float add_given(const Weights& weights, const Batch& batch, size_
     return push * static_cast<float>(batch.B);
 }
 
+template <typename V>
 SAEFAST_INLINE float dot(const float* a, const float* b, size_t D) {
-    Vec partial{};
+    V partial{};
     size_t d = 0;
-    for (; d + LANES <= D; d += LANES) partial += load(a + d) * load(b + d);
+    for (; d + LANES <= D; d += LANES) partial.add(V::load(a + d), V::load(b + d));
     float total = sum(partial);
     for (; d < D; ++d) total += a[d] * b[d];
     return total;
@@ -105,6 +106,7 @@ SAEFAST_INLINE float dot(const float* a, const float* b, size_t D) {
 
 // The gradients of latent f: its rows of W_enc and W_dec (projected, if it keeps unit norm) and, returned, of b_enc.
 // What AuxK and `Given.bias` add to that of b_enc comes on top of it in `alone`: it does not pass through to b_dec.
+template <typename V>
 SAEFAST_INLINE float latent_grads(const Weights& weights, const Batch& batch, const Aux& aux, const Numbers& numbers,
                                   size_t f, float* grad_enc, float* grad_dec, float& alone) {
     const size_t D_in = weights.D_in, D_out = weights.D_out, end = static_cast<size_t>(batch.offsets[f + 1]);
@@ -115,9 +117,9 @@ SAEFAST_INLINE float latent_grads(const Weights& weights, const Batch& batch, co
     size_t i = static_cast<size_t>(batch.offsets[f]);
     const bool any = i < end;
     for (; i + AT_ONCE <= end; i += AT_ONCE) {
-        db += add_entries<AT_ONCE>(weights, batch, numbers, i, w_dec, grad_enc, grad_dec);
+        db += add_entries<V, AT_ONCE>(weights, batch, numbers, i, w_dec, grad_enc, grad_dec);
     }
-    for (; i < end; ++i) db += add_entries<1>(weights, batch, numbers, i, w_dec, grad_enc, grad_dec);
+    for (; i < end; ++i) db += add_entries<V, 1>(weights, batch, numbers, i, w_dec, grad_enc, grad_dec);
 
     const int32_t slot = aux.slots ? aux.slots[f] : -1;
     if (!any && slot < 0 && !batch.given.grad_pre) return 0;  // no gradient, nothing to project
@@ -136,7 +138,7 @@ SAEFAST_INLINE float latent_grads(const Weights& weights, const Batch& batch, co
         alone += aux.b_enc[slot];
     }
     if (numbers.unit != 0) {
-        const float along = dot(grad_dec, w_dec, D_out);
+        const float along = dot<V>(grad_dec, w_dec, D_out);
         for (size_t d = 0; d < D_out; ++d) grad_dec[d] -= along * w_dec[d];
     }
     return db;
@@ -155,6 +157,7 @@ SAEFAST_INLINE void adam(const Param& param, size_t first, const float* grad, fl
     }
 }
 
+template <typename V>
 SAEFAST_INLINE void update_latent(const Weights& weights, size_t f, const float* grad_enc, float db,
                                   const float* grad_dec, float factor, const Numbers& n) {
     const size_t D_in = weights.D_in, D = weights.D_out;
@@ -163,7 +166,7 @@ SAEFAST_INLINE void update_latent(const Weights& weights, size_t f, const float*
     adam(weights.W_dec, f * D, grad_dec, factor, D, n.lr_dec, n.eps, n);
     if (n.unit == 0) return;
     float* w_dec = weights.W_dec.value + f * D;
-    const float norm = std::max(std::sqrt(dot(w_dec, w_dec, D)), std::numeric_limits<float>::min());
+    const float norm = std::max(std::sqrt(dot<V>(w_dec, w_dec, D)), std::numeric_limits<float>::min());
     for (size_t d = 0; d < D; ++d) w_dec[d] /= norm;
 }
 

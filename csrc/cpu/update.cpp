@@ -19,6 +19,7 @@ constexpr size_t TOKENS = 128;  // in a chunk of the column sums of `error`
 
 // A chunk of latents. `grads` with null pointers: update at once; else write the gradients there. If the input is tied
 // to b_dec, b_dec_part [D_in] takes sum of db * W_enc row. Returns the squared norm of the chunk's gradients.
+template <typename V>
 SAEFAST_INLINE double chunk(const Weights& weights, const Batch& batch, const Aux& aux, const Numbers& n,
                             const Grads& grads, size_t first, size_t end, float* scratch, float* b_dec_part) {
     const size_t D_in = weights.D_in, D_out = weights.D_out;
@@ -28,35 +29,36 @@ SAEFAST_INLINE double chunk(const Weights& weights, const Batch& batch, const Au
     for (size_t f = first; f < end; ++f) {
         float* grad_enc = grads.W_enc ? grads.W_enc + f * D_in : scratch;
         float* grad_dec = grads.W_dec ? grads.W_dec + f * D_out : scratch + D_in;
-        float alone, db = latent_grads(weights, batch, aux, n, f, grad_enc, grad_dec, alone);
+        float alone, db = latent_grads<V>(weights, batch, aux, n, f, grad_enc, grad_dec, alone);
         if (tied && db != 0) {
             const float* w_enc = weights.W_enc.value + f * D_in;
             for (size_t d = 0; d < D_in; ++d) b_dec_part[d] += db * w_enc[d];
         }
         db += alone;
-        squared += dot(grad_enc, grad_enc, D_in) + dot(grad_dec, grad_dec, D_out) +
+        squared += dot<V>(grad_enc, grad_enc, D_in) + dot<V>(grad_dec, grad_dec, D_out) +
                    db * db * n.bias_norm * n.bias_norm;
         if (grads.b_enc) {
             grads.b_enc[f] = db;
         } else {
-            update_latent(weights, f, grad_enc, db, grad_dec, 1.0f, n);
+            update_latent<V>(weights, f, grad_enc, db, grad_dec, 1.0f, n);
         }
     }
     return squared;
 }
-SAEFAST_DISPATCH(double, chunk,
+SAEFAST_DISPATCH_V(double, chunk,
                  (const Weights& weights, const Batch& batch, const Aux& aux, const Numbers& n, const Grads& grads,
                   size_t first, size_t end, float* scratch, float* b_dec_part),
                  (weights, batch, aux, n, grads, first, end, scratch, b_dec_part))
 
+template <typename V>
 SAEFAST_INLINE void adam_chunk(const Weights& weights, const Grads& grads, float factor, const Numbers& n,
                                size_t first, size_t end) {
     for (size_t f = first; f < end; ++f) {
-        update_latent(weights, f, grads.W_enc + f * weights.D_in, grads.b_enc[f], grads.W_dec + f * weights.D_out,
+        update_latent<V>(weights, f, grads.W_enc + f * weights.D_in, grads.b_enc[f], grads.W_dec + f * weights.D_out,
                       factor, n);
     }
 }
-SAEFAST_DISPATCH(void, adam_chunk,
+SAEFAST_DISPATCH_V(void, adam_chunk,
                  (const Weights& weights, const Grads& grads, float factor, const Numbers& n, size_t first,
                   size_t end),
                  (weights, grads, factor, n, first, end))
