@@ -18,7 +18,11 @@ using std::int32_t;
 using Sizes = std::vector<py::ssize_t>;
 
 inline const char* name_of(Isa isa) {
-    return isa == Isa::vnni ? "vnni" : isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "plain";
+    return isa == Isa::vnni      ? "vnni"
+           : isa == Isa::avx512  ? "avx512"
+           : isa == Isa::avxvnni ? "avxvnni"
+           : isa == Isa::avx2    ? "avx2"
+                                 : "plain";
 }
 
 inline py::list isa_names() {

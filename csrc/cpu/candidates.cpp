@@ -56,6 +56,37 @@ inline void collect_avx512(const float* approx, size_t columns, size_t first, co
 }
 #endif
 
+#ifdef SAEFAST_X86
+SAEFAST_AVX2
+inline void collect_avx2(const float* approx, size_t columns, size_t first, const Errors& e, Candidates& c) {
+    const __m256 by_norm = _mm256_set1_ps(e.by_norm), by_rest = _mm256_set1_ps(e.by_rest);
+    const __m256 bias_error = _mm256_set1_ps(e.bias_error), bound = _mm256_set1_ps(c.bound);
+    const float *const norms = e.norm + first, *const rests = e.rest + first;
+    constexpr size_t AT_ONCE = 32;
+    float uppers[AT_ONCE];
+    size_t n = c.n, j = 0;
+    for (; j + AT_ONCE <= columns; j += AT_ONCE) {
+        uint32_t hits = 0;
+        for (size_t i = 0; i < AT_ONCE; i += 8) {
+            const size_t at = j + i;
+            const __m256 upper = _mm256_fmadd_ps(
+                by_norm, _mm256_loadu_ps(norms + at),
+                _mm256_fmadd_ps(by_rest, _mm256_loadu_ps(rests + at),
+                                _mm256_add_ps(_mm256_loadu_ps(approx + at), bias_error)));
+            _mm256_storeu_ps(uppers + i, upper);
+            hits |= static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(upper, bound, _CMP_NLT_UQ))) << i;
+        }
+        for (; hits; hits &= hits - 1) {
+            const auto i = static_cast<size_t>(__builtin_ctz(hits));
+            c.approx[n] = approx[j + i], c.upper[n] = uppers[i], c.indices[n] = static_cast<int32_t>(first + j + i);
+            ++n;
+        }
+    }
+    c.n = n;
+    collect_plain(approx + j, columns - j, first + j, e, c);
+}
+#endif
+
 // Raise the bound to the K-th largest less the margin, and forget those that do not reach it.
 SAEFAST_INLINE void tighten(const Errors& e, size_t K, Candidates& c) {
     if (c.n >= K) c.bound = std::max(c.bound, bound_of(c.approx, c.n, K) - e.margin);
@@ -98,7 +129,7 @@ struct Functions {
 
 SAEFAST_CANDIDATES(, plain, collect_plain)
 #ifdef SAEFAST_X86
-SAEFAST_CANDIDATES(SAEFAST_AVX2, avx2, collect_plain)
+SAEFAST_CANDIDATES(SAEFAST_AVX2, avx2, collect_avx2)
 SAEFAST_CANDIDATES(SAEFAST_AVX512, avx512, collect_avx512)
 #endif
 

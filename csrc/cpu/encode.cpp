@@ -30,15 +30,15 @@ constexpr float MARGIN = 1.5f;
 
 // out[r] = <row r, w> for N rows, each with two vectors of sums: the same bits for every N. `next`: rows to fetch
 // meanwhile, for these come from wherever the batch is kept.
-template <size_t N>
+template <typename V, size_t N>
 SAEFAST_INLINE void dot(const float* const* rows, const float* const* next, const float* w, size_t D, float* out) {
-    Vec even[N] = {}, odd[N] = {};
+    V even[N] = {}, odd[N] = {};
     size_t d = 0;
     for (; d + 2 * LANES <= D; d += 2 * LANES) {
-        const Vec first = load(w + d), second = load(w + d + LANES);
+        const V first = V::load(w + d), second = V::load(w + d + LANES);
         for (size_t r = 0; r < N; ++r) {
-            even[r] += load(rows[r] + d) * first;
-            odd[r] += load(rows[r] + d + LANES) * second;
+            even[r].add(V::load(rows[r] + d), first);
+            odd[r].add(V::load(rows[r] + d + LANES), second);
             __builtin_prefetch(next[r] + d);
             __builtin_prefetch(next[r] + d + LANES);
         }
@@ -51,25 +51,26 @@ SAEFAST_INLINE void dot(const float* const* rows, const float* const* next, cons
 }
 
 // values[place] = <row, w> + b for entries of one latent; those up to `ahead` follow, of whatever latent.
+template <typename V>
 SAEFAST_INLINE void score(const ScoreEntry* entries, size_t n, size_t ahead, const float* centred, const float* w,
                           float b, size_t D, float* values) {
-    constexpr size_t N = 4;
+    constexpr size_t N = V::N == 1 ? 4 : 2;  // rows at a time, as many as there are registers for
     const float *rows[N], *next[N];
     float scores[N];
     const auto row = [&](size_t i) { return centred + static_cast<size_t>(entries[i].row) * D; };
     size_t i = 0;
     for (; i + N <= n; i += N) {
         for (size_t r = 0; r < N; ++r) rows[r] = row(i + r), next[r] = row(std::min(i + r + N, ahead - 1));
-        dot<N>(rows, next, w, D, scores);
+        dot<V, N>(rows, next, w, D, scores);
         for (size_t r = 0; r < N; ++r) values[entries[i + r].place] = scores[r] + b;
     }
     for (; i < n; ++i) {
         rows[0] = row(i), next[0] = row(std::min(i + N, ahead - 1));
-        dot<1>(rows, next, w, D, scores);
+        dot<V, 1>(rows, next, w, D, scores);
         values[entries[i].place] = scores[0] + b;
     }
 }
-SAEFAST_DISPATCH(void, score,
+SAEFAST_DISPATCH_V(void, score,
                  (const ScoreEntry* entries, size_t n, size_t ahead, const float* centred, const float* w, float b,
                   size_t D, float* values),
                  (entries, n, ahead, centred, w, b, D, values))

@@ -26,6 +26,12 @@ private:
     std::vector<float> signs_;
 };
 
+// What q may be: |q| <= most, and for each vector of 16 the sums of |q| over the entries 0 and 1 of every four, and over 2 and
+// 3, are at most `sum`.
+struct Levels {
+    int most, sum = 8 * 127;
+};
+
 // row [D] ~ step * q [width], after the mixing.
 struct Rounded {
     float step, norm, rest;  // norm >= ||step * q||, rest >= ||mixed row - step * q|| up to rounding in fp32
@@ -33,7 +39,8 @@ struct Rounded {
     bool usable;             // else it holds NaN, Inf or numbers above 1e15, and nothing else here means anything
 };
 
-// q [width] holds -127 to 127; `scratch` [width].
-Rounded round8(const float* row, std::size_t D, const Mixing& mixing, Isa isa, float* scratch, std::int8_t* q);
+// `scratch` [width].
+Rounded round8(const float* row, std::size_t D, const Mixing& mixing, const Levels& levels, Isa isa, float* scratch,
+               std::int8_t* q);
 
 }  // namespace saefast

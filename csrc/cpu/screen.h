@@ -1,4 +1,4 @@
-// Approximate pre-activations from 8-bit products, a quarter of the work of fp32, each with a bound of its error.
+// Approximate pre-activations from products of bytes (tiles.h), a fraction of the work of fp32, each with a bound of its error.
 //
 // For rows x and w, mixed and rounded (round8.h) to x = x' + dx and w = w' + dw,
 //     |<x, w> - <x', w'>| = |<dx, w> + <x', dw>| <= ||dx|| ||w|| + ||x'|| ||dw||      (Cauchy-Schwarz)
@@ -11,10 +11,9 @@
 
 #include "isa.h"
 #include "round8.h"
+#include "tiles.h"
 
 namespace saefast {
-
-constexpr std::size_t PANEL = 64;  // latents whose products are computed together
 
 // W_enc and b_enc, rounded. Beyond F latents up to a whole panel there are zeros.
 struct ScreenWeights {
@@ -23,7 +22,7 @@ struct ScreenWeights {
 
     Mixing mixing{1};
     std::size_t F = 0, D = 0;
-    std::vector<std::uint8_t> packed;          // [panels, width / 4, PANEL, 4], q + 128
+    std::vector<std::uint8_t> packed;          // [panels], as `Tiles::pack` has them
     std::vector<float> step, bias, norm, rest;  // [panels * PANEL]; norm >= ||w||
     float mean_norm = 0, mean_rest = 0, bias_error = 0;
 };

@@ -102,10 +102,10 @@ SAEFAST_TOPK(SAEFAST_AVX2, avx2, 256)
 
 const Functions& functions_for([[maybe_unused]] Isa isa) {
 #ifdef SAEFAST_X86
-    if (isa == Isa::avx512) return functions_avx512;
-    if (isa == Isa::avx2) return functions_avx2;
-#endif
+    return *pick(isa, &functions_avx512, &functions_avx2, &functions_plain);
+#else
     return functions_plain;
+#endif
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 """The encoder of `saefast.native`: screened in 8 bits where the processor can, else torch's products in blocks.
 
-Where it multiplies bytes (AVX-512 VNNI), `saefast._C.TopkEncoder` multiplies all latents in 8 bits, a quarter of the
-work, with a proven bound of each error, and scores in fp32 only those that the bounds do not exclude from the top k: the
+Where it multiplies bytes (AVX2 and more), `saefast._C.TopkEncoder` multiplies all latents in 8 bits or 7, a fraction of
+the work, with a proven bound of each error, and scores in fp32 only those that the bounds do not exclude from the top k: the
 same k, exactly (docs/engine.md).
 
 Else, and for codes of other kinds, products of torch are taken in blocks that stay in cache, each selected from at once. A
@@ -67,7 +67,7 @@ def encode_topk(
 def can_screen(B: int, d_sae: int, d_in: int, k: int) -> bool:
     encoder = saefast._C.TopkEncoder
     return (
-        "vnni" in saefast._C.isas()
+        saefast._C.isas() != ["plain"]
         and B >= SCREENED_ROWS
         and encoder.MIN_D <= d_in <= encoder.MAX_D
         and encoder.LATENTS_PER_K * k <= d_sae <= encoder.MAX_F
