@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <limits>
 #include <string>
 #include <vector>
@@ -25,14 +26,26 @@ inline const char* name_of(Isa isa) {
                                  : "plain";
 }
 
+// Those of `isas` that the environment leaves: SAEFAST_ISA names the first that may be used, as if the machine had no better.
+inline std::vector<Isa> usable_isas() {
+    const auto isas = supported_isas();
+    const char* const most = std::getenv("SAEFAST_ISA");
+    if (!most || !*most) return isas;
+    const auto first = std::find_if(isas.begin(), isas.end(), [&](Isa isa) { return name_of(isa) == std::string(most); });
+    if (first != isas.end()) return {first, isas.end()};
+    std::string names;
+    for (const Isa isa : isas) names += (names.empty() ? "" : ", ") + std::string(name_of(isa));
+    throw py::value_error("SAEFAST_ISA: expected one of " + names + ", got '" + most + "'");
+}
+
 inline py::list isa_names() {
     py::list names;
-    for (const Isa isa : supported_isas()) names.append(name_of(isa));
+    for (const Isa isa : usable_isas()) names.append(name_of(isa));
     return names;
 }
 
 inline Isa parse_isa(const std::string& name) {
-    const auto isas = supported_isas();
+    const auto isas = usable_isas();
     if (name == "auto") return isas.front();
     for (const Isa isa : isas) {
         if (name == name_of(isa)) return isa;

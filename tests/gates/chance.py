@@ -18,11 +18,16 @@ import time
 from collections import defaultdict
 
 FAILED = re.compile(r"^(?:FAILED|ERROR) ([^\s\[]+(?:\[.*?\])?)(?: - .*)?$", re.MULTILINE)
-# Instructions for torch's own loops, for its products (MKL), and for oneDNN.
+# Instructions for torch's own loops, for its products (MKL), for oneDNN, and for the CPU engine.
 CPUS: tuple[dict[str, str], ...] = (
     {},
     {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
-    {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "ONEDNN_MAX_CPU_ISA": "SSE41"},
+    {
+        "ATEN_CPU_CAPABILITY": "default",
+        "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "SAEFAST_ISA": "plain",
+    },
 )
 
 
