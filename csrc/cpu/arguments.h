@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <limits>
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 #include "../checks.h"
@@ -109,5 +110,25 @@ inline void check_offsets(const std::string& name, const int32_t* values, py::ss
                               ", got " + std::to_string(values[i]) + " at " + std::to_string(i));
     }
 }
+
+// One call at a time for each object: what it holds is not for two threads. Both ends hold the interpreter's lock.
+class Turn {
+public:
+    explicit Turn(const void* object) : object_(object) {
+        if (!taken().insert(object).second) {
+            throw py::value_error("expected one call at a time, another thread is in one of this object");
+        }
+    }
+    ~Turn() { taken().erase(object_); }
+    Turn(const Turn&) = delete;
+    Turn& operator=(const Turn&) = delete;
+
+private:
+    static std::unordered_set<const void*>& taken() {
+        static std::unordered_set<const void*> objects;
+        return objects;
+    }
+    const void* object_;
+};
 
 }  // namespace saefast

@@ -152,12 +152,14 @@ void py_parallel_for(py::ssize_t items, int threads, const py::function& work) {
 
 }  // namespace
 
+void bind_encode(py::module_& m);
 void bind_select(py::module_& m);
 void bind_records(py::module_& m);
 void bind_update(py::module_& m);
 
 void bind_cpu(py::module_& m) {
     using py::arg;
+    bind_encode(m);
     bind_select(m);
     bind_records(m);
     bind_update(m);

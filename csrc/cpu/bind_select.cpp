@@ -1,36 +1,11 @@
-// The bindings of what selects: the screened encoder, and top-k, BatchTopK and thresholds of pre-activations that come
-// in pieces.
-
-#include <optional>
-#include <unordered_set>
+// The bindings of what selects from pre-activations that come in pieces: top-k, BatchTopK and thresholds.
 
 #include "arguments.h"
-#include "encode.h"
 #include "select.h"
 #include "topk.h"
 
 namespace saefast {
 namespace {
-
-// One call at a time for each object: what it holds is not for two threads. Both ends hold the interpreter's lock.
-class Turn {
-public:
-    explicit Turn(const void* object) : object_(object) {
-        if (!taken().insert(object).second) {
-            throw py::value_error("expected one call at a time, another thread is in one of this object");
-        }
-    }
-    ~Turn() { taken().erase(object_); }
-    Turn(const Turn&) = delete;
-    Turn& operator=(const Turn&) = delete;
-
-private:
-    static std::unordered_set<const void*>& taken() {
-        static std::unordered_set<const void*> objects;
-        return objects;
-    }
-    const void* object_;
-};
 
 py::tuple py_topk(const py::array& pre_acts, py::ssize_t k, int threads, const std::string& isa_name) {
     const auto z = checked<float>(pre_acts, "pre_acts", 2);
@@ -147,43 +122,6 @@ void bind_select(py::module_& m) {
         check_range("rows", rows, 0, big);
         return static_cast<std::size_t>(rows);
     };
-    py::class_<TopkEncoder> encoder(m, "TopkEncoder",
-                                    "Exact top-k of the encoder's product, screened in 8 bits; keeps its memory.");
-    encoder.attr("MIN_D") = TopkEncoder::MIN_D;
-    encoder.attr("MAX_D") = TopkEncoder::MAX_D;
-    encoder.attr("MAX_F") = TopkEncoder::MAX_F;
-    encoder.attr("LATENTS_PER_K") = TopkEncoder::LATENTS_PER_K;
-    encoder.attr("BAD_WEIGHTS") = TopkEncoder::BAD_WEIGHTS;
-    encoder
-        .def(py::init([](const std::string& isa) { return TopkEncoder(parse_isa(isa)); }), arg("isa") = "auto")
-        .def("encode",
-             [](TopkEncoder& encoder, const py::array& centred, const py::array& W_enc, const py::array& b_enc,
-                py::ssize_t k, py::array top_acts, py::array top_indices, int threads,
-                std::optional<py::ssize_t> limit) {
-                 const Turn turn(&encoder);
-                 const auto rows = checked<float>(centred, "centred", 2), weights = checked<float>(W_enc, "W_enc", 2);
-                 const py::ssize_t B = rows.shape(0), D = rows.shape(1), F = weights.shape(0);
-                 check_indexable("centred: the number of rows", B);
-                 check_range("W_enc: the number of latents", F, 1, TopkEncoder::MAX_F);
-                 check_range("centred: the width", D, TopkEncoder::MIN_D, TopkEncoder::MAX_D);
-                 const float* in = rows.data();
-                 const float *table = input<float>(W_enc, "W_enc", {F, D}), *bias = input<float>(b_enc, "b_enc", {F});
-                 check_range("k", k, 1, F / static_cast<py::ssize_t>(TopkEncoder::LATENTS_PER_K), " (a 32nd of the latents)");
-                 float* acts = output<float>(top_acts, "top_acts", {B, k});
-                 int32_t* indices = output<int32_t>(top_indices, "top_indices", {B, k});
-                 check_threads(threads);
-                 const py::ssize_t most = limit.value_or(F / 8);
-                 check_range("limit", most, 0, F);
-                 py::gil_scoped_release release;
-                 return encoder.encode(in, table, bias, B, F, D, k, most, threads, acts, indices);
-             },
-             arg("centred"), arg("W_enc"), arg("b_enc"), arg("k"), arg("top_acts"),
-             arg("top_indices"), arg("threads"), arg("limit") = py::none(),
-             "Writes top_acts and top_indices [B, k]; rows with more candidates than `limit` (an eighth of the latents)"
-             " are scored whole. Returns -1, the first row with a NaN, or BAD_WEIGHTS where the"
-             " weights are not finite, or huge.")
-        .def_property_readonly("candidates", &TopkEncoder::candidates, "Pairs scored in fp32 by the last call.")
-        .def_property_readonly("dense_rows", &TopkEncoder::dense_rows, "Rows of which all latents were scored.");
     py::class_<TopkBlock>(m, "TopkBlock", "Top-k of a block of rows whose columns come a few at a time.")
         .def(py::init([checked_rows](py::ssize_t rows, py::ssize_t k, const std::string& isa) {
                  check_range("k", k, 1, big);

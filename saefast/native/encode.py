@@ -1,11 +1,11 @@
 """The encoder of `saefast.native`: screened in 8 bits where the processor can, else torch's products in blocks.
 
-Where it multiplies bytes (AVX2 and more), `saefast._C.TopkEncoder` multiplies all latents in 8 bits or 7, a fraction of
-the work, with a proven bound of each error, and scores in fp32 only those that the bounds do not exclude from the top k: the
-same k, exactly (docs/engine.md).
+Where it multiplies bytes (AVX2 and more), `saefast._C.ScreenedEncoder` multiplies all latents in 7 or 8 bits, a fraction of the
+work, with a proven bound of each error, and scores in fp32 only those that the bounds do not exclude from the selection:
+what is selected is that of all scores, exactly (docs/engine.md).
 
-Else, and for codes of other kinds, products of torch are taken in blocks that stay in cache, each selected from at once. A
-worker takes a block of rows, multiplies it by 1024 latents at a time into memory of its own, which it uses again and
+Else, and where the bounds exclude too little (MOST: a code that is not sparse, equal latents), products of torch are taken
+in blocks that stay in cache, each selected from at once. Which of the two depends on the operands alone. A worker takes a block of rows, multiplies it by 1024 latents at a time into memory of its own, which it uses again and
 again, and selects from that in C++. So the pre-activations of all latents never exist, no worker waits for another, and
 rows and latents are read from cache. Their bits do not depend on how rows and latents are cut as long as each piece has
 more than a few of them (`tests/native/test_encode.py`).
@@ -29,6 +29,7 @@ LATENTS = 1024  # in a product, or 8 k if that is more: enough for a good bound 
 LEAST, MAX_ROWS = 64, 512  # rows in a product
 MAX_CANDIDATES = 2**23  # that the rows of a block keep, 8 bytes each
 SCREENED_ROWS = 192  # for fewer it does not pay to round all of W_enc (measured, benchmarks/LOG.md)
+MOST = 8  # of so many entries at most one is scored in fp32; else torch's product is faster (measured, benchmarks/LOG.md)
 _arena = threading.local()
 Scratch = dict[str, Tensor]
 
@@ -41,15 +42,10 @@ def encode_topk(
         return reference.encode_topk(centred, W_enc, b_enc, k, scale, rescore)
     top_acts = torch.empty(len(centred), k, **FP32)
     top_indices = torch.empty(len(centred), k, **INT32)
-    found = numpy_of(top_acts, top_indices)
-    d_sae, d_in = W_enc.shape
-    if can_screen(len(centred), d_sae, d_in, k):
-        # the scale in the weights is one rounding of each; afterwards would be one of each pre-activation
-        scaled = (W_enc, b_enc) if scale is None else (_scaled(W_enc, scale), b_enc * scale)
-        if not hasattr(_arena, "encoder"):
-            _arena.encoder = saefast._C.TopkEncoder()  # keeps its memory
-        screen = _arena.encoder
-        row = screen.encode(*numpy_of(centred, *scaled), k, *found, torch.get_num_threads())
+    if can_screen(len(centred), *W_enc.shape, k):
+        screen = screened_encoder()
+        operands = numpy_of(centred, *_scaled(W_enc, b_enc, scale))
+        row = screen.top_k(*operands, k, *numpy_of(top_acts, top_indices), torch.get_num_threads())
         raise_for_nan(row, 0)
         if row != screen.BAD_WEIGHTS:  # W_enc or b_enc hold numbers that are not finite, or huge
             return top_acts, top_indices
@@ -65,7 +61,8 @@ def encode_topk(
 
 
 def can_screen(B: int, d_sae: int, d_in: int, k: int) -> bool:
-    encoder = saefast._C.TopkEncoder
+    """k: of a selection that takes so many of d_sae latents; 0 for one that takes what passes a threshold."""
+    encoder = saefast._C.ScreenedEncoder
     return (
         saefast._C.isas() != ["plain"]
         and B >= SCREENED_ROWS
@@ -74,11 +71,30 @@ def can_screen(B: int, d_sae: int, d_in: int, k: int) -> bool:
     )
 
 
-def _scaled(W_enc: Tensor, scale: Tensor) -> Tensor:
-    """Into memory that the next call uses again."""
+def screened_encoder() -> Any:
+    """That of this thread, which keeps its memory."""
+    if not hasattr(_arena, "encoder"):
+        _arena.encoder = saefast._C.ScreenedEncoder()
+    return _arena.encoder
+
+
+def screened(selection: str, centred: Any, W_enc: Any, *arguments: Any) -> bool:
+    """Whether the screened encoder made this selection; else torch's product is faster, or needed."""
+    most = len(centred) * len(W_enc) // MOST
+    run = getattr(screened_encoder(), selection)
+    row = run(centred, W_enc, *arguments, torch.get_num_threads(), most=most)
+    raise_for_nan(row, 0)
+    return bool(row == saefast._C.ScreenedEncoder.FINITE)
+
+
+def _scaled(W_enc: Tensor, b_enc: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """With the scale in the weights, which is one rounding of each; afterwards it would be one of each pre-activation. Into
+    memory that the next call uses again."""
+    if scale is None:
+        return W_enc, b_enc
     if getattr(_arena, "scaled", None) is None or _arena.scaled.shape != W_enc.shape:
         _arena.scaled = torch.empty_like(W_enc)
-    return torch.mul(W_enc, scale[:, None], out=_arena.scaled)
+    return torch.mul(W_enc, scale[:, None], out=_arena.scaled), b_enc * scale
 
 
 def encode_batch_topk(
@@ -92,6 +108,11 @@ def encode_batch_topk(
     row_offsets = torch.zeros(B + 1, **INT32)
     if B == 0:
         return acts, indices, row_offsets
+    if can_screen(B, F, centred.shape[1], k):
+        operands, out = numpy_of(centred, *_scaled(W_enc, b_enc, scale)), numpy_of(acts, indices, row_offsets)
+        if screened("batch_topk", *operands, k, *out):
+            return acts, indices, row_offsets
+        row_offsets.zero_()
     parts: dict[int, Any] = {}  # by thread; which of them found an entry makes no difference
 
     def block(start: int, end: int, scratch: Scratch) -> None:
@@ -116,7 +137,15 @@ def encode_threshold(
     if not handles(centred, W_enc, b_enc, threshold):
         return reference.encode_threshold(centred, W_enc, b_enc, threshold, capacity)
     B = len(centred)
-    bounds = threshold.to(torch.float32).expand(len(W_enc)).contiguous()
+    # nothing is above a NaN, nor above Inf
+    bounds = threshold.to(torch.float32).expand(len(W_enc)).nan_to_num(torch.inf, torch.inf, -torch.inf)
+    if can_screen(B, *W_enc.shape, 0):
+        row_offsets = torch.empty(B + 1, **INT32)
+        if screened("above", *numpy_of(centred, W_enc, b_enc, bounds, row_offsets)):
+            acts = torch.zeros(int(row_offsets[-1]) if capacity is None else capacity, **FP32)
+            indices = torch.zeros(len(acts), **INT32)
+            screened_encoder().write_above(*numpy_of(acts, indices))
+            return acts, indices, row_offsets
     counts = torch.zeros(B + 1, **INT32)  # of each row, after a 0
     parts: dict[int, tuple[Tensor, Tensor]] = {}  # by first row
 
