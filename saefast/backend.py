@@ -63,6 +63,11 @@ class Backend(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """[B, D], [F, D], [F], threshold [] or [F] -> pre_acts [N], indices [N] int32, row_offsets [B + 1] int32."""
 
+    def encode_group_max(
+        self, centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int
+    ) -> tuple[Tensor, Tensor]:
+        """[B, D], [F, D], [F] -> acts [B, K], indices [B, K] int32, one of each of k groups of latents."""
+
     def encode_dense(self, centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Tensor:
         """[B, D], [F, D], [F] -> pre_acts [B, F]."""
 

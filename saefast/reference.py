@@ -232,6 +232,14 @@ def above_threshold(
     return acts, indices, F.pad(row_offsets, (1, 0)).to(torch.int32)
 
 
+def group_max(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """pre_acts [B, F] -> acts [B, K] (after ReLU), indices [B, K] int32: the largest of each of k equal groups of consecutive
+    latents (sparsify), k a divisor of F; among equal values the smaller index wins."""
+    values, places = pre_acts.unflatten(1, (k, -1)).max(dim=2)  # the first of equal ones
+    first = pre_acts.shape[1] // k * torch.arange(k, dtype=torch.int64, device=pre_acts.device)
+    return values.relu(), (places + first).to(torch.int32)
+
+
 def encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
     """[B, D], [F, D], [F], [D] -> pre_acts [B, F]. b_dec is subtracted before the product, not folded into it."""
     return torch.addmm(b_enc, x - b_dec, W_enc.to(x.dtype).T)
@@ -294,6 +302,14 @@ def encode_threshold(
     """As `encode_topk`, with `above_threshold` for the selection; acts in b_enc's dtype."""
     acts, indices, row_offsets = above_threshold(rounded_pre_acts(centred, W_enc, b_enc), threshold, capacity)
     return acts.to(b_enc.dtype), indices, row_offsets
+
+
+def encode_group_max(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """As `encode_topk`, with `group_max` for the selection; acts in b_enc's dtype."""
+    rows = max(LEAST_ROWS, PRE_ACTS // len(W_enc))
+    parts = [group_max(lent_pre_acts(part, W_enc, b_enc), k) for part in centred.split(rows)]
+    acts, indices = zip(*parts, strict=True)
+    return torch.cat(acts).to(b_enc.dtype), torch.cat(indices)
 
 
 def decode(
@@ -407,13 +423,14 @@ def sum_rows(groups: Groups, per_pair: Tensor, rows: Tensor) -> Tensor:
     offsets, pairs, tokens = groups
     used = int(offsets[-1])
     wide = torch.promote_types(rows.dtype, torch.float32)
+    factors = per_pair.flatten()[pairs[:used]].to(wide)
     return F.embedding_bag(
         tokens[:used],
         rows.to(wide),
         offsets,
         mode="sum",
         include_last_offset=True,
-        per_sample_weights=per_pair.flatten()[pairs[:used]].to(wide),
+        per_sample_weights=factors,
     )
 
 
@@ -527,22 +544,10 @@ def fused_adam_(
     in lr and eps, for m c1 / (sqrt(v c2) + eps) = c1 / sqrt(c2) * m / (sqrt(v) + eps / sqrt(c2)).
     """
     root = math.sqrt(n.correction2)
-    adam(
-        [param],
-        [grad],
-        [exp_avg],
-        [exp_avg_sq],
-        [],
-        [torch.tensor(math.inf, dtype=torch.float32, device="cpu")],
-        fused=True,
-        amsgrad=False,
-        beta1=n.beta1,
-        beta2=n.beta2,
-        lr=lr * n.correction1 / root,
-        weight_decay=0,
-        eps=eps / root,
-        maximize=False,
-    )
+    forever = torch.tensor(math.inf, dtype=torch.float32, device="cpu")
+    rates = {"beta1": n.beta1, "beta2": n.beta2, "lr": lr * n.correction1 / root, "eps": eps / root}
+    lists = [param], [grad], [exp_avg], [exp_avg_sq], [], [forever]
+    adam(*lists, fused=True, amsgrad=False, maximize=False, weight_decay=0, **rates)
 
 
 def adam_rows_(weights: Weights, grads: Grads, factor: Tensor, numbers: Tensor, step: Tensor) -> None:

@@ -9,7 +9,13 @@ from saefast.triton_kernels.batch_topk import batch_topk
 from saefast.triton_kernels.centre import centre
 from saefast.triton_kernels.decode import decode, decode_error
 from saefast.triton_kernels.dense import dense_error, dense_grad_acts, outer_sum, relu_encode
-from saefast.triton_kernels.encode import encode_batch_topk, encode_dense, encode_threshold, encode_topk
+from saefast.triton_kernels.encode import (
+    encode_batch_topk,
+    encode_dense,
+    encode_group_max,
+    encode_threshold,
+    encode_topk,
+)
 from saefast.triton_kernels.grad_top_acts import grad_top_acts
 from saefast.triton_kernels.group import group_by_latent
 from saefast.triton_kernels.keep_topk import keep_topk
@@ -36,6 +42,7 @@ __all__ = [
     "dense_grad_acts",
     "encode_batch_topk",
     "encode_dense",
+    "encode_group_max",
     "encode_threshold",
     "encode_topk",
     "grad_top_acts",

@@ -3,6 +3,7 @@
     encode_topk        the K largest of each token
     encode_batch_topk  the B * K largest of the batch
     encode_threshold   those above a threshold
+    encode_group_max   the largest of each of K groups of latents
     encode_dense       no selection
 
 Exactness. What is selected is exactly the K largest (B * K largest, above the threshold) of the pre-activations rounded
@@ -20,13 +21,14 @@ Bytes and FLOPs: those of `pre_acts` and of the selection. Specs: the functions 
 import torch
 from torch import Tensor
 
+from saefast.reference import group_max
 from saefast.triton_kernels.batch_topk import batch_topk
 from saefast.triton_kernels.pre_acts import pre_acts_and_maxima
 from saefast.triton_kernels.rescore import rescore as rescore_topk
 from saefast.triton_kernels.threshold import above_threshold
 from saefast.triton_kernels.topk import GROUP, select_topk, topk
 
-MAX_PRE_ACTS_BYTES = 8 * 2**30
+MAX_PRE_ACTS_BYTES, GROUP_MAX_BYTES = 8 * 2**30, 2**28
 
 
 def latents_per_chunk(B: int, F: int, itemsize: int) -> int:
@@ -139,3 +141,11 @@ def encode_dense(centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Tensor:
     The maxima that are not wanted here are a 64th of what is written.
     """
     return pre_acts_and_maxima(centred, W_enc, b_enc)[0]
+
+
+def encode_group_max(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """-> acts [B, K] in b_enc's dtype, indices [B, K] int32: `reference.group_max` of some tokens at a time."""
+    rows = max(1, GROUP_MAX_BYTES // (len(W_enc) * centred.element_size()))
+    parts = [group_max(encode_dense(part, W_enc, b_enc), k) for part in centred.split(rows)]
+    acts, indices = zip(*parts, strict=True)
+    return torch.cat(acts).to(b_enc.dtype), torch.cat(indices)

@@ -21,11 +21,11 @@ Product product_of(const py::array& centred, const py::array& W_enc, const py::a
     const float *table = input<float>(W_enc, "W_enc", {F, D}), *bias = input<float>(b_enc, "b_enc", {F});
     check_threads(threads);
     constexpr auto all = std::numeric_limits<py::ssize_t>::max();
-    check_range("limit", limit.value_or(F / 8), 0, F);
+    const py::ssize_t listed = limit.value_or(F / 4);
+    check_range("limit", listed, 0, F);
     check_range("most", most.value_or(all), 0, all);
     const auto size = [](py::ssize_t n) { return static_cast<std::size_t>(n); };
-    return {rows.data(), table, bias, size(B), size(F), size(D), size(limit.value_or(F / 8)), size(most.value_or(all)),
-            threads};
+    return {rows.data(), table, bias, size(B), size(F), size(D), size(listed), size(most.value_or(all)), threads};
 }
 
 void check_k(const Product& product, py::ssize_t k) {
@@ -104,7 +104,7 @@ void bind_encode(py::module_& m) {
         m, "ScreenedEncoder",
         "Exact selections from the encoder's product, screened in 8 bits; keeps its memory. Each writes its outputs and"
         " returns -1, the first row with a NaN, BAD_WEIGHTS where the weights are not finite, or huge, or TOO_MANY where"
-        " more than `most` scores would have to be taken. Rows with more candidates than `limit` (an eighth of the"
+        " more than `most` scores would have to be taken. Rows with more candidates than `limit` (a quarter of the"
         " latents) are scored whole.");
     encoder.attr("MIN_D") = ScreenedEncoder::MIN_D;
     encoder.attr("MAX_D") = ScreenedEncoder::MAX_D;

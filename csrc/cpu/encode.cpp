@@ -5,8 +5,8 @@
 // 2. `score`: the candidates' pre-activations in fp32, latent after latent, so that a row of W_enc is read once. Where a row
 //    has too many (or a NaN, or numbers too large to round), all its latents are scored.
 //
-// How many will be scored is counted as blocks are searched, and the search ends as soon as they are more than `most`: the
-// total decides, whatever the order of the blocks.
+// How many will be scored is counted as blocks are searched, and the search ends as soon as they are more than `most` (or
+// than memory is taken for): the total decides, whatever the order of the blocks.
 
 #include "encode.h"
 
@@ -103,13 +103,14 @@ bool ScreenedEncoder::find(const Product& product, const Search& search, bool ke
     std::vector<Worker> workers;
     for (int t = 0; t < product.threads; ++t) workers.emplace_back(in_block, width, columns, room, search.scratch);
     rows_.resize(product.B);
-    int32_t* const found = found_.get(product.B * limit);
-    float* const approxes = keep ? bounds_.get(2 * product.B * limit) : nullptr;
-    float* const uppers = keep ? approxes + product.B * limit : nullptr;
-    std::atomic<size_t> to_score{0};
+    const size_t most_found = std::min(product.B * limit, keep ? MAX_FOUND / 3 : MAX_FOUND);
+    int32_t* const found = found_.get(most_found);
+    float* const approxes = keep ? bounds_.get(2 * most_found) : nullptr;
+    float* const uppers = keep ? approxes + most_found : nullptr;
+    std::atomic<size_t> to_score{0}, listed{0};
 
     parallel_for(chunks_of(product.B, in_block), product.threads, [&](size_t block, size_t thread) {
-        if (to_score.load(std::memory_order_relaxed) > product.most) return;
+        if (to_score > product.most || listed > most_found) return;
         Worker& w = workers[thread];
         const size_t start = block * in_block, rows = std::min(in_block, product.B - start);
         w.x.set(weights_, product.centred + start * product.D, rows, isa_, w.mixed.data());
@@ -130,24 +131,30 @@ bool ScreenedEncoder::find(const Product& product, const Search& search, bool ke
                                w.scratch.data(), w.candidates[r]);
             }
         }
-        size_t at = start * limit, n = 0;  // one row after another, for little of this is ever touched
+        size_t n = 0, n_whole = 0;
         for (size_t r = 0; r < rows; ++r) {
             Candidates& c = w.candidates[r];
             search.finish(w.errors[r], c);
             c.wide = c.wide || c.n > limit;
-            if (c.wide) c.n = 0;
-            rows_[start + r] = {c.wide, c.n, found + at, nullptr, nullptr, nullptr, c.bound, w.errors[r].margin};
+            if (c.wide) c.n = 0, ++n_whole;
+            n += c.n;
+        }
+        to_score += n + n_whole * product.F;
+        size_t at = listed.fetch_add(n);  // one block after another, as they come
+        if (at + n > most_found) return;
+        for (size_t r = 0; r < rows; ++r) {
+            const Candidates& c = w.candidates[r];
+            rows_[start + r] = {c.wide,  c.n,     found + at, nullptr, nullptr, nullptr,
+                                c.bound, w.errors[r].margin};
             std::copy(c.indices, c.indices + c.n, found + at);
             if (keep) {
-                rows_[start + r].approx = approxes + at, rows_[start + r].upper = uppers + at;
-                std::copy(c.approx, c.approx + c.n, approxes + at);
-                std::copy(c.upper, c.upper + c.n, uppers + at);
+                rows_[start + r].approx = std::copy(c.approx, c.approx + c.n, approxes + at) - c.n;
+                rows_[start + r].upper = std::copy(c.upper, c.upper + c.n, uppers + at) - c.n;
             }
-            at += c.n, n += c.wide ? product.F : c.n;
+            at += c.n;
         }
-        to_score.fetch_add(n, std::memory_order_relaxed);
     });
-    return to_score.load() <= product.most;
+    return to_score <= product.most && listed <= most_found;
 }
 
 ptrdiff_t ScreenedEncoder::score(const Product& product) {

@@ -78,7 +78,7 @@ public:
     std::size_t dense_rows() const { return dense_rows_; }
 
 private:
-    static constexpr std::size_t MAX_FOUND = std::size_t{1} << 27;  // candidates of the rows taken together, at most
+    static constexpr std::size_t MAX_FOUND = std::size_t{1} << 27;  // candidates that there is memory for
 
     struct Search {  // what a selection looks for
         std::size_t columns;          // latents screened at a time

@@ -18,7 +18,6 @@ using std::size_t;
 ptrdiff_t ScreenedEncoder::above(const Product& given, const float* thresholds, int32_t* row_offsets) {
     if (!begin(given)) return BAD_WEIGHTS;
     Product product = given;
-    product.limit = std::min(product.limit, MAX_FOUND / std::max<size_t>(1, product.B));
     product.most = std::min<size_t>(product.most, std::numeric_limits<int32_t>::max());
 
     Search search;

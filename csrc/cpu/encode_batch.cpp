@@ -47,7 +47,6 @@ ptrdiff_t ScreenedEncoder::batch_topk(const Product& given, size_t K, float* act
     if (!begin(given)) return BAD_WEIGHTS;
     if (given.B == 0) return FINITE;
     Product product = given;
-    product.limit = std::min(product.limit, MAX_FOUND / (3 * product.B));
     const size_t B = product.B, keep = B * K;
     const double spread = 1 + 2 / std::sqrt(static_cast<double>(std::min(B, SAMPLE)));
 

@@ -22,10 +22,8 @@ constexpr float MARGIN = 3;  // of the bound of an error, times the root of D
 constexpr float LOWEST = -std::numeric_limits<float>::infinity();
 }  // namespace
 
-ptrdiff_t ScreenedEncoder::group_max(const Product& given, size_t K, float* acts, int32_t* indices) {
-    if (!begin(given)) return BAD_WEIGHTS;
-    Product product = given;
-    product.limit = std::min(product.limit, MAX_FOUND / (3 * std::max<size_t>(1, product.B)));
+ptrdiff_t ScreenedEncoder::group_max(const Product& product, size_t K, float* acts, int32_t* indices) {
+    if (!begin(product)) return BAD_WEIGHTS;
     const size_t group = product.F / K;
 
     Search search;

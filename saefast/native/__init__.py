@@ -33,7 +33,7 @@ except ModuleNotFoundError as error:  # one that is there but does not load says
     raise ImportError("the C++ extension saefast._C is not built (no compiler at install time?)") from error
 
 from saefast.native.arrays import INT32, handles, numpy_of
-from saefast.native.encode import encode_batch_topk, encode_threshold, encode_topk
+from saefast.native.encode import encode_batch_topk, encode_group_max, encode_threshold, encode_topk
 
 __all__ = [
     "NAME",
@@ -45,6 +45,7 @@ __all__ = [
     "dense_grad_acts",
     "encode_batch_topk",
     "encode_dense",
+    "encode_group_max",
     "encode_threshold",
     "encode_topk",
     "grad_top_acts",

@@ -29,7 +29,7 @@ LATENTS = 1024  # in a product, or 8 k if that is more: enough for a good bound 
 LEAST, MAX_ROWS = 64, 512  # rows in a product
 MAX_CANDIDATES = 2**23  # that the rows of a block keep, 8 bytes each
 SCREENED_ROWS = 192  # for fewer it does not pay to round all of W_enc (measured, benchmarks/LOG.md)
-MOST = 8  # of so many entries at most one is scored in fp32; else torch's product is faster (measured, benchmarks/LOG.md)
+MOST = 5  # of so many entries at most one is scored in fp32; else torch's product is faster (measured, benchmarks/LOG.md)
 _arena = threading.local()
 Scratch = dict[str, Tensor]
 
@@ -84,7 +84,7 @@ def screened(selection: str, centred: Any, W_enc: Any, *arguments: Any) -> bool:
     run = getattr(screened_encoder(), selection)
     row = run(centred, W_enc, *arguments, torch.get_num_threads(), most=most)
     raise_for_nan(row, 0)
-    return bool(row == saefast._C.ScreenedEncoder.FINITE)
+    return row not in (saefast._C.ScreenedEncoder.BAD_WEIGHTS, saefast._C.ScreenedEncoder.TOO_MANY)
 
 
 def _scaled(W_enc: Tensor, b_enc: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -170,6 +170,21 @@ def encode_threshold(
             out[place : place + len(fits)] = fits
         place += len(parts[start][0])
     return acts, indices, row_offsets.to(torch.int32)
+
+
+def encode_group_max(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """As `saefast.reference.encode_group_max`."""
+    if not handles(centred, W_enc, b_enc):
+        return reference.encode_group_max(centred, W_enc, b_enc, k)
+    B = len(centred)
+    if can_screen(B, *W_enc.shape, k):
+        acts, indices = torch.empty(B, k, **FP32), torch.empty(B, k, **INT32)
+        if screened("group_max", *numpy_of(centred, W_enc, b_enc), k, *numpy_of(acts, indices)):
+            return acts, indices
+    acts, indices = reference.encode_group_max(centred, W_enc, b_enc, k)
+    bad = acts.isnan().any(dim=1)
+    raise_for_nan(int(bad.int().argmax()) if bad.any() else -1, 0)
+    return acts, indices
 
 
 def products(

@@ -272,27 +272,6 @@ def blocks(rng: Random) -> Call:
     return Call(which, run, args, verify)
 
 
-def encoder(rng: Random) -> Call:
-    k, D = int(rng.integers(1, 3)), int(rng.choice([16, 17, 31, 64]))
-    B, F = size(rng), 32 * k + size(rng)
-    x, W, b = normal(rng, B, D), normal(rng, F, D), normal(rng, F)
-    limit = [None, 0, F, int(rng.integers(0, F + 1))][int(rng.integers(4))]
-    args = {"centred": x, "W_enc": W, "b_enc": b, "k": k, "top_acts": np.empty((B, k), f4)}
-    args |= {"top_indices": np.empty((B, k), i4), "threads": threads(rng), "limit": limit}
-    made = _C.TopkEncoder(str(rng.choice(["auto", *_C.isas()])))
-
-    def verify(got: int) -> None:
-        assert got == -1, got
-        near(args["top_acts"], reference.topk(tensor(x @ W.T + b), k)[0])
-
-    def run(*args: Any) -> int:
-        found = made.encode(*args)
-        assert made.dense_rows >= 0 <= made.candidates
-        return found
-
-    return Call("TopkEncoder", run, args, verify)
-
-
 # Each kind with its share of the calls, in no unit: what takes long is called less often.
 KINDS = {topk: 8, centre: 6, decode_error: 8, group_by_latent: 8, sum_entries: 6, grad_top_acts: 8}
-KINDS |= {update: 12, blocks: 12, encoder: 1.25, parallel_for: 0.5}
+KINDS |= {update: 12, blocks: 12, parallel_for: 0.5}

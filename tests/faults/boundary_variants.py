@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from tests.faults import boundary_calls, boundary_records, boundary_stream
+from tests.faults import boundary_calls, boundary_encoder, boundary_records, boundary_stream
 from tests.faults.boundary_calls import Call
 from tests.faults.boundary_damage import damaged
 
-KINDS = boundary_calls.KINDS | boundary_stream.KINDS | boundary_records.KINDS
+KINDS = boundary_calls.KINDS | boundary_encoder.KINDS | boundary_stream.KINDS | boundary_records.KINDS
 SHARES = np.array(list(KINDS.values())) / sum(KINDS.values())
 
 

@@ -48,8 +48,8 @@ WAYS: dict[str, list[list[Hop]]] = {
             STEP,
             ("saefast/engine/step.py", "train_step", "select("),
             SELECT,
-            ("saefast/native/encode.py", "encode_topk", "screen.encode("),
-            ("csrc/cpu/encode.cpp", "TopkEncoder::encode", "some_rows("),
+            ("saefast/native/encode.py", "encode_topk", "screen.top_k("),
+            ("csrc/cpu/encode_topk.cpp", "ScreenedEncoder::top_k", "some_top_k("),
         ],
         [
             *OLD_STEP,

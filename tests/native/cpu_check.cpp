@@ -112,21 +112,36 @@ static Floats step(std::size_t B, std::size_t D, std::size_t F, std::size_t K, i
     return out;
 }
 
-// The screened encoder, with and without rows whose latents are all scored.
+// Every selection of the screened encoder, with and without rows whose latents are all scored.
 static Floats encode(std::size_t B, std::size_t D, std::size_t F, std::size_t K, int threads, Isa isa) {
     rng.seed(7);
-    const Floats x = random(B * D), W_enc = random(F * D), b_enc = random(F);
-    TopkEncoder encoder(isa);
+    const Floats x = random(B * D), W_enc = random(F * D), b_enc = random(F), thresholds(F, 2.0f * std::sqrt(D));
+    ScreenedEncoder encoder(isa);
     Floats out;
+    const auto keep = [&](const auto& part) { out.insert(out.end(), part.begin(), part.end()); };
+    const auto check = [](std::ptrdiff_t status) {
+        if (status != ScreenedEncoder::FINITE) std::exit(1);
+    };
     for (const std::size_t limit : {F / 8, std::size_t{0}}) {
+        const Product product{x.data(), W_enc.data(), b_enc.data(), B, F, D, limit, B * F, threads};
         Floats acts(B * K);
-        Ints indices(B * K);
-        if (encoder.encode(x.data(), W_enc.data(), b_enc.data(), B, F, D, K, limit, threads, acts.data(),
-                           indices.data()) != TopkEncoder::FINITE) {
+        Ints indices(B * K), row_offsets(B + 1);
+        check(encoder.top_k(product, K, acts.data(), indices.data()));
+        keep(acts), keep(indices);
+        check(encoder.batch_topk(product, K, acts.data(), indices.data(), row_offsets.data()));
+        keep(acts), keep(indices), keep(row_offsets);
+        if (F % K == 0) check(encoder.group_max(product, K, acts.data(), indices.data()));
+        keep(acts), keep(indices);
+        check(encoder.above(product, thresholds.data(), row_offsets.data()));
+        acts.resize(row_offsets.back()), indices.resize(acts.size());
+        if (encoder.write_above(acts.size(), acts.data(), indices.data()) != acts.size()) std::exit(1);
+        keep(acts), keep(indices), keep(row_offsets);
+        Product little = product;
+        little.most = 0;
+        if (encoder.batch_topk(little, K, acts.data(), indices.data(), row_offsets.data()) !=
+            ScreenedEncoder::TOO_MANY) {
             std::exit(1);
         }
-        out.insert(out.end(), acts.begin(), acts.end());
-        out.insert(out.end(), indices.begin(), indices.end());
     }
     if (!std::equal(out.begin(), out.begin() + static_cast<std::ptrdiff_t>(out.size() / 2),
                     out.begin() + static_cast<std::ptrdiff_t>(out.size() / 2))) {

@@ -4,58 +4,29 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from saefast import native, reference
 from saefast.errors import InputError
 from saefast.native import encode as native_encode
 from tests.helpers.encoder_cases import KINDS, assert_equal, operands
+from tests.helpers.screened import HARD, hard, top_k
 
 _C = pytest.importorskip("saefast._C", reason="the C++ extension saefast._C is not built")
 SHAPES = [(1, 16, 32, 1), (7, 33, 321, 5), (130, 100, 1025, 32), (70, 576, 2304, 40), (65, 1536, 1000, 1)]
 ULP = 2.0**-24
 
 
-def encode(
-    encoder, x: Tensor, W: Tensor, b: Tensor, k: int, n_threads: int = 2, **options
-) -> tuple[Tensor, Tensor]:
-    acts, indices = torch.empty(len(x), k), torch.empty(len(x), k, dtype=torch.int32)
-    arrays = (t.numpy() for t in (x, W, b))
-    assert encoder.encode(*arrays, k, acts.numpy(), indices.numpy(), n_threads, **options) == -1
-    return acts, indices
-
-
-def hard(kind: str, x: Tensor, W: Tensor, b: Tensor) -> None:
-    """Rows that are hard to round to 8 bits, in place."""
-    D = x.shape[1]
-    if kind == "outlier":
-        x[:, D // 3] *= 1000
-    elif kind == "one-hot":
-        x *= 0
-        x[torch.arange(len(x)), torch.arange(len(x)) % D] = torch.linspace(-3, 3, len(x))
-    elif kind == "scales":
-        x *= 10.0 ** torch.linspace(-30, 10, len(x))[:, None]
-        W *= 10.0 ** torch.linspace(-12, 3, len(W))[:, None]
-    elif kind == "close":  # many latents within rounding of each other
-        W[:] = W[0] + 1e-5 * W
-    elif kind == "heavy":
-        x.pow_(5)
-        W.pow_(3)
-    elif kind == "denormal":
-        x *= 1e-42
-
-
 @pytest.mark.each_value
 @pytest.mark.parametrize("isa", _C.isas())
-@pytest.mark.parametrize("kind", [*KINDS, "outlier", "one-hot", "scales", "close", "heavy", "denormal"])
+@pytest.mark.parametrize("kind", [*KINDS, *HARD])
 @pytest.mark.parametrize("B,D,F,k", SHAPES)
 def test_screening_excludes_nothing(isa: str, kind: str, B: int, D: int, F: int, k: int) -> None:
     """Equal to the top k of the scores of all latents, which `limit=0` takes, and near to those in fp64."""
     x, W, b = operands(B, D, F, F, kind)
-    hard(kind, x, W, b)
-    encoder = _C.TopkEncoder(isa)
-    screened = encode(encoder, x, W, b, k)
-    scored = encode(encoder, x, W, b, k, limit=0)
+    hard(kind, x, W)
+    encoder = _C.ScreenedEncoder(isa)
+    screened = top_k(encoder, x, W, b, k)
+    scored = top_k(encoder, x, W, b, k, limit=0)
     assert encoder.dense_rows == B
     assert_equal(screened, scored)
 
@@ -74,23 +45,23 @@ def test_screening_excludes_nothing(isa: str, kind: str, B: int, D: int, F: int,
 def test_bounds_are_good_for_something(kind: str) -> None:
     x, W, b = operands(200, 576, 9216, 1, "random")
     W /= W.norm(dim=1, keepdim=True)
-    hard(kind, x, W, b)
-    encoder = _C.TopkEncoder()
-    encode(encoder, x, W, b * 0, 32)
+    hard(kind, x, W)
+    encoder = _C.ScreenedEncoder()
+    top_k(encoder, x, W, b * 0, 32)
     assert encoder.dense_rows == 0 and 32 <= encoder.candidates / 200 < 400
 
 
 def test_bits_depend_on_nothing_else() -> None:
     x, W, b = operands(700, 96, 2000)
-    encoder = _C.TopkEncoder()
-    want = encode(encoder, x, W, b, 20, 1)
+    encoder = _C.ScreenedEncoder()
+    want = top_k(encoder, x, W, b, 20, 1)
     for n in (2, 3, 7):
-        assert_equal(encode(encoder, x, W, b, 20, n), want)
+        assert_equal(top_k(encoder, x, W, b, 20, n), want)
     for rows in (slice(0, 1), slice(95, 97), slice(3, 640)):
-        assert_equal(encode(_C.TopkEncoder(), x[rows], W, b, 20), tuple(t[rows] for t in want))
+        assert_equal(top_k(_C.ScreenedEncoder(), x[rows], W, b, 20), tuple(t[rows] for t in want))
     operands_of_another_size = operands(100, 33, 640)
-    encode(encoder, *operands_of_another_size, 3)
-    assert_equal(encode(encoder, x, W, b, 20), want)  # memory that is used again holds nothing of others
+    top_k(encoder, *operands_of_another_size, 3)
+    assert_equal(top_k(encoder, x, W, b, 20), want)  # memory that is used again holds nothing of others
 
 
 @pytest.mark.slow
@@ -107,9 +78,9 @@ def test_fuzz(data: st.DataObject) -> None:
         torch.randn(shape, generator=generator).pow(draw(values)) * 10.0 ** draw(st.integers(-6, 6))
         for shape in ((B, D), (F, D), (F,))
     )
-    encoder = _C.TopkEncoder(draw(st.sampled_from(_C.isas())))
+    encoder = _C.ScreenedEncoder(draw(st.sampled_from(_C.isas())))
     limit = draw(st.sampled_from([None, 0, 5, F]))
-    assert_equal(encode(encoder, x, W, b, k, limit=limit), encode(encoder, x, W, b, k, limit=0))
+    assert_equal(top_k(encoder, x, W, b, k, limit=limit), top_k(encoder, x, W, b, k, limit=0))
 
 
 @pytest.fixture
@@ -121,7 +92,7 @@ def screening() -> None:
 @pytest.mark.usefixtures("screening")
 def test_native_takes_it() -> None:
     x = operands(native_encode.SCREENED_ROWS, 64, 1024)
-    assert_equal(native.encode_topk(*x, 32), encode(_C.TopkEncoder(), *x, 32))
+    assert_equal(native.encode_topk(*x, 32), top_k(_C.ScreenedEncoder(), *x, 32))
     few = native.encode_topk(x[0][:-1], *x[1:], 32)
     assert_equal(few, reference.encode_topk(x[0][:-1], *x[1:], 32))  # torch's products
 
@@ -175,13 +146,13 @@ def test_what_is_too_large_to_screen(where: int, value: float) -> None:
 
 
 def test_boundary() -> None:
-    encoder, (x, W, b) = _C.TopkEncoder(), operands(10, 16, 320)
+    encoder, (x, W, b) = _C.ScreenedEncoder(), operands(10, 16, 320)
 
     def call(x=x, W=W, b=b, k=4, threads=1, acts=None, indices=None, **options):
         acts = torch.empty(len(x), k) if acts is None else acts
         indices = torch.empty(len(x), k, dtype=torch.int32) if indices is None else indices
         arrays = [t.numpy() for t in (x, W, b)]
-        encoder.encode(*arrays, k, acts.numpy(), indices.numpy(), threads, **options)
+        encoder.top_k(*arrays, k, acts.numpy(), indices.numpy(), threads, **options)
 
     call()
     for options, message in [
@@ -203,4 +174,4 @@ def test_boundary() -> None:
     with pytest.raises(TypeError, match="centred: expected dtype float32"):
         call(x=x.double())
     with pytest.raises(ValueError, match="isa: expected 'auto' or one of"):
-        _C.TopkEncoder("sse")
+        _C.ScreenedEncoder("sse")
