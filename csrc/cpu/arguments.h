@@ -93,12 +93,13 @@ T* output(const py::handle& array, const std::string& name, const Sizes& sizes) 
 }
 
 inline void check_indices(const std::string& name, const int32_t* values, py::ssize_t n, py::ssize_t limit) {
-    for (py::ssize_t i = 0; i < n; ++i) {
-        if (values[i] < 0 || values[i] >= limit) {
-            throw py::value_error(name + ": expected 0 to " + std::to_string(limit - 1) + ", got " +
-                                  std::to_string(values[i]) + " at " + std::to_string(i));
-        }
-    }
+    const auto wrong = [limit](int32_t value) { return value < 0 || value >= limit; };
+    bool any = false;
+    for (py::ssize_t i = 0; i < n; ++i) any |= wrong(values[i]);  // all of them, so that vectors can do it
+    if (!any) return;
+    const int32_t* const first = std::find_if(values, values + n, wrong);
+    throw py::value_error(name + ": expected 0 to " + std::to_string(limit - 1) + ", got " + std::to_string(*first) +
+                          " at " + std::to_string(first - values));
 }
 
 // Offsets that begin at 0, never fall and end at `limit` or below.

@@ -66,7 +66,7 @@ void py_decode_error(const py::array& acts, const py::array& indices, const std:
 }
 
 void py_group(const py::array& acts, const py::array& indices, const std::optional<py::array>& row_offsets,
-              py::array offsets, py::array pairs, py::array tokens) {
+              py::array offsets, py::array pairs, py::array tokens, int threads) {
     const py::ssize_t F = offsets.size() - 1, N = acts.size();
     check_range("offsets: the number of latents", F, 0, std::numeric_limits<int32_t>::max());
     const py::ssize_t B = row_offsets ? row_offsets->size() - 1 : acts.ndim() == 2 ? acts.shape(0) : 0;
@@ -76,9 +76,10 @@ void py_group(const py::array& acts, const py::array& indices, const std::option
     int32_t *places = output<int32_t>(pairs, "pairs", {N}), *rows = output<int32_t>(tokens, "tokens", {N});
     std::vector<Memory> read = {memory_of("acts", acts), memory_of("indices", indices)};
     if (row_offsets) read.push_back(memory_of("row_offsets", *row_offsets));
+    check_threads(threads);
     check_apart({memory_of("offsets", offsets), memory_of("pairs", pairs), memory_of("tokens", tokens)}, read);
     py::gil_scoped_release release;
-    group_by_latent(code, B, F, N, starts, places, rows);
+    group_by_latent(code, B, F, N, threads, starts, places, rows);
 }
 
 void py_sort_code(const py::array& acts, const py::array& indices, const py::array& row_offsets, const py::array& rows,
@@ -173,7 +174,7 @@ void bind_cpu(py::module_& m) {
           arg("W_dec"), arg("b_dec"), arg("x"), arg("error"), arg("squares"), arg("threads"),
           arg("isa") = "auto", "Spec: saefast.reference.decode_error; error [B, D] and squares [B] are written.");
     m.def("group_by_latent", &py_group, arg("acts"), arg("indices"), arg("row_offsets").none(true),
-          arg("offsets"), arg("pairs"), arg("tokens"),
+          arg("offsets"), arg("pairs"), arg("tokens"), arg("threads"),
           "Spec: saefast.reference.group_by_latent; offsets [F + 1], pairs [N], tokens [N] are written.");
     m.def("sort_code", &py_sort_code, arg("acts"), arg("indices"), arg("row_offsets"), arg("rows"), arg("offsets"),
           arg("slots"), arg("sorted_acts"), arg("threads"),

@@ -51,15 +51,15 @@ SAEFAST_INLINE float decode_row(const float* acts, const int32_t* indices, size_
     return total;
 }
 
-#define SAEFAST_DECODE(ATTRIBUTE, SUFFIX, BYTES, N)                                                                        \
+#define SAEFAST_DECODE(ATTRIBUTE, SUFFIX, BYTES, N)                                                                  \
     ATTRIBUTE float decode_row_##SUFFIX(const float* acts, const int32_t* indices, size_t n, const float* W_dec,   \
                                         const float* b_dec, const float* x, size_t D, float* error) {             \
-        return decode_row<Floats<BYTES>, N>(acts, indices, n, W_dec, b_dec, x, D, error);                                         \
+        return decode_row<Floats<BYTES>, N>(acts, indices, n, W_dec, b_dec, x, D, error);                          \
     }
 SAEFAST_DECODE(, plain, 16, 2)
 #ifdef SAEFAST_X86
 SAEFAST_DECODE(SAEFAST_AVX512, avx512, 64, 12)  // of 32 registers
-SAEFAST_DECODE(SAEFAST_AVX2, avx2, 32, 4)        // eight of 16
+SAEFAST_DECODE(SAEFAST_AVX2, avx2, 32, 4)       // eight of 16
 #endif
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "parallel.h"
@@ -12,27 +13,38 @@ using std::int32_t;
 using std::size_t;
 constexpr size_t LATENTS = 512;  // in an item of work
 
-void group_by_latent(const Code& code, size_t B, size_t F, size_t N, int32_t* offsets, int32_t* pairs,
+// Each part of the tokens counts its own entries, so that all of them can be placed at once, in the order of one thread.
+void group_by_latent(const Code& code, size_t B, size_t F, size_t N, int threads, int32_t* offsets, int32_t* pairs,
                      int32_t* tokens) {
-    std::fill(offsets, offsets + F + 1, 0);
-    const size_t end = code.begin(B);
-    for (size_t i = 0; i < end; ++i) {
-        if (code.acts[i] > 0) ++offsets[code.indices[i] + 1];
-    }
-    for (size_t f = 0; f < F; ++f) offsets[f + 1] += offsets[f];
-
-    std::vector<int32_t> next(offsets, offsets + F);
-    for (size_t b = 0; b < B; ++b) {
-        for (size_t i = code.begin(b); i < code.begin(b + 1); ++i) {
-            if (!(code.acts[i] > 0)) continue;
-            const size_t place = static_cast<size_t>(next[static_cast<size_t>(code.indices[i])]++);
-            pairs[place] = static_cast<int32_t>(i);
-            tokens[place] = static_cast<int32_t>(b);
+    // not so many parts that there are more counts than entries
+    const size_t parts = std::clamp(code.begin(B) / std::max<size_t>(1, F), size_t{1}, static_cast<size_t>(threads));
+    std::vector<int32_t> places(parts * F, 0);
+    const auto each = [&](size_t part, const auto& work) {
+        int32_t* const own = &places[part * F];
+        for (size_t b = B * part / parts; b < B * (part + 1) / parts; ++b) {
+            for (size_t i = code.begin(b); i < code.begin(b + 1); ++i) {
+                if (code.acts[i] > 0) work(own[code.indices[i]], b, i);
+            }
         }
+    };
+    parallel_for(parts, threads, [&](size_t part, size_t) {
+        each(part, [](int32_t& count, size_t, size_t) { ++count; });
+    });
+    int32_t place = 0;
+    for (size_t f = 0; f < F; ++f) {
+        offsets[f] = place;
+        for (size_t part = 0; part < parts; ++part) place += std::exchange(places[part * F + f], place);
     }
-    const size_t used = static_cast<size_t>(offsets[F]);
-    std::fill(pairs + used, pairs + N, 0);
-    std::fill(tokens + used, tokens + N, 0);
+    offsets[F] = place;
+    parallel_for(parts, threads, [&](size_t part, size_t) {
+        each(part, [&](int32_t& next, size_t b, size_t i) {
+            const auto to = static_cast<size_t>(next++);
+            pairs[to] = static_cast<int32_t>(i);
+            tokens[to] = static_cast<int32_t>(b);
+        });
+    });
+    std::fill(pairs + place, pairs + N, 0);
+    std::fill(tokens + place, tokens + N, 0);
 }
 
 void sort_code(const Code& code, const int32_t* slots_of_rows, size_t B, size_t F, int threads, std::int64_t* offsets,

@@ -10,8 +10,8 @@ namespace saefast {
 
 // Stable counting sort of the active entries (act > 0) of B tokens by latent: offsets [F + 1], and of each entry in
 // its new order the position in the code and the token, pairs and tokens [N]; from offsets[F] on they are zero.
-void group_by_latent(const Code& code, std::size_t B, std::size_t F, std::size_t N, std::int32_t* offsets,
-                     std::int32_t* pairs, std::int32_t* tokens);
+void group_by_latent(const Code& code, std::size_t B, std::size_t F, std::size_t N, int threads,
+                     std::int32_t* offsets, std::int32_t* pairs, std::int32_t* tokens);
 
 // The same entries as a code sorted by latent: offsets [F + 1], and of each entry the slot of its token, slots_of_rows [B],
 // and its activation, slots and sorted_acts [N]. N = code.begin(B), all of them active.

@@ -53,16 +53,15 @@ SAEFAST_INLINE void add(const float* const* rows, const float* factors, size_t D
     }
 }
 
-// N entries of a latent from `i` on: adds to its gradients (W_dec's in units of the error), returns their part of db.
+// N entries of a latent from `i` on: adds to the gradient of its row of W_dec, in units of the error, and finds those
+// of its pre-activations.
 template <typename V, size_t N>
-SAEFAST_INLINE float add_entries(const Weights& weights, const Batch& batch, const Numbers& numbers, size_t i,
-                                 const float* w_dec, float* grad_enc, float* grad_dec) {
-    const float *errors[N], *inputs[N];
-    float acts[N], grad_pre[N], db = 0;
+SAEFAST_INLINE void add_errors(const Weights& weights, const Batch& batch, const Numbers& numbers, size_t i,
+                               const float* w_dec, float* grad_dec, float* grad_pre) {
+    const float* errors[N];
+    float acts[N];
     for (size_t r = 0; r < N; ++r) {
-        const size_t row = static_cast<size_t>(batch.tokens[i + r]);
-        errors[r] = batch.error + row * weights.D_out;
-        inputs[r] = batch.centred + (row < batch.B ? row : row % batch.B) * weights.D_in;
+        errors[r] = batch.error + static_cast<size_t>(batch.tokens[i + r]) * weights.D_out;
         acts[r] = batch.acts[batch.pairs[i + r]];
     }
     if (batch.given.grad_pre) {
@@ -72,26 +71,21 @@ SAEFAST_INLINE float add_entries(const Weights& weights, const Batch& batch, con
         add_and_dot<V, N>(errors, acts, w_dec, weights.D_out, grad_dec, grad_pre);
         for (size_t r = 0; r < N; ++r) grad_pre[r] = batch.grad_scale * grad_pre[r] + numbers.l1;
     }
-    for (size_t r = 0; r < N; ++r) db += grad_pre[r];
-    add<V, N>(inputs, grad_pre, weights.D_in, grad_enc);
-    return db;
 }
 
-// What is given for latent f besides its entries; returns its part of db.
-SAEFAST_INLINE float add_given(const Weights& weights, const Batch& batch, size_t f, const float* w_dec,
-                               float* grad_enc, float* grad_dec) {
-    const Given& given = batch.given;
-    const float push = given.push[f];
-    if (push != 0) {
-        for (size_t d = 0; d < weights.D_in; ++d) grad_enc[d] += push * given.push_row[d];
+// N entries of a latent from `i` on: adds to the gradient of its row of W_enc, returns their part of b_enc's.
+template <typename V, size_t N>
+SAEFAST_INLINE float add_inputs(const Weights& weights, const Batch& batch, size_t i, const float* grad_pre,
+                                float* grad_enc) {
+    const float* inputs[N];
+    float db = 0;
+    for (size_t r = 0; r < N; ++r) {
+        const size_t row = static_cast<size_t>(batch.tokens[i + r]);
+        inputs[r] = batch.centred + (row < batch.B ? row : row % batch.B) * weights.D_in;
+        db += grad_pre[r];
     }
-    const size_t width = given.L ? weights.D_out / given.L : 0;
-    for (size_t l = 0; l < given.L; ++l) {
-        const float pull = given.pull[f * given.L + l];
-        if (pull == 0) continue;
-        for (size_t d = l * width; d < (l + 1) * width; ++d) grad_dec[d] += pull * w_dec[d];
-    }
-    return push * static_cast<float>(batch.B);
+    add<V, N>(inputs, grad_pre, weights.D_in, grad_enc);
+    return db;
 }
 
 template <typename V>
@@ -104,42 +98,71 @@ SAEFAST_INLINE float dot(const float* a, const float* b, size_t D) {
     return total;
 }
 
-// The gradients of latent f: its rows of W_enc and W_dec (projected, if it keeps unit norm) and, returned, of b_enc.
-// What AuxK and `Given.bias` add to that of b_enc comes on top of it in `alone`: it does not pass through to b_dec.
-template <typename V>
-SAEFAST_INLINE float latent_grads(const Weights& weights, const Batch& batch, const Aux& aux, const Numbers& numbers,
-                                  size_t f, float* grad_enc, float* grad_dec, float& alone) {
-    const size_t D_in = weights.D_in, D_out = weights.D_out, end = static_cast<size_t>(batch.offsets[f + 1]);
-    const float* w_dec = weights.W_dec.value + f * D_out;
-    std::fill(grad_enc, grad_enc + D_in, 0.0f);
-    std::fill(grad_dec, grad_dec + D_out, 0.0f);
-    float db = alone = 0;
-    size_t i = static_cast<size_t>(batch.offsets[f]);
-    const bool any = i < end;
-    for (; i + AT_ONCE <= end; i += AT_ONCE) {
-        db += add_entries<V, AT_ONCE>(weights, batch, numbers, i, w_dec, grad_enc, grad_dec);
-    }
-    for (; i < end; ++i) db += add_entries<V, 1>(weights, batch, numbers, i, w_dec, grad_enc, grad_dec);
+// Whether latent f has a gradient at all.
+SAEFAST_INLINE bool has_gradient(const Batch& batch, const Aux& aux, size_t f) {
+    return batch.offsets[f] < batch.offsets[f + 1] || (aux.slots && aux.slots[f] >= 0) || batch.given.grad_pre;
+}
 
-    const int32_t slot = aux.slots ? aux.slots[f] : -1;
-    if (!any && slot < 0 && !batch.given.grad_pre) return 0;  // no gradient, nothing to project
-    if (batch.grad_scale != 1) {
-        for (size_t d = 0; d < D_out; ++d) grad_dec[d] *= batch.grad_scale;
+// The gradient of row f of W_dec, projected if it keeps unit norm; and those of its pre-activations, by its entries.
+template <typename V>
+SAEFAST_INLINE void decoder_grad(const Weights& weights, const Batch& batch, const Aux& aux, const Numbers& numbers,
+                                 size_t f, float* grad, float* grad_pre) {
+    const size_t D = weights.D_out, first = static_cast<size_t>(batch.offsets[f]);
+    const size_t end = static_cast<size_t>(batch.offsets[f + 1]);
+    const float* w = weights.W_dec.value + f * D;
+    std::fill(grad, grad + D, 0.0f);
+    if (!has_gradient(batch, aux, f)) return;
+    size_t i = first;
+    for (; i + AT_ONCE <= end; i += AT_ONCE) {
+        add_errors<V, AT_ONCE>(weights, batch, numbers, i, w, grad, grad_pre + (i - first));
     }
+    for (; i < end; ++i) add_errors<V, 1>(weights, batch, numbers, i, w, grad, grad_pre + (i - first));
+    if (batch.grad_scale != 1) {
+        for (size_t d = 0; d < D; ++d) grad[d] *= batch.grad_scale;
+    }
+    const Given& given = batch.given;
+    for (size_t l = 0; given.grad_pre && l < given.L; ++l) {
+        const float pull = given.pull[f * given.L + l];
+        const size_t width = D / given.L;
+        if (pull == 0) continue;
+        for (size_t d = l * width; d < (l + 1) * width; ++d) grad[d] += pull * w[d];
+    }
+    if (aux.slots && aux.slots[f] >= 0) {
+        const float* added = aux.W_dec + static_cast<size_t>(aux.slots[f]) * D;
+        for (size_t d = 0; d < D; ++d) grad[d] += added[d];
+    }
+    if (numbers.unit == 0) return;
+    const float along = dot<V>(grad, w, D);
+    for (size_t d = 0; d < D; ++d) grad[d] -= along * w[d];
+}
+
+// The gradients of row f of W_enc and, returned, of b_enc, from those of its pre-activations. What AuxK and
+// `Given.bias` add to that of b_enc comes on top of it in `alone`: it does not pass through to b_dec.
+template <typename V>
+SAEFAST_INLINE float encoder_grad(const Weights& weights, const Batch& batch, const Aux& aux, size_t f,
+                                  const float* grad_pre, float* grad, float& alone) {
+    const size_t D = weights.D_in, first = static_cast<size_t>(batch.offsets[f]);
+    const size_t end = static_cast<size_t>(batch.offsets[f + 1]);
+    std::fill(grad, grad + D, 0.0f);
+    float db = alone = 0;
+    if (!has_gradient(batch, aux, f)) return 0;
+    size_t i = first;
+    for (; i + AT_ONCE <= end; i += AT_ONCE) {
+        db += add_inputs<V, AT_ONCE>(weights, batch, i, grad_pre + (i - first), grad);
+    }
+    for (; i < end; ++i) db += add_inputs<V, 1>(weights, batch, i, grad_pre + (i - first), grad);
     if (batch.given.grad_pre) {
-        db += add_given(weights, batch, f, w_dec, grad_enc, grad_dec);
+        const float push = batch.given.push[f];
+        if (push != 0) {
+            for (size_t d = 0; d < D; ++d) grad[d] += push * batch.given.push_row[d];
+        }
+        db += push * static_cast<float>(batch.B);
         alone = batch.given.bias[f];
     }
-    if (slot >= 0) {
-        const float* add_enc = aux.W_enc + static_cast<size_t>(slot) * D_in;
-        const float* add_dec = aux.W_dec + static_cast<size_t>(slot) * D_out;
-        for (size_t d = 0; d < D_in; ++d) grad_enc[d] += add_enc[d];
-        for (size_t d = 0; d < D_out; ++d) grad_dec[d] += add_dec[d];
+    if (aux.slots && aux.slots[f] >= 0) {
+        const size_t slot = static_cast<size_t>(aux.slots[f]);
+        for (size_t d = 0; d < D; ++d) grad[d] += aux.W_enc[slot * D + d];
         alone += aux.b_enc[slot];
-    }
-    if (numbers.unit != 0) {
-        const float along = dot<V>(grad_dec, w_dec, D_out);
-        for (size_t d = 0; d < D_out; ++d) grad_dec[d] -= along * w_dec[d];
     }
     return db;
 }
@@ -149,25 +172,35 @@ SAEFAST_INLINE void adam(const Param& param, size_t first, const float* grad, fl
                          float eps, const Numbers& n) {
     float *w = param.value + first, *m = param.exp_avg + first, *v = param.exp_avg_sq + first;
     const float step = -lr * n.correction1;
-    for (size_t d = 0; d < D; ++d) {
+    const auto one = [&](size_t d) __attribute__((always_inline)) {
         const float g = factor * grad[d];
         m[d] += n.beta1_rest * (g - m[d]);
         v[d] = n.beta2 * v[d] + n.beta2_rest * (g * g);
         w[d] += step * m[d] / (std::sqrt(v[d] * n.correction2) + eps);
+    };
+    size_t d = 0;
+    for (; d + LANES <= D; d += LANES) {  // a cache line, while that of the next latent is on its way
+        for (const float* row : {w, m, v}) __builtin_prefetch(row + D + d, 1);
+        for (size_t i = d; i < d + LANES; ++i) one(i);
     }
+    for (; d < D; ++d) one(d);
 }
 
 template <typename V>
-SAEFAST_INLINE void update_latent(const Weights& weights, size_t f, const float* grad_enc, float db,
-                                  const float* grad_dec, float factor, const Numbers& n) {
-    const size_t D_in = weights.D_in, D = weights.D_out;
-    adam(weights.W_enc, f * D_in, grad_enc, factor, D_in, n.lr, n.eps, n);
-    adam(weights.b_enc, f, &db, factor, 1, n.lr_bias, n.eps_bias, n);
-    adam(weights.W_dec, f * D, grad_dec, factor, D, n.lr_dec, n.eps, n);
+SAEFAST_INLINE void update_decoder(const Weights& weights, size_t f, const float* grad, float factor,
+                                   const Numbers& n) {
+    const size_t D = weights.D_out;
+    adam(weights.W_dec, f * D, grad, factor, D, n.lr_dec, n.eps, n);
     if (n.unit == 0) return;
-    float* w_dec = weights.W_dec.value + f * D;
-    const float norm = std::max(std::sqrt(dot<V>(w_dec, w_dec, D)), std::numeric_limits<float>::min());
-    for (size_t d = 0; d < D; ++d) w_dec[d] /= norm;
+    float* w = weights.W_dec.value + f * D;
+    const float norm = std::max(std::sqrt(dot<V>(w, w, D)), std::numeric_limits<float>::min());
+    for (size_t d = 0; d < D; ++d) w[d] /= norm;
+}
+
+SAEFAST_INLINE void update_encoder(const Weights& weights, size_t f, const float* grad, float db, float factor,
+                                   const Numbers& n) {
+    adam(weights.W_enc, f * weights.D_in, grad, factor, weights.D_in, n.lr, n.eps, n);
+    adam(weights.b_enc, f, &db, factor, 1, n.lr_bias, n.eps_bias, n);
 }
 
 }  // namespace saefast

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <numeric>
 
 #include "latent.h"
@@ -17,45 +18,67 @@ namespace {
 constexpr size_t LATENTS = 32;  // in a chunk
 constexpr size_t TOKENS = 128;  // in a chunk of the column sums of `error`
 
-// A chunk of latents. `grads` with null pointers: update at once; else write the gradients there. If the input is tied
-// to b_dec, b_dec_part [D_in] takes sum of db * W_enc row. Returns the squared norm of the chunk's gradients.
+// A chunk of latents comes twice, for their rows of W_dec and, when all of those are done, of W_enc: so the gathered rows
+// are those of one matrix at a time, `error` and then `centred`, and more of them are still in cache. `grads` with null
+// pointers: update at once; else write the gradients there.
+//
+// grad_pre: of the entries, in their order; norms [F]: squared, of the rows' gradients.
 template <typename V>
-SAEFAST_INLINE double chunk(const Weights& weights, const Batch& batch, const Aux& aux, const Numbers& n,
-                            const Grads& grads, size_t first, size_t end, float* scratch, float* b_dec_part) {
-    const size_t D_in = weights.D_in, D_out = weights.D_out;
+SAEFAST_INLINE void decoder_chunk(const Weights& weights, const Batch& batch, const Aux& aux, const Numbers& n,
+                                  const Grads& grads, size_t first, size_t end, float* scratch, float* grad_pre,
+                                  float* norms) {
+    const size_t D = weights.D_out;
+    for (size_t f = first; f < end; ++f) {
+        float* grad = grads.W_dec ? grads.W_dec + f * D : scratch;
+        decoder_grad<V>(weights, batch, aux, n, f, grad, grad_pre + batch.offsets[f]);
+        norms[f] = dot<V>(grad, grad, D);
+        if (!grads.W_dec) update_decoder<V>(weights, f, grad, 1.0f, n);
+    }
+}
+SAEFAST_DISPATCH_V(void, decoder_chunk,
+                   (const Weights& weights, const Batch& batch, const Aux& aux, const Numbers& n, const Grads& grads,
+                    size_t first, size_t end, float* scratch, float* grad_pre, float* norms),
+                   (weights, batch, aux, n, grads, first, end, scratch, grad_pre, norms))
+
+// If the input is tied to b_dec, b_dec_part [D_in] takes sum of db * W_enc row. Returns the squared norm of the chunk's
+// gradients.
+template <typename V>
+SAEFAST_INLINE double encoder_chunk(const Weights& weights, const Batch& batch, const Aux& aux, const Numbers& n,
+                                    const Grads& grads, size_t first, size_t end, float* scratch,
+                                    const float* grad_pre, const float* norms, float* b_dec_part) {
+    const size_t D = weights.D_in;
     const bool tied = n.tied != 0;
     double squared = 0;
-    if (tied) std::fill(b_dec_part, b_dec_part + D_in, 0.0f);
+    if (tied) std::fill(b_dec_part, b_dec_part + D, 0.0f);
     for (size_t f = first; f < end; ++f) {
-        float* grad_enc = grads.W_enc ? grads.W_enc + f * D_in : scratch;
-        float* grad_dec = grads.W_dec ? grads.W_dec + f * D_out : scratch + D_in;
-        float alone, db = latent_grads<V>(weights, batch, aux, n, f, grad_enc, grad_dec, alone);
+        float* grad = grads.W_enc ? grads.W_enc + f * D : scratch;
+        float alone, db = encoder_grad<V>(weights, batch, aux, f, grad_pre + batch.offsets[f], grad, alone);
         if (tied && db != 0) {
-            const float* w_enc = weights.W_enc.value + f * D_in;
-            for (size_t d = 0; d < D_in; ++d) b_dec_part[d] += db * w_enc[d];
+            const float* w = weights.W_enc.value + f * D;
+            for (size_t d = 0; d < D; ++d) b_dec_part[d] += db * w[d];
         }
         db += alone;
-        squared += dot<V>(grad_enc, grad_enc, D_in) + dot<V>(grad_dec, grad_dec, D_out) +
-                   db * db * n.bias_norm * n.bias_norm;
+        squared += dot<V>(grad, grad, D) + norms[f] + db * db * n.bias_norm * n.bias_norm;
         if (grads.b_enc) {
             grads.b_enc[f] = db;
         } else {
-            update_latent<V>(weights, f, grad_enc, db, grad_dec, 1.0f, n);
+            update_encoder(weights, f, grad, db, 1.0f, n);
         }
     }
     return squared;
 }
-SAEFAST_DISPATCH_V(double, chunk,
-                 (const Weights& weights, const Batch& batch, const Aux& aux, const Numbers& n, const Grads& grads,
-                  size_t first, size_t end, float* scratch, float* b_dec_part),
-                 (weights, batch, aux, n, grads, first, end, scratch, b_dec_part))
+SAEFAST_DISPATCH_V(double, encoder_chunk,
+                   (const Weights& weights, const Batch& batch, const Aux& aux, const Numbers& n, const Grads& grads,
+                    size_t first, size_t end, float* scratch, const float* grad_pre, const float* norms,
+                    float* b_dec_part),
+                   (weights, batch, aux, n, grads, first, end, scratch, grad_pre, norms, b_dec_part))
 
 template <typename V>
 SAEFAST_INLINE void adam_chunk(const Weights& weights, const Grads& grads, float factor, const Numbers& n,
                                size_t first, size_t end) {
     for (size_t f = first; f < end; ++f) {
-        update_latent<V>(weights, f, grads.W_enc + f * weights.D_in, grads.b_enc[f], grads.W_dec + f * weights.D_out,
-                      factor, n);
+        update_encoder(weights, f, grads.W_enc + f * weights.D_in, grads.b_enc[f], factor, n);
+        update_decoder<V>(weights, f, grads.W_dec + f * weights.D_out, factor, n);
     }
 }
 SAEFAST_DISPATCH_V(void, adam_chunk,
@@ -88,13 +111,15 @@ double backward(const Weights& weights, const Batch& batch, const Aux& aux, cons
                 const Grads& grads, float* grad_b_dec) {
     const size_t F = weights.F, D = weights.D_out, n_chunks = chunks_of(F, LATENTS);
     const size_t n_blocks = chunks_of(batch.B, TOKENS);
-    const size_t width = chunks_of(weights.D_in, LANES) * LANES + chunks_of(D, LANES) * LANES;
+    const size_t width = chunks_of(std::max(weights.D_in, D), LANES) * LANES;
     const bool tied = n.tied != 0;  // then D_in is D_out
     std::vector<float> scratch(static_cast<size_t>(threads) * width), b_dec_parts(tied ? n_chunks * D : 0);
-    std::vector<float> error_sums(n_blocks * D);
+    std::vector<float> error_sums(n_blocks * D), norms(F);
+    const std::unique_ptr<float[]> grad_pre(new float[static_cast<size_t>(batch.offsets[F])]);
     std::vector<double> squared(n_chunks), total(D, 0.0);
     const std::vector<size_t> order = longest_first(batch, F);
-    const auto run = SAEFAST_PICK(chunk, isa);
+    const auto decoder_of = SAEFAST_PICK(decoder_chunk, isa);
+    const auto encoder_of = SAEFAST_PICK(encoder_chunk, isa);
     const auto sums_of = SAEFAST_PICK(column_sums, isa);
 
     // error's column sums first: they read it into cache
@@ -103,9 +128,15 @@ double backward(const Weights& weights, const Batch& batch, const Aux& aux, cons
         sums_of(batch.error + first * D, rows, D, &error_sums[i * D]);
     });
     parallel_for(n_chunks, threads, [&](size_t i, size_t thread) {
+        const size_t first = order[i] * LATENTS;
+        decoder_of(weights, batch, aux, n, grads, first, std::min(F, first + LATENTS), &scratch[thread * width],
+                   grad_pre.get(), norms.data());
+    });
+    parallel_for(n_chunks, threads, [&](size_t i, size_t thread) {
         const size_t c = order[i], first = c * LATENTS;
-        squared[c] = run(weights, batch, aux, n, grads, first, std::min(F, first + LATENTS),
-                         &scratch[thread * width], tied ? &b_dec_parts[c * D] : nullptr);
+        squared[c] = encoder_of(weights, batch, aux, n, grads, first, std::min(F, first + LATENTS),
+                                &scratch[thread * width], grad_pre.get(), norms.data(),
+                                tied ? &b_dec_parts[c * D] : nullptr);
     });
     for (size_t i = 0; i < n_blocks; ++i) {
         for (size_t d = 0; d < D; ++d) total[d] += static_cast<double>(batch.grad_scale) * error_sums[i * D + d];

@@ -4,7 +4,6 @@ The extension handles fp32 on the CPU. What has other formats, and what is dense
 every call works. Sums are in a fixed order: the same bits for every number of threads.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -70,8 +69,6 @@ def centre(x: Tensor, b_dec: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor
         return reference.centre(x, b_dec, dtype)
     centred = torch.empty(x.shape, **FP32)
     variance = saefast._C.centre(*numpy_of(x, b_dec, centred), torch.get_num_threads())
-    if torch.equal(x[:1], x[-1:]) and bool((x == x[:1]).all()):  # seldom are more than two rows compared
-        variance = 0 if math.isfinite(variance) else variance
     return centred, torch.tensor(variance or max(x.numel(), 1), **FP32)
 
 
@@ -112,7 +109,9 @@ def group_by_latent(acts: Tensor, indices: Tensor, d_sae: int, row_offsets: Tens
         return reference.group_by_latent(acts, indices, d_sae, row_offsets)
     offsets = torch.empty(d_sae + 1, **INT32)
     pairs, tokens = (torch.empty(acts.numel(), **INT32) for _ in range(2))
-    saefast._C.group_by_latent(*numpy_of(acts, indices, row_offsets, offsets, pairs, tokens))
+    saefast._C.group_by_latent(
+        *numpy_of(acts, indices, row_offsets, offsets, pairs, tokens), torch.get_num_threads()
+    )
     return offsets, pairs, tokens
 
 

@@ -12,7 +12,8 @@ from saefast.sae import SAE
 
 def check_range(x: Tensor) -> None:
     """Raise InputError unless the squares of x, and the sums of them that a step takes, neither overflow nor vanish."""
-    largest = float(x.detach().abs().amax())
+    low, high = x.detach().aminmax()  # in one pass, without |x|
+    largest = float(torch.maximum(-low, high))
     check(math.isfinite(largest), "x: expected finite values, got NaN or Inf")
     most = torch.finfo(torch.promote_types(x.dtype, torch.float32)).max ** (1 / 3)
     ok = largest == 0 or 1 / most < largest < most

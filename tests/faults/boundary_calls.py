@@ -112,7 +112,7 @@ def group_by_latent(rng: Random) -> Call:
     B, F = size(rng), size(rng)
     acts, indices, offsets = code(rng, B, F)
     args = {"acts": acts, "indices": indices, "row_offsets": offsets, "offsets": np.empty(F + 1, i4)}
-    args |= {name: np.zeros(acts.size, i4) for name in ("pairs", "tokens")}
+    args |= {name: np.zeros(acts.size, i4) for name in ("pairs", "tokens")} | {"threads": threads(rng)}
 
     def verify(_: None) -> None:
         want = reference.group_by_latent(tensor(acts), tensor(indices), F, tensor(offsets))

@@ -71,7 +71,7 @@ static Floats step(std::size_t B, std::size_t D, std::size_t F, std::size_t K, i
         const Code code = ragged ? Code{batch_acts.data(), batch_indices.data(), row_offsets.data(), 0}
                                  : Code{acts.data(), indices.data(), nullptr, K};
         decode_error(code, W_dec.data(), bias.data(), x.data(), B, D, threads, isa, error.data(), squares.data());
-        group_by_latent(code, B, F, B * K, offsets.data(), pairs.data(), tokens.data());
+        group_by_latent(code, B, F, B * K, threads, offsets.data(), pairs.data(), tokens.data());
         float* m = moments.data();
         const auto param = [&](Floats& value) {
             Param made{value.data(), m, m + value.size()};
