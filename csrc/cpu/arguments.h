@@ -24,6 +24,8 @@ inline const char* name_of(Isa isa) {
            : isa == Isa::avx512  ? "avx512"
            : isa == Isa::avxvnni ? "avxvnni"
            : isa == Isa::avx2    ? "avx2"
+           : isa == Isa::i8mm    ? "i8mm"
+           : isa == Isa::dotprod ? "dotprod"
                                  : "plain";
 }
 

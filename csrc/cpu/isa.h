@@ -1,4 +1,4 @@
-// One binary for every x86-64 processor (and others): a loop is written once, for any type V of vectors where it needs
+// One binary for every x86-64 processor, one for every 64-bit Arm (and others): a loop is written once, for any type V of vectors where it needs
 // one, and inlined into one function per instruction set, of which the fastest that the machine has is chosen at run time.
 #pragma once
 
@@ -16,12 +16,17 @@
 #if defined(__clang__) || __GNUC__ >= 11
 #define SAEFAST_AVXVNNI 1  // older compilers do not know it
 #endif
+#elif defined(__aarch64__) && defined(__linux__)  // Apple's processors have a matrix unit, which torch's product uses
+#define SAEFAST_ARM 1
+#define SAEFAST_DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))
+#define SAEFAST_I8MM __attribute__((target("arch=armv8.2-a+i8mm")))
+#include <sys/auxv.h>
 #endif
 
 namespace saefast {
 
-// vnni is avx512, and avxvnni is avx2, with products of bytes, which only tiles.h has a use for.
-enum class Isa { vnni, avx512, avxvnni, avx2, plain };
+// vnni is avx512, avxvnni is avx2, i8mm and dotprod are plain, with products of bytes, which only tiles.h has a use for.
+enum class Isa { vnni, avx512, avxvnni, avx2, i8mm, dotprod, plain };
 
 // What this machine can run, the fastest first.
 inline std::vector<Isa> supported_isas() {
@@ -38,6 +43,10 @@ inline std::vector<Isa> supported_isas() {
 #endif
         isas.push_back(Isa::avx2);
     }
+#elif defined(SAEFAST_ARM)
+    constexpr unsigned long ASIMDDP = 1ul << 20, I8MM = 1ul << 13;  // of Linux's <asm/hwcap.h>, where it is new enough
+    if (getauxval(AT_HWCAP2) & I8MM) isas.push_back(Isa::i8mm);
+    if (getauxval(AT_HWCAP) & ASIMDDP) isas.push_back(Isa::dotprod);
 #endif
     isas.push_back(Isa::plain);
     return isas;
@@ -64,7 +73,7 @@ Function* pick(Isa isa, Function* avx512, Function* avx2, Function* plain) {
 #else
 #define SAEFAST_DISPATCH_AS(RETURN, NAME, AVX512, AVX2, PLAIN, PARAMETERS, ARGUMENTS) \
     SAEFAST_DISPATCH_ONE(, plain, RETURN, NAME, PLAIN, PARAMETERS, ARGUMENTS)
-#define SAEFAST_PICK(NAME, ISA) (&NAME##_plain)
+#define SAEFAST_PICK(NAME, ISA) (static_cast<void>(ISA), &NAME##_plain)
 #endif
 #define SAEFAST_DISPATCH(RETURN, NAME, PARAMETERS, ARGUMENTS) \
     SAEFAST_DISPATCH_AS(RETURN, NAME, NAME, NAME, NAME, PARAMETERS, ARGUMENTS)

@@ -52,6 +52,8 @@ void pack_quads(const int8_t* rows, size_t width, int32_t offset, uint8_t* packe
 const Tiles& tiles_for([[maybe_unused]] Isa isa) {
 #ifdef SAEFAST_X86
     if (isa != Isa::plain) return tiles_x86(isa);
+#elif defined(SAEFAST_ARM)
+    if (isa != Isa::plain) return tiles_arm(isa);
 #endif
     return PLAIN;
 }

@@ -25,7 +25,7 @@ struct Tiles {
     std::int32_t offset;  // stored weights are this much more: the instructions take one factor without a sign
     std::size_t rows, columns;  // of a tile: up to so many rows, this many latents, which divide PANEL
 
-    // [PANEL, width] -> packed [width / 4, PANEL, 4]
+    // [PANEL, width] -> packed [width / 4, PANEL, 4], or as `run` reads it
     void (*pack)(const std::int8_t* rows, std::size_t width, std::int32_t offset, std::uint8_t* packed);
     // run[n - 1]: n rows with the latents from `first` of a panel
     void (*const* run)(const TileRows& rows, std::size_t width, const std::uint8_t* packed, std::size_t first,
@@ -34,8 +34,9 @@ struct Tiles {
 
 const Tiles& tiles_for(Isa isa);
 
-// For `tiles_for`: those of tiles_x86.cpp, which all pack as the plain ones do.
+// For `tiles_for`: those of tiles_x86.cpp, which all pack as the plain ones do, and of tiles_arm.cpp.
 void pack_quads(const std::int8_t* rows, std::size_t width, std::int32_t offset, std::uint8_t* packed);
 const Tiles& tiles_x86(Isa isa);
+const Tiles& tiles_arm(Isa isa);
 
 }  // namespace saefast

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -15,33 +16,34 @@
 #include "cpu/group.h"
 #include "cpu/screen.h"
 #include "cpu/select.h"
+#include "cpu/tiles.h"
 #include "cpu/topk.h"
 #include "cpu/update.h"
 
 using namespace saefast;
-using Floats = std::vector<float>;
+using Values = std::vector<float>;
 using Ints = std::vector<std::int32_t>;
 
 static std::mt19937 rng{7};
 
-static Floats random(std::size_t n) {
+static Values random(std::size_t n) {
     std::normal_distribution<float> normal;
-    Floats out(n);
+    Values out(n);
     for (float& value : out) value = normal(rng);
     return out;
 }
 
 // One step at these sizes; everything it wrote, one after the other.
-static Floats step(std::size_t B, std::size_t D, std::size_t F, std::size_t K, int threads, Isa isa) {
+static Values step(std::size_t B, std::size_t D, std::size_t F, std::size_t K, int threads, Isa isa) {
     rng.seed(7);
-    const Floats x = random(B * D), bias = random(D), pre_acts = random(B * F);
-    Floats W_enc = random(F * D), W_dec = random(F * D), b_enc = random(F), b_dec = random(D), out;
-    Floats moments(4 * (F * D + F + D), 0.01f);
-    const Floats narrow = random(B * (D / 2 + 1)), push_row = random(D / 2 + 1), entries = random(B * K);
-    const Floats latents = random(F), pull = random(F * D);
-    const auto keep = [&](const Floats& part) { out.insert(out.end(), part.begin(), part.end()); };
+    const Values x = random(B * D), bias = random(D), pre_acts = random(B * F);
+    Values W_enc = random(F * D), W_dec = random(F * D), b_enc = random(F), b_dec = random(D), out;
+    Values moments(4 * (F * D + F + D), 0.01f);
+    const Values narrow = random(B * (D / 2 + 1)), push_row = random(D / 2 + 1), entries = random(B * K);
+    const Values latents = random(F), pull = random(F * D);
+    const auto keep = [&](const Values& part) { out.insert(out.end(), part.begin(), part.end()); };
 
-    Floats centred(B * D), error(B * D), squares(B), acts(B * K), acts_again(B * K);
+    Values centred(B * D), error(B * D), squares(B), acts(B * K), acts_again(B * K);
     Ints indices(B * K), indices_again(B * K), offsets(F + 1), pairs(B * K), tokens(B * K);
     out.push_back(static_cast<float>(centre(x.data(), bias.data(), B, D, threads, isa, centred.data())));
     topk(pre_acts.data(), B, F, K, threads, isa, acts.data(), indices.data());
@@ -52,16 +54,16 @@ static Floats step(std::size_t B, std::size_t D, std::size_t F, std::size_t K, i
     const std::size_t width = F / 2 + 1;
     for (std::size_t first = 0; first < F; first += width) {
         const std::size_t n = std::min(width, F - first);
-        Floats piece(B * n);
+        Values piece(B * n);
         for (std::size_t b = 0; b < B; ++b) std::memcpy(&piece[b * n], &pre_acts[b * F + first], 4 * n);
         block.feed(piece.data(), n);
         (first ? other : batch).feed(piece.data(), B, n, 0, first);
-        above.feed(piece.data(), Floats(n, 0.5f).data(), n);
+        above.feed(piece.data(), Values(n, 0.5f).data(), n);
     }
     block.finish(acts_again.data(), indices_again.data());
     if (acts_again != acts || indices_again != indices) std::exit(1);
     batch.merge(other);
-    Floats batch_acts(B * K), above_acts(above.size());
+    Values batch_acts(B * K), above_acts(above.size());
     Ints batch_indices(B * K), row_offsets(B + 1), above_indices(above.size()), counts(B);
     batch.finish(B, batch_acts.data(), batch_indices.data(), row_offsets.data());
     above.finish(above_acts.data(), above_indices.data(), counts.data());
@@ -73,7 +75,7 @@ static Floats step(std::size_t B, std::size_t D, std::size_t F, std::size_t K, i
         decode_error(code, W_dec.data(), bias.data(), x.data(), B, D, threads, isa, error.data(), squares.data());
         group_by_latent(code, B, F, B * K, threads, offsets.data(), pairs.data(), tokens.data());
         float* m = moments.data();
-        const auto param = [&](Floats& value) {
+        const auto param = [&](Values& value) {
             Param made{value.data(), m, m + value.size()};
             m += 2 * value.size();
             return made;
@@ -85,17 +87,17 @@ static Floats step(std::size_t B, std::size_t D, std::size_t F, std::size_t K, i
                               1e-3f, 1e-3f, 1.0f,  1.0f};
         Ints slots(F, -1);
         slots[F / 2] = 0;
-        const Floats aux_row = random(D), aux_bias = random(1);
+        const Values aux_row = random(D), aux_bias = random(1);
         const Aux aux{slots.data(), aux_row.data(), aux_bias.data(), aux_row.data(), aux_row.data()};
         out.push_back(static_cast<float>(update(weights, rows, aux, numbers, threads, isa)));
-        Floats g[] = {Floats(F * D), Floats(F), Floats(F * D), Floats(D)};
+        Values g[] = {Values(F * D), Values(F), Values(F * D), Values(D)};
         const Grads grads{g[0].data(), g[1].data(), g[2].data(), g[3].data()};
         out.push_back(static_cast<float>(row_grads(weights, rows, Aux{}, numbers, threads, isa, grads)));
         adam_rows(weights, grads, 0.5f, numbers, threads, isa);
         keep(error), keep(squares);
 
         // Rows of W_enc of another length than those of W_dec, free and untied, with a `Given`.
-        Floats grad_acts(B * K), sums(F);
+        Values grad_acts(B * K), sums(F);
         grad_top_acts(code, error.data(), W_dec.data(), B, D, B * K, threads, isa, grad_acts.data());
         sum_entries(offsets.data(), pairs.data(), grad_acts.data(), F, threads, sums.data());
         keep(grad_acts), keep(sums);
@@ -113,18 +115,18 @@ static Floats step(std::size_t B, std::size_t D, std::size_t F, std::size_t K, i
 }
 
 // Every selection of the screened encoder, with and without rows whose latents are all scored.
-static Floats encode(std::size_t B, std::size_t D, std::size_t F, std::size_t K, int threads, Isa isa) {
+static Values encode(std::size_t B, std::size_t D, std::size_t F, std::size_t K, int threads, Isa isa) {
     rng.seed(7);
-    const Floats x = random(B * D), W_enc = random(F * D), b_enc = random(F), thresholds(F, 2.0f * std::sqrt(D));
+    const Values x = random(B * D), W_enc = random(F * D), b_enc = random(F), thresholds(F, 2.0f * std::sqrt(D));
     ScreenedEncoder encoder(isa);
-    Floats out;
+    Values out;
     const auto keep = [&](const auto& part) { out.insert(out.end(), part.begin(), part.end()); };
     const auto check = [](std::ptrdiff_t status) {
         if (status != ScreenedEncoder::FINITE) std::exit(1);
     };
     for (const std::size_t limit : {F / 8, std::size_t{0}}) {
         const Product product{x.data(), W_enc.data(), b_enc.data(), B, F, D, limit, B * F, threads};
-        Floats acts(B * K);
+        Values acts(B * K);
         Ints indices(B * K), row_offsets(B + 1);
         check(encoder.top_k(product, K, acts.data(), indices.data()));
         keep(acts), keep(indices);
@@ -155,7 +157,7 @@ static Floats encode(std::size_t B, std::size_t D, std::size_t F, std::size_t K,
 static double error_of_screen(std::size_t D, bool worst, Isa isa) {
     rng.seed(7);
     const std::size_t B = 13, F = 200, stride = 256;
-    Floats x = random(B * D), W_enc = random(F * D), b_enc = random(F);
+    Values x = random(B * D), W_enc = random(F * D), b_enc = random(F);
     if (worst) {
         for (std::size_t i = 0; i < x.size(); ++i) x[i] = i % D ? static_cast<float>(rng() % 126) + 0.49f : 127.0f;
         std::fill(W_enc.begin(), W_enc.end(), 1.0f);
@@ -163,7 +165,7 @@ static double error_of_screen(std::size_t D, bool worst, Isa isa) {
     ScreenWeights weights;
     if (!weights.set(W_enc.data(), b_enc.data(), F, D, 3, isa)) std::exit(1);
     ScreenRows rows(B, weights.mixing.width());
-    Floats scratch(weights.mixing.width()), approx(B * stride);
+    Values scratch(weights.mixing.width()), approx(B * stride);
     rows.set(weights, x.data(), B, isa, scratch.data());
     screen(weights, rows, B, 0, stride / PANEL, isa, approx.data(), stride);
     double largest = 0;
@@ -179,11 +181,63 @@ static double error_of_screen(std::size_t D, bool worst, Isa isa) {
     return largest;
 }
 
+// |q| as `levels` allows: of random size, or as large as it may be for as long as it may.
+static std::vector<std::int8_t> bytes(std::size_t n, const Levels& levels, bool largest) {
+    std::vector<std::int8_t> out(n);
+    for (std::size_t first = 0; first < n; first += 16) {
+        int left[2] = {levels.sum, levels.sum};  // for the entries 0 and 1, and 2 and 3, of every four
+        for (std::size_t i = first; i < first + 16; ++i) {
+            int& most = left[i % 4 / 2];
+            const int size = std::min(levels.most, most), q = largest ? size : static_cast<int>(rng()) % (size + 1);
+            out[i] = static_cast<std::int8_t>(rng() % 2 && !largest ? -q : q), most -= std::abs(q);
+        }
+    }
+    return out;
+}
+
+// Whether each tile of `isa` gives the sums that the plain one gives, and on Arm the same pre-activations.
+static bool tiles_agree(Isa isa, std::size_t width, bool largest) {
+    const Tiles &tiles = tiles_for(isa), &plain = tiles_for(Isa::plain);
+    const auto x = bytes(tiles.rows * width, tiles.x, largest), w = bytes(PANEL * width, tiles.w, largest);
+    std::vector<std::uint8_t> packed(w.size()), plain_packed(w.size());
+    tiles.pack(w.data(), width, tiles.offset, packed.data());
+    plain.pack(w.data(), width, plain.offset, plain_packed.data());
+#ifdef __aarch64__
+    const Values steps = random(tiles.rows), w_step = random(PANEL), bias = random(PANEL);
+#else
+    const Values steps(tiles.rows, 1), w_step(PANEL, 1), bias(PANEL, 0);  // else rounded by another formula
+#endif
+    Values out(tiles.rows * PANEL), expected(PANEL);
+    std::vector<const std::int8_t*> q;
+    std::vector<float*> to(tiles.rows);
+    Ints starts, plain_starts;
+    for (std::size_t r = 0; r < tiles.rows; ++r) {
+        q.push_back(&x[r * width]);
+        const int sum = std::accumulate(q[r], q[r] + width, 0);
+        starts.push_back(-tiles.offset * sum), plain_starts.push_back(-plain.offset * sum);
+    }
+    for (std::size_t n = 1; n <= tiles.rows; ++n) {
+        std::fill(out.begin(), out.end(), -1e9f);
+        for (std::size_t first = 0; first < PANEL; first += tiles.columns) {
+            for (std::size_t r = 0; r < n; ++r) to[r] = &out[r * PANEL + first];
+            tiles.run[n - 1]({q.data(), starts.data(), steps.data(), to.data()}, width, packed.data(), first,
+                             &w_step[first], &bias[first]);
+        }
+        for (std::size_t r = 0; r < n; ++r) {
+            float* place = expected.data();
+            plain.run[0]({&q[r], &plain_starts[r], &steps[r], &place}, width, plain_packed.data(), 0, w_step.data(),
+                         bias.data());
+            if (std::memcmp(place, &out[r * PANEL], 4 * PANEL)) return false;
+        }
+    }
+    return true;
+}
+
 int main() {
     const std::size_t sizes[][4] = {{1, 1, 1, 1}, {3, 5, 70, 7}, {150, 33, 300, 12}, {40, 200, 65, 65}};
     for (const Isa isa : supported_isas()) {
         for (const auto& s : sizes) {
-            const Floats one = step(s[0], s[1], s[2], s[3], 1, isa), many = step(s[0], s[1], s[2], s[3], 5, isa);
+            const Values one = step(s[0], s[1], s[2], s[3], 1, isa), many = step(s[0], s[1], s[2], s[3], 5, isa);
             if (one.size() != many.size() || std::memcmp(one.data(), many.data(), 4 * one.size())) {
                 std::printf("differs at %zu, %zu, %zu, %zu\n", s[0], s[1], s[2], s[3]);
                 return 1;
@@ -195,6 +249,11 @@ int main() {
                 std::printf("encoder differs at %zu, %zu, %zu, %zu\n", s[0], s[1], s[2], s[3]);
                 return 1;
             }
+        }
+        for (const std::size_t width : {16, 48, 576}) {
+            if (tiles_agree(isa, width, false) && tiles_agree(isa, width, true)) continue;
+            std::printf("tiles differ from the plain ones at a width of %zu\n", width);
+            return 1;
         }
         const double worst = error_of_screen(16, true, isa);  // one vector: no mixing, only signs
         if (worst < 0.95 || worst > 1 || error_of_screen(576, false, isa) > 0.5) {
