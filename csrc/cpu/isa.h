@@ -1,5 +1,6 @@
-// One binary for every x86-64 processor, one for every 64-bit Arm (and others): a loop is written once, for any type V of vectors where it needs
-// one, and inlined into one function per instruction set, of which the fastest that the machine has is chosen at run time.
+// One binary for every x86-64 processor, one for every 64-bit Arm, and so on: a loop is written once, for any type V of
+// vectors where it needs one, and inlined into one function per instruction set, of which the fastest that the machine has
+// is chosen at run time.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +26,7 @@
 
 namespace saefast {
 
-// vnni is avx512, avxvnni is avx2, i8mm and dotprod are plain, with products of bytes, which only tiles.h has a use for.
+// vnni is avx512, avxvnni is avx2, i8mm and dotprod are plain, with products of bytes, of which only tiles.h makes use.
 enum class Isa { vnni, avx512, avxvnni, avx2, i8mm, dotprod, plain };
 
 // What this machine can run, the fastest first.

@@ -1,12 +1,12 @@
-// Tiles of 64-bit Arm, by what multiplies bytes there. sdot adds four products to each of four sums, smmla eight to each of
-// 2 x 2; both take signed bytes, so `offset` is 0, and neither rounds nor saturates (127^2 MAX_D < 2^31).
+// Tiles of 64-bit Arm, by what multiplies bytes there. sdot adds four products to each of four sums, smmla eight to
+// each of 2 x 2; both take signed bytes, so `offset` is 0, and neither rounds nor saturates: 127^2 MAX_D < 2^31.
 //
-// A tile of 6 x 16 has 24 registers of sums, of 32. In 16 columns of d_in, which are 1536 products, its loop executes (gcc 12)
-//     sdot   96 sdot,  14 loads, 4 others: 13.5 products in an instruction
-//     smmla  48 smmla, 14 loads, 6 zips and 4 others: 21.3
-// and no spill. Neoverse N1 begins 2 vector instructions in a cycle, V1 and V2 4 (Arm's optimisation guides): at most 32 and
-// 64 products in a cycle by sdot, 114 by smmla on V1 and V2, 57 on N2; fmla gives 8 on N1 and N2, 16 on V1 and V2. That is a
-// model: these tiles ran in an emulator only, and their speed is not measured.
+// A tile of 6 x 16 keeps 24 of 32 registers for sums. For 16 columns of d_in, which are 1536 products, its loop executes
+//     dotprod  96 sdot,  14 loads, 4 others:          13.5 products in an instruction
+//     i8mm     48 smmla, 14 loads, 6 zips, 4 others:  21.3
+// and spills nothing (tests/native/test_arm.py). By Arm's optimisation guides Neoverse N1 and N2 begin 2 vector
+// instructions in a cycle, V1 and V2 4. So sdot gives at most 32 and 64 products in a cycle, smmla 57 on N2 and 114 on V1
+// and V2, where fmla in fp32 gives 8 and 16. This is a model: the tiles ran in an emulator only, their speed is not measured.
 
 #include "tiles.h"
 
@@ -40,8 +40,8 @@ void pack(const int8_t* rows, size_t width, int32_t, uint8_t* packed) {
     }
 }
 
-// The instructions stand here by their names, and in this order: gcc 12 loads the weights of a whole step ahead, and has no
-// registers for the sums.
+// The instructions stand here by their names, and in this order: else gcc 12 loads the weights of a whole step ahead, and
+// has no registers for the sums.
 template <size_t OFFSET>
 SAEFAST_INLINE void load_pair(const uint8_t* from, int8x16_t& a, int8x16_t& b) {
     asm volatile("ldp %q0, %q1, [%2, %c3]"
@@ -60,7 +60,8 @@ SAEFAST_INLINE void write(const int32x4_t* sums, float step, const float* w_step
 
 // The bytes 4 QUAD to 4 QUAD + 3 of each row with those of the latents 4 C to 4 C + 7.
 template <size_t QUAD, size_t C, size_t N>
-SAEFAST_DOTPROD SAEFAST_INLINE void add_quads(const uint8_t* w, const int8x16_t (&x)[N], int32x4_t (&sums)[N][QUARTERS]) {
+SAEFAST_DOTPROD SAEFAST_INLINE void add_quads(const uint8_t* w, const int8x16_t (&x)[N],
+                                              int32x4_t (&sums)[N][QUARTERS]) {
     int8x16_t left, right;
     load_pair<4 * COLUMNS * QUAD + 16 * C>(w, left, right);
 #pragma GCC unroll 6
@@ -71,8 +72,8 @@ SAEFAST_DOTPROD SAEFAST_INLINE void add_quads(const uint8_t* w, const int8x16_t 
 }
 
 template <size_t N>
-SAEFAST_DOTPROD void dotprod(const TileRows& rows, size_t width, const uint8_t* packed, size_t first, const float* w_step,
-                             const float* bias) {
+SAEFAST_DOTPROD void dotprod(const TileRows& rows, size_t width, const uint8_t* packed, size_t first,
+                             const float* w_step, const float* bias) {
     const int8_t* q[N];
     std::copy(rows.q, rows.q + N, q);
     int32x4_t sums[N][QUARTERS] = {};
@@ -104,8 +105,8 @@ SAEFAST_I8MM SAEFAST_INLINE void add_squares(const uint8_t* w, const int8x16_t (
 }
 
 template <size_t N>
-SAEFAST_I8MM void i8mm(const TileRows& rows, size_t width, const uint8_t* packed, size_t first, const float* w_step,
-                       const float* bias) {
+SAEFAST_I8MM void i8mm(const TileRows& rows, size_t width, const uint8_t* packed, size_t first,
+                       const float* w_step, const float* bias) {
     constexpr size_t PAIRS = (N + 1) / 2;
     const int8_t* q[2 * PAIRS];
     std::copy(rows.q, rows.q + N, q);

@@ -5,7 +5,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <numeric>
 #include <random>
 #include <vector>
 
@@ -16,7 +15,6 @@
 #include "cpu/group.h"
 #include "cpu/screen.h"
 #include "cpu/select.h"
-#include "cpu/tiles.h"
 #include "cpu/topk.h"
 #include "cpu/update.h"
 
@@ -181,58 +179,6 @@ static double error_of_screen(std::size_t D, bool worst, Isa isa) {
     return largest;
 }
 
-// |q| as `levels` allows: of random size, or as large as it may be for as long as it may.
-static std::vector<std::int8_t> bytes(std::size_t n, const Levels& levels, bool largest) {
-    std::vector<std::int8_t> out(n);
-    for (std::size_t first = 0; first < n; first += 16) {
-        int left[2] = {levels.sum, levels.sum};  // for the entries 0 and 1, and 2 and 3, of every four
-        for (std::size_t i = first; i < first + 16; ++i) {
-            int& most = left[i % 4 / 2];
-            const int size = std::min(levels.most, most), q = largest ? size : static_cast<int>(rng()) % (size + 1);
-            out[i] = static_cast<std::int8_t>(rng() % 2 && !largest ? -q : q), most -= std::abs(q);
-        }
-    }
-    return out;
-}
-
-// Whether each tile of `isa` gives the sums that the plain one gives, and on Arm the same pre-activations.
-static bool tiles_agree(Isa isa, std::size_t width, bool largest) {
-    const Tiles &tiles = tiles_for(isa), &plain = tiles_for(Isa::plain);
-    const auto x = bytes(tiles.rows * width, tiles.x, largest), w = bytes(PANEL * width, tiles.w, largest);
-    std::vector<std::uint8_t> packed(w.size()), plain_packed(w.size());
-    tiles.pack(w.data(), width, tiles.offset, packed.data());
-    plain.pack(w.data(), width, plain.offset, plain_packed.data());
-#ifdef __aarch64__
-    const Values steps = random(tiles.rows), w_step = random(PANEL), bias = random(PANEL);
-#else
-    const Values steps(tiles.rows, 1), w_step(PANEL, 1), bias(PANEL, 0);  // else rounded by another formula
-#endif
-    Values out(tiles.rows * PANEL), expected(PANEL);
-    std::vector<const std::int8_t*> q;
-    std::vector<float*> to(tiles.rows);
-    Ints starts, plain_starts;
-    for (std::size_t r = 0; r < tiles.rows; ++r) {
-        q.push_back(&x[r * width]);
-        const int sum = std::accumulate(q[r], q[r] + width, 0);
-        starts.push_back(-tiles.offset * sum), plain_starts.push_back(-plain.offset * sum);
-    }
-    for (std::size_t n = 1; n <= tiles.rows; ++n) {
-        std::fill(out.begin(), out.end(), -1e9f);
-        for (std::size_t first = 0; first < PANEL; first += tiles.columns) {
-            for (std::size_t r = 0; r < n; ++r) to[r] = &out[r * PANEL + first];
-            tiles.run[n - 1]({q.data(), starts.data(), steps.data(), to.data()}, width, packed.data(), first,
-                             &w_step[first], &bias[first]);
-        }
-        for (std::size_t r = 0; r < n; ++r) {
-            float* place = expected.data();
-            plain.run[0]({&q[r], &plain_starts[r], &steps[r], &place}, width, plain_packed.data(), 0, w_step.data(),
-                         bias.data());
-            if (std::memcmp(place, &out[r * PANEL], 4 * PANEL)) return false;
-        }
-    }
-    return true;
-}
-
 int main() {
     const std::size_t sizes[][4] = {{1, 1, 1, 1}, {3, 5, 70, 7}, {150, 33, 300, 12}, {40, 200, 65, 65}};
     for (const Isa isa : supported_isas()) {
@@ -249,11 +195,6 @@ int main() {
                 std::printf("encoder differs at %zu, %zu, %zu, %zu\n", s[0], s[1], s[2], s[3]);
                 return 1;
             }
-        }
-        for (const std::size_t width : {16, 48, 576}) {
-            if (tiles_agree(isa, width, false) && tiles_agree(isa, width, true)) continue;
-            std::printf("tiles differ from the plain ones at a width of %zu\n", width);
-            return 1;
         }
         const double worst = error_of_screen(16, true, isa);  // one vector: no mixing, only signs
         if (worst < 0.95 || worst > 1 || error_of_screen(576, false, isa) > 0.5) {
