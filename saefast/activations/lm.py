@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from saefast.activations.contexts import PackedContexts
 from saefast.activations.hooks import HookPoint, one_or_all, recorded
 from saefast.activations.inputs import table_of_positions, vocabulary_size
+from saefast.activations.model_dtype import checked
 from saefast.activations.sources import Source
 from saefast.activations.texts import Texts, read_texts
 from saefast.activations.token_rows import TokenRows, norm_of
-from saefast.config.text import Bos, Separator
+from saefast.config.text import Bos, ModelDtype, Separator
 from saefast.errors import InputError, check
 
 __all__ = [
@@ -63,6 +64,8 @@ class ModelSource(Source):
             of huge norm that would dominate every loss and make any FVU look superb. None keeps them. The median
             is that of the first batch, without padding. Each hook point has a median of its own, and a row goes if it
             is a sink at any of them.
+        model_dtype: "bf16" takes the model's products in bf16, see `saefast.activations.model_dtype`; rows are fp32 then.
+            "fp32" leaves the model as it is.
 
     `n_dropped` counts the rows dropped in the last pass, by reason: "padding", "special", "sink"; `max_norms` are the
     limits, one per hook point.
@@ -81,6 +84,7 @@ class ModelSource(Source):
         drop_ids: Iterable[int] = (),
         sink_ratio: float | None = 10.0,
         forward_kwargs: dict[str, Any] | None = None,
+        model_dtype: ModelDtype = "fp32",
     ) -> None:
         is_ratio = sink_ratio is None or sink_ratio > 0
         check(is_ratio, f"sink_ratio: expected a positive number or None, got {sink_ratio}")
@@ -94,12 +98,13 @@ class ModelSource(Source):
         )
         self.points = [HookPoint(model, name) for name in self.hooks]
         self.model, self.batches = model.eval(), batches
+        model_dtype = checked(model_dtype, model)
         self.drop_ids = torch.tensor(sorted(drop_ids), dtype=torch.int64, device="cpu")
         self.sink_ratio, self.forward_kwargs = sink_ratio, forward_kwargs or {}
         self.n_dropped: Counter[str] = Counter(special=0, sink=0)
         first = next(iter(batches), None)
         check(first is not None, "batches: expected at least one batch, got none")
-        self.reader = TokenRows(self.points, first, self.forward_kwargs)
+        self.reader = TokenRows(self.points, first, self.forward_kwargs, model_dtype)
         parts, is_real = self.reader.first.parts, self.reader.first.text.is_real
         self.widths = [part.shape[-1] for part in parts]
         self.d_in = sum(self.widths)

@@ -7,7 +7,7 @@ from typing import Any
 from saefast.activations.hooks import recorded
 from saefast.activations.lm import ModelSource, load_model, model_contexts
 from saefast.activations.texts import Texts, bytes_of
-from saefast.config.text import Bos, Separator
+from saefast.config.text import Bos, ModelDtype, Separator
 from saefast.files import digest
 
 
@@ -15,9 +15,9 @@ class TextSource(ModelSource):
     """The activations of a language model on text, in fp32, as the model gives them.
 
     Args:
-        model: Hugging Face causal language model: a local folder, or a name on the Hub. It runs in fp32.
+        model: Hugging Face causal language model: a local folder, or a name on the Hub. It is loaded in fp32.
         text: see `saefast.activations.texts.Texts`, with `text_field`.
-        hook: see `ModelSource`, with `sink_ratio`.
+        hook: see `ModelSource`, with `sink_ratio` and `model_dtype`.
         context_length, contexts_per_batch, bos, separator: see `saefast.activations.contexts.PackedContexts`.
         keep_special: keep the rows of special tokens.
         device: where the model runs.
@@ -39,6 +39,7 @@ class TextSource(ModelSource):
         separator: Separator = "auto",
         keep_special: bool = False,
         sink_ratio: float | None = 10.0,
+        model_dtype: ModelDtype = "fp32",
         device: str = "cpu",
     ) -> None:
         texts = Texts(text, text_field)
@@ -48,9 +49,10 @@ class TextSource(ModelSource):
             loaded, tokenizer, texts, context_length, contexts_per_batch, bos, separator
         )
         drop = () if keep_special else contexts.special_ids
-        super().__init__(loaded, hook, contexts, drop, sink_ratio, {"use_cache": False})
+        super().__init__(loaded, hook, contexts, drop, sink_ratio, {"use_cache": False}, model_dtype)
         self.name, self.text, self.field, self.contexts = model, Path(text), text_field, contexts
-        notes: dict[str, Any] = {"context_length": context_length, "contexts_per_batch": contexts_per_batch}
+        notes: dict[str, Any] = {} if model_dtype == "fp32" else {"model_dtype": model_dtype}
+        notes |= {"context_length": context_length, "contexts_per_batch": contexts_per_batch}
         notes |= {"sink_ratio": sink_ratio, "max_norm": self.max_norm if sink_ratio else None}
         notes |= {"dropped_ids": sorted(drop)} | contexts.notes
         self.notes = notes | ({} if text_field == "text" else {"text_field": text_field})

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from saefast.activations.hooks import HookPoint, capture_all
 from saefast.activations.inputs import Inputs, Text, inputs_for
+from saefast.activations.model_dtype import products_in, widened
+from saefast.config.text import ModelDtype
 from saefast.errors import InputError, check
 
 CHANGED = 1e-2  # of the norm: more than what the rest of a batch does to the rounding of a row
@@ -74,6 +76,7 @@ class TokenRows:
     Args:
         first: a batch; the layout of each hook point is found with it.
         forward_kwargs: what the model is given besides.
+        model_dtype: see `saefast.activations.model_dtype`.
 
     Raises:
         InputError: rows that are not those of tokens in order, named by the hook point; several hook points that do not
@@ -81,8 +84,13 @@ class TokenRows:
     """
 
     def __init__(
-        self, points: Sequence[HookPoint], first: Any, forward_kwargs: dict[str, Any] | None = None
+        self,
+        points: Sequence[HookPoint],
+        first: Any,
+        forward_kwargs: dict[str, Any] | None = None,
+        model_dtype: ModelDtype = "fp32",
     ) -> None:
+        self.model_dtype: ModelDtype = model_dtype
         self.points, self.model, self.forward_kwargs = list(points), points[0].model, forward_kwargs or {}
         with torch.no_grad():
             inputs = self.inputs(first)
@@ -102,7 +110,9 @@ class TokenRows:
         return self.in_order(inputs, self._capture(inputs))
 
     def _capture(self, inputs: Inputs) -> list[Tensor]:
-        return capture_all(self.points, *inputs.args, **inputs.kwargs, **self.forward_kwargs)
+        with products_in(self.model_dtype, self.model):
+            found = capture_all(self.points, *inputs.args, **inputs.kwargs, **self.forward_kwargs)
+        return found if self.model_dtype == "fp32" else widened(found)
 
     def in_order(self, inputs: Inputs, captured: Sequence[Tensor]) -> Rows:
         """What the hook points gave for these inputs, as rows of tokens.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
-from saefast.config.text import Bos, Separator
+from saefast.config.text import Bos, ModelDtype, Separator
 from saefast.errors import check
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ class FromText:
     """The token after each document; auto: eos if the tokenizer has one."""
     keep_special: bool = False
     """Keep the rows of special tokens (beginning and end of text, ...)."""
+    model_dtype: ModelDtype = "fp32"
+    """How the model multiplies. bf16 is about 1.7 times as fast on a processor with instructions for it, and changes rows by
+    about 0.6 %."""
 
     def open(self, model: str, text: Path, hook: tuple[str, ...], device: str) -> "TextSource":
         from saefast.activations.text_source import TextSource

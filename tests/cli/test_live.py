@@ -61,6 +61,24 @@ def test_it_has_the_bits_of_a_run_from_a_cache_in_fp32(live, cache, tmp_path):
     assert of_run["source"]["model"] == of_cache["model"]
 
 
+def test_in_bf16_too_and_neither_goes_on_in_another_format(live, world, tmp_path, capsys):
+    train, cache = f"train {live} --out {tmp_path}/a {TRAIN}", f"cache {world}/model {world}/text {CACHE}"
+    run(f"{train} --model-dtype bf16")
+    run(f"{cache} --out {tmp_path}/cache --dtype float32 --model-dtype bf16")
+    run(f"train {tmp_path}/cache --out {tmp_path}/b {TRAIN}")
+    assert_same(without_rows(tmp_path / "a"), without_rows(tmp_path / "b"))
+    notes = json.loads((tmp_path / "cache/index.json").read_text())["notes"]
+    assert notes["model_dtype"] == "bf16"
+    with pytest.raises(SystemExit):
+        run(f"{train} --resume")
+    assert "was started with model_dtype = 'bf16', got None" in capsys.readouterr().err
+    index = tmp_path / "cache/index.json"
+    index.write_text(index.read_text().replace('"complete": true', '"complete": false'))
+    with pytest.raises(SystemExit):
+        run(f"{cache} --out {tmp_path}/cache --dtype float32")
+    assert "was begun with notes" in (error := capsys.readouterr().err) and "bf16" in error
+
+
 def test_the_sae_knows_its_model_text_and_place(world, live, tmp_path):
     run(f"train {live} --out {tmp_path}/a {TRAIN}")
     metadata = SAE.from_pretrained(tmp_path / "a").metadata

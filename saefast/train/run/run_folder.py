@@ -135,7 +135,7 @@ def compare(folder: Path, found: dict[str, Any], now: dict[str, Any]) -> Describ
             changes[name] = was, value
     of_source, before = _flat(now["source"]), _flat(found["source"])
     gone = {name: None for name in before if name not in of_source and name not in found["source"]}
-    for name, value in (of_source | gone).items():
+    for name, value in (gone | of_source).items():  # a note that is gone says more than what follows from it
         was = before.get(name)
         # a folder may move, and the notes are compared one by one
         same = was == value or name in ("path", "notes")
