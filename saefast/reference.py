@@ -32,7 +32,7 @@ code kept as a matrix; grouping by latent and gradients; Adam and unit norm; the
 import math
 import threading
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -423,14 +423,9 @@ def sum_rows(groups: Groups, per_pair: Tensor, rows: Tensor) -> Tensor:
     offsets, pairs, tokens = groups
     used = int(offsets[-1])
     wide = torch.promote_types(rows.dtype, torch.float32)
-    factors = per_pair.flatten()[pairs[:used]].to(wide)
+    rows, factors = rows.to(wide), per_pair.flatten()[pairs[:used]].to(wide)
     return F.embedding_bag(
-        tokens[:used],
-        rows.to(wide),
-        offsets,
-        mode="sum",
-        include_last_offset=True,
-        per_sample_weights=factors,
+        tokens[:used], rows, offsets, mode="sum", include_last_offset=True, per_sample_weights=factors
     )
 
 
@@ -544,10 +539,11 @@ def fused_adam_(
     in lr and eps, for m c1 / (sqrt(v c2) + eps) = c1 / sqrt(c2) * m / (sqrt(v) + eps / sqrt(c2)).
     """
     root = math.sqrt(n.correction2)
+    lr, eps = lr * n.correction1 / root, eps / root
     forever = torch.tensor(math.inf, dtype=torch.float32, device="cpu")
-    rates = {"beta1": n.beta1, "beta2": n.beta2, "lr": lr * n.correction1 / root, "eps": eps / root}
-    lists = [param], [grad], [exp_avg], [exp_avg_sq], [], [forever]
-    adam(*lists, fused=True, amsgrad=False, maximize=False, weight_decay=0, **rates)
+    lists: Any = [param], [grad], [exp_avg], [exp_avg_sq], [], [forever]
+    flags: dict[str, Any] = {"fused": True, "amsgrad": False, "maximize": False}
+    adam(*lists, **flags, beta1=n.beta1, beta2=n.beta2, lr=lr, weight_decay=0, eps=eps)
 
 
 def adam_rows_(weights: Weights, grads: Grads, factor: Tensor, numbers: Tensor, step: Tensor) -> None:

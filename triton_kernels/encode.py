@@ -21,7 +21,6 @@ Bytes and FLOPs: those of `pre_acts` and of the selection. Specs: the functions 
 import torch
 from torch import Tensor
 
-from saefast.reference import group_max
 from saefast.triton_kernels.batch_topk import batch_topk
 from saefast.triton_kernels.pre_acts import pre_acts_and_maxima
 from saefast.triton_kernels.rescore import rescore as rescore_topk
@@ -144,8 +143,13 @@ def encode_dense(centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Tensor:
 
 
 def encode_group_max(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """-> acts [B, K] in b_enc's dtype, indices [B, K] int32: `reference.group_max` of some tokens at a time."""
-    rows = max(1, GROUP_MAX_BYTES // (len(W_enc) * centred.element_size()))
-    parts = [group_max(encode_dense(part, W_enc, b_enc), k) for part in centred.split(rows)]
-    acts, indices = zip(*parts, strict=True)
-    return torch.cat(acts).to(b_enc.dtype), torch.cat(indices)
+    """-> acts [B, K] in b_enc's dtype, indices [B, K] int32, by torch from `encode_dense` of some tokens at a time."""
+    first = torch.arange(0, len(W_enc), len(W_enc) // k, dtype=torch.int64, device=W_enc.device)
+    acts, indices = [], []
+    for part in centred.split(max(1, GROUP_MAX_BYTES // (len(W_enc) * centred.element_size()))):
+        values, places = (
+            encode_dense(part, W_enc, b_enc).unflatten(1, (k, -1)).max(dim=2)
+        )  # the first of equal ones
+        acts.append(values.relu().to(b_enc.dtype))
+        indices.append((places + first).to(torch.int32))
+    return torch.cat(acts), torch.cat(indices)

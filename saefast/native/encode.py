@@ -42,7 +42,7 @@ def encode_topk(
         return reference.encode_topk(centred, W_enc, b_enc, k, scale, rescore)
     top_acts = torch.empty(len(centred), k, **FP32)
     top_indices = torch.empty(len(centred), k, **INT32)
-    if can_screen(len(centred), *W_enc.shape, k):
+    if can_screen(len(centred), len(W_enc), W_enc.shape[1], k):
         screen = screened_encoder()
         operands = numpy_of(centred, *_scaled(W_enc, b_enc, scale))
         row = screen.top_k(*operands, k, *numpy_of(top_acts, top_indices), torch.get_num_threads())
@@ -108,7 +108,7 @@ def encode_batch_topk(
     row_offsets = torch.zeros(B + 1, **INT32)
     if B == 0:
         return acts, indices, row_offsets
-    if can_screen(B, F, centred.shape[1], k):
+    if can_screen(B, F, W_enc.shape[1], k):
         operands, out = numpy_of(centred, *_scaled(W_enc, b_enc, scale)), numpy_of(acts, indices, row_offsets)
         if screened("batch_topk", *operands, k, *out):
             return acts, indices, row_offsets
@@ -139,7 +139,7 @@ def encode_threshold(
     B = len(centred)
     # nothing is above a NaN, nor above Inf
     bounds = threshold.to(torch.float32).expand(len(W_enc)).nan_to_num(torch.inf, torch.inf, -torch.inf)
-    if can_screen(B, *W_enc.shape, 0):
+    if can_screen(B, len(W_enc), W_enc.shape[1], 0):
         row_offsets = torch.empty(B + 1, **INT32)
         if screened("above", *numpy_of(centred, W_enc, b_enc, bounds, row_offsets)):
             acts = torch.zeros(int(row_offsets[-1]) if capacity is None else capacity, **FP32)
@@ -177,7 +177,7 @@ def encode_group_max(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> t
     if not handles(centred, W_enc, b_enc):
         return reference.encode_group_max(centred, W_enc, b_enc, k)
     B = len(centred)
-    if can_screen(B, *W_enc.shape, k):
+    if can_screen(B, len(W_enc), W_enc.shape[1], k):
         acts, indices = torch.empty(B, k, **FP32), torch.empty(B, k, **INT32)
         if screened("group_max", *numpy_of(centred, W_enc, b_enc), k, *numpy_of(acts, indices)):
             return acts, indices
