@@ -42,7 +42,7 @@ def test_avx_vnni_in_the_encoding_of_avx512(tmp_path: Path) -> None:
     done = check(tmp_path, *changes)
     assert (done.returncode, done.stdout.strip()) == (0, "ok")
     encoded = tmp_path / "tiles_x86.o"
-    subprocess.run(["g++", *FLAGS, f"-I{ROOT / 'csrc'}", "-c", "-o", encoded, SOURCES[1]], check=True)
+    subprocess.run(["g++", *FLAGS, f"-I{ROOT / 'csrc'}", "-c", "-o", encoded, SOURCES[2]], check=True)
     listed = subprocess.run(["objdump", "-d", encoded], capture_output=True, text=True, check=True).stdout
     of_ymm = [line for line in listed.splitlines() if "vpdpbusd" in line and "%zmm" not in line]
     assert of_ymm and all("{vex}" in line and "\tc4 " in line for line in of_ymm)
@@ -70,7 +70,7 @@ def test_the_environment_bounds_the_instructions(monkeypatch: pytest.MonkeyPatch
     assert _C.isas() == ["plain"]
     if isas[0] != "plain":
         with pytest.raises(ValueError, match=f"isa: expected 'auto' or one of .*, got '{isas[0]}'"):
-            _C.TopkEncoder(isas[0])
+            _C.ScreenedEncoder(isas[0])
     monkeypatch.setenv("SAEFAST_ISA", "sse9")
     with pytest.raises(ValueError, match=f"SAEFAST_ISA: expected one of {', '.join(isas)}, got 'sse9'"):
         _C.isas()
