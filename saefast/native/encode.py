@@ -134,6 +134,7 @@ def encode_threshold(
     centred: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: Tensor, capacity: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `saefast.reference.encode_threshold`."""
+    threshold = threshold.contiguous()  # one number may come expanded to [F]
     if not handles(centred, W_enc, b_enc, threshold):
         return reference.encode_threshold(centred, W_enc, b_enc, threshold, capacity)
     B = len(centred)

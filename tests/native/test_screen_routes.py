@@ -49,11 +49,18 @@ def test_native_takes_it(screening: list[str]) -> None:
 def test_capacity_of_a_threshold(screening: list[str]) -> None:
     """Integers, so that the sums are exact: equal to the specification, with -Inf, Inf and NaN among the thresholds."""
     x = operands(300, 24, 1000, kind="ties")
-    for bounds in (thresholds(*x, 20), torch.tensor(7.0), torch.tensor(torch.nan), torch.tensor(torch.inf)):
+    one = torch.tensor(7.0)
+    for bounds in (
+        thresholds(*x, 20),
+        one,
+        one.expand(1000),
+        torch.tensor(torch.nan),
+        torch.tensor(torch.inf),
+    ):
         for capacity in (None, 0, 50, 10**5):
             got = native.encode_threshold(*x, bounds, capacity)
             assert_equal(got, reference.encode_threshold(*x, bounds, capacity), f"{capacity}")
-    assert len(screening) == 16
+    assert len(screening) == 20
 
 
 def test_a_code_that_is_not_sparse_takes_the_product(screening: list[str]) -> None:
