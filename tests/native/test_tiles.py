@@ -8,7 +8,7 @@ import pytest
 
 _C = pytest.importorskip("saefast._C", reason="the C++ extension saefast._C is not built")
 ROOT = Path(__file__).parents[2]
-SOURCES = [ROOT / "csrc/cpu" / name for name in ("tiles.cpp", "tiles_arm.cpp", "tiles_x86.cpp", "round8.cpp")]
+SOURCES = [ROOT / "csrc/cpu" / name for name in ("tiles.cpp", "tiles_x86.cpp", "tiles_arm.cpp", "round8.cpp")]
 FLAGS = ["-std=c++17", "-O1", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
