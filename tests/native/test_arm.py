@@ -103,6 +103,6 @@ def test_a_tile_keeps_its_sums_in_registers(engine: dict[str, Path]) -> None:
             begin = int(words[1].split()[0], 16) if words[0].startswith("b.") else place
             loop = [words for at, words in lines.items() if begin <= at <= place]
             if begin < place and any(words[0] in ("sdot", "smmla") for words in loop):
-                assert not any("sp" in words[1] for words in loop if len(words) > 1), name
+                assert not any("[sp" in words[1] for words in loop if len(words) > 1), name
                 besides[name] = sum(words[0] not in ("sdot", "smmla") for words in loop)
     assert len(besides) == 12 and max(besides.values()) <= 24, besides
