@@ -4,6 +4,8 @@ import functools
 import importlib
 import logging
 import os
+import platform
+import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol, cast
@@ -23,6 +25,15 @@ MODULES = {
 OLDEST_GPU = (8, 0)  # Ampere: bf16 matrix products and asynchronous copies
 OLDEST_TRITON = (3, 3)
 OLDEST_TORCH = (2, 8)  # for the kernels: torch.mm with 16-bit operands and an fp32 result
+BYTES_BY = {  # of the instruction sets of the C++ extension
+    "vnni": "vpdpbusd of AVX-512 VNNI",
+    "avx512": "vpmaddubsw of AVX-512",
+    "avxvnni": "vpdpbusd of AVX-VNNI",
+    "avx2": "vpmaddubsw of AVX2",
+    "i8mm": "smmla of Arm's i8mm",
+    "dotprod": "sdot of Arm's dot product",
+}
+APPLE = "Accelerate's, by the matrix unit of Apple's processors"
 log = logging.getLogger("saefast")
 
 
@@ -223,7 +234,10 @@ def load_backend(name: str = "auto", device: str = "cpu") -> Backend:
         raise InputError(f"backend: 'triton' needs an SAE on a CUDA device, got one on {device!r}")
     elif name == "native" and device != "cpu":
         raise InputError(f"backend: 'native' needs an SAE on the CPU, got one on {device!r}")
-    return cast(Backend, importlib.import_module(MODULES[name]))
+    module = importlib.import_module(MODULES[name])
+    if name == "native" and module.screens() is None and _why_no_bytes() != APPLE:
+        _say_once(f"backend: native; its encoder takes {native_encoder()}")
+    return cast(Backend, module)
 
 
 def launched(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -244,6 +258,26 @@ def native_isas() -> list[str] | None:
     except ImportError:
         return None
     return list(saefast._C.isas())
+
+
+def native_encoder() -> str | None:
+    """How the encoder of the C++ extension multiplies on this processor, in words; None if it is not built."""
+    try:
+        from saefast.native import screens
+    except ImportError:
+        return None
+    isa = screens()
+    if isa is None:
+        return f"torch's product: {_why_no_bytes()}"
+    return f"bytes first, by {BYTES_BY[isa]}, then in fp32 what their bounds leave"
+
+
+def _why_no_bytes() -> str:
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        return APPLE
+    if limit := os.environ.get("SAEFAST_ISA"):
+        return f"SAEFAST_ISA={limit} leaves no instruction that multiplies bytes"
+    return f"this processor has no instruction that multiplies bytes ({', '.join(BYTES_BY.values())})"
 
 
 _said: set[str] = set()

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import platform
 import sys
 
 import pytest
@@ -40,6 +41,35 @@ def test_an_old_gpu_is_named_and_auto_goes_on_without_the_kernels(no_interpreter
     pretend_gpu(monkeypatch, (9, 0))
     assert backend.unavailable("triton") is None
     assert saefast.load_backend("auto", "cuda").NAME == "triton"
+
+
+def test_how_the_native_encoder_multiplies_is_said(monkeypatch, caplog):
+    """By `saefast info`, and once in the log where it takes torch's products for want of instructions."""
+    isas = backend.native_isas()
+    if isas is None:
+        pytest.skip("the C++ extension saefast._C is not built")
+    monkeypatch.delenv("SAEFAST_ISA", raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    if isas[0] != "plain":
+        assert backend.BYTES_BY[isas[0]] in backend.native_encoder()
+    monkeypatch.setenv("SAEFAST_ISA", "plain")
+    assert "SAEFAST_ISA=plain leaves no instruction" in backend.native_encoder()
+    monkeypatch.setattr(backend, "_said", set())
+    for _ in range(2):
+        saefast.load_backend("native")
+    (message,) = caplog.messages
+    assert message == f"backend: native; its encoder takes {backend.native_encoder()}"
+    monkeypatch.setattr(backend, "_said", set())
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    saefast.load_backend("native")
+    assert "Accelerate" in backend.native_encoder() and len(caplog.messages) == 1
+    from saefast import _C
+
+    monkeypatch.setattr(_C, "isas", lambda: ["plain"])
+    monkeypatch.setenv("SAEFAST_ISA", "")
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert "this processor has no instruction that multiplies bytes" in backend.native_encoder()
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ class Info:
         name, reason = backend.choose("cuda" if torch.cuda.is_available() else "cpu")
         unavailable = {n: why for n in backend.MODULES if (why := backend.unavailable(n))}
         result["backend"] = {"auto": name, "why": reason, "instruction_sets": backend.native_isas()}
+        result["backend"]["encoder"] = backend.native_encoder()
         result["backend"]["unavailable"] = unavailable
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         result["machine"] = {"gpu": gpu, "torch": torch.__version__, "threads": torch.get_num_threads()}

@@ -32,7 +32,7 @@ except ModuleNotFoundError as error:  # one that is there but does not load says
     raise ImportError("the C++ extension saefast._C is not built (no compiler at install time?)") from error
 
 from saefast.native.arrays import INT32, handles, numpy_of
-from saefast.native.encode import encode_batch_topk, encode_group_max, encode_threshold, encode_topk
+from saefast.native.encode import encode_batch_topk, encode_group_max, encode_threshold, encode_topk, screens
 
 __all__ = [
     "NAME",
@@ -53,6 +53,7 @@ __all__ = [
     "outer_sum",
     "relu_encode",
     "row_grads",
+    "screens",
     "sum_entries",
     "topk",
     "update_",

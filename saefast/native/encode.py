@@ -1,8 +1,8 @@
 """The encoder of `saefast.native`: screened in 8 bits where the processor can, else torch's products in blocks.
 
-Where it multiplies bytes (AVX2 and more), `saefast._C.ScreenedEncoder` multiplies all latents in 7 or 8 bits, a fraction of the
-work, with a proven bound of each error, and scores in fp32 only those that the bounds do not exclude from the selection:
-what is selected is that of all scores, exactly (docs/engine.md).
+Where it multiplies bytes (AVX2 and more, Arm's dot product), `saefast._C.ScreenedEncoder` multiplies all latents in 7 or 8
+bits, a fraction of the work, with a proven bound of each error, and scores in fp32 only those that the bounds do not exclude
+from the selection: what is selected is that of all scores, exactly (docs/engine.md).
 
 Else, and where the bounds exclude too little (MOST: a code that is not sparse, equal latents), products of torch are taken
 in blocks that stay in cache, each selected from at once. Which of the two depends on the operands alone. A worker takes a block of rows, multiplies it by 1024 latents at a time into memory of its own, which it uses again and
@@ -60,11 +60,18 @@ def encode_topk(
     return top_acts, top_indices
 
 
+def screens() -> str | None:
+    """The instruction set by which bytes are multiplied here; None: torch's products are taken, as on Apple's processors,
+    whose matrix unit Accelerate uses, and on one that multiplies no bytes."""
+    isa: str = saefast._C.isas()[0]
+    return None if isa == "plain" else isa
+
+
 def can_screen(B: int, d_sae: int, d_in: int, k: int) -> bool:
     """k: of a selection that takes so many of d_sae latents; 0 for one that takes what passes a threshold."""
     encoder = saefast._C.ScreenedEncoder
     return (
-        saefast._C.isas() != ["plain"]
+        screens() is not None
         and B >= SCREENED_ROWS
         and encoder.MIN_D <= d_in <= encoder.MAX_D
         and encoder.LATENTS_PER_K * k <= d_sae <= encoder.MAX_F
