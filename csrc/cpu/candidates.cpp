@@ -42,11 +42,21 @@ struct Exceed {
 template <typename Test>
 SAEFAST_INLINE void collect_plain(const float* approx, size_t columns, size_t first, const Errors& e, Test test,
                                   Candidates& c) {
-    for (size_t j = 0; j < columns; ++j) {
-        const float upper = upper_of(approx[j], first + j, e);
-        if (!test(upper, first + j)) continue;
-        c.approx[c.n] = approx[j], c.upper[c.n] = upper, c.indices[c.n] = static_cast<int32_t>(first + j);
-        ++c.n;
+    for (size_t begin = 0; begin < columns; begin += LANES) {
+        const size_t end = std::min(columns, begin + LANES);
+        if (end == begin + LANES) {  // whether any is one: a loop that compilers vectorise; a hit is rare
+            int any = 0;
+            for (size_t i = 0; i < LANES; ++i) {
+                any |= test(upper_of(approx[begin + i], first + begin + i, e), first + begin + i);
+            }
+            if (!any) continue;
+        }
+        for (size_t j = begin; j < end; ++j) {
+            const float upper = upper_of(approx[j], first + j, e);
+            if (!test(upper, first + j)) continue;
+            c.approx[c.n] = approx[j], c.upper[c.n] = upper, c.indices[c.n] = static_cast<int32_t>(first + j);
+            ++c.n;
+        }
     }
 }
 
