@@ -80,7 +80,7 @@ SAEFAST_DISPATCH_V(void, score,
 
 bool ScreenedEncoder::begin(const Product& product) {
     candidates_ = dense_rows_ = above_ = 0;
-    return weights_.set(product.W_enc, product.b_enc, product.F, product.D, product.threads, isa_);
+    return weights_.set(product.W_enc, product.b_enc, product.F, product.D, product.threads);
 }
 
 bool ScreenedEncoder::find(const Product& product, const Search& search, bool keep) {

@@ -55,7 +55,7 @@ public:
     static constexpr std::size_t LATENTS_PER_K = 32;  // F is at least K times this, or screening excludes too little
     static constexpr std::ptrdiff_t FINITE = -1, BAD_WEIGHTS = -2, TOO_MANY = -3;
 
-    explicit ScreenedEncoder(Isa isa) : isa_(isa) {}
+    explicit ScreenedEncoder(Isa isa) : isa_(isa), weights_(isa) {}
 
     // top_acts [B, K] after ReLU, top_indices [B, K]; order and ties as in topk.h. Takes no notice of `most`.
     std::ptrdiff_t top_k(const Product& product, std::size_t K, float* top_acts, std::int32_t* top_indices);
@@ -76,6 +76,8 @@ public:
     // Of the last call: latents scored in fp32, not counting rows for which all were, and how many those are.
     std::size_t candidates() const { return candidates_; }
     std::size_t dense_rows() const { return dense_rows_; }
+
+    ScreenWeights& weights() { return weights_; }  // for whoever writes W_enc
 
 private:
     static constexpr std::size_t MAX_FOUND = std::size_t{1} << 27;  // candidates that there is memory for

@@ -1,9 +1,11 @@
 #include "screen.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 
+#include "hash.h"
 #include "parallel.h"
 #include "tiles.h"
 
@@ -13,6 +15,7 @@ namespace {
 using std::int32_t;
 using std::int8_t;
 using std::size_t;
+using std::uint64_t;
 
 constexpr float ULP = 5.96e-8f;  // half a unit in the last place of fp32, relative
 
@@ -26,40 +29,64 @@ constexpr float ABOVE = 1 + 1e-5f;  // for norms and sums of bounds that were th
 
 }  // namespace
 
-bool ScreenWeights::set(const float* W_enc, const float* b_enc, size_t latents, size_t dimensions, int threads,
-                        Isa isa) {
-    if (D != dimensions) mixing = Mixing(dimensions);
-    F = latents, D = dimensions;
-    const size_t width = mixing.width(), panels = (F + PANEL - 1) / PANEL;
-    packed.resize(panels * PANEL * width);
-    for (auto* values : {&step, &bias, &norm, &rest}) values->assign(panels * PANEL, 0.0f);
-    std::vector<float> scratch(static_cast<size_t>(threads) * width);
-    std::vector<int8_t> q(static_cast<size_t>(threads) * PANEL * width);
-    std::vector<char> usable(panels, 1);
-    const Tiles& tiles = tiles_for(isa);
+bool ScreenWeights::rounds(const float* W_enc, size_t latents, size_t dimensions) const {
+    return source_ == W_enc && F == latents && D == dimensions;
+}
 
+uint64_t ScreenWeights::hash(size_t panel, const float* W_enc) const {
+    const size_t first = panel * PANEL;
+    return hash_rows(W_enc + first * D, std::min(PANEL, F - first), D, isa_);
+}
+
+void ScreenWeights::round(size_t panel, const float* W_enc, PanelScratch& scratch) {
+    round(panel, W_enc, hash(panel, W_enc), scratch);
+}
+
+void ScreenWeights::round(size_t panel, const float* W_enc, uint64_t hash, PanelScratch& scratch) {
+    const size_t width = mixing.width(), first = panel * PANEL, end = std::min(F, first + PANEL);
+    const Tiles& tiles = tiles_for(isa_);
+    scratch.row.resize(width), scratch.q.assign(PANEL * width, int8_t{0});
+    bool usable = true;
+    for (size_t f = first; f < end; ++f) {
+        const Rounded w = round8(W_enc + f * D, D, mixing, tiles.w, isa_, scratch.row.data(),
+                                 &scratch.q[(f - first) * width]);
+        usable = usable && w.usable;
+        step[f] = w.step, rest[f] = w.rest * ABOVE, norm[f] = (w.norm + w.rest) * ABOVE;
+    }
+    tiles.pack(scratch.q.data(), width, tiles.offset, &packed[first * width]);
+    panels_[panel] = {hash, true, usable};
+}
+
+bool ScreenWeights::set(const float* W_enc, const float* b_enc, size_t latents, size_t dimensions, int threads) {
+    const size_t panels = chunks_of(latents, PANEL);
+    if (F != latents || D != dimensions) {
+        mixing = Mixing(dimensions);
+        F = latents, D = dimensions;
+        packed.resize(panels * PANEL * mixing.width());
+        for (auto* values : {&step, &bias, &norm, &rest}) values->assign(panels * PANEL, 0.0f);
+        panels_.assign(panels, {});
+    }
+    source_ = W_enc;
+    std::vector<PanelScratch> scratch(static_cast<size_t>(threads));
+    std::atomic<size_t> changed{0};
     parallel_for(panels, threads, [&](size_t p, size_t thread) {
-        int8_t* rows = &q[thread * PANEL * width];
-        for (size_t j = 0; j < PANEL; ++j) {
-            const size_t f = p * PANEL + j;
-            if (f >= F) {
-                std::fill(rows + j * width, rows + (j + 1) * width, int8_t{0});
-                continue;
-            }
-            const Rounded w = round8(W_enc + f * D, D, mixing, tiles.w, isa, &scratch[thread * width],
-                                     rows + j * width);
-            usable[p] = usable[p] && w.usable && std::fabs(b_enc[f]) < LARGE;
-            step[f] = w.step, bias[f] = b_enc[f], rest[f] = w.rest * ABOVE, norm[f] = (w.norm + w.rest) * ABOVE;
-        }
-        tiles.pack(rows, width, tiles.offset, &packed[p * PANEL * width]);
+        const uint64_t now = hash(p, W_enc);
+        if (panels_[p].known && panels_[p].hash == now) return;
+        round(p, W_enc, now, scratch[thread]);
+        ++changed;
     });
+    rounded_ = changed;
+
+    std::copy(b_enc, b_enc + F, bias.begin());
+    bool usable = std::all_of(panels_.begin(), panels_.end(), [](const Panel& panel) { return panel.usable; });
     mean_norm = mean_rest = bias_error = 0;
     for (size_t f = 0; f < F; ++f) {
+        usable = usable && std::fabs(bias[f]) < LARGE;
         mean_norm += norm[f] / static_cast<float>(F), mean_rest += rest[f] / static_cast<float>(F);
         bias_error = std::max(bias_error, 4 * ULP * std::fabs(bias[f]));
     }
     bias_error += std::numeric_limits<float>::min();
-    return std::all_of(usable.begin(), usable.end(), [](char ok) { return ok; });
+    return usable;
 }
 
 void ScreenRows::set(const ScreenWeights& weights, const float* centred, size_t rows, Isa isa, float* scratch) {

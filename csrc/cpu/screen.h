@@ -15,16 +15,46 @@
 
 namespace saefast {
 
-// W_enc and b_enc, rounded. Beyond F latents up to a whole panel there are zeros.
-struct ScreenWeights {
+// What a thread needs to round rows of W_enc.
+struct PanelScratch {
+    std::vector<float> row;
+    std::vector<std::int8_t> q;
+};
+
+// W_enc and b_enc, rounded. Beyond F latents up to a whole panel there are zeros. Panels stay rounded from call to call:
+// each has the hash of the rows that it was made of, and is made anew if that of its rows is another, whoever wrote them.
+class ScreenWeights {
+public:
+    explicit ScreenWeights(Isa isa) : isa_(isa) {}
+
     // Returns false if some number is NaN, Inf or huge: nothing can be said then.
-    bool set(const float* W_enc, const float* b_enc, std::size_t F, std::size_t D, int threads, Isa isa);
+    bool set(const float* W_enc, const float* b_enc, std::size_t F, std::size_t D, int threads);
+
+    // Whether the last `set` was for this W_enc: then whoever writes its rows may round them while they are in cache.
+    bool rounds(const float* W_enc, std::size_t F, std::size_t D) const;
+    void round(std::size_t panel, const float* W_enc, PanelScratch& scratch);
+
+    Isa isa() const { return isa_; }
+    std::size_t rounded() const { return rounded_; }  // panels that the last `set` had to round
 
     Mixing mixing{1};
     std::size_t F = 0, D = 0;
     std::vector<std::uint8_t> packed;          // [panels], as `Tiles::pack` has them
     std::vector<float> step, bias, norm, rest;  // [panels * PANEL]; norm >= ||w||
     float mean_norm = 0, mean_rest = 0, bias_error = 0;
+
+private:
+    struct Panel {
+        std::uint64_t hash;
+        bool known, usable;
+    };
+    std::uint64_t hash(std::size_t panel, const float* W_enc) const;
+    void round(std::size_t panel, const float* W_enc, std::uint64_t hash, PanelScratch& scratch);
+
+    Isa isa_;
+    const float* source_ = nullptr;
+    std::vector<Panel> panels_;
+    std::size_t rounded_ = 0;
 };
 
 // A few rows of x.

@@ -160,8 +160,8 @@ static double error_of_screen(std::size_t D, bool worst, Isa isa) {
         for (std::size_t i = 0; i < x.size(); ++i) x[i] = i % D ? static_cast<float>(rng() % 126) + 0.49f : 127.0f;
         std::fill(W_enc.begin(), W_enc.end(), 1.0f);
     }
-    ScreenWeights weights;
-    if (!weights.set(W_enc.data(), b_enc.data(), F, D, 3, isa)) std::exit(1);
+    ScreenWeights weights(isa);
+    if (!weights.set(W_enc.data(), b_enc.data(), F, D, 3)) std::exit(1);
     ScreenRows rows(B, weights.mixing.width());
     Values scratch(weights.mixing.width()), approx(B * stride);
     rows.set(weights, x.data(), B, isa, scratch.data());
