@@ -96,6 +96,15 @@ std::ptrdiff_t group_max(ScreenedEncoder& encoder, const py::array& centred, con
     return encoder.group_max(product, static_cast<std::size_t>(k), out, latents);
 }
 
+py::tuple rounded_weights(ScreenedEncoder& encoder) {
+    const Turn turn(&encoder);
+    const ScreenWeights& w = encoder.weights();
+    const auto array = [](const auto& values) {
+        return py::array(static_cast<py::ssize_t>(values.size()), values.data());
+    };
+    return py::make_tuple(array(w.packed), array(w.step), array(w.norm), array(w.rest));
+}
+
 }  // namespace
 
 void bind_encode(py::module_& m) {
@@ -129,7 +138,11 @@ void bind_encode(py::module_& m) {
              arg("indices"), arg("threads"), arg("limit") = none, arg("most") = none,
              "Writes acts and indices [B, k], one of each of k groups.")
         .def_property_readonly("candidates", &ScreenedEncoder::candidates, "Pairs scored in fp32 by the last call.")
-        .def_property_readonly("dense_rows", &ScreenedEncoder::dense_rows, "Rows of which all latents were scored.");
+        .def_property_readonly("dense_rows", &ScreenedEncoder::dense_rows, "Rows of which all latents were scored.")
+        .def_property_readonly(
+            "rounded", [](ScreenedEncoder& e) { return e.weights().rounded(); },
+            "Panels of 64 latents whose weights the last call had to round, for they had changed.")
+        .def_property_readonly("rounded_weights", &rounded_weights, "(packed, step, norm, rest), copied, for tests.");
 }
 
 }  // namespace saefast

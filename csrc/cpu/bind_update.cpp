@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "arguments.h"
+#include "encode.h"
 #include "update.h"
 
 namespace saefast {
@@ -114,9 +115,24 @@ Grads parse_grads(const py::tuple& arrays, const Weights& weights) {
             output<float>(arrays[2], "grads.W_dec", {F, D_out}), output<float>(arrays[3], "grads.b_dec", {D_out})};
 }
 
+// The rounded weights of an encoder, which nobody else may use in the meantime.
+class RoundedBy {
+public:
+    explicit RoundedBy(ScreenedEncoder* encoder) : encoder_(encoder) {
+        if (encoder) turn_.emplace(encoder);
+    }
+    ScreenWeights* get() const { return encoder_ ? &encoder_->weights() : nullptr; }
+
+private:
+    ScreenedEncoder* encoder_;
+    std::optional<Turn> turn_;
+};
+
 double py_update(const py::tuple& params, const py::tuple& arrays, double grad_scale,
                  const std::optional<py::tuple>& aux_arrays, const std::optional<py::tuple>& given,
-                 const NumbersArray& number_array, int threads, const std::string& isa_name) {
+                 const NumbersArray& number_array, int threads, ScreenedEncoder* encoder,
+                 const std::string& isa_name) {
+    const RoundedBy rounded(encoder);
     const Weights weights = parse_weights(params);
     const Batch batch = parse_batch(arrays, given, weights, grad_scale);
     const Aux aux = parse_aux(aux_arrays, weights);
@@ -124,7 +140,7 @@ double py_update(const py::tuple& params, const py::tuple& arrays, double grad_s
     const Isa isa = parse_isa(isa_name);
     check_threads(threads);
     py::gil_scoped_release release;
-    return update(weights, batch, aux, numbers, threads, isa);
+    return update(weights, batch, aux, numbers, threads, isa, rounded.get());
 }
 
 double py_row_grads(const py::tuple& params, const py::tuple& arrays, double grad_scale,
@@ -143,14 +159,16 @@ double py_row_grads(const py::tuple& params, const py::tuple& arrays, double gra
 }
 
 void py_adam_rows(const py::tuple& params, const py::tuple& arrays, double factor,
-                  const NumbersArray& number_array, int threads, const std::string& isa_name) {
+                  const NumbersArray& number_array, int threads, ScreenedEncoder* encoder,
+                  const std::string& isa_name) {
+    const RoundedBy rounded(encoder);
     const Weights weights = parse_weights(params);
     const Grads grads = parse_grads(arrays, weights);
     const Numbers numbers = parse_numbers(number_array, weights);
     const Isa isa = parse_isa(isa_name);
     check_threads(threads);
     py::gil_scoped_release release;
-    adam_rows(weights, grads, static_cast<float>(factor), numbers, threads, isa);
+    adam_rows(weights, grads, static_cast<float>(factor), numbers, threads, isa, rounded.get());
 }
 
 }  // namespace
@@ -158,13 +176,15 @@ void py_adam_rows(const py::tuple& params, const py::tuple& arrays, double facto
 void bind_update(py::module_& m) {
     using py::arg;
     m.def("update", &py_update, arg("weights"), arg("batch"), arg("grad_scale"), arg("aux").none(true),
-          arg("given").none(true), arg("numbers"), arg("threads"), arg("isa") = "auto",
-          "One optimizer step in place, see saefast.native.update_; returns the squared norm of the gradient.");
+          arg("given").none(true), arg("numbers"), arg("threads"), arg("encoder") = py::none(), arg("isa") = "auto",
+          "One optimizer step in place, see saefast.native.update_; returns the squared norm of the gradient. A"
+          " ScreenedEncoder whose last call was with this W_enc gets its rows rounded.");
     m.def("row_grads", &py_row_grads, arg("weights"), arg("batch"), arg("grad_scale"), arg("aux").none(true),
           arg("given").none(true), arg("numbers"), arg("grads"), arg("threads"), arg("isa") = "auto",
           "The gradients alone, written to `grads`; returns their squared norm.");
     m.def("adam_rows", &py_adam_rows, arg("weights"), arg("grads"), arg("factor"), arg("numbers"), arg("threads"),
-          arg("isa") = "auto", "The update alone, with `factor` times `grads`.");
+          arg("encoder") = py::none(), arg("isa") = "auto",
+          "The update alone, with `factor` times `grads`; `encoder` as for `update`.");
 }
 
 }  // namespace saefast

@@ -45,7 +45,8 @@ void ScreenWeights::round(size_t panel, const float* W_enc, PanelScratch& scratc
 void ScreenWeights::round(size_t panel, const float* W_enc, uint64_t hash, PanelScratch& scratch) {
     const size_t width = mixing.width(), first = panel * PANEL, end = std::min(F, first + PANEL);
     const Tiles& tiles = tiles_for(isa_);
-    scratch.row.resize(width), scratch.q.assign(PANEL * width, int8_t{0});
+    scratch.row.resize(width), scratch.q.resize(PANEL * width);
+    std::fill(scratch.q.begin() + static_cast<std::ptrdiff_t>((end - first) * width), scratch.q.end(), int8_t{0});
     bool usable = true;
     for (size_t f = first; f < end; ++f) {
         const Rounded w = round8(W_enc + f * D, D, mixing, tiles.w, isa_, scratch.row.data(),

@@ -16,6 +16,8 @@ namespace saefast {
 namespace {
 
 constexpr size_t LATENTS = 32;  // in a chunk
+constexpr size_t AT_A_TIME = PANEL / LATENTS;  // chunks in an item of work, for they are rounded together
+static_assert(PANEL % LATENTS == 0);
 constexpr size_t TOKENS = 128;  // in a chunk of the column sums of `error`
 
 // A chunk of latents comes twice, for their rows of W_dec and, when all of those are done, of W_enc: so the gathered rows
@@ -95,20 +97,36 @@ SAEFAST_INLINE void column_sums(const float* rows, size_t n, size_t D, float* su
 SAEFAST_DISPATCH(void, column_sums, (const float* rows, size_t n, size_t D, float* sums), (rows, n, D, sums))
 
 
-// Chunks in descending order of their entries: the longest begin first, so that no thread is left with it at the end.
+// Panels in descending order of their entries: the longest begin first, so that no thread is left with it at the end.
 std::vector<size_t> longest_first(const Batch& batch, size_t F) {
-    std::vector<size_t> order(chunks_of(F, LATENTS));
+    std::vector<size_t> order(chunks_of(F, PANEL));
     std::iota(order.begin(), order.end(), size_t{0});
     const auto entries = [&](size_t i) {
-        return batch.offsets[std::min(F, (i + 1) * LATENTS)] - batch.offsets[i * LATENTS];
+        return batch.offsets[std::min(F, (i + 1) * PANEL)] - batch.offsets[i * PANEL];
     };
     std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return entries(a) > entries(b); });
     return order;
 }
 
+// The rounded copy of these weights, if there is one, made anew panel by panel by the threads that write the rows.
+class Copy {
+public:
+    Copy(ScreenWeights* rounded, const Weights& weights, int threads)
+        : rounded_(rounded && rounded->rounds(weights.W_enc.value, weights.F, weights.D_in) ? rounded : nullptr),
+          scratch_(rounded_ ? static_cast<size_t>(threads) : 0) {}
+
+    void follow(size_t panel, const float* W_enc, size_t thread) {
+        if (rounded_) rounded_->round(panel, W_enc, scratch_[thread]);
+    }
+
+private:
+    ScreenWeights* rounded_;
+    std::vector<PanelScratch> scratch_;
+};
+
 // Backward of all latents, with or without the update; `grad_b_dec` [D_out] is b_dec's gradient.
 double backward(const Weights& weights, const Batch& batch, const Aux& aux, const Numbers& n, int threads, Isa isa,
-                const Grads& grads, float* grad_b_dec) {
+                const Grads& grads, float* grad_b_dec, ScreenWeights* rounded) {
     const size_t F = weights.F, D = weights.D_out, n_chunks = chunks_of(F, LATENTS);
     const size_t n_blocks = chunks_of(batch.B, TOKENS);
     const size_t width = chunks_of(std::max(weights.D_in, D), LANES) * LANES;
@@ -118,6 +136,7 @@ double backward(const Weights& weights, const Batch& batch, const Aux& aux, cons
     const std::unique_ptr<float[]> grad_pre(new float[static_cast<size_t>(batch.offsets[F])]);
     std::vector<double> squared(n_chunks), total(D, 0.0);
     const std::vector<size_t> order = longest_first(batch, F);
+    Copy copy(rounded, weights, threads);
     const auto decoder_of = SAEFAST_PICK(decoder_chunk, isa);
     const auto encoder_of = SAEFAST_PICK(encoder_chunk, isa);
     const auto sums_of = SAEFAST_PICK(column_sums, isa);
@@ -127,16 +146,19 @@ double backward(const Weights& weights, const Batch& batch, const Aux& aux, cons
         const size_t first = i * TOKENS, rows = std::min(TOKENS, batch.B - first);
         sums_of(batch.error + first * D, rows, D, &error_sums[i * D]);
     });
-    parallel_for(n_chunks, threads, [&](size_t i, size_t thread) {
-        const size_t first = order[i] * LATENTS;
-        decoder_of(weights, batch, aux, n, grads, first, std::min(F, first + LATENTS), &scratch[thread * width],
+    parallel_for(order.size(), threads, [&](size_t i, size_t thread) {
+        const size_t first = order[i] * PANEL;
+        decoder_of(weights, batch, aux, n, grads, first, std::min(F, first + PANEL), &scratch[thread * width],
                    grad_pre.get(), norms.data());
     });
-    parallel_for(n_chunks, threads, [&](size_t i, size_t thread) {
-        const size_t c = order[i], first = c * LATENTS;
-        squared[c] = encoder_of(weights, batch, aux, n, grads, first, std::min(F, first + LATENTS),
-                                &scratch[thread * width], grad_pre.get(), norms.data(),
-                                tied ? &b_dec_parts[c * D] : nullptr);
+    parallel_for(order.size(), threads, [&](size_t i, size_t thread) {
+        for (size_t c = order[i] * AT_A_TIME; c < std::min(n_chunks, (order[i] + 1) * AT_A_TIME); ++c) {
+            const size_t first = c * LATENTS;
+            squared[c] = encoder_of(weights, batch, aux, n, grads, first, std::min(F, first + LATENTS),
+                                    &scratch[thread * width], grad_pre.get(), norms.data(),
+                                    tied ? &b_dec_parts[c * D] : nullptr);
+        }
+        copy.follow(order[i], weights.W_enc.value, thread);
     });
     for (size_t i = 0; i < n_blocks; ++i) {
         for (size_t d = 0; d < D; ++d) total[d] += static_cast<double>(batch.grad_scale) * error_sums[i * D + d];
@@ -155,24 +177,28 @@ double backward(const Weights& weights, const Batch& batch, const Aux& aux, cons
 
 }  // namespace
 
-double update(const Weights& weights, const Batch& batch, const Aux& aux, const Numbers& n, int threads, Isa isa) {
+double update(const Weights& weights, const Batch& batch, const Aux& aux, const Numbers& n, int threads, Isa isa,
+              ScreenWeights* rounded) {
     if (std::isnan(batch.grad_scale)) return batch.grad_scale;  // the batch is not finite: nothing changes
     std::vector<float> grad_b_dec(weights.D_out);
-    const double norm = backward(weights, batch, aux, n, threads, isa, Grads{}, grad_b_dec.data());
+    const double norm = backward(weights, batch, aux, n, threads, isa, Grads{}, grad_b_dec.data(), rounded);
     adam(weights.b_dec, 0, grad_b_dec.data(), 1.0f, weights.D_out, n.lr_b_dec, n.eps_bias, n);
     return norm;
 }
 
 double row_grads(const Weights& weights, const Batch& batch, const Aux& aux, const Numbers& n, int threads, Isa isa,
                  const Grads& grads) {
-    return backward(weights, batch, aux, n, threads, isa, grads, grads.b_dec);
+    return backward(weights, batch, aux, n, threads, isa, grads, grads.b_dec, nullptr);
 }
 
-void adam_rows(const Weights& weights, const Grads& grads, float factor, const Numbers& n, int threads, Isa isa) {
+void adam_rows(const Weights& weights, const Grads& grads, float factor, const Numbers& n, int threads, Isa isa,
+               ScreenWeights* rounded) {
     if (std::isnan(factor)) return;
     const auto run = SAEFAST_PICK(adam_chunk, isa);
-    parallel_for(chunks_of(weights.F, LATENTS), threads, [&](size_t c, size_t) {
-        run(weights, grads, factor, n, c * LATENTS, std::min(weights.F, (c + 1) * LATENTS));
+    Copy copy(rounded, weights, threads);
+    parallel_for(chunks_of(weights.F, PANEL), threads, [&](size_t p, size_t thread) {
+        run(weights, grads, factor, n, p * PANEL, std::min(weights.F, (p + 1) * PANEL));
+        copy.follow(p, weights.W_enc.value, thread);
     });
     adam(weights.b_dec, 0, grads.b_dec, factor, weights.D_out, n.lr_b_dec, n.eps_bias, n);
 }

@@ -7,6 +7,7 @@
 
 #include "isa.h"
 #include "numbers.h"
+#include "screen.h"
 
 namespace saefast {
 
@@ -44,16 +45,17 @@ struct Grads {  // of the four parameters, W_dec's projected if its rows keep un
 
 // One optimizer step in place; returns the squared norm of the gradient. No gradient matrix exists: a latent's rows
 // are summed in cache, and its weights and moments read and written once (24 bytes per parameter), while the rows of
-// `error` and `centred` are gathered, two for each active entry.
-double update(const Weights& weights, const Batch& batch, const Aux& aux, const Numbers& numbers, int threads,
-              Isa isa);
+// `error` and `centred` are gathered, two for each active entry. A rounded copy of W_enc, if one is given that is of these
+// weights, follows while the rows are in cache; it need not, see `ScreenWeights`.
+double update(const Weights& weights, const Batch& batch, const Aux& aux, const Numbers& numbers, int threads, Isa isa,
+              ScreenWeights* rounded = nullptr);
 
 // The gradients alone, for a norm that must be known before the update; returns the square of it.
 double row_grads(const Weights& weights, const Batch& batch, const Aux& aux, const Numbers& numbers, int threads,
                  Isa isa, const Grads& grads);
 
-// The update alone, with `factor` times the gradients.
-void adam_rows(const Weights& weights, const Grads& grads, float factor, const Numbers& numbers, int threads,
-               Isa isa);
+// The update alone, with `factor` times the gradients; `rounded` as for `update`.
+void adam_rows(const Weights& weights, const Grads& grads, float factor, const Numbers& numbers, int threads, Isa isa,
+               ScreenWeights* rounded = nullptr);
 
 }  // namespace saefast

@@ -32,7 +32,14 @@ except ModuleNotFoundError as error:  # one that is there but does not load says
     raise ImportError("the C++ extension saefast._C is not built (no compiler at install time?)") from error
 
 from saefast.native.arrays import INT32, handles, numpy_of
-from saefast.native.encode import encode_batch_topk, encode_group_max, encode_threshold, encode_topk, screens
+from saefast.native.encode import (
+    encode_batch_topk,
+    encode_group_max,
+    encode_threshold,
+    encode_topk,
+    encoder_of_thread,
+    screens,
+)
 
 __all__ = [
     "NAME",
@@ -173,6 +180,7 @@ def update_(
         _given(given),
         _numbers(numbers),
         torch.get_num_threads(),
+        encoder_of_thread(),
     )
     return torch.tensor(squared, **FP32)
 
@@ -214,7 +222,12 @@ def adam_rows_(weights: Weights, grads: Grads, factor: Tensor, numbers: Tensor, 
     if not (_is_fp32(weights) and handles(*grads)):
         return reference.adam_rows_(weights, grads, factor, numbers, step)
     saefast._C.adam_rows(
-        _params(weights), numpy_of(*grads), float(factor), _numbers(numbers), torch.get_num_threads()
+        _params(weights),
+        numpy_of(*grads),
+        float(factor),
+        _numbers(numbers),
+        torch.get_num_threads(),
+        encoder_of_thread(),
     )
 
 

@@ -85,6 +85,11 @@ def screened_encoder() -> Any:
     return _arena.encoder
 
 
+def encoder_of_thread() -> Any:
+    """It if there is one: an update of the weights that it has rounded rounds them again while they are in cache."""
+    return getattr(_arena, "encoder", None)
+
+
 def screened(selection: str, centred: Any, W_enc: Any, *arguments: Any) -> bool:
     """Whether the screened encoder made this selection; else torch's product is faster, or needed."""
     most = len(centred) * len(W_enc) // MOST
