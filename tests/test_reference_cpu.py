@@ -44,3 +44,14 @@ def test_rows_a_few_at_a_time_are_all_rows_at_once(monkeypatch, dtype, rescore, 
     reference.encode_topk(-x, W_enc, torch.zeros(100), 5)  # takes the same memory
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(want, kept, got))
     assert reference.encode_topk(x[:0], W_enc, torch.zeros(100), 5)[1].shape == (0, 5)
+
+
+@pytest.mark.parametrize("k", [1, 4, 20, 60])
+def test_of_the_largest_in_a_group_the_first_is_taken(k):
+    pre_acts = torch.randint(-2, 2, (50, 60), generator=torch.Generator().manual_seed(0)).float()
+    acts, indices = reference.group_max(pre_acts, k)
+    for row, values, chosen in zip(pre_acts.tolist(), acts.tolist(), indices.tolist(), strict=True):
+        groups = [row[first : first + 60 // k] for first in range(0, 60, 60 // k)]
+        assert values == [max(max(group), 0) for group in groups]
+        assert chosen == [i * len(group) + group.index(max(group)) for i, group in enumerate(groups)]
+    assert acts.dtype == torch.float32 and indices.dtype == torch.int32

@@ -14,6 +14,7 @@ from saefast.triton_kernels import encode
 from saefast.triton_kernels.encode import (
     encode_batch_topk,
     encode_dense,
+    encode_group_max,
     encode_threshold,
     encode_topk,
     latents_per_chunk,
@@ -208,6 +209,17 @@ def test_no_tokens(dtype: torch.dtype) -> None:
     acts, indices = encode_topk(*case, 3, None, 2, chunk=64)
     assert acts.shape == indices.shape == (0, 3)
     assert [len(t) for t in encode_batch_topk(*case, 3)] == [0, 0, 1]
+
+
+@dtypes
+def test_the_largest_of_each_group(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of equal ones the first, in all tokens at once and in pieces."""
+    case = integers(7, 6, 120, dtype)
+    monkeypatch.setattr(encode, "GROUP_MAX_BYTES", 3 * 120 * case[0].element_size())
+    for k in (1, 8, 120):
+        got, want = encode_group_max(*case, k), reference.encode_group_max(*case, k)
+        assert torch.equal(got[1], want[1]) and torch.equal(got[0], want[0])
+    assert [len(t) for t in encode_group_max(case[0][:0], *case[1:], 8)] == [0, 0]
 
 
 def test_same_bits_every_time() -> None:
