@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saefast import native, reference
+from tests.helpers import screened
 from tests.helpers.encoder_cases import KINDS, assert_equal, operands
 from tests.helpers.screened import (
     HARD,
@@ -40,10 +41,10 @@ def test_screening_excludes_nothing(
     x, W, b = operands(B, D, F, F, kind)
     hard(kind, x, W)
     encoder, select = _C.ScreenedEncoder(isa), SELECTIONS[selection]
-    screened = select(encoder, x, W, b, k)
+    got = select(encoder, x, W, b, k)
     scored = select(encoder, x, W, b, k, 1, limit=0)
     assert encoder.dense_rows == B
-    assert_equal(screened, scored)
+    assert_equal(got, scored)
     assert_equal(select(encoder, x, W, b, k, 3, limit=F), scored)
     if kind in ("ties", "zero"):  # small integers, or nothing: the sums are exact, and so are the ties
         pre_acts = torch.addmm(b, x, W.T)
@@ -52,7 +53,24 @@ def test_screening_excludes_nothing(
             if selection == "above"
             else SPECS[selection](pre_acts, k)
         )
-        assert_equal(screened, want)
+        assert_equal(got, want)
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+@pytest.mark.parametrize("isa", _C.isas())
+def test_an_error_as_large_as_its_bound(selection: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What rounding leaves of each row points along latent 40, which is therefore underrated by as much as can be: latent 7,
+    which is smaller, without an error, seems larger by far more than a margin."""
+    ints = torch.randint(0, 127, (5, 16), generator=torch.Generator().manual_seed(0))
+    x, W = ints + 0.49, torch.zeros(64, 16)
+    x[:, 0] = 127  # the step of the rounding is 1
+    x[:, 1:] = x[:1, 1:]
+    W[40], W[7, 0] = 1, (float(x[0].sum()) - 0.1) / 127
+    exact = x @ W.T
+    assert (exact.argmax(dim=1) == 40).all()
+    monkeypatch.setattr(screened, "thresholds", lambda *_: torch.full((64,), float(exact[0, 40]) - 0.05))
+    _, indices, *_ = SELECTIONS[selection](_C.ScreenedEncoder(isa), x, W, torch.zeros(64), 1)
+    assert indices.flatten().tolist() == [40] * 5
 
 
 @pytest.mark.parametrize("selection", NEW)
@@ -70,7 +88,9 @@ def test_bounds_are_good_for_something(selection: str, kind: str) -> None:
 def test_bits_depend_on_nothing_else(selection: str) -> None:
     x, W, b = operands(700, 96, 2000)
     encoder, select = _C.ScreenedEncoder(), SELECTIONS[selection]
+    x *= torch.linspace(0.1, 3, 700)[:, None]
     want = select(encoder, x, W, b, 20, 1)
+    assert_equal(want, select(_C.ScreenedEncoder(), x, W, b, 20, limit=0))
     found = encoder.candidates, encoder.dense_rows
     for n in (2, 3, 7):
         assert_equal(select(encoder, x, W, b, 20, n), want)
