@@ -23,6 +23,7 @@ namespace {
 
 using std::int64_t;
 using std::ptrdiff_t;
+using std::uint32_t;
 
 constexpr float LOWEST = -std::numeric_limits<float>::infinity();
 constexpr size_t LEAST_SAMPLE = 16, SAMPLE = 96;  // rows
@@ -166,14 +167,33 @@ size_t ScreenedEncoder::count(bool scored, float bound, int threads) const {
 }
 
 // As rank.h's: a bound that at least `keep` of them reach, and no more than keep + spare unless some are equal; `keep` reach
-// `low`.
+// `low`. Counts in bins of floats as integers of the same order, then in the bins of the one that holds the bound: three
+// passes, for each is a turn of all threads.
 float ScreenedEncoder::bound_of(bool scored, size_t keep, size_t spare, float low, int threads) const {
-    int64_t lowest = to_ordered(low), highest = to_ordered(std::numeric_limits<float>::infinity()) + int64_t{1};
-    while (highest - lowest > 1) {
-        const int64_t middle = lowest + (highest - lowest) / 2;
-        const size_t reached = count(scored, from_ordered(static_cast<int32_t>(middle)), threads);
-        (reached >= keep ? lowest : highest) = middle;
-        if (reached >= keep && reached <= keep + spare) break;
+    size_t n_bins = 4096;
+    const size_t parts = std::min(rows_.size(), 2 * static_cast<size_t>(threads));
+    int64_t lowest = to_ordered(low);
+    size_t above = 0;  // all bins
+    for (const int shift : {20, 8, 0}) {
+        std::vector<uint32_t> counts(parts * n_bins, 0);
+        parallel_for(parts, threads, [&](size_t part, size_t) {
+            uint32_t* const bins = &counts[part * n_bins];
+            for (size_t r = rows_.size() * part / parts; r < rows_.size() * (part + 1) / parts; ++r) {
+                const float* const values = scored ? rows_[r].values : rows_[r].approx;
+                for (size_t i = 0; i < rows_[r].n; ++i) {
+                    const int64_t bin = (to_ordered(values[i]) - lowest) >> shift;
+                    if (bin >= 0 && bin < static_cast<int64_t>(n_bins)) ++bins[bin];
+                }
+            }
+        });
+        size_t bin = n_bins, reached = above;
+        while (reached < keep) {
+            above = reached, --bin;
+            for (size_t part = 0; part < parts; ++part) reached += counts[part * n_bins + bin];
+        }
+        lowest += static_cast<int64_t>(bin) << shift;
+        if (reached <= keep + spare) break;
+        n_bins = shift == 20 ? 4096 : 256;  // of that one
     }
     return from_ordered(static_cast<int32_t>(lowest));
 }
