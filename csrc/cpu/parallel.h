@@ -19,7 +19,13 @@ using OpenMP = void (*)(void (*body)(void*), void* data, unsigned threads, unsig
 // torch's own OpenMP runtime, found in the process (nothing here is linked with one); null where there is none. Its
 // threads spin for milliseconds after every op of torch, and ours would wait for a core until they are done.
 inline OpenMP openmp() {
-    static const auto found = reinterpret_cast<OpenMP>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    static const auto found = [] {
+        void* symbol = dlsym(RTLD_DEFAULT, "GOMP_parallel");
+        // torch's wheels for Arm keep it from the global scope: as torch's own library finds it, then
+        void* const torch = symbol ? nullptr : dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
+        if (torch) symbol = dlsym(torch, "GOMP_parallel");
+        return reinterpret_cast<OpenMP>(symbol);
+    }();
     static const pid_t pid = getpid();
     return getpid() == pid ? found : nullptr;  // a forked process has none of its threads
 }
