@@ -13,29 +13,48 @@ using std::size_t;
 constexpr float TINY = 1e-30f;  // below this a step would not have full precision
 constexpr float LARGE = 1e15f;   // above this a product of norms might overflow
 
-// The Hadamard transform over n vectors, a power of two, unscaled; two of its stages in one pass where there are two.
-template <typename V>
-SAEFAST_INLINE void hadamard(float* row, size_t n) {
-    size_t half = 1;
-    for (; 4 * half <= n; half *= 4) {
-        for (size_t i = 0; i < n; i += 4 * half) {
-            for (float *v = row + i * LANES, *end = v + half * LANES; v < end; v += LANES) {
-                const V a = V::load(v), b = V::load(v + half * LANES);
-                const V c = V::load(v + 2 * half * LANES), d = V::load(v + 3 * half * LANES);
-                const V a_b = a + b, ab = a - b, c_d = c + d, cd = c - d;
-                (a_b + c_d).store(v);
-                (ab + cd).store(v + half * LANES);
-                (a_b - c_d).store(v + 2 * half * LANES);
-                (ab - cd).store(v + 3 * half * LANES);
+// STAGES of the Hadamard transform over n vectors, unscaled, in one pass: those from vectors that are `half` apart on.
+// They are read from `from`, times `signs` where there are some.
+template <typename V, size_t STAGES>
+SAEFAST_INLINE void stages(const float* from, const float* signs, float* to, size_t n, size_t half) {
+    typedef typename V::Register Register;
+    typedef typename V::Unaligned Unaligned;
+    constexpr size_t N = size_t{1} << STAGES;
+    const size_t apart = half * LANES;
+    for (size_t start = 0; start < n * LANES; start += N * apart) {
+        for (size_t d = start; d < start + apart; d += V::EACH) {  // register by register: N of them are enough
+            Register v[N];
+#pragma GCC unroll 8
+            for (size_t i = 0; i < N; ++i) {
+                v[i] = *reinterpret_cast<const Unaligned*>(from + d + i * apart);
+                if (signs) v[i] *= *reinterpret_cast<const Unaligned*>(signs + d + i * apart);
             }
+#pragma GCC unroll 3
+            for (size_t stage = 0; stage < STAGES; ++stage) {
+#pragma GCC unroll 8
+                for (size_t i = 0; i < N; ++i) {
+                    if (i >> stage & 1) continue;
+                    const Register a = v[i], b = v[i | size_t{1} << stage];
+                    v[i] = a + b, v[i | size_t{1} << stage] = a - b;
+                }
+            }
+#pragma GCC unroll 8
+            for (size_t i = 0; i < N; ++i) *reinterpret_cast<Unaligned*>(to + d + i * apart) = v[i];
         }
     }
-    if (half == n) return;
-    for (float *v = row, *end = row + half * LANES; v < end; v += LANES) {
-        const V a = V::load(v), b = V::load(v + half * LANES);
-        (a + b).store(v);
-        (a - b).store(v + half * LANES);
-    }
+}
+
+// The whole transform, n a power of two, of from * signs.
+template <typename V>
+SAEFAST_INLINE void hadamard(const float* from, const float* signs, float* to, size_t n) {
+    if (n == 1) return stages<V, 0>(from, signs, to, 1, 1);
+    if (n == 2) return stages<V, 1>(from, signs, to, 2, 1);
+    if (n == 4) return stages<V, 2>(from, signs, to, 4, 1);
+    stages<V, 3>(from, signs, to, n, 1);
+    size_t half = 8;
+    for (; 8 * half <= n; half *= 8) stages<V, 3>(to, nullptr, to, n, half);
+    if (4 * half == n) stages<V, 2>(to, nullptr, to, n, half);
+    if (2 * half == n) stages<V, 1>(to, nullptr, to, n, half);
 }
 
 // The largest sum of |v| over half of a vector, as in `Levels`.
@@ -52,12 +71,18 @@ SAEFAST_INLINE float largest_half(const float* v, size_t width) {
 template <typename V>
 SAEFAST_INLINE Rounded round_row(const float* row, size_t D, const float* signs, size_t width, size_t mixed,
                                  const Levels& levels, float* v, int8_t* q) {
-    std::copy(row, row + D, v);
-    std::fill(v + D, v + width, 0.0f);
-    for (size_t round = 0; round < 2; ++round) {
-        for (size_t d = 0; d < width; ++d) v[d] *= signs[round * width + d];
-        hadamard<V>(v + round * (width - mixed * LANES), mixed);
+    const float* from = row;
+    if (D < width) {
+        std::copy(row, row + D, v);
+        std::fill(v + D, v + width, 0.0f);
+        from = v;
     }
+    const size_t n = mixed * LANES, left = width - n;
+    hadamard<V>(from, signs, v, mixed);
+    for (size_t d = n; d < width; ++d) v[d] = from[d] * signs[d];
+    signs += width;
+    for (size_t d = 0; d < left; ++d) v[d] *= signs[d];
+    hadamard<V>(v + left, signs + left, v + left, mixed);
 
     V sizes{}, no_numbers{};  // the latter gets NaN where something is Inf or NaN, else 0
     for (size_t d = 0; d < width; d += LANES) {
