@@ -33,29 +33,28 @@ bool ScreenWeights::rounds(const float* W_enc, size_t latents, size_t dimensions
     return source_ == W_enc && F == latents && D == dimensions;
 }
 
-uint64_t ScreenWeights::hash(size_t panel, const float* W_enc) const {
-    const size_t first = panel * PANEL;
+uint64_t ScreenWeights::hash(size_t p, const float* W_enc) const {
+    const size_t first = p * PANEL;
     return hash_rows(W_enc + first * D, std::min(PANEL, F - first), D, isa_);
 }
 
-void ScreenWeights::round(size_t panel, const float* W_enc, PanelScratch& scratch) {
-    round(panel, W_enc, hash(panel, W_enc), scratch);
+void ScreenWeights::round_row(size_t f, const float* W_enc, RoundedPanel& panel) {
+    const size_t width = mixing.width(), place = f % PANEL;
+    if (place == 0) panel.scratch.resize(width), panel.q.resize(PANEL * width), panel.usable = true;
+    const Rounded w = round8(W_enc + f * D, D, mixing, tiles_for(isa_).w, isa_, panel.scratch.data(),
+                             &panel.q[place * width]);
+    panel.usable = panel.usable && w.usable;
+    step[f] = w.step, rest[f] = w.rest * ABOVE, norm[f] = (w.norm + w.rest) * ABOVE;
 }
 
-void ScreenWeights::round(size_t panel, const float* W_enc, uint64_t hash, PanelScratch& scratch) {
-    const size_t width = mixing.width(), first = panel * PANEL, end = std::min(F, first + PANEL);
+void ScreenWeights::finish(size_t p, const float* W_enc, RoundedPanel& panel) { pack(p, hash(p, W_enc), panel); }
+
+void ScreenWeights::pack(size_t p, uint64_t hash, RoundedPanel& panel) {
+    const size_t width = mixing.width(), rows = std::min(PANEL, F - p * PANEL);
     const Tiles& tiles = tiles_for(isa_);
-    scratch.row.resize(width), scratch.q.resize(PANEL * width);
-    std::fill(scratch.q.begin() + static_cast<std::ptrdiff_t>((end - first) * width), scratch.q.end(), int8_t{0});
-    bool usable = true;
-    for (size_t f = first; f < end; ++f) {
-        const Rounded w = round8(W_enc + f * D, D, mixing, tiles.w, isa_, scratch.row.data(),
-                                 &scratch.q[(f - first) * width]);
-        usable = usable && w.usable;
-        step[f] = w.step, rest[f] = w.rest * ABOVE, norm[f] = (w.norm + w.rest) * ABOVE;
-    }
-    tiles.pack(scratch.q.data(), width, tiles.offset, &packed[first * width]);
-    panels_[panel] = {hash, true, usable};
+    std::fill(panel.q.begin() + static_cast<std::ptrdiff_t>(rows * width), panel.q.end(), int8_t{0});
+    tiles.pack(panel.q.data(), width, tiles.offset, &packed[p * PANEL * width]);
+    panels_[p] = {hash, true, panel.usable};
 }
 
 bool ScreenWeights::set(const float* W_enc, const float* b_enc, size_t latents, size_t dimensions, int threads) {
@@ -68,12 +67,13 @@ bool ScreenWeights::set(const float* W_enc, const float* b_enc, size_t latents, 
         panels_.assign(panels, {});
     }
     source_ = W_enc;
-    std::vector<PanelScratch> scratch(static_cast<size_t>(threads));
+    std::vector<RoundedPanel> rounding(static_cast<size_t>(threads));
     std::atomic<size_t> changed{0};
     parallel_for(panels, threads, [&](size_t p, size_t thread) {
         const uint64_t now = hash(p, W_enc);
         if (panels_[p].known && panels_[p].hash == now) return;
-        round(p, W_enc, now, scratch[thread]);
+        for (size_t f = p * PANEL; f < std::min(F, (p + 1) * PANEL); ++f) round_row(f, W_enc, rounding[thread]);
+        pack(p, now, rounding[thread]);
         ++changed;
     });
     rounded_ = changed;

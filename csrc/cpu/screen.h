@@ -15,10 +15,11 @@
 
 namespace saefast {
 
-// What a thread needs to round rows of W_enc.
-struct PanelScratch {
-    std::vector<float> row;
-    std::vector<std::int8_t> q;
+// A panel that a thread is rounding.
+struct RoundedPanel {
+    std::vector<float> scratch;
+    std::vector<std::int8_t> q;  // [PANEL, width]
+    bool usable;
 };
 
 // W_enc and b_enc, rounded. Beyond F latents up to a whole panel there are zeros. Panels stay rounded from call to call:
@@ -30,9 +31,11 @@ public:
     // Returns false if some number is NaN, Inf or huge: nothing can be said then.
     bool set(const float* W_enc, const float* b_enc, std::size_t F, std::size_t D, int threads);
 
-    // Whether the last `set` was for this W_enc: then whoever writes its rows may round them while they are in cache.
+    // Whether the last `set` was for this W_enc: then whoever writes its rows may round them while they are in cache,
+    // panel by panel: the rows in their order, then the whole.
     bool rounds(const float* W_enc, std::size_t F, std::size_t D) const;
-    void round(std::size_t panel, const float* W_enc, PanelScratch& scratch);
+    void round_row(std::size_t f, const float* W_enc, RoundedPanel& panel);
+    void finish(std::size_t p, const float* W_enc, RoundedPanel& panel);
 
     Isa isa() const { return isa_; }
     std::size_t rounded() const { return rounded_; }  // panels that the last `set` had to round
@@ -48,8 +51,8 @@ private:
         std::uint64_t hash;
         bool known, usable;
     };
-    std::uint64_t hash(std::size_t panel, const float* W_enc) const;
-    void round(std::size_t panel, const float* W_enc, std::uint64_t hash, PanelScratch& scratch);
+    std::uint64_t hash(std::size_t p, const float* W_enc) const;
+    void pack(std::size_t p, std::uint64_t hash, RoundedPanel& panel);
 
     Isa isa_;
     const float* source_ = nullptr;

@@ -20,6 +20,25 @@ constexpr size_t AT_A_TIME = PANEL / LATENTS;  // chunks in an item of work, for
 static_assert(PANEL % LATENTS == 0);
 constexpr size_t TOKENS = 128;  // in a chunk of the column sums of `error`
 
+// The rounded copy of the weights, if there is one, as a thread follows it up: row after row, while those that come next
+// are on their way from memory, and panel after panel.
+struct Copy {
+    ScreenWeights* rounded;
+    RoundedPanel panel;
+
+    void row(size_t f, const float* W_enc) {
+        if (rounded) rounded->round_row(f, W_enc, panel);
+    }
+    void finish(size_t p, const float* W_enc) {
+        if (rounded) rounded->finish(p, W_enc, panel);
+    }
+};
+
+std::vector<Copy> copies(ScreenWeights* rounded, const Weights& weights, int threads) {
+    const bool is_of = rounded && rounded->rounds(weights.W_enc.value, weights.F, weights.D_in);
+    return std::vector<Copy>(static_cast<size_t>(threads), {is_of ? rounded : nullptr, {}});
+}
+
 // A chunk of latents comes twice, for their rows of W_dec and, when all of those are done, of W_enc: so the gathered rows
 // are those of one matrix at a time, `error` and then `centred`, and more of them are still in cache. `grads` with null
 // pointers: update at once; else write the gradients there.
@@ -47,7 +66,7 @@ SAEFAST_DISPATCH_V(void, decoder_chunk,
 template <typename V>
 SAEFAST_INLINE double encoder_chunk(const Weights& weights, const Batch& batch, const Aux& aux, const Numbers& n,
                                     const Grads& grads, size_t first, size_t end, float* scratch,
-                                    const float* grad_pre, const float* norms, float* b_dec_part) {
+                                    const float* grad_pre, const float* norms, float* b_dec_part, Copy& copy) {
     const size_t D = weights.D_in;
     const bool tied = n.tied != 0;
     double squared = 0;
@@ -65,6 +84,7 @@ SAEFAST_INLINE double encoder_chunk(const Weights& weights, const Batch& batch, 
             grads.b_enc[f] = db;
         } else {
             update_encoder(weights, f, grad, db, 1.0f, n);
+            copy.row(f, weights.W_enc.value);
         }
     }
     return squared;
@@ -72,21 +92,22 @@ SAEFAST_INLINE double encoder_chunk(const Weights& weights, const Batch& batch, 
 SAEFAST_DISPATCH_V(double, encoder_chunk,
                    (const Weights& weights, const Batch& batch, const Aux& aux, const Numbers& n, const Grads& grads,
                     size_t first, size_t end, float* scratch, const float* grad_pre, const float* norms,
-                    float* b_dec_part),
-                   (weights, batch, aux, n, grads, first, end, scratch, grad_pre, norms, b_dec_part))
+                    float* b_dec_part, Copy& copy),
+                   (weights, batch, aux, n, grads, first, end, scratch, grad_pre, norms, b_dec_part, copy))
 
 template <typename V>
 SAEFAST_INLINE void adam_chunk(const Weights& weights, const Grads& grads, float factor, const Numbers& n,
-                               size_t first, size_t end) {
+                               size_t first, size_t end, Copy& copy) {
     for (size_t f = first; f < end; ++f) {
         update_encoder(weights, f, grads.W_enc + f * weights.D_in, grads.b_enc[f], factor, n);
+        copy.row(f, weights.W_enc.value);
         update_decoder<V>(weights, f, grads.W_dec + f * weights.D_out, factor, n);
     }
 }
 SAEFAST_DISPATCH_V(void, adam_chunk,
-                 (const Weights& weights, const Grads& grads, float factor, const Numbers& n, size_t first,
-                  size_t end),
-                 (weights, grads, factor, n, first, end))
+                   (const Weights& weights, const Grads& grads, float factor, const Numbers& n, size_t first,
+                    size_t end, Copy& copy),
+                   (weights, grads, factor, n, first, end, copy))
 
 SAEFAST_INLINE void column_sums(const float* rows, size_t n, size_t D, float* sums) {
     std::fill(sums, sums + D, 0.0f);
@@ -108,22 +129,6 @@ std::vector<size_t> longest_first(const Batch& batch, size_t F) {
     return order;
 }
 
-// The rounded copy of these weights, if there is one, made anew panel by panel by the threads that write the rows.
-class Copy {
-public:
-    Copy(ScreenWeights* rounded, const Weights& weights, int threads)
-        : rounded_(rounded && rounded->rounds(weights.W_enc.value, weights.F, weights.D_in) ? rounded : nullptr),
-          scratch_(rounded_ ? static_cast<size_t>(threads) : 0) {}
-
-    void follow(size_t panel, const float* W_enc, size_t thread) {
-        if (rounded_) rounded_->round(panel, W_enc, scratch_[thread]);
-    }
-
-private:
-    ScreenWeights* rounded_;
-    std::vector<PanelScratch> scratch_;
-};
-
 // Backward of all latents, with or without the update; `grad_b_dec` [D_out] is b_dec's gradient.
 double backward(const Weights& weights, const Batch& batch, const Aux& aux, const Numbers& n, int threads, Isa isa,
                 const Grads& grads, float* grad_b_dec, ScreenWeights* rounded) {
@@ -136,7 +141,7 @@ double backward(const Weights& weights, const Batch& batch, const Aux& aux, cons
     const std::unique_ptr<float[]> grad_pre(new float[static_cast<size_t>(batch.offsets[F])]);
     std::vector<double> squared(n_chunks), total(D, 0.0);
     const std::vector<size_t> order = longest_first(batch, F);
-    Copy copy(rounded, weights, threads);
+    std::vector<Copy> copy = copies(rounded, weights, threads);
     const auto decoder_of = SAEFAST_PICK(decoder_chunk, isa);
     const auto encoder_of = SAEFAST_PICK(encoder_chunk, isa);
     const auto sums_of = SAEFAST_PICK(column_sums, isa);
@@ -156,9 +161,9 @@ double backward(const Weights& weights, const Batch& batch, const Aux& aux, cons
             const size_t first = c * LATENTS;
             squared[c] = encoder_of(weights, batch, aux, n, grads, first, std::min(F, first + LATENTS),
                                     &scratch[thread * width], grad_pre.get(), norms.data(),
-                                    tied ? &b_dec_parts[c * D] : nullptr);
+                                    tied ? &b_dec_parts[c * D] : nullptr, copy[thread]);
         }
-        copy.follow(order[i], weights.W_enc.value, thread);
+        copy[thread].finish(order[i], weights.W_enc.value);
     });
     for (size_t i = 0; i < n_blocks; ++i) {
         for (size_t d = 0; d < D; ++d) total[d] += static_cast<double>(batch.grad_scale) * error_sums[i * D + d];
@@ -195,10 +200,10 @@ void adam_rows(const Weights& weights, const Grads& grads, float factor, const N
                ScreenWeights* rounded) {
     if (std::isnan(factor)) return;
     const auto run = SAEFAST_PICK(adam_chunk, isa);
-    Copy copy(rounded, weights, threads);
+    std::vector<Copy> copy = copies(rounded, weights, threads);
     parallel_for(chunks_of(weights.F, PANEL), threads, [&](size_t p, size_t thread) {
-        run(weights, grads, factor, n, p * PANEL, std::min(weights.F, (p + 1) * PANEL));
-        copy.follow(p, weights.W_enc.value, thread);
+        run(weights, grads, factor, n, p * PANEL, std::min(weights.F, (p + 1) * PANEL), copy[thread]);
+        copy[thread].finish(p, weights.W_enc.value);
     });
     adam(weights.b_dec, 0, grads.b_dec, factor, weights.D_out, n.lr_b_dec, n.eps_bias, n);
 }
