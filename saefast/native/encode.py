@@ -28,7 +28,7 @@ from saefast.storage import FP32
 LATENTS = 1024  # in a product, or 8 k if that is more: enough for a good bound on the k-th largest at once
 LEAST, MAX_ROWS = 64, 512  # rows in a product
 MAX_CANDIDATES = 2**23  # that the rows of a block keep, 8 bytes each
-SCREENED_ROWS = 192  # for fewer it does not pay to round all of W_enc (measured, benchmarks/LOG.md)
+SCREENED_ROWS = 32  # for fewer it does not pay to round all of W_enc (measured, benchmarks/LOG.md)
 MOST = 5  # of so many entries at most one is scored in fp32; else torch's product is faster (measured, benchmarks/LOG.md)
 _arena = threading.local()
 Scratch = dict[str, Tensor]
