@@ -33,7 +33,7 @@ from saefast.activations.lm import ModelSource
 from saefast.activations.model_dtype import time_of_bf16
 from saefast.activations.token_rows import TokenRows, norm_of
 
-HOOKS = ["model.layers.6", "model.layers.12", "model.layers.24"]
+HOOKS = ["model.layers.12"]
 Read = Callable[[Tensor], list[Tensor]]  # token ids [m, L] -> rows [m * L, d_in] of each hook point
 
 
@@ -47,7 +47,7 @@ class Plan(NamedTuple):
     lr: float = 4e-3
 
 
-PLAN, TOY = Plan(5, 32, 8, 163_840, 2304), Plan(2, 3, 2, 1024, 64, 4)
+PLAN, TOY = Plan(3, 24, 8, 163_840, 2304), Plan(2, 3, 2, 1024, 64, 4)
 
 
 def formats(source: ModelSource, hooks: Sequence[str]) -> dict[str, Read]:
@@ -73,8 +73,8 @@ def _rows(reader: TokenRows, batch: Tensor) -> list[Tensor]:
 
 
 def speed(source: ModelSource, hook: str, plan: Plan) -> dict[str, Any]:
-    """Tokens/s up to one hook point, at the batch of the source and at four of them at once."""
-    reads, batches = formats(source, [hook]), list(islice(source.batches, 4))
+    """Tokens/s up to one hook point, at the batch of the source and at two of them at once."""
+    reads, batches = formats(source, [hook]), list(islice(source.batches, 2))
     found: dict[str, Any] = {}
     for batch in (batches[0], torch.cat(batches)):
         seconds: dict[str, list[float]] = {name: [] for name in reads}
@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             _, source = pipeline.toy(folder)
             return {"speed": speed(source, "1", TOY), "effect": effect(source, ["1"], TOY)}
     _, source = pipeline.real()
-    found = {"plan": PLAN._asdict(), "speed": speed(source, HOOKS[1], PLAN)}
+    found = {"plan": PLAN._asdict(), "speed": speed(source, HOOKS[0], PLAN)}
     print(found)
     kept = read_result("model_dtype").get("effect") if args.speed else effect(source, HOOKS, PLAN)
     print(write_result("model_dtype", found | {"effect": kept}))

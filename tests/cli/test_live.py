@@ -13,8 +13,9 @@ import torch
 import saefast
 from saefast.activations.live_source import Background, LiveSource
 from saefast.activations.lm import ModelSource
+from saefast.activations.shards import read_index
 from saefast.activations.text_source import TextSource
-from saefast.files import load_tensors
+from saefast.files import load_tensors, write_json_checked
 from saefast.sae import SAE
 from tests.helpers.stopped_runs import Killed, assert_same, at_step, result
 from tests.helpers.tiny_world import CACHE, TRAIN, run
@@ -67,13 +68,12 @@ def test_in_bf16_too_and_neither_goes_on_in_another_format(live, world, tmp_path
     run(f"{cache} --out {tmp_path}/cache --dtype float32 --model-dtype bf16")
     run(f"train {tmp_path}/cache --out {tmp_path}/b {TRAIN}")
     assert_same(without_rows(tmp_path / "a"), without_rows(tmp_path / "b"))
-    notes = json.loads((tmp_path / "cache/index.json").read_text())["notes"]
-    assert notes["model_dtype"] == "bf16"
+    index = read_index(tmp_path / "cache")
+    assert index["notes"]["model_dtype"] == "bf16"
     with pytest.raises(SystemExit):
         run(f"{train} --resume")
     assert "was started with model_dtype = 'bf16', got None" in capsys.readouterr().err
-    index = tmp_path / "cache/index.json"
-    index.write_text(index.read_text().replace('"complete": true', '"complete": false'))
+    write_json_checked(tmp_path / "cache/index.json", index | {"complete": False})
     with pytest.raises(SystemExit):
         run(f"{cache} --out {tmp_path}/cache --dtype float32")
     assert "was begun with notes" in (error := capsys.readouterr().err) and "bf16" in error
