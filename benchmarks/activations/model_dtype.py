@@ -146,8 +146,9 @@ def effect(source: ModelSource, hooks: Sequence[str], plan: Plan) -> dict[str, A
     rows = rows_in({name: reads[name] for name in ("fp32", "bf16")}, islice(batches, plan.batches))
     found: dict[str, Any] = {}
     for i, hook in enumerate(hooks):
-        off = {name: errors(held_out["fp32"][i], of[i]) for name, of in held_out.items() if name != "fp32"}
-        of = fvus(*({name: x[i] for name, x in part.items()} for part in (rows, held_out)), plan)
+        off = {name: errors(held_out["fp32"][i], x[i]) for name, x in held_out.items() if name != "fp32"}
+        here, unseen = ({name: x[i] for name, x in part.items()} for part in (rows, held_out))
+        of = fvus(here, unseen, plan)
         found[hook] = {"activations": off, "FVU": of}
         print(hook, off, of, sep="\n", flush=True)
     return found
