@@ -23,6 +23,7 @@ test-all: $(VENV)/ready
 bench: $(PEERS)/ready data/acts-bench
 	$(PEERS)/bin/python -P -m pytest benchmarks --results
 	$(PEERS)/bin/python -m benchmarks.peers.step_ratios data/acts-bench
+	$(PEERS)/bin/python -m benchmarks.peers.instructions data/acts-bench
 	$(PEERS)/bin/python -m benchmarks.peers.scaling data/acts-bench
 	$(PEERS)/bin/python -m benchmarks.activations.pipeline
 	$(PEERS)/bin/python -m benchmarks.peers.quality data/acts-bench data/heldout-corpus

@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.gpu import tables as gpu
 from benchmarks.report import interp, tables
+from benchmarks.report.instructions import instructions
 from benchmarks.report.tables import RESULTS, Result, Rows, Spread, read, shape_text, spread, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +55,7 @@ def benchmarks() -> str:
     sections = {
         "Seconds to equal quality": (tables.quality, ["quality"]),
         "A step": (tables.step, ["step"]),
+        "More and fewer instructions": (instructions, ["instructions"]),
         "In another project's trainer": (tables.drop_in, ["drop_in"]),
         "Left out of these tables": (tables.left_out, ["quality", "step", "largest"]),
         "Ops": (tables.ops, ["ops"]),

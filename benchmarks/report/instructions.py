@@ -1,6 +1,16 @@
 """The tables on the CPU engine with more and with fewer instructions."""
 
-from benchmarks.report.tables import Result, Rows, Section, label, milliseconds, shape_text, source, spread, table
+from benchmarks.report.tables import (
+    Result,
+    Rows,
+    Section,
+    label,
+    milliseconds,
+    shape_text,
+    source,
+    spread,
+    table,
+)
 
 NAMES = {"vnni": "AVX-512 VNNI", "avx2": "AVX2 alone"}
 
@@ -11,10 +21,12 @@ def instructions(found: Result) -> Section:
         "others also has another clock and other caches."
     )
     parts = [f"{source('benchmarks/peers/instructions.py', found['machine'])} {about}"]
-    shapes = {name: dict(zip(("B", "d_in", "d_sae", "k"), shape)) for name, shape in found["shapes"].items()}
+    shapes = {name: dict(zip(("B", "d_in", "d_sae", "k"), shape, strict=True)) for name, shape in found["shapes"].items()}
     by_isa = found["instructions"]
     for batch in next(iter(by_isa.values()))["encoders"]:
-        rows: Rows = [["encoder", *(f"{NAMES[isa]}, {what}" for isa in by_isa for what in ("ms", "ratio")), ""]]
+        rows: Rows = [
+            ["encoder", *(f"{NAMES[isa]}, {what}" for isa in by_isa for what in ("ms", "ratio")), ""]
+        ]
         for name in next(iter(by_isa.values()))["encoders"][batch]:
             row: list[str | tuple[float, ...]] = [name]
             of = ""
