@@ -16,8 +16,9 @@ constexpr size_t LATENTS = 512;  // in an item of work
 // Each part of the tokens counts its own entries, so that all of them can be placed at once, in the order of one thread.
 void group_by_latent(const Code& code, size_t B, size_t F, size_t N, int threads, int32_t* offsets, int32_t* pairs,
                      int32_t* tokens) {
-    // not so many parts that there are more counts than entries
-    const size_t parts = std::clamp(code.begin(B) / std::max<size_t>(1, F), size_t{1}, static_cast<size_t>(threads));
+    // Not so many parts that there are more counts than entries, or that a part is done before its thread is there.
+    const size_t least = std::max<size_t>(F, 1 << 15);  // entries
+    const size_t parts = std::clamp(code.begin(B) / least, size_t{1}, static_cast<size_t>(threads));
     std::vector<int32_t> places(parts * F, 0);
     const auto each = [&](size_t part, const auto& work) {
         int32_t* const own = &places[part * F];
