@@ -2,6 +2,7 @@
 that of an encoder that has never seen others."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,14 +18,14 @@ D, F, K = 33, 330, 5  # a last vector and a last panel that are not full
 PANELS = 6
 
 
-def call(encoder: "_C.ScreenedEncoder", W: Tensor, threads: int = 2) -> int:
+def call(encoder: Any, W: Tensor, threads: int = 2) -> int:
     """Panels that it had to round."""
     x = torch.ones(7, W.shape[1])
     top_k(encoder, x, W, torch.zeros(len(W)), 2, threads)
     return encoder.rounded
 
 
-def assert_as_anew(encoder: "_C.ScreenedEncoder", W: Tensor, isa: str) -> None:
+def assert_as_anew(encoder: Any, W: Tensor, isa: str) -> None:
     anew = _C.ScreenedEncoder(isa)
     assert call(anew, W) == -(-len(W) // 64)
     for kept, want in zip(encoder.rounded_weights, anew.rounded_weights, strict=True):
@@ -110,7 +111,7 @@ def test_several_shapes_in_turn() -> None:
         assert_as_anew(encoder, W, "auto")
 
 
-def trained(config: SAEConfig, threads: int, monkeypatch: pytest.MonkeyPatch, **train: object) -> Trainer:
+def trained(config: SAEConfig, threads: int, monkeypatch: pytest.MonkeyPatch, **train: Any) -> Trainer:
     """A trainer after two steps, all of whose calls of the encoder were screened."""
     monkeypatch.setattr(native_encode, "SCREENED_ROWS", 1)
     monkeypatch.setattr(native_encode._arena, "encoder", _C.ScreenedEncoder(), raising=False)
@@ -126,7 +127,7 @@ def trained(config: SAEConfig, threads: int, monkeypatch: pytest.MonkeyPatch, **
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("train", [{}, {"grad_clip": 1.0}, {"auxk_alpha": 0.0}], ids=str)
 def test_the_update_rounds_what_it_writes(
-    threads: int, train: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    threads: int, train: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = torch.get_num_threads()
     try:

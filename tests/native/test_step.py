@@ -60,6 +60,20 @@ def test_group_by_latent(kind: str) -> None:
     assert all(torch.equal(a[:used], b[:used]) for a, b in zip(got[1:], want[1:]))
 
 
+def test_group_by_latent_in_parts() -> None:
+    """Of so many entries that each thread takes some of the tokens."""
+    B, K, F = 4100, 25, 50
+    acts, indices = torch.rand(B, K) - 0.1, torch.randint(F, (B, K), dtype=torch.int32)
+    want, before = reference.group_by_latent(acts, indices, F), torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            for got, part in zip(native.group_by_latent(acts, indices, F), want, strict=True):
+                assert torch.equal(got, part)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("with_aux", [False, True], ids=["", "auxk"])
 @pytest.mark.parametrize("D", [1, 16, 33, 200])
 @pytest.mark.parametrize("kind", CODES)
