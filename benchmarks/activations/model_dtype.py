@@ -166,8 +166,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     _, source = pipeline.real()
     found = {"plan": PLAN._asdict(), "speed": speed(source, HOOKS[0], PLAN)}
     print(found)
-    kept = read_result("model_dtype").get("effect") if args.speed else effect(source, HOOKS, PLAN)
-    print(write_result("model_dtype", found | {"effect": kept}))
+    kept = {name: x for name, x in read_result("model_dtype").items() if name == "effect"}
+    of = kept if args.speed else {"effect": effect(source, HOOKS, PLAN)}
+    print(write_result("model_dtype", found | of))
     return found
 
 

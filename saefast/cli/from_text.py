@@ -36,7 +36,7 @@ class FromText:
     keep_special: bool = False
     """Keep the rows of special tokens (beginning and end of text, ...)."""
     model_dtype: ModelDtype = "fp32"
-    """How the model multiplies. bf16 is about 1.7 times as fast on a processor with instructions for it, and changes rows by
+    """How the model multiplies. bf16 is 1.6 to 1.7 times as fast on a processor with instructions for it, and changes rows by
     about 0.6 %."""
 
     def open(self, model: str, text: Path, hook: tuple[str, ...], device: str) -> "TextSource":
