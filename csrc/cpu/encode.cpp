@@ -33,7 +33,8 @@ constexpr size_t DENSE_ROWS = 16;  // in an item of scoring all
 // meanwhile, for these come from wherever the batch is kept.
 template <typename V, size_t N>
 SAEFAST_INLINE void dot(const float* const* rows, const float* const* next, const float* w, size_t D, float* out) {
-    V even[N] = {}, odd[N] = {};
+    V even[N], odd[N];
+    for (size_t r = 0; r < N; ++r) even[r] = odd[r] = V::zero();
     size_t d = 0;
     for (; d + 2 * LANES <= D; d += 2 * LANES) {
         const V first = V::load(w + d), second = V::load(w + d + LANES);

@@ -20,7 +20,8 @@ SAEFAST_INLINE void dots(const float* error, const int32_t* indices, const size_
                          float* grads) {
     const float* rows[N];
     for (size_t r = 0; r < N; ++r) rows[r] = W_dec + static_cast<size_t>(indices[places[r]]) * D;
-    V partial[N] = {};
+    V partial[N];
+    for (size_t r = 0; r < N; ++r) partial[r] = V::zero();
     size_t d = 0;
     for (; d + LANES <= D; d += LANES) {
         const V part = V::load(error + d);

@@ -18,7 +18,8 @@ constexpr size_t AT_ONCE = 4;  // entries of a latent, so that sums are loaded a
 template <typename V, size_t N>
 SAEFAST_INLINE void add_and_dot(const float* const* rows, const float* acts, const float* w, size_t D, float* sums,
                                 float* dots) {
-    V partial[N] = {};
+    V partial[N];
+    for (size_t r = 0; r < N; ++r) partial[r] = V::zero();
     size_t d = 0;
     for (; d + LANES <= D; d += LANES) {
         V total = V::load(sums + d);

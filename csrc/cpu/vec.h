@@ -19,6 +19,12 @@ struct Floats {
 
     Register parts[N];
 
+    static SAEFAST_INLINE Floats zero() {  // an array of them that is set to {} becomes a call or a slow instruction
+        Floats v;
+#pragma GCC unroll 4
+        for (std::size_t i = 0; i < N; ++i) v.parts[i] = Register{};
+        return v;
+    }
     static SAEFAST_INLINE Floats load(const float* from) {
         Floats v;
 #pragma GCC unroll 4
@@ -69,15 +75,26 @@ struct Floats {
     }
 };
 
-// The sum of the lanes, always in the same order.
+// The sum of the lanes, always in the same order: upper half to lower half, again and again.
 template <std::size_t BYTES>
 SAEFAST_INLINE float sum(const Floats<BYTES>& v) {
-    float s[LANES];
-    v.store(s);
-    for (std::size_t half = LANES / 2; half > 0; half /= 2) {
-        for (std::size_t i = 0; i < half; ++i) s[i] += s[i + half];
+    Floats<BYTES> folded = v;
+#pragma GCC unroll 2
+    for (std::size_t n = Floats<BYTES>::N / 2; n > 0; n /= 2) {
+#pragma GCC unroll 2
+        for (std::size_t i = 0; i < n; ++i) folded.parts[i] += folded.parts[i + n];
     }
-    return s[0];
+    float s[Floats<BYTES>::EACH];
+    __builtin_memcpy(s, &folded.parts[0], sizeof s);
+    if constexpr (BYTES >= 64) {
+#pragma GCC unroll 8
+        for (std::size_t i = 0; i < 8; ++i) s[i] += s[i + 8];
+    }
+    if constexpr (BYTES >= 32) {
+#pragma GCC unroll 4
+        for (std::size_t i = 0; i < 4; ++i) s[i] += s[i + 4];
+    }
+    return (s[0] + s[2]) + (s[1] + s[3]);
 }
 
 }  // namespace saefast
