@@ -57,13 +57,15 @@ SAEFAST_INLINE void hadamard(const float* from, const float* signs, float* to, s
     if (2 * half == n) stages<V, 1>(to, nullptr, to, n, half);
 }
 
-// The largest sum of |v| over half of a vector, as in `Levels`.
+// The largest of what `Levels::sum` bounds, of v.
 SAEFAST_INLINE float largest_half(const float* v, size_t width) {
     float largest = 0;
     for (size_t d = 0; d < width; d += LANES) {
-        float sums[4] = {};
-        for (size_t i = 0; i < LANES; ++i) sums[i % 4] += std::fabs(v[d + i]);
-        largest = std::max({largest, sums[0] + sums[1], sums[2] + sums[3]});
+        float sizes[4] = {}, sums[4] = {};
+        for (size_t i = 0; i < LANES; ++i) sizes[i % 4] += std::fabs(v[d + i]), sums[i % 4] += v[d + i];
+        for (size_t i = 0; i < 4; i += 2) {
+            largest = std::max(largest, sizes[i] + sizes[i + 1] + std::fabs(sums[i] + sums[i + 1]));
+        }
     }
     return largest;
 }
@@ -99,8 +101,8 @@ SAEFAST_INLINE Rounded round_row(const float* row, size_t D, const float* signs,
         return {0, 0, largest * std::sqrt(static_cast<float>(width)), 0, true};
     }
     float step = largest / static_cast<float>(levels.most);
-    if (levels.sum < 8 * levels.most) {  // rounding adds at most a half to each of the eight
-        step = std::max(step, largest_half(v, width) / static_cast<float>(levels.sum - 4));
+    if (levels.sum < 16 * levels.most) {  // rounding adds at most a half to each of eight sizes, and to each in their sum
+        step = std::max(step, largest_half(v, width) / static_cast<float>(levels.sum - 8));
     }
     std::fill(lanes, lanes + LANES, 1 / step);
     const V per_step = V::load(lanes);

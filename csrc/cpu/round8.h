@@ -26,10 +26,10 @@ private:
     std::vector<float> signs_;
 };
 
-// What q may be: |q| <= most, and for each vector of 16 the sums of |q| over the entries 0 and 1 of every four, and over 2 and
-// 3, are at most `sum`.
+// What q may be: |q| <= most, and the sum of |q| and the size of the sum of q are together at most `sum`, over the entries 0 and
+// 1 of every four in a vector of 16, and over 2 and 3.
 struct Levels {
-    int most, sum = 8 * 127;
+    int most, sum = 16 * 127;
 };
 
 // row [D] ~ step * q [width], after the mixing.

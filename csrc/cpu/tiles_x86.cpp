@@ -14,7 +14,7 @@ using std::uint8_t;
 
 constexpr size_t ROWS = 6;  // 6 x COLUMNS registers of sums, COLUMNS of weights, one of a row
 constexpr size_t QUADS = 4;
-constexpr int LEVELS = 70;
+constexpr int LEVELS = 81;
 static_assert(4 * QUADS == LANES, "`Levels::sum` is of halves of a vector");
 using Run = void (*)(const TileRows&, size_t, const uint8_t*, size_t, const float*, const float*);
 
@@ -48,7 +48,7 @@ namespace avx2 {
 #include "tiles_x86.h"
 }  // namespace avx2
 
-constexpr Levels X{127, 32767 / (2 * LEVELS)}, W{LEVELS};
+constexpr Levels X{127, 32767 / LEVELS}, W{LEVELS};
 constexpr Tiles VNNI{{127}, {127}, 128, ROWS, 64, pack_quads, vnni::RUN};
 constexpr Tiles AVX512{X, W, LEVELS, ROWS, 32, pack_quads, avx512::RUN};
 constexpr Tiles AVXVNNI{{127}, {127}, 128, ROWS, 16, pack_quads, avxvnni::RUN};

@@ -5,9 +5,11 @@
 //     DOT         the instruction that adds four products of bytes, or nothing where there is none
 //
 // Without one, vpmaddubsw adds two products in 16 bits. To widen each of these would take as long as to multiply, so what
-// QUADS instructions give is added in 16 bits before. Such a sum has 2 QUADS terms u q, with stored weights 0 <= u <= 2 LEVELS,
-// so it is at most 2 LEVELS times the sum of these |q|, which `Levels::sum` bounds for each row as it is rounded (round8.h):
-// it fits into 16 bits, whatever the data. 70 levels of both factors are typical then; to bound every |q| alone would leave 45.
+// QUADS instructions give is added in 16 bits before. Such a sum has eight terms (w + LEVELS) q with |w| <= LEVELS, so its size is at
+// most LEVELS times the sum of |q| and the size of the sum of q, which `Levels::sum` bounds for each row as it is rounded
+// (round8.h): it fits into 16 bits, whatever the weights, and so does what is added on the way (both numbers are no larger for
+// some of the eight, by the triangle inequality). 81 levels of both factors are typical then; to bound every |q| alone would
+// leave 45.
 
 typedef int32_t Ints __attribute__((vector_size(BYTES)));
 typedef int16_t Shorts __attribute__((vector_size(BYTES)));

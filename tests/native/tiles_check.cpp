@@ -17,47 +17,62 @@ static std::mt19937 rng{7};
 
 static int among(int low, int high) { return low + static_cast<int>(rng() % static_cast<unsigned>(high - low + 1)); }
 
-// Whether the sums of both halves of each vector are within `levels`.
+// Whether both halves of each vector are within `levels`.
 static bool within(const Levels& levels, const std::int8_t* q, std::size_t width) {
     for (std::size_t d = 0; d < width; d += LANES) {
-        int halves[2] = {};
+        int sizes[2] = {}, sums[2] = {};
         for (std::size_t i = 0; i < LANES; ++i) {
             if (std::abs(q[d + i]) > levels.most) return false;
-            halves[i % 4 / 2] += std::abs(q[d + i]);
+            sizes[i % 4 / 2] += std::abs(q[d + i]), sums[i % 4 / 2] += q[d + i];
         }
-        if (std::max(halves[0], halves[1]) > levels.sum) return false;
+        for (std::size_t half : {0, 1}) {
+            if (sizes[half] + std::abs(sums[half]) > levels.sum) return false;
+        }
     }
     return true;
 }
 
-// A row of the largest sums, in few large entries or in eight equal ones, or a random one.
-static void fill(const Levels& levels, const char* kind, std::int8_t* q, std::size_t width) {
+enum Kind { few, few_negative, equal, equal_negative, alternating, random_ones, KINDS };
+
+static int sign_at(std::size_t d) { return d % 2 ? -1 : 1; }
+
+// A row at the bounds: in few large entries or in equal ones, of one sign or of both in turn. Or a random one.
+static void fill(const Levels& levels, int kind, std::int8_t* q, std::size_t width) {
     for (std::size_t d = 0; d < width; d += LANES) {
-        int left[2] = {levels.sum, levels.sum};
+        // those of one sign count twice: in the sum of sizes and in the size of the sum
+        const int room = kind == alternating ? levels.sum : levels.sum / 2;
+        int left[2] = {room, room};
         for (std::size_t i = 0; i < LANES; ++i) {
             int& rest = left[i % 4 / 2];
-            const int at_most = kind[0] == 'e' ? (levels.sum + 7) / 8 : levels.most;
-            const int size = std::min({at_most, rest, levels.most});
-            q[d + i] = static_cast<std::int8_t>(kind[0] == 'r' ? among(-size, size) : kind[1] == '-' ? -size : size);
-            rest -= std::abs(q[d + i]);
+            const bool is_even = kind == equal || kind == equal_negative || kind == alternating;
+            const int size = std::min({is_even ? room / 8 : levels.most, rest, levels.most});
+            const int value = kind == random_ones                              ? among(-size, size)
+                              : kind == alternating                            ? sign_at(i) * size
+                              : kind == few_negative || kind == equal_negative ? -size
+                                                                               : size;
+            q[d + i] = static_cast<std::int8_t>(value);
+            rest -= std::abs(value);
         }
     }
 }
 
 static bool tiles_are_exact(Isa isa, std::size_t width) {
     const Tiles& tiles = tiles_for(isa);
-    const char* const kinds[] = {"few", "f-", "equal", "e-", "random"};
     for (std::size_t n = 1; n <= tiles.rows; ++n) {
         Bytes x(n * width), w(PANEL * width);
         std::vector<std::uint8_t> packed(PANEL * width);
         for (std::size_t r = 0; r < n; ++r) {
-            fill(tiles.x, kinds[(n + r) % 5], &x[r * width], width);
+            fill(tiles.x, static_cast<int>((n + r) % KINDS), &x[r * width], width);
             if (!within(tiles.x, &x[r * width], width)) return false;
         }
         for (std::size_t j = 0; j < PANEL; ++j) {
             for (std::size_t d = 0; d < width; ++d) {
                 const int most = tiles.w.most;
-                w[j * width + d] = static_cast<std::int8_t>(j % 3 == 0 ? most : j % 3 == 1 ? -most : among(-most, most));
+                const int value = j % 4 == 0   ? most
+                                  : j % 4 == 1 ? -most
+                                  : j % 4 == 2 ? sign_at(d) * most
+                                               : among(-most, most);
+                w[j * width + d] = static_cast<std::int8_t>(value);
             }
         }
         tiles.pack(w.data(), width, tiles.offset, packed.data());
