@@ -86,8 +86,12 @@ bool ScreenedEncoder::begin(const Product& product) {
 
 bool ScreenedEncoder::find(const Product& product, const Search& search, bool keep) {
     const size_t columns = search.columns, width = weights_.mixing.width(), limit = product.limit;
-    const size_t fair = chunks_of(chunks_of(product.B, static_cast<size_t>(product.threads)), TILE) * TILE;
-    const size_t in_block = std::min({ROWS, std::max(TILE, ROWS * 1024 / columns), std::max(2 * TILE, fair)});
+    const size_t threads = static_cast<size_t>(product.threads);
+    const size_t in_block = std::min(ROWS, std::max(TILE, ROWS * 1024 / columns / TILE * TILE));
+    // as many whole blocks for each thread, then what is left in as many parts as there are threads
+    const size_t whole = product.B / (in_block * threads) * threads, left = product.B - whole * in_block;
+    const size_t in_part = chunks_of(chunks_of(left, threads), TILE) * TILE;
+    const size_t blocks = whole + (left ? chunks_of(left, in_part) : 0);
     const size_t room = limit + columns + Candidates::SPARE, panels = chunks_of(product.F, PANEL);
     const float margin = search.margin / std::sqrt(static_cast<float>(product.D));
     struct Worker {
@@ -110,10 +114,11 @@ bool ScreenedEncoder::find(const Product& product, const Search& search, bool ke
     float* const uppers = keep ? approxes + most_found : nullptr;
     std::atomic<size_t> to_score{0}, listed{0};
 
-    parallel_for(chunks_of(product.B, in_block), product.threads, [&](size_t block, size_t thread) {
+    parallel_for(blocks, product.threads, [&](size_t block, size_t thread) {
         if (to_score > product.most || listed > most_found) return;
         Worker& w = workers[thread];
-        const size_t start = block * in_block, rows = std::min(in_block, product.B - start);
+        const size_t start = std::min(block, whole) * in_block + (block - std::min(block, whole)) * in_part;
+        const size_t rows = std::min(block < whole ? in_block : in_part, product.B - start);
         w.x.set(weights_, product.centred + start * product.D, rows, isa_, w.mixed.data());
         for (size_t r = 0; r < rows; ++r) {
             const float by_norm = search.by_approx ? 0 : w.x.by_norm[r], by_rest = search.by_approx ? 0 : w.x.by_rest[r];
