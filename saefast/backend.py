@@ -235,7 +235,7 @@ def load_backend(name: str = "auto", device: str = "cpu") -> Backend:
     elif name == "native" and device != "cpu":
         raise InputError(f"backend: 'native' needs an SAE on the CPU, got one on {device!r}")
     module = importlib.import_module(MODULES[name])
-    if name == "native" and module.screens() is None and _why_no_bytes() != APPLE:
+    if name == "native" and _screens() is None and _why_no_bytes() != APPLE:
         _say_once(f"backend: native; its encoder takes {native_encoder()}")
     return cast(Backend, module)
 
@@ -262,14 +262,19 @@ def native_isas() -> list[str] | None:
 
 def native_encoder() -> str | None:
     """How the encoder of the C++ extension multiplies on this processor, in words; None if it is not built."""
-    try:
-        from saefast.native import screens
-    except ImportError:
+    if native_isas() is None:
         return None
-    isa = screens()
+    isa = _screens()
     if isa is None:
         return f"torch's product: {_why_no_bytes()}"
     return f"bytes first, by {BYTES_BY[isa]}, then in fp32 what their bounds leave"
+
+
+def _screens() -> str | None:
+    """The instructions by which the encoder of the C++ extension, which is built, multiplies bytes."""
+    from saefast.native.encode import screens
+
+    return screens()
 
 
 def _why_no_bytes() -> str:

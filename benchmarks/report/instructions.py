@@ -21,7 +21,10 @@ def instructions(found: Result) -> Section:
         "others also has another clock and other caches."
     )
     parts = [f"{source('benchmarks/peers/instructions.py', found['machine'])} {about}"]
-    shapes = {name: dict(zip(("B", "d_in", "d_sae", "k"), shape, strict=True)) for name, shape in found["shapes"].items()}
+    shapes = {
+        name: dict(zip(("B", "d_in", "d_sae", "k"), shape, strict=True))
+        for name, shape in found["shapes"].items()
+    }
     by_isa = found["instructions"]
     for batch in next(iter(by_isa.values()))["encoders"]:
         rows: Rows = [

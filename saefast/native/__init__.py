@@ -38,7 +38,6 @@ from saefast.native.encode import (
     encode_threshold,
     encode_topk,
     encoder_of_thread,
-    screens,
 )
 
 __all__ = [
@@ -60,7 +59,6 @@ __all__ = [
     "outer_sum",
     "relu_encode",
     "row_grads",
-    "screens",
     "sum_entries",
     "topk",
     "update_",
