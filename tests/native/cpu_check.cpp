@@ -150,6 +150,24 @@ static Values encode(std::size_t B, std::size_t D, std::size_t F, std::size_t K,
     return out;
 }
 
+// A row of 16 that is rounded to whole numbers, and that 0.49 is left of each of but the first.
+static void worst_row(const Levels& levels, const Mixing& mixing, float* x) {
+    const bool bounded = levels.sum < 16 * levels.most;
+    for (std::size_t i = 1; i < 16; ++i) {
+        const std::size_t whole = !bounded ? rng() % 126 : i % 4 < 2 ? 15 + rng() % 15 : rng() % 10;
+        x[i] = static_cast<float>(whole) + 0.49f;
+    }
+    x[0] = static_cast<float>(levels.most);
+    if (!bounded) return;
+    const auto sign = [&](std::size_t i) { return mixing.signs()[i] * mixing.signs()[mixing.width() + i]; };
+    float size = 0, sum = 0;  // of the first half of the vector but its first entry, which takes them to their bound
+    for (std::size_t i = 1; i < 16; ++i) {
+        if (i % 4 < 2) size += x[i], sum += sign(i) * x[i];
+    }
+    const float left = (static_cast<float>(levels.sum - 8) - size - std::fabs(sum)) / 2;
+    x[0] = sum < 0 ? -sign(0) * left : sign(0) * left;
+}
+
 // The largest |approx - exact| of screened products, as a share of its bound. `worst`: what rounding leaves of each row
 // of x points along each row of W_enc, where Cauchy and Schwarz have an equality.
 static double error_of_screen(std::size_t D, bool worst, Isa isa) {
@@ -157,7 +175,8 @@ static double error_of_screen(std::size_t D, bool worst, Isa isa) {
     const std::size_t B = 13, F = 200, stride = 256;
     Values x = random(B * D), W_enc = random(F * D), b_enc = random(F);
     if (worst) {
-        for (std::size_t i = 0; i < x.size(); ++i) x[i] = i % D ? static_cast<float>(rng() % 126) + 0.49f : 127.0f;
+        const Mixing mixing(D);
+        for (std::size_t b = 0; b < B; ++b) worst_row(tiles_for(isa).x, mixing, &x[b * D]);
         std::fill(W_enc.begin(), W_enc.end(), 1.0f);
     }
     ScreenWeights weights(isa);
