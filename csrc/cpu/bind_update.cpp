@@ -130,8 +130,8 @@ private:
 
 double py_update(const py::tuple& params, const py::tuple& arrays, double grad_scale,
                  const std::optional<py::tuple>& aux_arrays, const std::optional<py::tuple>& given,
-                 const NumbersArray& number_array, int threads, ScreenedEncoder* encoder,
-                 const std::string& isa_name) {
+                 const NumbersArray& number_array, int threads, const std::string& isa_name,
+                 ScreenedEncoder* encoder) {
     const RoundedBy rounded(encoder);
     const Weights weights = parse_weights(params);
     const Batch batch = parse_batch(arrays, given, weights, grad_scale);
@@ -159,8 +159,8 @@ double py_row_grads(const py::tuple& params, const py::tuple& arrays, double gra
 }
 
 void py_adam_rows(const py::tuple& params, const py::tuple& arrays, double factor,
-                  const NumbersArray& number_array, int threads, ScreenedEncoder* encoder,
-                  const std::string& isa_name) {
+                  const NumbersArray& number_array, int threads, const std::string& isa_name,
+                  ScreenedEncoder* encoder) {
     const RoundedBy rounded(encoder);
     const Weights weights = parse_weights(params);
     const Grads grads = parse_grads(arrays, weights);
@@ -176,14 +176,14 @@ void py_adam_rows(const py::tuple& params, const py::tuple& arrays, double facto
 void bind_update(py::module_& m) {
     using py::arg;
     m.def("update", &py_update, arg("weights"), arg("batch"), arg("grad_scale"), arg("aux").none(true),
-          arg("given").none(true), arg("numbers"), arg("threads"), arg("encoder") = py::none(), arg("isa") = "auto",
+          arg("given").none(true), arg("numbers"), arg("threads"), arg("isa") = "auto", arg("encoder") = py::none(),
           "One optimizer step in place, see saefast.native.update_; returns the squared norm of the gradient. A"
           " ScreenedEncoder whose last call was with this W_enc gets its rows rounded.");
     m.def("row_grads", &py_row_grads, arg("weights"), arg("batch"), arg("grad_scale"), arg("aux").none(true),
           arg("given").none(true), arg("numbers"), arg("grads"), arg("threads"), arg("isa") = "auto",
           "The gradients alone, written to `grads`; returns their squared norm.");
     m.def("adam_rows", &py_adam_rows, arg("weights"), arg("grads"), arg("factor"), arg("numbers"), arg("threads"),
-          arg("encoder") = py::none(), arg("isa") = "auto",
+          arg("isa") = "auto", arg("encoder") = py::none(),
           "The update alone, with `factor` times `grads`; `encoder` as for `update`.");
 }
 

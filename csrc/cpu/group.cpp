@@ -21,7 +21,7 @@ void group_by_latent(const Code& code, size_t B, size_t F, size_t N, int threads
     const size_t parts = std::clamp(code.begin(B) / least, size_t{1}, static_cast<size_t>(threads));
     std::vector<int32_t> places(parts * F, 0);
     const auto each = [&](size_t part, const auto& work) {
-        int32_t* const own = &places[part * F];
+        int32_t* const own = places.data() + part * F;
         for (size_t b = B * part / parts; b < B * (part + 1) / parts; ++b) {
             for (size_t i = code.begin(b); i < code.begin(b + 1); ++i) {
                 if (code.acts[i] > 0) work(own[code.indices[i]], b, i);

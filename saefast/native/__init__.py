@@ -178,7 +178,7 @@ def update_(
         _given(given),
         _numbers(numbers),
         torch.get_num_threads(),
-        encoder_of_thread(),
+        encoder=encoder_of_thread(),
     )
     return torch.tensor(squared, **FP32)
 
@@ -225,7 +225,7 @@ def adam_rows_(weights: Weights, grads: Grads, factor: Tensor, numbers: Tensor, 
         float(factor),
         _numbers(numbers),
         torch.get_num_threads(),
-        encoder_of_thread(),
+        encoder=encoder_of_thread(),
     )
 
 

@@ -20,9 +20,9 @@ def test_fuzzed_calls_have_no_fault_and_an_off_by_one_has(tmp_path):
 
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
     group = tmp_path / "csrc/cpu/group.cpp"
-    right = "std::fill(offsets, offsets + F + 1, 0)"
+    right = "std::fill(pairs + place, pairs + N, 0)"
     text = group.read_text()
     assert text.count(right) == 1
-    group.write_text(text.replace(right, right.replace("+ 1", "+ 2")))
+    group.write_text(text.replace(right, right.replace("N", "N + 1")))
     faults = fuzz(20_000, seed=21, budget=30, extension=build(tmp_path / "csrc"), most=1)["faults"]
     assert "heap-buffer-overflow" in faults[0]["report"], faults
