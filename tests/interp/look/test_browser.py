@@ -141,7 +141,9 @@ def test_the_page_shows_what_the_records_say(page):
     page.run("document.querySelector('.example .act').click()")
     assert page.run("document.querySelector('.example.open .act').getAttribute('aria-expanded')") == "true"
     n = page.run("saefast.data.latent(3).then((l) => l.examples[0].tokens.length)")
-    page.until(f"document.querySelectorAll('.example.open .whole .token').length === {n}")  # read from another file
+    page.until(
+        f"document.querySelectorAll('.example.open .whole .token').length === {n}"
+    )  # read from another file
     page.until("document.querySelectorAll('#latent .compared .example').length")
 
 
