@@ -31,14 +31,8 @@ RAW = [
     "\u202e".encode(),
     "שלום".encode(),
 ]
-RAW += [
-    b"x" * 1_000_000,
-    "\u0301".encode(),
-    b"\xff",
-    b" ",
-    "\u200b".encode(),
-    *(one.encode() for one in INJECTIONS),
-]
+RAW += [b"x" * 1_000_000, "\u0301".encode(), b"\xff", b" ", "\u200b".encode()]
+RAW += [one.encode() for one in INJECTIONS]
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +135,7 @@ def test_the_page_shows_what_the_records_say(page):
     page.run("document.querySelector('.example .act').click()")
     assert page.run("document.querySelector('.example.open .act').getAttribute('aria-expanded')") == "true"
     n = page.run("saefast.data.latent(3).then((l) => l.examples[0].tokens.length)")
-    page.until(
-        f"document.querySelectorAll('.example.open .whole .token').length === {n}"
-    )  # read from another file
+    page.until(f"document.querySelectorAll('.example.open .whole .token').length === {n}")
     page.until("document.querySelectorAll('#latent .compared .example').length")
 
 
@@ -194,8 +186,7 @@ def test_the_whole_app_by_keyboard(page):
     page.press("ArrowRight", "ArrowRight")
     page.until("location.hash === '#text/0/1' && document.querySelectorAll('#t1[aria-selected=true]').length")
     assert page.run("document.querySelector('.running').getAttribute('aria-activedescendant')") == "t1"
-    # a token that the pointer can be on: not every one has a width, or is in view
-    token, x, y = page.run(
+    token, x, y = page.run(  # one that the pointer can be on: not every token has a width, or is in view
         "[...document.querySelectorAll('.running [id^=t]')].map(e => [e, e.getBoundingClientRect()])"
         ".filter(([e, { x, y }]) => e.id !== 't1' && document.elementFromPoint(x + 3, y + 3) === e)"
         ".map(([e, { x, y }]) => [e.id.slice(1), x + 3, y + 3])[0]"
