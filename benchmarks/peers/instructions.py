@@ -48,7 +48,7 @@ def trained(shape: tuple[int, int, int, int], rows: Tensor) -> SAE:
     B, D, F, k = shape
     sae = SAE(SAEConfig(d_in=D, d_sae=F, k=k))
     trainer = Trainer(sae, TrainConfig(total_tokens=10**9, batch_size=B, lr=1e-3, normalize_input=False))
-    for x, _ in itertools.islice(zip(measuring.batches(rows, B), range(TRAINED), strict=False), TRAINED):
+    for x in itertools.islice(measuring.batches(rows, B), TRAINED):
         trainer.step(x)
     return sae
 
