@@ -213,18 +213,19 @@ def ops(found: Result) -> Section:
     mine = "triton" if any(row["contender"] == "triton" for row in found["rows"]) else "native"
     head = ["op", "shape", "plain, ms", f"saefast ({mine}), ms", "times as fast", "share of the floor"]
     rows: Rows = [[*head, "GB/s", "GFLOP/s", "peak MiB, plain", "peak MiB"]]
-    others: Rows = [["op", "shape", "way", "times as fast as plain PyTorch"]]
+    others: Rows = [["op", "shape", "way", "times as fast as plain PyTorch; a selection: as encode_topk"]]
     cases: dict[tuple[str, str], dict[str, Result]] = {}
     for row in found["rows"]:
         cases.setdefault((row["op"], " ".join(map(str, row["shape"]))), {})[row["contender"]] = row
     for case, ways in cases.items():
         faster = {way: spread(row["times as fast as plain"], "{:.2f}") for way, row in ways.items()}
-        plain, cells, peak = ways["plain"], [""] * 5, ""
+        plain, cells, peak = ways.get("plain"), [""] * 5, ""
         if ours := ways.get(mine):
             rates = [f"{ours[unit]:.0f}" if unit in ours else "" for unit in ("GB/s", "GFLOP/s")]
             share, peak = f"{ours['share of floor']:.0%}", f"{ours['peak MiB']:.0f}"
             cells = [milliseconds(ours["seconds"][0]), faster[mine], share, *rates]
-        rows.append([*case, milliseconds(plain["seconds"][0]), *cells, f"{plain['peak MiB']:.0f}", peak])
+        if plain:
+            rows.append([*case, milliseconds(plain["seconds"][0]), *cells, f"{plain['peak MiB']:.0f}", peak])
         others += [[*case, way, faster[way]] for way in ways if way not in ("plain", mine)]
     floor = ", ".join(f"{value:g} {unit}" for unit, value in found["device"].items())
     about = (
