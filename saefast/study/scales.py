@@ -1,0 +1,92 @@
+"""How large a study is: a minute's worth for CI, an evening's for a laptop, the paper's for a GPU."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from saefast.errors import check
+
+Name = Literal["ci", "laptop", "gpu"]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Tokens, sizes and units. Every size is one that the pass conditions can be met at, but for those of `ci`."""
+
+    name: Name
+    subject_tokens: int
+    """Training text of each subject."""
+    ladder: tuple[int, ...]
+    """Sizes of the dictionaries of subject A: A/0, A/1, A/2."""
+    dictionary_tokens: tuple[int, ...]
+    """Activations that each of the ladder is trained on, each once."""
+    other_tokens: int
+    """The same of the dictionaries of subject B and of the shuffled model, of the size of A/1."""
+    resample_tokens: int
+    """The same of the two that show what resampling is good for."""
+    record_tokens: int
+    """Held-out text on which everything is looked at."""
+    contexts: int
+    """Held-out contexts for the losses inside the model."""
+    units: int
+    """Of each kind (features, neurons, latents of the shuffled model) in the trial without people."""
+    cards: int
+    """Of each kind in the blind evaluation by people."""
+    samples: int
+    """Of pinned sampling, with and without."""
+    recovery_tokens: int
+    """Rows of planted directions."""
+
+
+SCALES = {
+    "ci": Scale(
+        "ci",
+        400_000,
+        (256, 512, 1024),
+        (120_000, 120_000, 80_000),
+        80_000,
+        60_000,
+        60_000,
+        8,
+        12,
+        6,
+        8,
+        300_000,
+    ),
+    "laptop": Scale(
+        "laptop",
+        12_000_000,
+        (512, 4096, 16_384),
+        (4_000_000, 4_000_000, 2_000_000),
+        3_000_000,
+        600_000,
+        1_000_000,
+        64,
+        100,
+        60,
+        20,
+        2_000_000,
+    ),
+    "gpu": Scale(
+        "gpu",
+        1_000_000_000,
+        (512, 4096, 16_384),
+        (8_192_000_000, 8_192_000_000, 8_192_000_000),
+        8_192_000_000,
+        100_000_000,
+        40_960_000,
+        512,
+        200,
+        162,
+        20,
+        10_000_000,
+    ),
+}
+
+
+def scale_of(name: str) -> Scale:
+    """
+    Raises:
+        InputError: there is none of this name.
+    """
+    check(name in SCALES, f"scale: expected one of {list(SCALES)}, got {name!r}")
+    return SCALES[name]
