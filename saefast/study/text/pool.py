@@ -43,7 +43,9 @@ def packaged(scale: Scale, cache: Path, log: Stopwatch, seed: int = 0) -> Pool:
     licences = {package.name: package.licence for package in scale.packages}
     documents: dict[str, Document] = {}  # by their text
     described = []
-    for number, source in enumerate(SOURCES):
+    for number, source in sorted(
+        enumerate(SOURCES), key=lambda one: one[1].package
+    ):  # an archive is opened once
         archive = archives.get(source.package) if source.package else STDLIB
         if archive is None:
             continue
