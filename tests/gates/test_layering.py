@@ -23,7 +23,7 @@ FLOORS = """
     sae
     interp
     train
-    sweep  adapters
+    sweep  adapters  study
     cli
     __main__
 """

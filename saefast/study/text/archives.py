@@ -100,4 +100,4 @@ def messages(catalogue: str) -> str:
         if ast.literal_eval(original.replace("\n", " ")):  # the one of "" is the header of the file
             for quoted in re.split(r"^msgstr(?:\[\d\])? ", translated, flags=re.MULTILINE)[1:]:
                 lines.append(ast.literal_eval(quoted.replace("\n", " ")).strip())
-    return "\n".join(line for line in lines if line)
+    return "\n".join(filter(None, dict.fromkeys(lines)))  # plural forms are often the same

@@ -12,6 +12,7 @@ class Document(NamedTuple):
     text: str
     kind: str
     source: str  # the archive it came from
+    work: str = ""  # the same for pieces that were cut from one text
 
 
 def split(text: str) -> list[str]:

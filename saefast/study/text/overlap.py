@@ -54,8 +54,9 @@ def _window_minima(x: NDArray[np.uint64], width: int) -> NDArray[np.uint64]:
     return np.minimum(after[: size - width + 1], before[width - 1 : size])
 
 
-def clusters(texts: list[str]) -> NDArray[np.int64]:
-    """A number for each text, the same for those that share a passage of PASSAGE signs, directly or through others.
+def clusters(texts: list[str], works: list[str]) -> NDArray[np.int64]:
+    """A number for each text, the same for those that share a passage of PASSAGE signs or are of the same work (where it has a
+    name), directly or through others.
 
     Returns:
         [n]: the index of the first text of the same cluster.
@@ -68,8 +69,12 @@ def clusters(texts: list[str]) -> NDArray[np.int64]:
     prints = np.concatenate([np.empty(0, np.uint64), *found])
     order = np.argsort(prints, kind="stable")
     same = np.flatnonzero(prints[order][1:] == prints[order][:-1])
-    links = owners[order][same], owners[order][same + 1]
-    graph = coo_array((np.ones(len(same), np.int8), links), shape=(len(texts), len(texts)))
+    links = [(owners[order][same], owners[order][same + 1])]
+    first_of: dict[str, int] = {}
+    firsts = [first_of.setdefault(work, i) if work else i for i, work in enumerate(works)]
+    links.append((np.arange(len(texts)), np.array(firsts, np.int64)))
+    rows, columns = (np.concatenate(side) for side in zip(*links, strict=True))
+    graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(len(texts), len(texts)))
     _, labels = connected_components(graph, directed=False)
     _, first = np.unique(labels, return_index=True)
     return first[labels]

@@ -147,7 +147,9 @@ LAPTOP = (
     Package("debian", "libreoffice-help-zh-cn", "", "", "MPL-2.0"),
     Package("debian", "libreoffice-help-ja", "", "", "MPL-2.0"),
     Package("debian", "libreoffice-help-ko", "", "", "MPL-2.0"),
-    Package("debian", "libreoffice-help-hi", "", "", "MPL-2.0"),
+    Package("debian", "libreoffice-l10n-hi", "", "", "MPL-2.0"),
+    Package("debian", "libreoffice-l10n-he", "", "", "MPL-2.0"),
+    Package("debian", "libreoffice-l10n-ar", "", "", "MPL-2.0"),
 )
 GPU = (
     *LAPTOP,

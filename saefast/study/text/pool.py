@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from saefast.study.text.mixture import Document, size_of, split
 from saefast.study.text.sources import SOURCES, STDLIB, Source, highest, of_script
 
 HELDOUT = 0.1  # of all bytes of each kind
+WORK = 100_000  # characters of a text that is one work: its pieces are held out together
 
 
 class Scale(NamedTuple):
@@ -49,19 +51,25 @@ def packaged(scale: Scale, cache: Path, log: Stopwatch, seed: int = 0) -> Pool:
         archive = archives.get(source.package) if source.package else STDLIB
         if archive is None:
             continue
-        pieces = [piece for text in source.texts(archive) for piece in split(text)]
-        if source.script:
-            pieces = [piece for piece in pieces if of_script(piece, source.script)]
+        pieces = list(_pieces(source, archive))
         random.Random(f"{seed} {number}").shuffle(pieces)
         if scale.size is not None:
             pieces = _first_bytes(pieces, 1.2 * highest(source.kind) * scale.size / (1 - HELDOUT))
-        fresh = {piece: Document(piece, source.kind, archive.name) for piece in pieces}
-        documents = fresh | documents
-        size = sum(len(piece.encode()) for piece in pieces)
+        documents = {piece.text: piece for piece in pieces} | documents
+        size = sum(size_of(pieces).values())
         log(f"{source.kind:12} {size / 1e6:5.1f} MB {len(pieces):6} documents from {archive.name}")
         described.append(_described(source, archive, licences, len(pieces), size))
     skipped = [package.name for package in scale.packages if package.name not in archives]
     return Pool(list(documents.values()), described, skipped)
+
+
+def _pieces(source: Source, archive: Path) -> Iterator[Document]:
+    for number, text in enumerate(source.texts(archive)):
+        # what is longer is a collection, a dictionary say, whose pieces have nothing to do with each other
+        work = f"{archive.name} {source.kind} {number}" if len(text) < WORK else ""
+        for piece in split(text):
+            if not source.script or of_script(piece, source.script):
+                yield Document(piece, source.kind, archive.name, work)
 
 
 def _described(
@@ -72,14 +80,9 @@ def _described(
     return {"kind": source.kind, "archive": archive.name, "licence": licence, "found": counted}
 
 
-def _first_bytes(pieces: list[str], most: float) -> list[str]:
-    total, some = 0, []
-    for piece in pieces:
-        if total >= most:
-            break
-        some.append(piece)
-        total += len(piece.encode())
-    return some
+def _first_bytes(documents: list[Document], most: float) -> list[Document]:
+    ends = accumulate(len(document.text.encode()) for document in documents)
+    return [document for document, end in zip(documents, ends, strict=True) if end <= most]
 
 
 def own(path: Path) -> Pool:

@@ -71,7 +71,8 @@ def prepare(
         for name, documents in parts.items():
             with (scratch / name).open("w", encoding="utf-8") as lines:
                 for document in interleave(documents, size_of(documents), seed):
-                    lines.write(json.dumps(document._asdict(), ensure_ascii=False) + "\n")
+                    row = {"text": document.text, "kind": document.kind, "source": document.source}
+                    lines.write(json.dumps(row, ensure_ascii=False) + "\n")
         report = wanted | {"kinds": _kinds(parts, pool), "absent": absent, "skipped": pool.skipped}
         (scratch / REPORT_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
     log(
@@ -108,26 +109,27 @@ def room(pool: Pool, size: float | None, own: bool = False) -> dict[str, float]:
 def divide(documents: list[Document], seed: int = 0) -> tuple[list[Document], list[Document]]:
     """Documents to train on and held-out ones, about HELDOUT of the bytes of each kind.
 
-    Held out are whole clusters of documents that share passages, chosen at random among those with less than a quarter of what is
-    held out of a kind; if a kind has none, its smallest one, unless that is all there is of the kind.
+    Held out are whole clusters of documents that share passages or are of one work, chosen at random among the single documents and
+    those clusters with less than a quarter of what is to be held out of the kind. Of a kind where all are larger it is the
+    smallest one, unless that is all there is.
     """
+    grouped = clusters([document.text for document in documents], [document.work for document in documents])
     members: dict[int, list[int]] = {}
-    for i, cluster in enumerate(clusters([document.text for document in documents])):
-        members.setdefault(int(cluster), []).append(i)
+    for i, cluster in enumerate(grouped.tolist()):
+        members.setdefault(cluster, []).append(i)
     sizes = np.array([len(document.text.encode()) for document in documents])
-    wanted = {kind: HELDOUT * size for kind, size in size_of(documents).items()}
-    held: set[int] = set()
     order = random.Random(seed).sample(sorted(members), len(members))
-    for kind, most in wanted.items():
-        of_kind = [members[c] for c in order if documents[members[c][0]].kind == kind]
-        small = [group for group in of_kind if sizes[group].sum() < most / 4]
-        if not small and len(of_kind) > 1:
-            small = [min(of_kind, key=lambda group: sizes[group].sum())]
-        total = 0
-        for group in small:
-            if total < most:
+    held: set[int] = set()
+    for kind, size in size_of(documents).items():
+        wanted, total = HELDOUT * size, 0
+        groups = [members[cluster] for cluster in order if documents[cluster].kind == kind]
+        for group in groups:
+            more = int(sizes[group].sum())
+            if total < wanted and total + more < 1.25 * wanted and (len(group) == 1 or more < wanted / 4):
                 held.update(group)
-                total += int(sizes[group].sum())
+                total += more
+        if not total and len(groups) > 1:
+            held.update(min(groups, key=lambda group: sizes[group].sum()))
     parts: tuple[list[Document], list[Document]] = [], []
     for i, document in enumerate(documents):
         parts[i in held].append(document)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import struct
 import zlib
 from collections.abc import Iterator
 from itertools import groupby, islice
@@ -94,6 +95,16 @@ def catalogues(archive: Path, pattern: str) -> Iterator[str]:
     """The translations in message catalogues."""
     for text in read(archive, pattern):
         yield messages(text)
+
+
+def compiled_catalogues(archive: Path, pattern: str) -> Iterator[str]:
+    """The same from compiled ones (.mo): https://www.gnu.org/software/gettext/manual/html_node/MO-Files.html."""
+    for data in read_bytes(archive, pattern):
+        _, _, count, _, start = struct.unpack_from("<5I", data)
+        places = struct.iter_unpack("<2I", data[start : start + 8 * count])
+        found = [data[at : at + size].decode("utf-8", "replace") for size, at in places]
+        # the first one, of the empty message, is the header; plural forms stand behind each other
+        yield "\n".join(dict.fromkeys(line for text in found[1:] for line in text.split("\0")))
 
 
 def novels(archive: Path) -> Iterator[str]:

@@ -62,28 +62,32 @@ SHARES = {  # of the bytes, where there is enough of each kind
     "dictionary": 0.04,
 }
 
-# kind, script, code in Django and pretix, end of the name of LibreOffice's help, folder of Debian's handbook
+# kind, script, code in gettext catalogues, package of LibreOffice, folder of Debian's handbook
 _LANGUAGES = (
-    ("russian", "cyrillic", "ru", "ru", "ru-RU"),
-    ("greek", "greek", "el", "el", "el-GR"),
-    ("chinese", "han", "zh_Hans", "zh-cn", "zh-CN"),
-    ("japanese", "japanese", "ja", "ja", "ja-JP"),
-    ("korean", "hangul", "ko", "ko", "ko-KR"),
-    ("hindi", "devanagari", "hi", "hi", "hi-IN"),
-    ("hebrew", "hebrew", "he", "he", "he-IL"),
-    ("arabic", "arabic", "ar", "ar", "ar-MA"),
+    ("russian", "cyrillic", "ru", "libreoffice-help-ru", "ru-RU"),
+    ("greek", "greek", "el", "libreoffice-help-el", "el-GR"),
+    ("chinese", "han", "zh_Hans", "libreoffice-help-zh-cn", "zh-CN"),
+    ("japanese", "japanese", "ja", "libreoffice-help-ja", "ja-JP"),
+    ("korean", "hangul", "ko", "libreoffice-help-ko", "ko-KR"),
+    ("hindi", "devanagari", "hi", "libreoffice-l10n-hi", ""),
+    ("hebrew", "hebrew", "he", "libreoffice-l10n-he", ""),
+    ("arabic", "arabic", "ar", "libreoffice-l10n-ar", "ar-MA"),
 )
 
 
 def _translations() -> Iterator[Source]:
-    for kind, script, code, help_code, folder in _LANGUAGES:
+    for kind, script, code, office, folder in _LANGUAGES:
         for package in ("django", "pretix", "weblate"):
-            pattern = f"*/locale/{code}/LC_MESSAGES/django*.po"
-            yield Source(kind, package, partial(readers.catalogues, pattern=pattern), script)
-        help_pages = partial(readers.pages, pattern="*/help/*/text/*.html")
-        yield Source(kind, f"libreoffice-help-{help_code}", help_pages, script)
-        handbook = partial(readers.pages, pattern=f"*/html/{folder}/*.html")
-        yield Source(kind, "debian-handbook", handbook, script)
+            texts = partial(readers.catalogues, pattern=f"*/locale/{code}/LC_MESSAGES/django*.po")
+            yield Source(kind, package, texts, script)
+        if "-help-" in office:
+            texts = partial(readers.pages, pattern="*/help/*/text/*.html")
+        else:
+            texts = partial(readers.compiled_catalogues, pattern="*/LC_MESSAGES/*.mo")
+        yield Source(kind, office, texts, script)
+        if folder:
+            texts = partial(readers.pages, pattern=f"*/html/{folder}/*.html")
+            yield Source(kind, "debian-handbook", texts, script)
 
 
 SOURCES = (
