@@ -12,7 +12,7 @@ from saefast.study.downloads import Package
 from saefast.study.text import pool, prepare, sources
 from saefast.study.text.archives import read
 from saefast.study.text.overlap import PASSAGE
-from tests.study.test_readers import wheel
+from tests.helpers.archives import wheel
 
 KINDS = ("code", "dna", "legal", "prose")
 

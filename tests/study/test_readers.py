@@ -13,22 +13,7 @@ import pytest
 from saefast.study.text import contexts, readers
 from saefast.study.text.archives import messages, plain, read
 from saefast.study.text.sources import of_script
-
-
-def wheel(folder, members):
-    with zipfile.ZipFile(folder / "pack.whl", "w") as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return folder / "pack.whl"
-
-
-def sdist(folder, members):
-    with tarfile.open(folder / "pack.tar.gz", "w:gz") as tar:
-        for name, data in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return folder / "pack.tar.gz"
+from tests.helpers.archives import sdist, wheel
 
 
 def test_reading_a_hostile_archive_touches_nothing_outside(tmp_path):
@@ -81,7 +66,7 @@ def test_nutrition_renders_labels(tmp_path):
 
 def test_messages_of_a_catalogue():
     catalogue = (
-        'msgid ""\nmsgstr ""\n"Language: he\\n"\n\n#: a.py:3\nmsgid "Home"\nmsgstr "בית"\n\n'
+        'msgid ""\nmsgstr ""\n"Language: he\\n"\n\n#: line 3\nmsgid "Home"\nmsgstr "בית"\n\n'
         'msgid "one"\nmsgid_plural "%d"\nmsgstr[0] "אחד"\nmsgstr[1] "כמה \\"%d\\""\nmsgstr[2] "אחד"\n\n'
         'msgid "long"\nmsgstr ""\n"שורה "\n"אחת"\n\nmsgid "none"\nmsgstr ""\n\n#~ msgid "old"\n#~ msgstr "ישן"\n'
     )

@@ -109,9 +109,9 @@ def room(pool: Pool, size: float | None, own: bool = False) -> dict[str, float]:
 def divide(documents: list[Document], seed: int = 0) -> tuple[list[Document], list[Document]]:
     """Documents to train on and held-out ones, about HELDOUT of the bytes of each kind.
 
-    Held out are whole clusters of documents that share passages or are of one work, chosen at random among the single documents and
-    those clusters with less than a quarter of what is to be held out of the kind. Of a kind where all are larger it is the
-    smallest one, unless that is all there is.
+    Held out are whole clusters of documents that share passages or are of one work, chosen at random: first of the single documents
+    and of those clusters with less than a quarter of what is to be held out of the kind, then of the larger ones that fit. Of a
+    kind where none fits it is the smallest one, unless that is all there is.
     """
     grouped = clusters([document.text for document in documents], [document.work for document in documents])
     members: dict[int, list[int]] = {}
@@ -123,9 +123,11 @@ def divide(documents: list[Document], seed: int = 0) -> tuple[list[Document], li
     for kind, size in size_of(documents).items():
         wanted, total = HELDOUT * size, 0
         groups = [members[cluster] for cluster in order if documents[cluster].kind == kind]
+        # stable: within each part the order stays random
+        groups.sort(key=lambda group: len(group) > 1 and sizes[group].sum() >= wanted / 4)
         for group in groups:
             more = int(sizes[group].sum())
-            if total < wanted and total + more < 1.25 * wanted and (len(group) == 1 or more < wanted / 4):
+            if total < wanted and total + more < 1.25 * wanted:
                 held.update(group)
                 total += more
         if not total and len(groups) > 1:
