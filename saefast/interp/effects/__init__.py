@@ -21,7 +21,7 @@ from saefast.interp.effects.ablation_file import ABLATIONS, ablations_table, rea
 from saefast.interp.effects.active import Active, active_latents
 from saefast.interp.effects.checks import check_same
 from saefast.interp.effects.correlated import correlated, correlated_neurons
-from saefast.interp.effects.logits import logit_weights
+from saefast.interp.effects.logits import logit_matrix, logit_weights
 from saefast.interp.effects.neighbours import alignment, neighbours
 from saefast.interp.effects.types import EFFECTS, Alignment, Effects, LogitWeights, Neighbours
 from saefast.interp.records import Records
@@ -45,6 +45,7 @@ __all__ = [
     "correlated",
     "correlated_neurons",
     "effects_of",
+    "logit_matrix",
     "logit_weights",
     "neighbours",
     "read_ablations",

@@ -5,6 +5,8 @@
 An inactive token counts as 0.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,13 +17,13 @@ from saefast.interp.effects.ranking import top_of
 from saefast.interp.effects.types import Neighbours
 from saefast.interp.records import Records
 from saefast.interp.records.batches import text_rows
-from saefast.interp.together import NO_VARIANCE, check_same_text, moments, products, tile
+from saefast.interp.together import NO_VARIANCE, Coded, check_same_text, moments, products, tile
 from saefast.sae import SAE
 
 SUMS = 2**26  # of latents x coordinates at a time: 512 MiB
 
 
-def correlated(records: Records, other: Records | None = None, n: int = 10) -> Neighbours:
+def correlated(records: Coded, other: Coded | None = None, n: int = 10) -> Neighbours:
     """For each latent of `records` the n whose activations correlate most with its own, exact; of equal ones the smaller
     index. A latent that is equally active everywhere, or nowhere, has none and is none.
 
@@ -34,18 +36,26 @@ def correlated(records: Records, other: Records | None = None, n: int = 10) -> N
         InputError: records of another text, or n < 1.
     """
     check(n > 0, f"n: expected at least 1, got {n}")
-    among = other or records
-    check_same_text(records, among)
-    (mean, std), (mean_among, std_among) = moments(records), moments(among)
     found = []
-    for part in products(records, among):
-        these = slice(part.first, part.first + len(part.both))
-        r = _pearson(part.both / records.n_rows, mean[these], std[these], mean_among, std_among)
+    for first, r in correlations(records, other or records):
         if other is None:
             own = np.arange(len(r))
-            r[own, own + part.first] = -np.inf
+            r[own, own + first] = -np.inf
         found.append(top_of(torch.from_numpy(r), n))
     return _neighbours(found)
+
+
+def correlations(a: Coded, b: Coded) -> Iterator[tuple[int, np.ndarray]]:
+    """All of them, some latents of a at a time: (the first one, r [m, F_b] float64, -inf where there is none).
+
+    Raises:
+        InputError: another text.
+    """
+    check_same_text(a, b)
+    (mean_a, std_a), (mean_b, std_b) = moments(a), moments(b)
+    for part in products(a, b):
+        these = slice(part.first, part.first + len(part.both))
+        yield part.first, _pearson(part.both / a.n_rows, mean_a[these], std_a[these], mean_b, std_b)
 
 
 def correlated_neurons(records: Records, source: Source, sae: SAE, n: int = 10) -> Neighbours:

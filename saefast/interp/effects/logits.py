@@ -1,9 +1,9 @@
 """Logit weights: what a unit of activation adds to the logit of each token on the direct path to the output."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from saefast.errors import check
 from saefast.interp.effects.direct_path import direct_path
@@ -44,6 +44,45 @@ def logit_weights(
         InputError: no hook point is known, there is no direct path from it, other widths, or numbers below 1.
     """
     check(n > 0 and n_bins > 0, f"n, n_bins: expected at least 1, got {n} and {n_bins}")
+    parts = []
+    for logits in _in_blocks(sae, model, hook, n_vocab, norm, unembedding):
+        positive, of_positive = top_of(logits, n)
+        negative, of_negative = top_of(-logits, n)
+        lowest, highest = logits.aminmax(dim=1)
+        counts = torch.stack([torch.histc(row, n_bins) for row in logits]).int()
+        counts[lowest == highest] = 0
+        counts[lowest == highest, 0] = logits.shape[1]
+        parts.append((of_positive.int(), positive, of_negative.int(), -negative, counts, lowest, highest))
+    return LogitWeights(*(torch.cat(part).cpu() for part in zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def logit_matrix(
+    sae: SAE,
+    model: nn.Module,
+    *,
+    hook: str | Sequence[str] | None = None,
+    n_vocab: int | None = None,
+    norm: str | nn.Module | None = None,
+    unembedding: str | nn.Module | None = None,
+) -> Tensor:
+    """The logit weights of which `logit_weights` keeps the largest: all, [F, V] float32 on the CPU (4 F V bytes).
+
+    Raises:
+        InputError: as `logit_weights`.
+    """
+    return torch.cat([block.cpu() for block in _in_blocks(sae, model, hook, n_vocab, norm, unembedding)])
+
+
+def _in_blocks(
+    sae: SAE,
+    model: nn.Module,
+    hook: str | Sequence[str] | None,
+    n_vocab: int | None,
+    norm: str | nn.Module | None,
+    unembedding: str | nn.Module | None,
+) -> Iterator[Tensor]:
+    """[some latents, V] at a time, minus the median of each row."""
     config, given = sae.config, hook or sae.metadata.get("hook_name")
     check(bool(given), "hook: expected the hook point of the SAE, which its metadata does not have, got None")
     names = [given] if isinstance(given, str) else [str(one) for one in given or ()]
@@ -60,15 +99,6 @@ def logit_weights(
     )
     path = path._replace(unembedding=path.unembedding[:vocabulary])
     scale = 1.0 if config.scales is None else 1 / config.scales[-1]
-    parts = []
     for rows in sae.W_dec.detach()[:, -width:].split(max(1, AT_ONCE // vocabulary)):
         logits = path(rows.to(path.unembedding) * scale)
-        logits -= logits.median(dim=1, keepdim=True).values
-        positive, of_positive = top_of(logits, n)
-        negative, of_negative = top_of(-logits, n)
-        lowest, highest = logits.aminmax(dim=1)
-        counts = torch.stack([torch.histc(row, n_bins) for row in logits]).int()
-        counts[lowest == highest] = 0
-        counts[lowest == highest, 0] = vocabulary
-        parts.append((of_positive.int(), positive, of_negative.int(), -negative, counts, lowest, highest))
-    return LogitWeights(*(torch.cat(part).cpu() for part in zip(*parts, strict=True)))
+        yield logits - logits.median(dim=1, keepdim=True).values

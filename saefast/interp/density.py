@@ -1,0 +1,178 @@
+"""How often each latent is active, and which latents are dead, of ultra-low density, or live.
+
+    sets = density_sets(records, sae)
+    int(sets.live.sum()), sets.numbers()
+
+"Towards Monosemanticity" (2023) found a cluster of latents of ultra-low density, near 1e-7, that stand for nothing. The
+density alone does not tell them apart from rare but meaningful ones; with the bias of the encoder and the dot product of the
+encoder and the decoder of a latent it does.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saefast.errors import InputError
+from saefast.interp.effects.checks import check_same
+from saefast.interp.records import Records
+from saefast.interp.together import sums
+from saefast.sae import SAE
+
+STATISTICS = ("log10_density", "b_enc", "cosine")
+FEWEST = 50  # active latents below which no clusters are looked for
+COMPONENTS = 4  # of the mixture, at most
+GAP = 0.5  # decades by which the ultra-low cluster lies lower, at least
+LARGEST = 1e-3  # mean density of a cluster that can be the ultra-low one: above is what ordinary latents have
+OVERLAP = 0.05  # the largest share of a cluster that may be expected to belong to the other one
+APART = 2.0  # Ashman's D of the two clusters along the line that tells them apart best, at least
+
+
+class DensitySets(NamedTuple):
+    """dead, ultra_low and live are disjoint and together all latents."""
+
+    n_rows: int  # tokens with a row, of which a density is a share
+    counts: np.ndarray  # [F] int64, tokens on which each latent is active
+    statistics: np.ndarray  # [F, 3] float64, columns as STATISTICS; the density of a dead latent is -inf
+    dead: np.ndarray  # [F] bool, active on no token of the records
+    ultra_low: np.ndarray  # [F] bool
+    live: np.ndarray  # [F] bool, all others
+    clusters: int  # 1, or 2 if there is an ultra-low one
+    why: str  # in words: by what the clusters were told apart, or why there is only one
+    overlap: float  # share of a cluster that may belong to the other one, by the mixture; NaN with one cluster
+    distance: float  # Ashman's D of the two clusters, along the line that tells them apart best; NaN with one cluster
+
+    @property
+    def density(self) -> np.ndarray:
+        """[F] float64."""
+        return self.counts / max(self.n_rows, 1)
+
+    def histogram(self, bins_per_decade: int = 5) -> dict[str, list[Any]]:
+        """Of log10 of the density: "edges" [n + 1], and the numbers of "live" and of "ultra_low" latents, [n] each."""
+        lowest = -math.log10(max(self.n_rows, 10))
+        n = math.ceil(-lowest * bins_per_decade)
+        edges = np.linspace(-n / bins_per_decade, 0, n + 1)
+        found: dict[str, list[Any]] = {"edges": edges.round(6).tolist()}
+        for name, chosen in (("live", self.live), ("ultra_low", self.ultra_low)):
+            place = np.searchsorted(edges, self.statistics[chosen, 0], side="right") - 1
+            found[name] = np.bincount(place.clip(0, n - 1), minlength=n).tolist()
+        return found
+
+    def numbers(self) -> dict[str, Any]:
+        """What a report shows, as JSON."""
+        density = self.density
+        live = density[self.live]
+        return {
+            "latents": len(density),
+            "tokens": self.n_rows,
+            "dead": int(self.dead.sum()),
+            "ultra_low": int(self.ultra_low.sum()),
+            "live": int(self.live.sum()),
+            "above_1_percent": int((density > 0.01).sum()),
+            "median_density_live": float(np.median(live)) if len(live) else None,
+            "median_density_ultra_low": float(np.median(density[self.ultra_low]))
+            if self.ultra_low.any()
+            else None,
+            "clusters": self.clusters,
+            "why": self.why,
+            "overlap": None if math.isnan(self.overlap) else self.overlap,
+            "distance": None if math.isnan(self.distance) else self.distance,
+            "histogram": self.histogram(),
+        }
+
+
+def density_sets(records: Records, sae: SAE, seed: int = 0) -> DensitySets:
+    """Tell the three sets apart.
+
+    A mixture of normal distributions of the statistics (all that vary over the latents) is fitted to the latents that are
+    active, with as many components as BIC asks for; the components of lowest density are the ultra-low cluster where a cut
+    between them and the others leaves two clusters that are apart (see the constants of this module). Else there is one.
+
+    Args:
+        records: more tokens show rarer latents; on n tokens none of a density below 1 / n is seen: such are dead here.
+        sae: that of the records.
+        seed: of the fits.
+
+    Raises:
+        InputError: records of another SAE, or scikit-learn is not installed.
+    """
+    check_same(records, sae)
+    counts = sums(records)[0].astype(np.int64)
+    with np.errstate(divide="ignore"):
+        log_density = np.log10(counts / max(records.n_rows, 1))
+    b_enc, cosine = sae.b_enc.detach().double().cpu().numpy(), _cosines(sae)
+    statistics = np.stack([log_density, b_enc, cosine], axis=1)
+    dead = counts == 0
+    found = _ultra_low(statistics[~dead], seed)
+    ultra_low = np.zeros(len(dead), bool)
+    ultra_low[~dead] = found.is_low
+    n = 2 if found.is_low.any() else 1
+    return DensitySets(
+        records.n_rows, counts, statistics, dead, ultra_low, ~dead & ~ultra_low, n, *found[1:]
+    )
+
+
+def _cosines(sae: SAE) -> np.ndarray:
+    """Of the row of W_enc and the row of W_dec of each latent, [F] float64; 0 where a row is zero or they differ in width."""
+    W_enc, W_dec = (weight.detach().double().cpu() for weight in (sae.W_enc, sae.W_dec))
+    if W_enc.shape != W_dec.shape:
+        return np.zeros(len(W_dec))
+    found: Tensor = torch.nn.functional.cosine_similarity(W_enc, W_dec, dim=1)
+    return found.numpy()
+
+
+class _Found(NamedTuple):
+    is_low: np.ndarray  # [n] bool
+    why: str
+    overlap: float = math.nan
+    distance: float = math.nan
+
+
+def _ultra_low(statistics: np.ndarray, seed: int) -> _Found:
+    """[n, 3] of latents that are active."""
+    one = np.zeros(len(statistics), bool)
+    if len(statistics) < FEWEST:
+        return _Found(one, f"one cluster: {len(statistics)} active latents are too few to tell")
+    spread = statistics.std(axis=0)
+    varies = spread > 1e-6 * np.maximum(np.abs(statistics).max(axis=0), 1e-12)
+    names = ", ".join(name for name, does in zip(STATISTICS, varies, strict=True) if does)
+    if not varies[0]:
+        return _Found(one, "one cluster: all active latents have the same density")
+    points = (statistics[:, varies] - statistics[:, varies].mean(axis=0)) / spread[varies]
+    mixture = min((_fit(points, n, seed) for n in range(1, COMPONENTS + 1)), key=lambda fit: fit.bic(points))
+    belongs, log_density = mixture.predict_proba(points), statistics[:, 0]
+    heights = belongs.T @ log_density / belongs.sum(axis=0).clip(1e-12)
+    order, cuts = np.argsort(heights), []
+    for n_low in range(1, len(order)):
+        share = belongs[:, order[:n_low]].sum(axis=1)  # of each latent, that it is of the lower cluster
+        is_low = share > 0.5
+        if min(is_low.sum(), (~is_low).sum()) < points.shape[1] + 2:
+            continue
+        overlap = max((1 - share[is_low]).mean(), share[~is_low].mean())
+        low, high = log_density[is_low].mean(), log_density[~is_low].mean()
+        distance = _distance(points[is_low], points[~is_low])
+        good = high - low >= GAP and 10**low <= LARGEST and overlap <= OVERLAP and distance >= APART
+        cuts += [(distance, overlap, is_low)] if good else []
+    if not cuts:
+        return _Found(one, f"one cluster: no cut by {names} leaves a lower one that is apart")
+    distance, overlap, is_low = max(cuts, key=lambda cut: cut[0])
+    return _Found(is_low, f"two clusters by {names}", float(overlap), float(distance))
+
+
+def _fit(points: np.ndarray, n: int, seed: int) -> Any:
+    try:
+        from sklearn.mixture import GaussianMixture
+    except ImportError:
+        raise InputError("density sets need scikit-learn: pip install 'saefast[interp]'") from None
+    return GaussianMixture(n, reg_covar=1e-4, n_init=3, random_state=seed).fit(points)
+
+
+def _distance(low: np.ndarray, high: np.ndarray) -> float:
+    """Ashman's D, |difference of the means| over the root of the mean variance, along Fisher's line between two clusters; 2 and
+    more: two modes."""
+    within = np.atleast_2d((np.cov(low.T) + np.cov(high.T)) / 2) + 1e-9 * np.eye(low.shape[1])
+    line = np.linalg.solve(within, high.mean(axis=0) - low.mean(axis=0))
+    a, b = low @ line, high @ line
+    return float(abs(a.mean() - b.mean()) / math.sqrt(max((a.var() + b.var()) / 2, 1e-30)))
