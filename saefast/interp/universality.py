@@ -7,6 +7,7 @@
 f_i(token) v_i(next token), activation times the logit weight of the token that follows. Features and neurons alike.
 """
 
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -122,9 +123,10 @@ def attributions(records: Records, logits: Tensor) -> Code:
     for block in records.blocks:
         latent = np.repeat(np.arange(records.d_sae), np.diff(block.offsets))
         slots = block.slots.astype(np.int64) + block.first_slot
-        acts = np.where(is_followed := (slots + 1) % text.length != 0, block.acts, 0)
-        acts[is_followed] *= v[latent[is_followed], tokens[slots[is_followed] + 1]]
-        blocks.append(block._replace(acts=acts.astype(np.float32)))
+        followed = (slots + 1) % text.length != 0
+        acts = np.zeros(len(slots), np.float32)
+        acts[followed] = block.acts[followed] * v[latent[followed], tokens[slots[followed] + 1]]
+        blocks.append(block._replace(acts=acts))
     return Code.of(records, blocks, int(text.encoded[:, :-1].sum()))
 
 
@@ -144,8 +146,6 @@ def permuted(records: Coded, seed: int = 0) -> Code:
 
 def expected_maximum(n: int, n_tokens: int) -> float:
     """Of n correlations over `n_tokens` tokens of what has nothing in common, where they are normal (Blom's formula)."""
-    from statistics import NormalDist
-
     if n < 1 or n_tokens < 2:
         return 0.0
     return NormalDist().inv_cdf((n - 0.375) / (n + 0.25)) / (n_tokens - 1) ** 0.5
