@@ -28,7 +28,6 @@ from saefast.interp.together import Code, pair_products, products, sums
 from saefast.interp.top_tokens import TopTokens, token_masses, top_tokens
 from saefast.interp.vocabulary import Vocabulary, visible
 
-
 LISTED = 20  # cycles
 
 
@@ -91,7 +90,9 @@ class Automata(NamedTuple):
             "n_loops": len(self.loops),
             "n_loops_of_contexts": sum(one.is_of_contexts for one in self.loops),
             "loops": [one.as_json(vocabulary) for one in self.loops[:LISTED]],
-            "loops_of_contexts": [one.as_json(vocabulary) for one in self.loops if one.is_of_contexts][:LISTED],
+            "loops_of_contexts": [one.as_json(vocabulary) for one in self.loops if one.is_of_contexts][
+                :LISTED
+            ],
             "pairs": [one.as_json(vocabulary) for one in self.pairs],
             "longer": [one.as_json(vocabulary) for one in self.longer],
         }
@@ -123,7 +124,9 @@ def automata(
     """
     check(longest >= 1, f"longest: expected 1 or more, got {longest}")
     steps = next_steps(records, logits, alive=alive, **limits)
-    index = {pair: place for place, pair in enumerate(zip(steps.left.tolist(), steps.right.tolist(), strict=True))}
+    index = {
+        pair: place for place, pair in enumerate(zip(steps.left.tolist(), steps.right.tolist(), strict=True))
+    }
     apart = _Apart(records, steps, most_alike)
 
     def listed(candidates: list[tuple[int, ...]], n: int) -> list[Cycle]:
@@ -289,6 +292,8 @@ def _strength(steps: NextSteps, places: list[int]) -> float:
     return float(np.exp(np.log(steps.follow[places]).mean()))
 
 
-def _cycle(records: Records, steps: NextSteps, places: list[int], latents: Sequence[int], strength: float) -> Cycle:
+def _cycle(
+    records: Records, steps: NextSteps, places: list[int], latents: Sequence[int], strength: float
+) -> Cycle:
     of = (column[places].tolist() for column in (steps.follow, steps.lift, steps.raised, steps.count))
     return Cycle(list(latents), *of, strength, top_tokens(records, latents))

@@ -41,7 +41,9 @@ class DensitySets(NamedTuple):
     live: np.ndarray  # [F] bool, all others
     clusters: int  # 1, or 2 if there is an ultra-low one
     why: str  # in words: by what the clusters were told apart, or why there is only one
-    overlap: float  # share of a cluster that may belong to the other one, by the mixture; NaN with one cluster
+    overlap: (
+        float  # share of a cluster that may belong to the other one, by the mixture; NaN with one cluster
+    )
     distance: float  # Ashman's D of the two clusters, along the line that tells them apart best; NaN with one cluster
 
     @property
@@ -105,13 +107,11 @@ def density_sets(records: Records, sae: SAE, seed: int = 0) -> DensitySets:
     b_enc, cosine = sae.b_enc.detach().double().cpu().numpy(), _cosines(sae)
     statistics = np.stack([log_density, b_enc, cosine], axis=1)
     dead = counts == 0
-    found = _ultra_low(statistics[~dead], seed)
+    found = tell_apart(statistics[~dead], seed)
     ultra_low = np.zeros(len(dead), bool)
     ultra_low[~dead] = found.is_low
     n = 2 if found.is_low.any() else 1
-    return DensitySets(
-        records.n_rows, counts, statistics, dead, ultra_low, ~dead & ~ultra_low, n, *found[1:]
-    )
+    return DensitySets(records.n_rows, counts, statistics, dead, ultra_low, ~dead & ~ultra_low, n, *found[1:])
 
 
 def _cosines(sae: SAE) -> np.ndarray:
@@ -123,23 +123,25 @@ def _cosines(sae: SAE) -> np.ndarray:
     return found.numpy()
 
 
-class _Found(NamedTuple):
-    is_low: np.ndarray  # [n] bool
+class Clusters(NamedTuple):
+    """As the fields of `DensitySets`, of latents that are active."""
+
+    is_low: np.ndarray  # [n] bool; none with one cluster
     why: str
     overlap: float = math.nan
     distance: float = math.nan
 
 
-def _ultra_low(statistics: np.ndarray, seed: int) -> _Found:
-    """[n, 3] of latents that are active."""
+def tell_apart(statistics: np.ndarray, seed: int = 0) -> Clusters:
+    """[n, 3] of latents that are active, columns as `STATISTICS` -> which are of the ultra-low cluster; see `density_sets`."""
     one = np.zeros(len(statistics), bool)
     if len(statistics) < FEWEST:
-        return _Found(one, f"one cluster: {len(statistics)} active latents are too few to tell")
+        return Clusters(one, f"one cluster: {len(statistics)} active latents are too few to tell")
     spread = statistics.std(axis=0)
     varies = spread > 1e-6 * np.maximum(np.abs(statistics).max(axis=0), 1e-12)
     names = ", ".join(name for name, does in zip(STATISTICS, varies, strict=True) if does)
     if not varies[0]:
-        return _Found(one, "one cluster: all active latents have the same density")
+        return Clusters(one, "one cluster: all active latents have the same density")
     points = (statistics[:, varies] - statistics[:, varies].mean(axis=0)) / spread[varies]
     mixture = min((_fit(points, n, seed) for n in range(1, COMPONENTS + 1)), key=lambda fit: fit.bic(points))
     belongs, log_density = mixture.predict_proba(points), statistics[:, 0]
@@ -156,9 +158,9 @@ def _ultra_low(statistics: np.ndarray, seed: int) -> _Found:
         good = high - low >= GAP and 10**low <= LARGEST and overlap <= OVERLAP and distance >= APART
         cuts += [(distance, overlap, is_low)] if good else []
     if not cuts:
-        return _Found(one, f"one cluster: no cut by {names} leaves a lower one that is apart")
+        return Clusters(one, f"one cluster: no cut by {names} leaves a lower one that is apart")
     distance, overlap, is_low = max(cuts, key=lambda cut: cut[0])
-    return _Found(is_low, f"two clusters by {names}", float(overlap), float(distance))
+    return Clusters(is_low, f"two clusters by {names}", float(overlap), float(distance))
 
 
 def _fit(points: np.ndarray, n: int, seed: int) -> Any:

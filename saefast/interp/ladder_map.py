@@ -1,7 +1,7 @@
 """One map of all dictionaries of a ladder, and what its clusters have in common.
 
-    found = ladder_map(saes, alive)
-    common_tokens(found, ladder)[0]          # the latents of a cluster, from every dictionary, and their tokens
+found = ladder_map(saes, alive)
+common_tokens(found, ladder)[0]          # the latents of a cluster, from every dictionary, and their tokens
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,11 @@ class Cluster(NamedTuple):
 
 
 def ladder_map(
-    saes: Sequence[SAE], alive: Sequence[np.ndarray], seed: int = 0, min_dist: float | None = None, **options: Any
+    saes: Sequence[SAE],
+    alive: Sequence[np.ndarray],
+    seed: int = 0,
+    min_dist: float | None = None,
+    **options: Any,
 ) -> LadderMap:
     """UMAP and HDBSCAN of the rows of W_dec of all of them together, see `saefast.interp.atlas.atlas`.
 
@@ -90,4 +94,6 @@ def common_tokens(found: LadderMap, ladder: Sequence[Records], n_tokens: int = 5
         top = np.argsort(-share, kind="stable")[:n_tokens]
         top = top[share[top] > 0]
         made.append(Cluster(number, members, top.tolist(), share[top].tolist()))
-    return sorted(made, key=lambda one: (-len({level for level, _ in one.members}), -sum(one.shares), one.number))
+    return sorted(
+        made, key=lambda one: (-len({level for level, _ in one.members}), -sum(one.shares), one.number)
+    )

@@ -1,7 +1,7 @@
 """Is a latent a neuron? How many neurons it writes to, and how well its activations agree with those of the best neuron.
 
-    found = neuron_basis(records, records_of_neurons, sae, alive=sets.live)
-    found.numbers()["median_best_neuron"]
+found = neuron_basis(records, records_of_neurons, sae, alive=sets.live)
+found.numbers()["median_best_neuron"]
 """
 
 from typing import Any, NamedTuple
@@ -19,8 +19,12 @@ from saefast.sae import SAE
 class NeuronBasis(NamedTuple):
     """Of each latent. Coefficients w are those of its row of W_dec, one for each neuron."""
 
-    participation: np.ndarray  # [F] float64, (sum w^2)^2 / sum w^4: 1 for one neuron, d for d equal ones; NaN for a zero row
-    by_size: np.ndarray  # [F] float64, (sum |w|)^2 / sum w^2: the same of |w| in place of w^2, which counts small ones more
+    participation: (
+        np.ndarray
+    )  # [F] float64, (sum w^2)^2 / sum w^4: 1 for one neuron, d for d equal ones; NaN for a zero row
+    by_size: (
+        np.ndarray
+    )  # [F] float64, (sum |w|)^2 / sum w^2: the same of |w| in place of w^2, which counts small ones more
     neuron: np.ndarray  # [F] int32, whose activations correlate most with its own; -1: none does
     correlation: np.ndarray  # [F] float32, Pearson over all tokens; NaN: none
     alive: np.ndarray  # [F] bool, those that `numbers` are of
@@ -70,7 +74,9 @@ def neuron_basis(
     correlation = best.values[:, 0].masked_fill(best.indices[:, 0] < 0, torch.nan).numpy()
     if alive is None:
         alive = records.table(["count"])["count"].to_numpy() > 0
-    return NeuronBasis(*participation(W_dec), best.indices[:, 0].numpy(), correlation, np.asarray(alive, bool))
+    return NeuronBasis(
+        *participation(W_dec), best.indices[:, 0].numpy(), correlation, np.asarray(alive, bool)
+    )
 
 
 def participation(W_dec: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

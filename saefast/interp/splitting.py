@@ -9,6 +9,7 @@ left out. A latent can have several parents, so that it is no tree; a family kee
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,7 +64,9 @@ class Splitting(NamedTuple):
             "with_several_parents": _share(n_parents >= 2),
             "lower_density": _share(lower),
             "lower_density_where_split": _share(lower[split]),
-            "children_counts": np.bincount(n_children.clip(0, 20), minlength=21).tolist(),  # 0 to 19, 20 and more
+            "children_counts": np.bincount(
+                n_children.clip(0, 20), minlength=21
+            ).tolist(),  # 0 to 19, 20 and more
         }
 
 
@@ -147,7 +150,9 @@ def families(
         root: one latent of the smallest dictionary, for its family alone, of any size.
         n_tokens: of each member.
     """
-    strongest = [_strongest_parents(step, len(alive)) for step, alive in zip(found.steps, found.alive[1:], strict=True)]
+    strongest = [
+        _strongest_parents(step, len(alive)) for step, alive in zip(found.steps, found.alive[1:], strict=True)
+    ]
     own = [_grouped(parent, len(alive)) for (parent, _), alive in zip(strongest, found.alive, strict=False)]
     roots = np.flatnonzero(found.alive[0]).tolist() if root is None else [root]
     clear: list[tuple[float, list[list[tuple[int, int | None]]]]] = []
@@ -163,7 +168,7 @@ def families(
             cosines += [float(strongest[depth][1][child]) for child, _ in below]
             levels.append(below)
         sizes = [len(level) for level in levels]
-        grows = fewest <= sizes[1] <= most and all(a < b for a, b in zip(sizes[1:], sizes[2:], strict=False))
+        grows = fewest <= sizes[1] <= most and all(a < b for a, b in pairwise(sizes[1:]))
         if (grows or root is not None) and cosines:
             clear.append((sum(cosines) / len(cosines), levels))
     clear.sort(key=lambda one: (-one[0], one[1][0][0][0]))

@@ -27,7 +27,9 @@ ROWS = 1024  # of logit weights at a time
 class Matches(NamedTuple):
     """By one similarity, a Pearson correlation; NaN for latents that have none."""
 
-    partner: np.ndarray  # [F_a] int32, the latent of b that is most similar, of equal ones the first; -1: none
+    partner: (
+        np.ndarray
+    )  # [F_a] int32, the latent of b that is most similar, of equal ones the first; -1: none
     best: np.ndarray  # [F_a] float32, how similar it is
     of_pair: np.ndarray  # [F_a] float32, how similar the partner by activation is
 
@@ -36,11 +38,15 @@ class Universality(NamedTuple):
     """How similar the latents of a are to those of b."""
 
     activation: Matches
-    permuted: np.ndarray  # [F_a] float32, the best match by activation when the tokens of b are permuted: the control
+    permuted: (
+        np.ndarray
+    )  # [F_a] float32, the best match by activation when the tokens of b are permuted: the control
     expected: float  # of the maximum of as many normal correlations by chance; sparse codes have larger ones
     logits: Matches | None  # over the vocabulary
     attribution: Matches | None  # over the tokens that are followed by another one in their context
-    tracking: float | None  # Pearson of the attribution and the activation similarity of the pairs by activation
+    tracking: (
+        float | None
+    )  # Pearson of the attribution and the activation similarity of the pairs by activation
 
     def numbers(self) -> dict[str, Any]:
         """What a report shows, as JSON: medians, quartiles and histograms."""
@@ -135,7 +141,9 @@ def permuted(records: Coded, seed: int = 0) -> Code:
     places = np.flatnonzero(records.text.encoded.reshape(-1))
     moved = np.zeros(records.text.n_slots, np.int32)
     moved[places] = np.random.default_rng(seed).permutation(places)
-    latents = np.concatenate([np.repeat(np.arange(records.d_sae), np.diff(b.offsets)) for b in records.blocks])
+    latents = np.concatenate(
+        [np.repeat(np.arange(records.d_sae), np.diff(b.offsets)) for b in records.blocks]
+    )
     order = np.argsort(latents, kind="stable")
     slots = np.concatenate([moved[b.slots.astype(np.int64) + b.first_slot] for b in records.blocks])
     acts = np.concatenate([block.acts for block in records.blocks])

@@ -1,10 +1,10 @@
 """Results of `saefast.interp` as PNG, by matplotlib (the extra `viz`): each function takes results and a path.
 
-    draw_families(families, path, vocabulary)     # what latents split into
-    draw_ladder_map(map, splitting, path)         # all dictionaries of a ladder
-    draw_automata(automata, path, vocabulary)     # cycles of next steps
-    draw_densities({"A/1": sets}, path)
-    draw_similarities({"features": universality}, path)
+draw_families(families, path, vocabulary)     # what latents split into
+draw_ladder_map(map, splitting, path)         # all dictionaries of a ladder
+draw_automata(automata, path, vocabulary)     # cycles of next steps
+draw_densities({"A/1": sets}, path)
+draw_similarities({"features": universality}, path)
 """
 
 from saefast.interp.pictures.automata import draw_automata

@@ -17,7 +17,12 @@ ARROW = {"arrowstyle": "-|>", "color": "#d1495b", "linewidth": 1.6, "mutation_sc
 
 
 def draw_automata(
-    found: Automata, path: str | Path, vocabulary: Vocabulary | None = None, *, per_row: int = 4, n_tokens: int = 4
+    found: Automata,
+    path: str | Path,
+    vocabulary: Vocabulary | None = None,
+    *,
+    per_row: int = 4,
+    n_tokens: int = 4,
 ) -> Path:
     """A row of self loops, one of cycles of two states and one of longer ones: the strongest that share no state, of contexts before
     those of single tokens. Beside an arrow is how often the next state follows.
@@ -64,7 +69,9 @@ def _panel(axes: Any, cycle: Cycle, vocabulary: Vocabulary | None, n_tokens: int
     boxes = []
     for (x, y), latent, top in zip(places, cycle.latents, cycle.tokens, strict=True):
         lines = [f"latent {latent}", *_lines(top, vocabulary, n_tokens if len(places) < 3 else 3)]
-        text = axes.text(x, y, "\n".join(lines), fontsize=8, ha="center", va="center", bbox=BOX, zorder=2, **TEXT)
+        text = axes.text(
+            x, y, "\n".join(lines), fontsize=8, ha="center", va="center", bbox=BOX, zorder=2, **TEXT
+        )
         boxes.append(text.get_bbox_patch())
     axes.figure.canvas.draw()  # the boxes get their size
     from matplotlib.patches import FancyArrowPatch

@@ -51,7 +51,13 @@ def draw_families(
     for one in drawn:
         for (x0, y0), (x1, y1), cosine in one.lines:
             middle = (x0 + x1) / 2
-            axes.plot([x0, middle, middle, x1], [y0, y0, y1, y1], color="#9aa5b1", lw=0.5 + 2.5 * cosine**2, zorder=1)
+            axes.plot(
+                [x0, middle, middle, x1],
+                [y0, y0, y1, y1],
+                color="#9aa5b1",
+                lw=0.5 + 2.5 * cosine**2,
+                zorder=1,
+            )
         for x, y, member in one.members:
             color = COLORS[member.level % len(COLORS)]
             axes.plot([x - 0.05], [y], "o", color=color, markersize=4, zorder=2)

@@ -27,7 +27,15 @@ def draw_densities(sets: Mapping[str, DensitySets], path: str | Path) -> Path:
         found = one.histogram()
         edges, live, low = (np.asarray(found[key]) for key in ("edges", "live", "ultra_low"))
         axes.stairs(live, edges, fill=True, color=COLORS[1], alpha=0.75, label=f"live: {live.sum():,}")
-        axes.stairs(live + low, edges, baseline=live, fill=True, color=COLORS[0], alpha=0.85, label=f"ultra-low: {low.sum():,}")
+        axes.stairs(
+            live + low,
+            edges,
+            baseline=live,
+            fill=True,
+            color=COLORS[0],
+            alpha=0.85,
+            label=f"ultra-low: {low.sum():,}",
+        )
         axes.plot([], [], " ", label=f"dead: {int(one.dead.sum()):,}")
         axes.axvline(-2, color="#5c6773", lw=0.8, ls=":")
         above = int((one.density > 0.01).sum())
@@ -46,7 +54,10 @@ def draw_similarities(found: Mapping[str, Universality], path: str | Path) -> Pa
         InputError: nothing to draw, or matplotlib is not installed.
     """
     check(len(found) > 0, "found: expected one comparison or more, got none")
-    panels = ["activation", *(["logits", "attribution"] if any(one.logits is not None for one in found.values()) else [])]
+    panels = [
+        "activation",
+        *(["logits", "attribution"] if any(one.logits is not None for one in found.values()) else []),
+    ]
     titles = {"activation": "activations", "logits": "logit weights", "attribution": "attributions"}
     picture = figure(4.6 * len(panels), 3.6)
     picture.set_layout_engine("constrained")

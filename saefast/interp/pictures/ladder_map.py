@@ -85,12 +85,20 @@ def _named(
             break
         middle = np.median(places[numbers == cluster.number], axis=0)
         label = tokens_label(cluster.tokens[:3], vocabulary, 26)
-        box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "#b8c1cc", "alpha": 0.85, "lw": 0.5}
+        box = {
+            "boxstyle": "round,pad=0.15",
+            "facecolor": "white",
+            "edgecolor": "#b8c1cc",
+            "alpha": 0.85,
+            "lw": 0.5,
+        }
         text = axes.annotate(
             label, middle, xytext=(0, 9), textcoords="offset points", ha="center", fontsize=7.5, zorder=30, bbox=box, **TEXT
         )  # fmt: skip
         extent = text.get_window_extent().padded(4)
-        inside = frame.x0 < extent.x0 and extent.x1 < frame.x1 and frame.y0 < extent.y0 and extent.y1 < frame.y1
+        inside = (
+            frame.x0 < extent.x0 and extent.x1 < frame.x1 and frame.y0 < extent.y0 and extent.y1 < frame.y1
+        )
         if not inside or any(extent.overlaps(other) for other in taken):
             text.remove()
             continue
