@@ -80,7 +80,9 @@ class Automata(NamedTuple):
     steps: NextSteps
     loops: list[Cycle]  # states that lead to themselves: all
     pairs: list[Cycle]  # of two states
-    longer: list[Cycle]  # of three and more
+    longer: list[
+        Cycle
+    ]  # of three and more, without those that share more than half of their states with a stronger one
 
     def as_json(self, vocabulary: Vocabulary | None = None) -> dict[str, Any]:
         """What a report shows, with at most as many loops as there are in a list."""
@@ -135,7 +137,8 @@ def automata(
         for strength, latents in sorted(made, key=lambda one: (-one[0], one[1])):
             if len(chosen) == n:
                 break
-            if apart(latents):
+            shared = max((len({*latents} & {*one.latents}) for one in chosen), default=0)
+            if 2 * shared <= len(latents) and apart(latents):
                 chosen.append(_cycle(records, steps, [index[e] for e in _edges(latents)], latents, strength))
         return chosen
 

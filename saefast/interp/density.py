@@ -24,8 +24,8 @@ from saefast.sae import SAE
 STATISTICS = ("log10_density", "b_enc", "cosine")
 FEWEST = 50  # active latents below which no clusters are looked for
 COMPONENTS = 4  # of the mixture, at most
-GAP = 0.5  # decades by which the ultra-low cluster lies lower, at least
-LARGEST = 1e-3  # mean density of a cluster that can be the ultra-low one: above is what ordinary latents have
+GAP = 1.0  # decades by which the ultra-low cluster lies lower, at least
+LARGEST = 1e-4  # density in the middle of each component of the ultra-low cluster: above is what ordinary latents have
 OVERLAP = 0.05  # the largest share of a cluster that may be expected to belong to the other one
 APART = 2.0  # Ashman's D of the two clusters along the line that tells them apart best, at least
 
@@ -88,9 +88,10 @@ class DensitySets(NamedTuple):
 def density_sets(records: Records, sae: SAE, seed: int = 0) -> DensitySets:
     """Tell the three sets apart.
 
-    A mixture of normal distributions of the statistics (all that vary over the latents) is fitted to the latents that are
-    active, with as many components as BIC asks for; the components of lowest density are the ultra-low cluster where a cut
-    between them and the others leaves two clusters that are apart (see the constants of this module). Else there is one.
+    Mixtures of two to four normal distributions of the statistics (all that vary over the latents) are fitted to the latents that
+    are active. Of the cuts between components of low and of higher density, the one counts that leaves the least overlap, if
+    its two clusters are apart (by the constants of this module) and the mixture is better than one distribution by BIC. Else
+    there is one cluster.
 
     Args:
         records: more tokens show rarer latents; on n tokens none of a density below 1 / n is seen: such are dead here.
@@ -143,23 +144,29 @@ def tell_apart(statistics: np.ndarray, seed: int = 0) -> Clusters:
     if not varies[0]:
         return Clusters(one, "one cluster: all active latents have the same density")
     points = (statistics[:, varies] - statistics[:, varies].mean(axis=0)) / spread[varies]
-    mixture = min((_fit(points, n, seed) for n in range(1, COMPONENTS + 1)), key=lambda fit: fit.bic(points))
-    belongs, log_density = mixture.predict_proba(points), statistics[:, 0]
-    heights = belongs.T @ log_density / belongs.sum(axis=0).clip(1e-12)
-    order, cuts = np.argsort(heights), []
-    for n_low in range(1, len(order)):
-        share = belongs[:, order[:n_low]].sum(axis=1)  # of each latent, that it is of the lower cluster
-        is_low = share > 0.5
-        if min(is_low.sum(), (~is_low).sum()) < points.shape[1] + 2:
-            continue
-        overlap = max((1 - share[is_low]).mean(), share[~is_low].mean())
-        low, high = log_density[is_low].mean(), log_density[~is_low].mean()
-        distance = _distance(points[is_low], points[~is_low])
-        good = high - low >= GAP and 10**low <= LARGEST and overlap <= OVERLAP and distance >= APART
-        cuts += [(distance, overlap, is_low)] if good else []
+    fits = [_fit(points, n, seed) for n in range(1, COMPONENTS + 1)]
+    alone, cuts = fits[0].bic(points), []
+    for mixture in fits[1:]:
+        belongs, log_density = mixture.predict_proba(points), statistics[:, 0]
+        middles = belongs.T @ log_density / belongs.sum(axis=0).clip(1e-12)
+        order = np.argsort(middles)
+        for n_low in range(1, len(order)):
+            share = belongs[:, order[:n_low]].sum(axis=1)  # of each latent, that it is of the lower cluster
+            is_low = share > 0.5
+            if min(is_low.sum(), (~is_low).sum()) < points.shape[1] + 2:
+                continue
+            overlap = max((1 - share[is_low]).mean(), share[~is_low].mean())
+            gap = log_density[~is_low].mean() - log_density[is_low].mean()
+            distance = _distance(points[is_low], points[~is_low])
+            good = (
+                gap >= GAP
+                and middles[order[n_low - 1]] <= math.log10(LARGEST)
+                and mixture.bic(points) < alone
+            )
+            cuts += [(overlap, distance, is_low)] if good and overlap <= OVERLAP and distance >= APART else []
     if not cuts:
         return Clusters(one, f"one cluster: no cut by {names} leaves a lower one that is apart")
-    distance, overlap, is_low = max(cuts, key=lambda cut: cut[0])
+    overlap, distance, is_low = min(cuts, key=lambda cut: cut[0])
     return Clusters(is_low, f"two clusters by {names}", float(overlap), float(distance))
 
 
@@ -168,7 +175,7 @@ def _fit(points: np.ndarray, n: int, seed: int) -> Any:
         from sklearn.mixture import GaussianMixture
     except ImportError:
         raise InputError("density sets need scikit-learn: pip install 'saefast[interp]'") from None
-    return GaussianMixture(n, reg_covar=1e-4, n_init=3, random_state=seed).fit(points)
+    return GaussianMixture(n, reg_covar=1e-4, n_init=2, random_state=seed).fit(points)
 
 
 def _distance(low: np.ndarray, high: np.ndarray) -> float:

@@ -121,7 +121,7 @@ def world(tmp_path_factory):
 
 def test_planted_automata_are_recovered(world):
     records, logits = world
-    found = automata(records, logits, min_lift=3.0)
+    found = automata(records, logits, min_follow=0.3, min_lift=3.0)
     assert [one.latents for one in found.loops] == [[2], [3]]
     assert [one.latents for one in found.pairs] == [[0, 1]] and [one.latents for one in found.longer] == [
         [4, 5, 6]
@@ -142,7 +142,7 @@ def test_planted_automata_are_recovered(world):
 
 def test_without_the_rule_against_twins_they_are_a_cycle(world):
     records, logits = world
-    found = automata(records, logits, min_lift=3.0, most_alike=1.0)
+    found = automata(records, logits, min_follow=0.3, min_lift=3.0, most_alike=1.0)
     assert [2, 3] in [one.latents for one in found.pairs]
 
 
@@ -150,11 +150,11 @@ def test_edges_are_in_the_weights_and_in_the_text(world):
     records, logits = world
     changed = logits.clone()
     changed[0, 2:10] = -1  # "_" no longer raises words
-    assert automata(records, changed, min_lift=3.0).pairs == []
-    assert [one.latents for one in automata(records, min_lift=3.0).pairs] == [[0, 1]]
-    assert automata(records, logits, min_lift=3.0, longest=2).longer == []
+    assert automata(records, changed, min_follow=0.3, min_lift=3.0).pairs == []
+    assert [one.latents for one in automata(records, min_follow=0.3, min_lift=3.0).pairs] == [[0, 1]]
+    assert automata(records, logits, min_follow=0.3, min_lift=3.0, longest=2).longer == []
     states = np.arange(12) != 1
-    assert automata(records, logits, min_lift=3.0, alive=states).pairs == []
+    assert automata(records, logits, min_follow=0.3, min_lift=3.0, alive=states).pairs == []
     empty = automata(records, logits, min_count=10**6)
     assert empty.loops == empty.pairs == empty.longer == [] and empty.as_json()["edges"] == 0
 

@@ -11,9 +11,14 @@ from saefast.interp.pictures.drawing import TEXT, figure, save, token_label
 from saefast.interp.top_tokens import TopTokens
 from saefast.interp.vocabulary import Vocabulary
 
-PANEL = 3.6  # inches
-BOX = {"boxstyle": "round,pad=0.45", "facecolor": "#f4f7fb", "edgecolor": "#2a6f97", "linewidth": 1.2}
-ARROW = {"arrowstyle": "-|>", "color": "#d1495b", "linewidth": 1.6, "mutation_scale": 14, "zorder": 1}
+WIDTH = 3.6  # inches of a panel
+UNIT = WIDTH / 3  # a panel is 3 units wide
+HEIGHTS = (1.7, 1.5, 3.1)  # in units, of panels of one state, of two and of more
+PAD = 0.06  # units between a text and its box
+ARROW = {"arrowstyle": "-|>", "color": "#d1495b", "linewidth": 1.5, "mutation_scale": 13, "zorder": 3}
+BEND = 0.3  # of an arrow, times its length
+
+Box = tuple[float, float, float, float]  # middle, half the width, half the height
 
 
 def draw_automata(
@@ -25,30 +30,28 @@ def draw_automata(
     n_tokens: int = 4,
 ) -> Path:
     """A row of self loops, one of cycles of two states and one of longer ones: the strongest that share no state, of contexts before
-    those of single tokens. Beside an arrow is how often the next state follows.
+    those of single tokens. Beside an arrow is how often the next state follows, beside a token its share of the activation.
 
     Raises:
         InputError: there is no cycle, or matplotlib is not installed.
     """
-    rows = [
-        (title, distinct(cycles, per_row))
-        for title, cycles in (
-            ("one state", found.loops),
-            ("two states", found.pairs),
-            ("three states and more", found.longer),
-        )
-        if cycles
-    ]
+    kinds = ("one state", "two states", "three states and more")
+    listed = zip(kinds, HEIGHTS, (found.loops, found.pairs, found.longer), strict=True)
+    rows = [(title, height, distinct(cycles, per_row)) for title, height, cycles in listed if cycles]
     check(len(rows) > 0, "found: expected a cycle or more, got none")
-    picture = figure(PANEL * per_row, (PANEL + 0.35) * len(rows))
-    panels = picture.subplots(len(rows), per_row, squeeze=False)
-    picture.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.96, wspace=0.02, hspace=0.12)
-    for axes in panels.flat:
-        axes.axis("off")
-        axes.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal")
-    for line, (title, cycles) in zip(panels, rows, strict=True):
-        line[0].set_title(title, fontsize=11, weight="bold", loc="left")
-        for axes, cycle in zip(line, cycles, strict=False):
+    heights = [height + 0.3 for _, height, _ in rows]  # and a title
+    picture = figure(WIDTH * per_row, UNIT * sum(heights))
+    bottom = 1.0
+    for title, height, cycles in rows:
+        above, bottom = bottom, bottom - (height + 0.3) / sum(heights)
+        picture.text(
+            0.01, above - 0.15 / sum(heights), title, fontsize=11, weight="bold", va="center", **TEXT
+        )
+        for column, cycle in enumerate(cycles):
+            place = column / per_row, bottom, 1 / per_row, height / sum(heights)
+            axes = picture.add_axes(place)
+            axes.axis("off")
+            axes.set(xlim=(-1.5, 1.5), ylim=(-height / 2, height / 2))
             _panel(axes, cycle, vocabulary, n_tokens)
     return save(picture, path)
 
@@ -65,47 +68,85 @@ def distinct(cycles: Sequence[Cycle], n: int) -> list[Cycle]:
 
 
 def _panel(axes: Any, cycle: Cycle, vocabulary: Vocabulary | None, n_tokens: int) -> None:
-    places = _places(len(cycle.latents))
-    boxes = []
-    for (x, y), latent, top in zip(places, cycle.latents, cycle.tokens, strict=True):
-        lines = [f"latent {latent}", *_lines(top, vocabulary, n_tokens if len(places) < 3 else 3)]
-        text = axes.text(
-            x, y, "\n".join(lines), fontsize=8, ha="center", va="center", bbox=BOX, zorder=2, **TEXT
-        )
-        boxes.append(text.get_bbox_patch())
-    axes.figure.canvas.draw()  # the boxes get their size
     from matplotlib.patches import FancyArrowPatch
 
-    for i, ((x0, y0), follow) in enumerate(zip(places, cycle.follow, strict=True)):
-        x1, y1 = places[(i + 1) % len(places)]
-        share = f"{follow:.0%}"
-        if len(places) == 1:
-            box = boxes[0].get_window_extent().transformed(axes.transData.inverted())
-            ends = (x0 - 0.2, box.y1 + 0.02), (x0 + 0.2, box.y1 + 0.02)
-            axes.add_patch(FancyArrowPatch(*ends, connectionstyle="arc3,rad=-1.9", **ARROW))
-            at = x0, box.y1 + 0.52
+    places = _places(len(cycle.latents))
+    boxes = [
+        _state(axes, place, latent, _lines(top, vocabulary, n_tokens if len(places) < 3 else 3))
+        for place, latent, top in zip(places, cycle.latents, cycle.tokens, strict=True)
+    ]
+    for i, follow in enumerate(cycle.follow):
+        box, other = boxes[i], boxes[(i + 1) % len(boxes)]
+        if len(boxes) == 1:
+            top = box[1] + box[3]
+            start, end, bend, at = (-0.2, top), (0.2, top), -1.3, (0.0, top + 0.38)
         else:
-            bend = 0.35 if len(places) == 2 else 0.15
-            ends = (x0, y0), (x1, y1)
-            sides = {"patchA": boxes[i], "patchB": boxes[(i + 1) % len(places)], "shrinkA": 3, "shrinkB": 3}
-            axes.add_patch(FancyArrowPatch(*ends, connectionstyle=f"arc3,rad={-bend}", **sides, **ARROW))
-            length = math.hypot(x1 - x0, y1 - y0)
-            out = bend * length / 2 + 0.16
-            at = (x0 + x1) / 2 - (y1 - y0) / length * out, (y0 + y1) / 2 + (x1 - x0) / length * out
-        axes.text(*at, share, fontsize=9, color="#a3263a", ha="center", va="center", zorder=3, **TEXT)
+            start, end, bend, at = _between(box, other, pair=len(boxes) == 2)
+        axes.add_patch(
+            FancyArrowPatch(start, end, connectionstyle=f"arc3,rad={bend}", shrinkA=1, shrinkB=1, **ARROW)
+        )
+        axes.text(
+            *at, f"{follow:.0%}", fontsize=9, color="#a3263a", ha="center", va="center", zorder=4, **TEXT
+        )
+
+
+def _state(axes: Any, place: tuple[float, float], latent: int, lines: list[str]) -> Box:
+    """A box with text around a place."""
+    from matplotlib.patches import FancyBboxPatch
+
+    text = "\n".join([f"latent {latent}", *lines])
+    drawn = axes.text(*place, text, fontsize=8, ha="center", va="center", zorder=2, **TEXT)
+    extent = drawn.get_window_extent().transformed(axes.transData.inverted())
+    width, height = extent.width + 2 * PAD, extent.height + 2 * PAD
+    corner = place[0] - width / 2, place[1] - height / 2
+    style = {"boxstyle": "round,pad=0,rounding_size=0.05", "facecolor": "#f4f7fb", "edgecolor": "#2a6f97"}
+    axes.add_patch(FancyBboxPatch(corner, width, height, linewidth=1.2, zorder=1, **style))
+    return *place, width / 2, height / 2
+
+
+def _between(
+    box: Box, other: Box, pair: bool
+) -> tuple[tuple[float, float], tuple[float, float], float, tuple[float, float]]:
+    """An arrow from a box to another: where it begins and ends, how it bends, and the place of its number, on its left side. Of the
+    two between a pair each has its own side."""
+    dx, dy = other[0] - box[0], other[1] - box[1]
+    length = math.hypot(dx, dy)
+    left = -dy / length, dx / length
+    aside = 0.5 * min(box[3], other[3]) if pair else 0.0
+    start = _edge(box, dx, dy, left, aside)
+    end = _edge(other, -dx, -dy, left, aside)
+    bend = BEND if pair else BEND / 2
+    out = bend * math.hypot(end[0] - start[0], end[1] - start[1]) / 2 + 0.15
+    middle = (start[0] + end[0]) / 2 + left[0] * out, (start[1] + end[1]) / 2 + left[1] * out
+    return start, end, -bend, middle
+
+
+def _edge(box: Box, dx: float, dy: float, left: tuple[float, float], aside: float) -> tuple[float, float]:
+    """Where a line from the middle of a box, moved aside, leaves it."""
+    x, y = left[0] * aside, left[1] * aside
+    steps = []
+    for along, at, half in ((dx, x, box[2]), (dy, y, box[3])):
+        if abs(along) > 1e-9:
+            steps.append((math.copysign(half, along) - at) / along)
+    step = min(steps)
+    return box[0] + x + dx * step, box[1] + y + dy * step
 
 
 def _places(n: int) -> list[tuple[float, float]]:
     """Around the middle, clockwise."""
     if n == 1:
-        return [(0.0, -0.2)]
+        return [(0.0, -0.3)]
     if n == 2:
-        return [(-0.85, 0.0), (0.85, 0.0)]
+        return [(-0.9, 0.0), (0.9, 0.0)]
     angles = [math.pi / 2 + math.pi / 4 * (n == 4) - 2 * math.pi * i / n for i in range(n)]
-    return [(1.0 * math.cos(angle), 1.0 * math.sin(angle)) for angle in angles]
+    wide = 1.15 if n == 4 else 1.0
+    return [(wide * math.cos(angle), 1.1 * math.sin(angle)) for angle in angles]
 
 
 def _lines(top: TopTokens, vocabulary: Vocabulary | None, n: int) -> list[str]:
-    """A line for each token: signs of scripts that are written from the right stay in their own."""
-    names = [token_label(vocabulary.raw[t]) if vocabulary is not None else f"#{t}" for t in top.tokens[:n]]
-    return [f"{name}  {share:.0%}" for name, share in zip(names, top.shares, strict=False)]
+    """A line for each token of at least 1 %: signs of scripts that are written from the right stay in their own."""
+    kept = [
+        (token, share) for token, share in zip(top.tokens[:n], top.shares, strict=False) if share >= 0.01
+    ] or [(top.tokens[0], top.shares[0])]
+    names = [token_label(vocabulary.raw[t]) if vocabulary is not None else f"#{t}" for t, _ in kept]
+    return [f"{name}  {share:.0%}" for name, (_, share) in zip(names, kept, strict=True)]

@@ -25,13 +25,13 @@ def figure(width: float, height: float) -> Any:
         from matplotlib.figure import Figure  # no pyplot: no global state, no display
     except ImportError:
         raise InputError("pictures need matplotlib: pip install 'saefast[viz]'") from None
-    return Figure(figsize=(width, height))
+    return Figure(figsize=(width, height), dpi=110)
 
 
 def save(drawn: Any, path: str | Path) -> Path:
     """As PNG on white: readable on light and dark pages."""
     target = Path(path)
-    write_atomic(target, lambda to: drawn.savefig(to, format="png", dpi=110, facecolor="white"))
+    write_atomic(target, lambda to: drawn.savefig(to, format="png", facecolor="white"))
     return target
 
 

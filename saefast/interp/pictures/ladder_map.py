@@ -83,7 +83,7 @@ def _named(
     for cluster in clusters:
         if n == most:
             break
-        middle = np.median(places[numbers == cluster.number], axis=0)
+        middle = np.nanmedian(places[numbers == cluster.number], axis=0)
         label = tokens_label(cluster.tokens[:3], vocabulary, 26)
         box = {
             "boxstyle": "round,pad=0.15",
