@@ -8,7 +8,8 @@ import torch
 
 from saefast import InputError
 from saefast.interp import together
-from saefast.interp.automata import automata, next_steps, raised_logits
+from saefast.interp.automata import automata
+from saefast.interp.next_steps import next_steps, raised_logits
 from tests.helpers.planted_codes import planted, sparse
 
 M, L, V = 14, 23, 17

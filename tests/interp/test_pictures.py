@@ -9,9 +9,10 @@ import torch
 from saefast import InputError
 from saefast.interp import pictures
 from saefast.interp.atlas import Atlas
-from saefast.interp.automata import Automata, Cycle, NextSteps
+from saefast.interp.automata import Automata, Cycle
 from saefast.interp.density import DensitySets
 from saefast.interp.ladder_map import Cluster, LadderMap
+from saefast.interp.next_steps import NextSteps
 from saefast.interp.pictures import automata as automata_picture
 from saefast.interp.pictures import families as families_picture
 from saefast.interp.pictures import ladder_map as ladder_picture
@@ -74,9 +75,10 @@ def test_labels_of_tokens():
         and token_label("\u4e2d\u6587".encode(), 8) == "<U+4E2D>\u2026"
     )
     assert (
-        tokens_label([0, 4, 5], WORDS) == "\u2423the  $x_1$  \\n" and tokens_label([0, 4], None) == "#0  #4"
+        tokens_label([0, 4, 5], WORDS) == "\u200e\u2423the  $x_1$  \\n"
+        and tokens_label([0, 4], None) == "\u200e#0  #4"
     )
-    assert tokens_label([7, 8, 9], WORDS, 14) == "\u2423word0  \u2423word1"
+    assert tokens_label([7, 8, 9], WORDS, 14) == "\u200e\u2423word0  \u2423word1"
 
 
 def family(seed, sizes):

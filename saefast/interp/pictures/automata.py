@@ -7,7 +7,7 @@ from typing import Any
 
 from saefast.errors import check
 from saefast.interp.automata import Automata, Cycle
-from saefast.interp.pictures.drawing import TEXT, figure, save, token_label
+from saefast.interp.pictures.drawing import FROM_LEFT, TEXT, figure, save, token_label
 from saefast.interp.top_tokens import TopTokens
 from saefast.interp.vocabulary import Vocabulary
 
@@ -72,7 +72,12 @@ def _panel(axes: Any, cycle: Cycle, vocabulary: Vocabulary | None, n_tokens: int
 
     places = _places(len(cycle.latents))
     boxes = [
-        _state(axes, place, latent, _lines(top, vocabulary, n_tokens if len(places) < 3 else 3))
+        _state(
+            axes,
+            place,
+            latent,
+            _lines(top, vocabulary, (n_tokens, n_tokens, 3, 3, 1)[min(len(places), 5) - 1]),
+        )
         for place, latent, top in zip(places, cycle.latents, cycle.tokens, strict=True)
     ]
     for i, follow in enumerate(cycle.follow):
@@ -139,7 +144,7 @@ def _places(n: int) -> list[tuple[float, float]]:
     if n == 2:
         return [(-0.9, 0.0), (0.9, 0.0)]
     angles = [math.pi / 2 + math.pi / 4 * (n == 4) - 2 * math.pi * i / n for i in range(n)]
-    wide = 1.15 if n == 4 else 1.0
+    wide = 1.0 if n == 3 else 1.15
     return [(wide * math.cos(angle), 1.1 * math.sin(angle)) for angle in angles]
 
 
@@ -149,4 +154,4 @@ def _lines(top: TopTokens, vocabulary: Vocabulary | None, n: int) -> list[str]:
         (token, share) for token, share in zip(top.tokens[:n], top.shares, strict=False) if share >= 0.01
     ] or [(top.tokens[0], top.shares[0])]
     names = [token_label(vocabulary.raw[t]) if vocabulary is not None else f"#{t}" for t, _ in kept]
-    return [f"{name}  {share:.0%}" for name, (_, share) in zip(names, kept, strict=True)]
+    return [f"{FROM_LEFT}{name}  {share:.0%}" for name, (_, share) in zip(names, kept, strict=True)]

@@ -13,6 +13,7 @@ from saefast.interp.vocabulary import SHORT, Vocabulary, pieces
 COLORS = ["#d1495b", "#2a6f97", "#8fb339", "#edae49", "#6d597a"]  # of dictionaries, from the smallest
 TEXT: dict[str, Any] = {"family": "DejaVu Sans", "parse_math": False}  # a "$" is a dollar
 BLANK = "\u2423"  # a space in a label
+FROM_LEFT = "\u200e"  # before a line: tokens of scripts that are written from the right do not turn it around
 
 
 def figure(width: float, height: float) -> Any:
@@ -58,12 +59,12 @@ def token_label(raw: bytes, most: int = 12) -> str:
 
 def tokens_label(tokens: Iterable[int], vocabulary: Vocabulary | None, most: int = 30) -> str:
     """As many of them, from the first on, as fit in `most` signs; without a vocabulary their ids."""
-    label = ""
+    label = FROM_LEFT
     for token in tokens:
         one = token_label(vocabulary.raw[token]) if vocabulary is not None else f"#{token}"
-        if label and len(label) + 2 + len(one) > most:
+        if label != FROM_LEFT and len(label) + 1 + len(one) > most:
             break
-        label += f"  {one}" if label else one
+        label += one if label == FROM_LEFT else f"  {one}"
     return label
 
 
