@@ -56,7 +56,12 @@ def add_sentences(
     """
     given = scores or {}
     lines = (
-        {"latent": int(latent), "explanation": one.sentence, "method": name, "scores": dict(given.get(latent, {}))}
+        {
+            "latent": int(latent),
+            "explanation": one.sentence,
+            "method": name,
+            "scores": dict(given.get(latent, {})),
+        }
         for latent, one in explanations.items()
     )
     return add_explanations(folder, lines)

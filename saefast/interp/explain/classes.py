@@ -8,8 +8,13 @@ import numpy as np
 
 from saefast.interp.vocabulary import Vocabulary
 
-HEX, BASE64 = set("0123456789abcdef"), set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=")
-KINDS: dict[str, Callable[[str], bool]] = {  # of the text of a token without spaces around it, which is not empty
+HEX, BASE64 = (
+    set("0123456789abcdef"),
+    set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="),
+)
+KINDS: dict[
+    str, Callable[[str], bool]
+] = {  # of the text of a token without spaces around it, which is not empty
     "digits": lambda text: text.isdecimal(),
     "letters": lambda text: text.isalpha(),
     "lower-case letters": lambda text: text.isalpha() and text.islower(),
@@ -30,8 +35,16 @@ KINDS: dict[str, Callable[[str], bool]] = {  # of the text of a token without sp
         for end in ("s", "ed", "ing", "ly", "er", "ion")
     },
 }
-SCRIPTS = {"CJK": "Chinese characters", "LATIN": "accented letters"}  # whose names are not "Hebrew letters" and so on
-BRACKETS = {"round brackets": b"()", "square brackets": b"[]", "curly brackets": b"{}", "angle brackets": b"<>"}
+SCRIPTS = {
+    "CJK": "Chinese characters",
+    "LATIN": "accented letters",
+}  # whose names are not "Hebrew letters" and so on
+BRACKETS = {
+    "round brackets": b"()",
+    "square brackets": b"[]",
+    "curly brackets": b"{}",
+    "angle brackets": b"<>",
+}
 QUOTES = b"\"'`"
 
 
@@ -74,7 +87,10 @@ class TokenClasses:
         self.begins_space = np.array([text[:1].isspace() for text in texts])
         self.ends_line = np.array([raw.rstrip(b" \t").endswith((b"\n", b"\r")) for raw in raws])
         self.is_space = np.array([bool(text) and text.isspace() for text in texts])
-        self.opens = {n: np.array([raw.rfind(pair[:1]) > raw.rfind(pair[1:]) for raw in raws]) for n, pair in BRACKETS.items()}
+        self.opens = {
+            n: np.array([raw.rfind(pair[:1]) > raw.rfind(pair[1:]) for raw in raws])
+            for n, pair in BRACKETS.items()
+        }
         self.closes = {n: np.array([pair[1:] in raw for raw in raws]) for n, pair in BRACKETS.items()}
         self.quote = np.array([any(mark in QUOTES[:1] for mark in raw) for raw in raws])
         self.quote_opens = np.array([_opens_quote(raw) for raw in raws])
@@ -104,7 +120,9 @@ def _script(raw: bytes) -> str | None:
     Of a token that ends within a character, the script of most of the characters that it can become.
     """
     text = raw.decode("utf-8", "ignore")
-    found = {_script_of(char) for char in text if not char.isascii() and unicodedata.category(char)[0] in "LM"}
+    found = {
+        _script_of(char) for char in text if not char.isascii() and unicodedata.category(char)[0] in "LM"
+    }
     ascii_letters = any(char.isascii() and char.isalpha() for char in text)
     if found:
         return found.pop() if len(found) == 1 and not (ascii_letters and found != {"LATIN"}) else None
@@ -112,7 +130,10 @@ def _script(raw: bytes) -> str | None:
     if not tail or ascii_letters:
         return None
     missing = 2 + (tail[0] >= 0xE0) + (tail[0] >= 0xF0) - len(tail)
-    chars = [(tail + bytes([byte]) + b"\x90" * (missing - 1)).decode("utf-8", "ignore") for byte in range(0x80, 0xC0)]
+    chars = [
+        (tail + bytes([byte]) + b"\x90" * (missing - 1)).decode("utf-8", "ignore")
+        for byte in range(0x80, 0xC0)
+    ]
     scripts = Counter(_script_of(char) for char in chars if char and unicodedata.category(char)[0] in "LM")
     script, count = scripts.most_common(1)[0] if scripts else (None, 0)
     return script if 2 * count > len(chars) else None
@@ -131,4 +152,8 @@ def _unfinished(raw: bytes) -> bytes:
 
 def _script_of(char: str) -> str | None:
     name = unicodedata.name(char, "").split(" ")[0]
-    return None if name in ("", "COMBINING", "MODIFIER", "FEMININE", "MASCULINE", "MICRO") else name.partition("-")[0]
+    return (
+        None
+        if name in ("", "COMBINING", "MODIFIER", "FEMININE", "MASCULINE", "MICRO")
+        else name.partition("-")[0]
+    )

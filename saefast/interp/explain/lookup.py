@@ -27,7 +27,9 @@ class TokenMeans:
 
     def predict(self, tokens: np.ndarray) -> np.ndarray:
         """See `saefast.interp.explain.Explanation.predict`."""
-        return np.append(self.means, 0.0)[checked_windows(tokens, len(self.means))]  # padding, -1, is the last
+        return np.append(self.means, 0.0)[
+            checked_windows(tokens, len(self.means))
+        ]  # padding, -1, is the last
 
 
 class LookUp:

@@ -84,7 +84,11 @@ class NGrams:
         self.padding = padding_token(vocabulary) if padding is None else padding
         ok = 0 <= self.padding < len(vocabulary)
         check(ok, f"padding: expected a token id from 0 to {len(vocabulary) - 1}, got {padding}")
-        self.split, self.vocabulary, self.activations = split or ExplainSplit(records), vocabulary, activations
+        self.split, self.vocabulary, self.activations = (
+            split or ExplainSplit(records),
+            vocabulary,
+            activations,
+        )
         self.n_top, self.n_random, self.longest, self.seed = n_top, n_random, longest, seed
 
     def explain(self, latent: int) -> NGramTrie:

@@ -121,7 +121,9 @@ class Rules:
             if not tries:
                 break
             gains = [held_out_gain(sample, left, holds) for _, holds in tries]
-            best = next(i for i, gain in enumerate(gains) if gain >= max(gains) / BETTER or gain == max(gains))
+            best = next(
+                i for i, gain in enumerate(gains) if gain >= max(gains) / BETTER or gain == max(gains)
+            )
             if gains[best] <= LEAST_GAIN * variance:
                 break
             found.append(tries[best])

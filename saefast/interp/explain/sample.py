@@ -10,7 +10,9 @@ from saefast.interp.explain.split import ExplainSplit
 from saefast.interp.records.text import mix
 
 HELD_OUT = 0.25  # of the documents, for choosing
-LEAST_SHARE = 0.05  # of the squares of the activations in either part; else tokens are held out instead of documents
+LEAST_SHARE = (
+    0.05  # of the squares of the activations in either part; else tokens are held out instead of documents
+)
 KEYS = {"token": 0, "previous": 1, "second": 2}  # how far back the token of such a set is
 
 
@@ -69,7 +71,9 @@ class Population:
         share = acts / acts.sum()
         p = np.full(len(self.places), self.size / len(self.places))
         for keys in (self.tokens, self.previous):
-            sums, counts = (np.bincount(k + 1, w, self.n_tokens) for k, w in ((keys[rows], share), (keys, None)))
+            sums, counts = (
+                np.bincount(k + 1, w, self.n_tokens) for k, w in ((keys[rows], share), (keys, None))
+            )
             p += (self.size / 2 * sums / np.maximum(counts, 1))[keys + 1]
         p[rows] += self.size / 2 * (1 / len(rows) + share)
         chosen = (self.uniform < p).nonzero()[0]

@@ -37,7 +37,9 @@ def model_activations(model: nn.Module, hook: str | Sequence[str], sae: SAE) -> 
         reader = reader or TokenRows(points, batch, call_kwargs(model))
         x = torch.cat(reader.read(batch).parts, dim=-1)
         shape, d_in = list(x.shape[2:]), sae.config.d_in
-        check(shape == [1, d_in], f"hook: expected one row of width d_in = {d_in} for each token, got {shape}")
+        check(
+            shape == [1, d_in], f"hook: expected one row of width d_in = {d_in} for each token, got {shape}"
+        )
         x = x[:, :, 0]
         return x[torch.arange(len(x), device=x.device), torch.from_numpy(at).to(x.device)].to(sae.b_dec)
 

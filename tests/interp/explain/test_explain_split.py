@@ -27,7 +27,11 @@ def after_the(texts, at, latent):
     """What latent 0 is made of; latent 1 is the token itself."""
     rows = np.arange(len(at))
     before, here = texts[rows, np.maximum(at - 1, 0)], texts[rows, at]
-    return 2.0 * (((before == ID[" the"]) & (at > 0)) if latent == 0 else np.isin(here, [ID["\u05d0"], ID[" \u05e9\u05dc"]]))
+    return 2.0 * (
+        ((before == ID[" the"]) & (at > 0))
+        if latent == 0
+        else np.isin(here, [ID["\u05d0"], ID[" \u05e9\u05dc"]])
+    )
 
 
 EXPLAINERS = {

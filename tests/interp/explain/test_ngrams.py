@@ -21,7 +21,9 @@ PAD = ID["."]
 
 def of_all(function):
     """(texts, at, latent) from a function of the tokens up to one."""
-    return lambda texts, at, latent: np.array([function(row[: n + 1].tolist()) for row, n in zip(texts, at, strict=True)], float)
+    return lambda texts, at, latent: np.array(
+        [function(row[: n + 1].tolist()) for row, n in zip(texts, at, strict=True)], float
+    )
 
 
 def explained(tmp_path, function, contexts, **options):
@@ -38,7 +40,7 @@ def test_a_token_after_another_with_one_between_them(tmp_path):
         return 3.0 if len(tokens) > 2 and (tokens[-3], tokens[-1]) == (the, cat) else 0.0
 
     rng = np.random.default_rng(0)
-    contexts = rng.choice(ids(" the", " cat", " of", " blue"), (20, 24)).astype(np.int32)
+    contexts = rng.choice(ids(" the", " cat", " of", " blue"), (60, 24)).astype(np.int32)
     found = explained(tmp_path, function, contexts)
     assert [one.tokens for one in found.patterns] == [(the, ANY, cat)] and found.patterns[0].act == 3.0
     assert found.patterns[0].count == found.n_examples == 32 and found.n_left_out == 0
@@ -70,7 +72,9 @@ def test_wild_cards_that_are_not_so_together_are_none(tmp_path):
 def test_what_needs_more_text_than_there_may_be_is_left_out(tmp_path):
     found = explained(tmp_path, lambda tokens: float(len(tokens) > 20), text(6, 24), longest=8)
     assert found.n_left_out == found.n_examples > 0 and not found.predict(text(2, 9)).any()
-    assert found.sentence.startswith("No short text makes it active (22 examples need more text than 8 tokens)")
+    assert found.sentence.startswith(
+        "No short text makes it active (22 examples need more text than 8 tokens)"
+    )
 
 
 def test_a_latent_that_is_always_active_and_one_that_never_is(tmp_path):
@@ -136,7 +140,9 @@ def test_activations_are_those_of_the_model(dictionary, monkeypatch):
     texts = torch.randint(0, 64, (7, 6), generator=torch.Generator().manual_seed(0))
     at = np.array([0, 5, 3, 2, 5, 1, 4])
     seen = []
-    handle = model.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    handle = model.model.layers[1].mlp.down_proj.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0])
+    )
     with torch.no_grad():
         for row, n in zip(texts, at, strict=True):
             model(row[None, : n + 1])  # what is behind it does not matter
@@ -161,7 +167,9 @@ def test_bad_input(tmp_path):
         with pytest.raises(InputError, match=message):
             NGrams(records, VOCABULARY, of_all(lambda tokens: 1.0), **options)
     with pytest.raises(InputError, match="expected one row of width d_in = 9 for each token, got"):
-        model_activations(tiny_lm.model(), "model.layers.1", neurons(9))(np.zeros((3, 4), int), np.zeros(3, int), 0)
+        model_activations(tiny_lm.model(), "model.layers.1", neurons(9))(
+            np.zeros((3, 4), int), np.zeros(3, int), 0
+        )
 
 
 def test_the_padding_token_says_little():

@@ -60,11 +60,16 @@ def test_states():
     assert seen(words, Sign("state", "ends")) == ["s", "A", " of"]
     assert seen(words, Sign("state", "line")) == [" of", "C"]
     brackets = ids(" (", " cat", ")", "s", "(", "A", "(", "C", "GT", "<", "AC", "TT", ">", "7")
-    assert seen(brackets, Sign("state", "round brackets")) == [" cat", *("A", "(", "C", "GT", "<", "AC", "TT", ">", "7")]
+    assert seen(brackets, Sign("state", "round brackets")) == [
+        " cat",
+        *("A", "(", "C", "GT", "<", "AC", "TT", ">", "7"),
+    ]
     assert seen(brackets, Sign("state", "angle brackets")) == ["AC", "TT"]
     quotes = ids(" cat", ' "', " dog", "s", '"', " of", "(", '"', "A", '"')
     assert seen(quotes, Sign("state", "quotes")) == [" dog", "s", "A"]
-    again = ids(" cat", " dog", " cat", *[" of", " law", " blue", " house", "s", "ing", "A", "C"], " dog", "C")
+    again = ids(
+        " cat", " dog", " cat", *[" of", " law", " blue", " house", "s", "ing", "A", "C"], " dog", "C"
+    )
     assert seen(again, Sign("state", "repeated")) == [" cat", "C"]
 
 
@@ -75,7 +80,9 @@ def test_a_bracket_that_is_far_away_is_out_of_sight():
 def test_neighbours_and_sets():
     tokens = ids(" the", "7", " cat", " of", " cat")
     cat, the = ID[" cat"], ID[" the"]
-    assert seen(tokens, Sign("after", "digits")) == [" cat"] and seen(tokens, Sign("before", "digits")) == [" the"]
+    assert seen(tokens, Sign("after", "digits")) == [" cat"] and seen(tokens, Sign("before", "digits")) == [
+        " the"
+    ]
     assert seen(tokens, Sign("token", tokens=(cat, the))) == [" the", " cat", " cat"]
     assert seen(tokens, Sign("previous", tokens=(cat, the))) == ["7", " of"]
     assert seen(tokens, Sign("second", tokens=(cat, the))) == [" cat", " cat"]
@@ -98,7 +105,10 @@ def test_runs_as_a_loop_counts_them(seed):
 
 def test_no_sign_sees_past_the_end_of_a_text():
     """Two texts side by side are read as each alone."""
-    signs = [*fixed_signs(CLASSES), *(Sign(kind, tokens=tuple(range(6))) for kind in ("token", "previous", "second", "near"))]
+    signs = [
+        *fixed_signs(CLASSES),
+        *(Sign(kind, tokens=tuple(range(6))) for kind in ("token", "previous", "second", "near")),
+    ]
     assert len({sign for sign in signs}) == len(signs) > len(STATES)
     gap = np.full(REACH, -1)
     lines = [np.concatenate([gap, row, gap]) for row in text(4, 30, 7).astype(np.int64)]
