@@ -12,6 +12,7 @@ HEX, BASE64 = (
     set("0123456789abcdef"),
     set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="),
 )
+MARKS = ".,:;!?'\"()[]{}<>/\\-_=+*#@&%$|"
 KINDS: dict[
     str, Callable[[str], bool]
 ] = {  # of the text of a token without spaces around it, which is not empty
@@ -22,8 +23,11 @@ KINDS: dict[
     "capitalised words": lambda text: text.isalpha() and len(text) > 1 and text.istitle(),
     "single letters": lambda text: text.isalpha() and len(text) == 1,
     "letters in mixed case": lambda text: (
-        text.isalpha() and not (text.islower() or text.isupper() or text.istitle())
+        text.isalpha()
+        and text.upper() != text != text.lower()
+        and not text.istitle()
     ),
+    "words with a capital": lambda text: text[0].isupper(),
     "letters with digits": lambda text: text.isalnum() and not text.isalpha() and not text.isdecimal(),
     "punctuation": lambda text: all(unicodedata.category(char)[0] in "PS" for char in text),
     "letters A, C, G and T": lambda text: set(text) <= set("ACGT"),
@@ -34,6 +38,7 @@ KINDS: dict[
         f"words ending in {end}": lambda text, end=end: text.isalpha() and text.endswith(end)
         for end in ("s", "ed", "ing", "ly", "er", "ion")
     },
+    **{f"tokens with {mark}": lambda text, mark=mark: mark in text for mark in MARKS},
 }
 SCRIPTS = {
     "CJK": "Chinese characters",

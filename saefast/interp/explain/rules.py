@@ -23,12 +23,12 @@ from saefast.interp.explain.words import NEVER, listed, number
 from saefast.interp.records import Records
 from saefast.interp.vocabulary import Vocabulary
 
-SET_SIZES = (1, 2, 4, 8, 16, 32)
+SET_SIZES = (1, 2, 4, 8)  # as many as a sentence names
 BEAM = 4  # conjunctions that are kept
 LEAST_ACTIVE = 5  # tokens of the sample on which it is active where a rule holds
 PRICE = 0.01  # of what a rule explains, for each of its signs and each doubling of a set: of equal ones the plainer is taken
 BETTER = 1.03  # times what a conjunction with one sign less explains
-LEAST_GAIN = 0.004  # of the variance of the held-out part, for a further rule
+LEAST_GAIN = 0.002  # of the variance of the held-out part, for a further rule
 
 
 class Rule(NamedTuple):
@@ -76,8 +76,8 @@ class Rules:
         records: Records,
         vocabulary: Vocabulary,
         *,
-        n_rules: int = 6,
-        n_signs: int = 3,
+        n_rules: int = 8,
+        n_signs: int = 2,
         size: int = 5000,
         max_tokens: int = 2**20,
         seed: int = 0,

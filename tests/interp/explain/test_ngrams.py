@@ -46,7 +46,7 @@ def test_a_token_after_another_with_one_between_them(tmp_path):
     assert found.patterns[0].count == found.n_examples == 32 and found.n_left_out == 0
     assert found.sentence == 'Active on the last token of " the" [any] " cat" (3).'
     window = [ids(" the", " of", " cat", " cat", " the", " the", " cat")]
-    assert found.predict(np.array(window)).tolist() == [[0, 0, 3, 0, 0, 0, 0]]
+    assert found.predict(np.array(window)).tolist() == [[0, 0, 3, 0, 0, 0, 3]]
 
 
 def test_the_token_itself_can_be_a_wild_card(tmp_path):
@@ -115,7 +115,7 @@ def test_as_a_plain_implementation(tmp_path, seed):
     tables = [rng.normal(size=len(VOCABULARY)) * scale for scale in (2, 1.5, 1, 0.7)]
 
     def function(tokens):
-        return max(0.0, sum(tables[back][token] for back, token in enumerate(tokens[::-1][:4])) - 1)
+        return max(0.0, sum(tables[back][token] for back, token in enumerate(tokens[::-1][:4])) - 3)
 
     contexts = text(24, 12, seed)
     found = explained(tmp_path, function, contexts, n_top=10, n_random=0, longest=6)

@@ -30,8 +30,8 @@ PLANTED = {
     "one": ([Sign("token", tokens=(ID[" law"],))], 'the token " law"'),
     "near": ([Sign("near", tokens=(ID[" court"],))], f'any token within {REACH} tokens of " court"'),
     "both": (
-        [Sign("is", "digits"), Sign("previous", tokens=(ID[" of"],))],
-        'digits after " of"',
+        [Sign("is", "letters"), Sign("previous", tokens=(ID[" of"],))],
+        'letters after " of"',
     ),
 }
 
@@ -43,7 +43,7 @@ def explainer(tmp_path_factory):
     classes, rng = TokenClasses(VOCABULARY), np.random.default_rng(0)
     where = [holds(classes, CONTEXTS, *signs) for signs, _ in PLANTED.values()]
     acts = [2 * one * rng.uniform(0.8, 1.2, one.shape) * (rng.random(one.shape) < 0.95) for one in where]
-    acts.append(np.where(where[0], 4.0, 1.0 * where[2]))
+    acts.append(np.where(where[0], 4.0, 2.0 * where[2]))
     acts.append(rng.random(CONTEXTS.shape) * (rng.random(CONTEXTS.shape) < 0.1))
     acts.append(np.zeros(CONTEXTS.shape))
     acts.append(rng.uniform(0.9, 1.1, CONTEXTS.shape) + 2 * where[1])
@@ -67,8 +67,8 @@ def test_a_second_rule_for_what_the_first_leaves(explainer):
     found = explainer.explain(len(PLANTED))
     want = [tuple(PLANTED[name][0]) for name in ("digits", "previous")]
     assert [rule.signs for rule in found.rules] == want
-    assert found.sentence == 'Active on digits (4) or on any token after " the" (1); elsewhere 0.'
-    assert found.predict(np.array([ids(" the", "7", " the", " cat", " cat")])).tolist() == [[0, 4, 0, 1, 0]]
+    assert found.sentence == 'Active on digits (4) or on any token after " the" (2); elsewhere 0.'
+    assert found.predict(np.array([ids(" the", "7", " the", " cat", " cat")])).tolist() == [[0, 4, 0, 2, 0]]
 
 
 def test_what_does_not_hold_on_held_out_documents_is_no_rule(explainer):
