@@ -23,9 +23,7 @@ KINDS: dict[
     "capitalised words": lambda text: text.isalpha() and len(text) > 1 and text.istitle(),
     "single letters": lambda text: text.isalpha() and len(text) == 1,
     "letters in mixed case": lambda text: (
-        text.isalpha()
-        and text.upper() != text != text.lower()
-        and not text.istitle()
+        text.isalpha() and text.upper() != text != text.lower() and not text.istitle()
     ),
     "words with a capital": lambda text: text[0].isupper(),
     "letters with digits": lambda text: text.isalnum() and not text.isalpha() and not text.isdecimal(),

@@ -9,8 +9,8 @@
    that ends there; that of a pattern is the mean of the activations of its suffixes.
 
 Three things are otherwise, so that patterns hold in the middle of a text, from which the windows come that they are tried on. A
-suffix stands behind one padding token, not at the beginning of a text. Wild cards must keep half of the activation together, too;
-else the pattern has none. And an example of which nothing up to `longest` tokens keeps half is left out.
+suffix stands behind one padding token, not at the beginning of a text. Wild cards must keep half of the activation together, too:
+until they do, the most important of them is none. And an example of which nothing up to `longest` tokens keeps half is left out.
 """
 
 from dataclasses import dataclass, field
@@ -140,14 +140,22 @@ class NGrams:
             for j in range(len(suffix))
         ]
         kept = self._act(latent, without)
-        patterns, first = [], 0
-        for suffix, act in suffixes:
-            is_any = kept[first : first + len(suffix)] > KEEPS * act
-            patterns.append(np.where(is_any, ANY, suffix))
-            first += len(suffix)
-        together = self._act(latent, [np.where(one == ANY, self.padding, one) for one in patterns])
-        triples = zip(suffixes, patterns, together.tolist(), strict=True)
-        return [(one if rest > KEEPS * act else suffix, act) for (suffix, act), one, rest in triples]
+        tries: list[
+            tuple[int, np.ndarray]
+        ] = []  # of each suffix: all of its wild cards, all but the most important, ...
+        first = 0
+        for i, (suffix, act) in enumerate(suffixes):
+            here, n = kept[first : first + len(suffix)], len(suffix)
+            important = np.lexsort((-np.arange(n), here))  # of equal ones the nearer to the end
+            for n_exact in range(int((here <= KEEPS * act).sum()), n + 1):
+                tries.append((i, np.where(np.isin(np.arange(n), important[:n_exact]), suffix, ANY)))
+            first += n
+        results = self._act(latent, [np.where(one == ANY, self.padding, one) for _, one in tries])
+        found: dict[int, tuple[np.ndarray, float]] = {}
+        for (i, pattern), result in zip(tries, results.tolist(), strict=True):
+            if i not in found and (result > KEEPS * suffixes[i][1] or ANY not in pattern):
+                found[i] = pattern, suffixes[i][1]
+        return [found[i] for i in range(len(suffixes))]
 
     def _act(self, latent: int, texts: list[np.ndarray]) -> np.ndarray:
         """The activation on the last token of each text behind a padding token, [n] float64."""

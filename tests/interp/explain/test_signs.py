@@ -21,7 +21,16 @@ def of(piece):
         ("7", {"digits", "hexadecimal digits", "base64 characters"}),
         (" 19", {"digits", "hexadecimal digits"}),
         (" Paris", {"letters", "capitalised words", "words with a capital", "words ending in s"}),
-        ("GT", {"letters", "capital letters", "words with a capital", "letters A, C, G and T", "base64 characters"}),
+        (
+            "GT",
+            {
+                "letters",
+                "capital letters",
+                "words with a capital",
+                "letters A, C, G and T",
+                "base64 characters",
+            },
+        ),
         ("Qx9Z", {"letters with digits", "words with a capital", "base64 characters"}),
         (" (", {"punctuation", "tokens with ("}),
         ("\n", {"line breaks"}),
