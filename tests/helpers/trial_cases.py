@@ -83,6 +83,12 @@ def arms_of(ground, explainers=None):
 
 
 def config(**other):
-    given = {"explainers": ("means",), "primary": "means", "n_units": 12, "n_permutations": 999, "n_bootstrap": 200}
-    given |= {"per_token": 8}  # of a small text
+    given = {
+        "explainers": ("means",),
+        "primary": "means",
+        "n_units": 12,
+        "n_permutations": 999,
+        "n_bootstrap": 200,
+    }
+    given |= {"least_places": 8}  # of a small text
     return TrialConfig(**(given | other))

@@ -13,11 +13,10 @@ units that win for another reason.
 
 from saefast.interp.trial.ground_truth import Gate, another, gate, told_apart
 from saefast.interp.trial.logit_test import (
-    Before,
+    Following,
     Judged,
     LogitScore,
     choose_tokens,
-    judge,
     logit_score,
 )
 from saefast.interp.trial.planted import Planted, plant
@@ -43,8 +42,8 @@ __all__ = [
     "SCORED",
     "Arm",
     "ArmSummary",
-    "Before",
     "Difference",
+    "Following",
     "Gate",
     "Judged",
     "LogitScore",
@@ -65,7 +64,6 @@ __all__ = [
     "difference_of",
     "draw",
     "gate",
-    "judge",
     "logit_score",
     "mean_of",
     "plant",

@@ -13,7 +13,7 @@ import numpy as np
 
 from saefast.errors import check
 from saefast.interp.explain import Explainer, Explanation
-from saefast.interp.trial.logit_test import Before, choose_tokens, judge, logit_score
+from saefast.interp.trial.logit_test import Following, choose_tokens, logit_score
 from saefast.interp.trial.planted import Planted
 from saefast.interp.trial.scores import auc, scores_of
 from saefast.interp.trial.windows import Places, Windows, draw
@@ -61,36 +61,34 @@ def told_apart(scores: Sequence[float] | np.ndarray, monosemantic: Sequence[bool
 
 
 def gate(
-    planted: Planted, explainers: Sequence[Explainer], seed: int = 0, per_token: int = 16
+    planted: Planted, explainers: Sequence[Explainer], seed: int = 0, least_places: int = 16
 ) -> dict[str, Gate]:
     """Score the planted units by each explainer, as a trial scores real ones.
 
     Args:
         explainers: made from `planted.records` and `planted.vocabulary`.
-        per_token: see `Before`.
+        least_places: see `Following`.
     """
     records = planted.records
     places = Places(records.text, records.config, "score")
-    before = Before(records.text, records.config, per_token, seed=seed)
+    following = Following(records.text, records.config, least=least_places, seed=seed)
     windows = [draw(places, records, latent, seed=seed) for latent in range(records.d_sae)]
-    return {one.name: _gate(planted, one, windows, before, seed) for one in explainers}
+    return {one.name: _gate(planted, one, windows, following, seed) for one in explainers}
 
 
 def _gate(
-    planted: Planted, explainer: Explainer, windows: list[Windows], before: Before, seed: int
+    planted: Planted, explainer: Explainer, windows: list[Windows], following: Following, seed: int
 ) -> Gate:
     n = len(windows)
     explanations = [explainer.explain(latent) for latent in range(n)]
     own = np.asarray([_spearman(explanations[i], windows[i]) for i in range(n)])
     other = [_spearman(explanations[j], windows[i]) for i, j in enumerate(another(n, seed))]
-    constant = [scores_of(one.acts, np.ones_like(one.acts), one.weights, one.largest).spearman for one in windows]
-    judged = [choose_tokens(planted.logits, latent, before, seed) for latent in range(n)]
-    accuracy = np.asarray(
-        [
-            logit_score(judge(one, chosen.tokens, before), chosen.is_positive).accuracy
-            for one, chosen in zip(explanations, judged, strict=True)
-        ]
-    )
+    constant = [
+        scores_of(one.acts, np.ones_like(one.acts), one.weights, one.largest).spearman for one in windows
+    ]
+    judged = [choose_tokens(planted.logits, latent, following, seed) for latent in range(n)]
+    both = zip(explanations, judged, strict=True)
+    accuracy = np.asarray([logit_score(following.judge(one), of).accuracy for one, of in both])
     is_one, promotes, kinds = planted.monosemantic, planted.promotes, np.asarray(planted.kinds)
     either = promotes | planted.has_random_logits
     return Gate(

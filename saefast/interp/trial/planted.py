@@ -39,7 +39,9 @@ class Planted(NamedTuple):
     names: list[str]  # what it stands for
     monosemantic: np.ndarray  # [n] bool
     logits: LogitWeights
-    promotes: np.ndarray  # [n] bool: it makes 60 tokens or more that come after what it stands for more likely
+    promotes: (
+        np.ndarray
+    )  # [n] bool: it makes 60 tokens or more that come after what it stands for more likely
     has_random_logits: np.ndarray  # [n] bool: it stands for nothing
     units: list["PlantedUnit"]
 
@@ -80,7 +82,9 @@ def plant(folder: str | Path, seed: int = 0, n_contexts: int = 800, n_noise: int
     vocabulary, rng = PlantedVocabulary(), np.random.default_rng(seed + 1)
     contexts = planted_text(n_contexts * LENGTH, vocabulary, seed).reshape(-1, LENGTH)
     some = things(vocabulary)
-    units = [PlantedUnit(one.name, one.kind, _strong(rng.uniform(1, 5), [(1.0, one)]), 0.0, True) for one in some]
+    units = [
+        PlantedUnit(one.name, one.kind, _strong(rng.uniform(1, 5), [(1.0, one)]), 0.0, True) for one in some
+    ]
     units += [_mixture(rng, some) for _ in some]
     units += [_noise(rng, i) for i in range(n_noise)]
     units += [_dense(rng, i, len(vocabulary)) for i in range(n_noise)]
@@ -88,9 +92,15 @@ def plant(folder: str | Path, seed: int = 0, n_contexts: int = 800, n_noise: int
     clean = [unit.clean(contexts) for unit in units]
     rows = [_recorded(rng, unit, acts) for unit, acts in zip(units, clean, strict=True)]
     logits = _logits(rng, units, clean, contexts, len(vocabulary))
-    promotes = [unit.has_effect and row[-1] > PROMOTED for unit, row in zip(units, logits.positive, strict=True)]
+    promotes = [
+        unit.has_effect and row[-1] > PROMOTED for unit, row in zip(units, logits.positive, strict=True)
+    ]
     return Planted(
-        _records(Path(folder) / f"{seed}-{n_contexts}-{n_noise}", np.stack(rows, axis=-1).astype(np.float32), contexts),
+        _records(
+            Path(folder) / f"{seed}-{n_contexts}-{n_noise}",
+            np.stack(rows, axis=-1).astype(np.float32),
+            contexts,
+        ),
         vocabulary,
         [unit.kind for unit in units],
         [unit.name for unit in units],
@@ -103,7 +113,9 @@ def plant(folder: str | Path, seed: int = 0, n_contexts: int = 800, n_noise: int
 
 
 def _strong(strength: float, parts: list[tuple[float, Thing]]) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda tokens: strength * sum((share * one.holds(tokens) for share, one in parts), np.zeros(tokens.shape))
+    return lambda tokens: (
+        strength * sum((share * one.holds(tokens) for share, one in parts), np.zeros(tokens.shape))
+    )
 
 
 def _mixture(rng: np.random.Generator, some: list[Thing]) -> PlantedUnit:

@@ -15,31 +15,25 @@ DNA = [a + b + c for a in "ACGT" for b in "ACGT" for c in "ACGT"]
 HEBREW = "\u05d0\u05d1\u05d2\u05d3\u05d4\u05d5\u05d6\u05d7\u05d8\u05d9\u05db\u05dc\u05de\u05e0\u05e1\u05e2"
 BASE64 = "aZbYcXdWeVfUgThSiRjQkPlOmNnMoLpKqJrIsHtGuFvEwDxCyBzA0918273645"
 CLASSES: dict[str, list[str]] = {
-    "colour": " red, green, blue, yellow, black, white, grey, brown, pink, purple, orange, golden, pale, dark".split(","),
-    "animal": " dog, cat, horse, bird, fish, mouse, cow, fox, wolf, bear, goat, sheep, pig, hen, duck, owl, lion, frog, snake,"
-    " crow, bee, ant".split(","),
-    "thing": " table, house, river, book, stone, door, ship, road, lamp, chair, cup, wall, tree, hill, boat, coat, hat, bell,"
-    " rope, coin, clock, gate".split(","),
-    "person": " king, doctor, child, teacher, sailor, judge, mother, thief, baker, priest, nurse, miner, farmer, poet, cook,"
-    " guard, queen, uncle, pilot, clerk, monk, tailor".split(","),
-    "motion": " ran, walked, swam, jumped, crawled, flew, marched, rode, fell, danced, climbed, slid, rolled, hurried, sailed,"
-    " drove, stepped, rushed, sank, spun".split(","),
-    "speech": " said, asked, shouted, whispered, answered, told, replied, claimed, begged, lied, sang, swore, joked, argued,"
-    " cried, muttered, boasted, prayed, warned, agreed".split(","),
-    "place": " under, over, near, behind, inside, above, beside, around, across, past, beyond, below".split(","),
-    "day": " Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday".split(","),
-    "month": " January, February, March, April, June, July, August, October".split(","),
+    "colour": [" red", " green", " blue", " yellow", " black", " white", " grey", " brown", " pink", " purple", " orange", " golden", " pale", " dark"],
+    "animal": [" dog", " cat", " horse", " bird", " fish", " mouse", " cow", " fox", " wolf", " bear", " goat", " sheep", " pig", " hen", " duck", " owl", " lion", " frog", " snake", " crow", " bee", " ant"],
+    "thing": [" table", " house", " river", " book", " stone", " door", " ship", " road", " lamp", " chair", " cup", " wall", " tree", " hill", " boat", " coat", " hat", " bell", " rope", " coin", " clock", " gate"],
+    "person": [" king", " doctor", " child", " teacher", " sailor", " judge", " mother", " thief", " baker", " priest", " nurse", " miner", " farmer", " poet", " cook", " guard", " queen", " uncle", " pilot", " clerk", " monk", " tailor"],
+    "motion": [" ran", " walked", " swam", " jumped", " crawled", " flew", " marched", " rode", " fell", " danced", " climbed", " slid", " rolled", " hurried", " sailed", " drove", " stepped", " rushed", " sank", " spun"],
+    "speech": [" said", " asked", " shouted", " whispered", " answered", " told", " replied", " claimed", " begged", " lied", " sang", " swore", " joked", " argued", " cried", " muttered", " boasted", " prayed", " warned", " agreed"],
+    "place": [" under", " over", " near", " behind", " inside", " above", " beside", " around", " across", " past", " beyond", " below"],
+    "day": [" Monday", " Tuesday", " Wednesday", " Thursday", " Friday", " Saturday", " Sunday"],
+    "month": [" January", " February", " March", " April", " June", " July", " August", " October"],
     "determiner": [" the", " a", " this", " every"],
     "joint": [" and", " but", " because", " while"],
     "stop": [".", "!", "?"],
     "number": [str(i) for i in range(60)],
     "money": ["$", "\u20ac", "\u00a3"],
     "keyword": [" def", " return", " if", " else", " for", " import", " class", " while"],
-    "name": "x y self data index count value node left right key item text size head tail name path flag rate step mode user list"
-    " row cell loss grad bias unit".split(),
+    "name": ["x", "y", "self", "data", "index", "count", "value", "node", "left", "right", "key", "item", "text", "size", "head", "tail", "name", "path", "flag", "rate", "step", "mode", "user", "list", "row", "cell", "loss", "grad", "bias", "unit"],
     "bracket": ["(", ")", "[", "]", "{", "}"],
     "operator": [" =", " +", " -", " ==", " <", " >"],
-    "nutrient": "Protein Fat Sugar Salt Fibre Sodium Energy Starch Iron Zinc Calcium Iodine".split(),
+    "nutrient": ["Protein", "Fat", "Sugar", "Salt", "Fibre", "Sodium", "Energy", "Starch", "Iron", "Zinc", "Calcium", "Iodine"],
     "amount": [" g", " mg", "%", " kcal"],
     "dna": DNA,
     "base64": [BASE64[i : i + 4] for i in range(len(BASE64) - 3)],

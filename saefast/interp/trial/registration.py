@@ -34,7 +34,9 @@ class Arm:
     records: Records
     explainers: Sequence[Explainer] = ()  # needed for scoring only
     logits: LogitWeights | None = None  # n = 60 or more; needed for scoring only
-    pool: Sequence[int] | None = None  # latents that units are drawn from; default: those that are ever active
+    pool: Sequence[int] | None = (
+        None  # latents that units are drawn from; default: those that are ever active
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +56,10 @@ class TrialConfig:
     """Of everything that is random."""
     logit_test: bool = True
     """Whether explanations are tested on logits, too."""
-    per_token: int = 32
-    """Places at which a token is judged in the test on logits; tokens with fewer are left out. See `Before`."""
+    judged_text: int = 2**19
+    """Tokens of the text by which tokens are judged in the test on logits. See `Following`."""
+    least_places: int = 32
+    """Places of that text before a token that can be judged."""
     n_permutations: int = 10_000
     threshold: float = 0.01
     """The p-value below which the hypothesis is taken to hold."""
@@ -67,7 +71,14 @@ class TrialConfig:
         check(n == len(names) > 0, f"explainers: expected different names, got {list(names)}")
         check(self.primary in names, f"primary: expected one of {list(names)}, got {self.primary!r}")
         check(self.better != self.worse, f"better, worse: expected two arms, got {self.better!r} twice")
-        for name, least in (("n_units", 2), ("n_permutations", 99), ("n_bootstrap", 99), ("seed", 0), ("per_token", 1)):
+        for name, least in (
+            ("n_units", 2),
+            ("n_permutations", 99),
+            ("n_bootstrap", 99),
+            ("seed", 0),
+            ("judged_text", 1),
+            ("least_places", 1),
+        ):
             value = getattr(self, name)
             ok = type(value) is int and value >= least
             check(ok, f"{name}: expected an integer of at least {least}, got {value!r}")
@@ -135,7 +146,9 @@ class Registration:
         found = json.loads(json.dumps(content_of(arms, self.config)))
         for name, value in found.items():
             given = self.content.get(name)
-            want = f"{self.path}: expected {name} = {shown(value)}, which these records give, got {shown(given)}"
+            want = (
+                f"{self.path}: expected {name} = {shown(value)}, which these records give, got {shown(given)}"
+            )
             check(given == value, want)
         check(self.content.keys() == found.keys(), f"{self.path}: expected only {list(found)}")
 

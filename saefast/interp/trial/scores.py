@@ -32,9 +32,7 @@ def digits(acts: np.ndarray, largest: float) -> np.ndarray:
     return np.floor(np.clip(acts / largest, 0, 1) * (DIGITS - 1) + 0.5)
 
 
-def scores_of(
-    true: np.ndarray, predicted: np.ndarray, weights: np.ndarray, largest: float
-) -> Scores:
+def scores_of(true: np.ndarray, predicted: np.ndarray, weights: np.ndarray, largest: float) -> Scores:
     """All scores of predictions on the windows of a unit.
 
     Args:
@@ -120,5 +118,8 @@ def auc(is_one: np.ndarray, x: np.ndarray) -> float:
 
 def balanced_accuracy(is_one: np.ndarray, said: np.ndarray) -> float:
     """The mean of the shares of both that are said to be what they are; a side without any counts as half right."""
-    right = [float((said == side)[is_one == side].mean()) if (is_one == side).any() else 0.5 for side in (True, False)]
+    right = [
+        float((said == side)[is_one == side].mean()) if (is_one == side).any() else 0.5
+        for side in (True, False)
+    ]
     return sum(right) / 2

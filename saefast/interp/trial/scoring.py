@@ -20,7 +20,7 @@ import numpy as np
 from saefast.errors import InputError, check
 from saefast.files import naming
 from saefast.interp.explain import Explanation
-from saefast.interp.trial.logit_test import Before, choose_tokens, judge, logit_score
+from saefast.interp.trial.logit_test import Following, Judged, choose_tokens, logit_score
 from saefast.interp.trial.registration import Arm, Registration
 from saefast.interp.trial.scores import scores_of
 from saefast.interp.trial.windows import SCORED, Places, Windows, draw
@@ -86,13 +86,21 @@ def _read(registration: Registration, path: Path) -> tuple[list[dict[str, Any]],
             row = json.loads(line)
             of, chain, place = row["registration"], row["chain"], (row["unit"], row["explainer"])
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise InputError(f"{where}: expected a row of scores, got something else: it was edited") from None
-        want = f"{where}: expected scores of the registration {registration.path}, {registration.sha256[:16]}..."
-        changed = f"{want}, got those of {str(of)[:16]}...: it was changed after scores were made, or is another"
+            raise InputError(
+                f"{where}: expected a row of scores, got something else: it was edited"
+            ) from None
+        want = (
+            f"{where}: expected scores of the registration {registration.path}, {registration.sha256[:16]}..."
+        )
+        changed = (
+            f"{want}, got those of {str(of)[:16]}...: it was changed after scores were made, or is another"
+        )
         check(of == registration.sha256, changed)
         last = _chain(last, row)
         check(chain == last, f"{where}: this row was edited, or one before it was removed")
-        check(place in expected, f"{where}: expected a unit that is registered and not scored yet, got {place}")
+        check(
+            place in expected, f"{where}: expected a unit that is registered and not scored yet, got {place}"
+        )
         expected.remove(place)
         rows.append(row)
         size += len(line) + 1
@@ -133,47 +141,51 @@ class _Units:
             self._explainers[arm_name] = by_name
         text, of = next(iter(arms.values())).records.text, next(iter(arms.values())).records.config
         self._places = Places(text, of, "score")
-        self.before = Before(text, of, config.per_token, seed=config.seed) if config.logit_test else None
+        self.following = None
+        if config.logit_test:
+            self.following = Following(text, of, config.judged_text, config.least_places, config.seed)
         self._windows: dict[str, Windows] = {}
-        self._explanations: dict[tuple[str, str], Explanation] = {}
+        self._explanations: dict[tuple[str, str], tuple[Explanation, np.ndarray | None]] = {}
 
     def windows(self, unit: str) -> Windows:
         if unit not in self._windows:
             of = self._key[unit]
-            self._windows = {unit: draw(self._places, self._arms[of.arm].records, of.latent, SCORED, self._seed)}
+            self._windows = {
+                unit: draw(self._places, self._arms[of.arm].records, of.latent, SCORED, self._seed)
+            }
         return self._windows[unit]
 
-    def explanation(self, unit: str, name: str) -> Explanation:
+    def explanation(self, unit: str, name: str) -> tuple[Explanation, np.ndarray | None]:
+        """With its judgements of all tokens, where logits are tested."""
         if (unit, name) not in self._explanations:
             of = self._key[unit]
             kept = list(self._explanations.items())[-2 * len(self._explainers[of.arm]) :]  # two units' worth
-            self._explanations = dict(kept)
-            self._explanations[unit, name] = self._explainers[of.arm][name].explain(of.latent)
+            explanation = self._explainers[of.arm][name].explain(of.latent)
+            judgements = None if self.following is None else self.following.judge(explanation)
+            self._explanations = dict(kept) | {(unit, name): (explanation, judgements)}
         return self._explanations[unit, name]
 
-    def judged(self, unit: str, before: Before) -> tuple[np.ndarray, np.ndarray]:
+    def judged(self, unit: str, following: Following) -> Judged:
         of = self._key[unit]
         logits = self._arms[of.arm].logits
         assert logits is not None
-        return choose_tokens(logits, of.latent, before, self._seed)
+        return choose_tokens(logits, of.latent, following, self._seed)
 
 
 def _score(units: _Units, unit: str, other: str, name: str) -> dict[str, Any]:
     """Of one explainer on one unit, and of its explanation of another unit."""
     windows = units.windows(unit)
+    judged = None if units.following is None else units.judged(unit, units.following)
     found: list[Any] = []
     for whose in (unit, other):
-        explanation = units.explanation(whose, name)
         try:
+            explanation, judgements = units.explanation(whose, name)
             predicted = explanation.predict(windows.tokens)
             scores = scores_of(windows.acts, predicted, windows.weights, windows.largest)
-            logits = None
-            if units.before is not None:
-                tokens, is_positive = units.judged(unit, units.before)
-                logits = logit_score(judge(explanation, tokens, units.before), is_positive)._asdict()
         except InputError as error:
-            raise InputError(f"explainer {name!r}, unit {unit}: {error}") from None
-        found.append((scores._asdict(), logits))
+            raise InputError(f"explainer {name!r}, unit {whose}: {error}") from None
+        both = None if judged is None or judgements is None else logit_score(judgements, judged)._asdict()
+        found.append((scores._asdict(), both))
     (own, own_logits), (others, other_logits) = found
     controls = {measure: others[measure] for measure in OTHER}
     return {"scores": own, "other": controls, "logits": own_logits, "other_logits": other_logits}

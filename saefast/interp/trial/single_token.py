@@ -10,6 +10,7 @@ from saefast.interp.records.select import parts_of
 from saefast.interp.trial.windows import N_INTERVALS, Places, acts_at, apart, key
 
 EXAMPLES = 20
+FEWEST = 5
 SALT = 63  # of the draw; those of `windows.draw` are smaller
 
 
@@ -28,7 +29,8 @@ def single_token(
     """Draw n windows of the top interval that do not overlap, or as many as there are; the maximal token of a window is the one
     with the largest activation in it, of equal ones the first.
 
-    A unit without a whole window in its top interval is none: False, -1, 0, 0.
+    With one or two examples every unit would be a single token: where the top interval has fewer than 5, the strongest windows
+    below it are taken besides. A unit without any window is none: False, -1, 0, 0.
 
     Raises:
         InputError: the unit is never active.
@@ -36,8 +38,14 @@ def single_token(
     slots, acts = records.entries(latent)
     check(len(slots) > 0, f"latent: expected one that is active, latent {latent} of {records.folder} is not")
     is_top = parts_of(acts, float(acts.max()), N_INTERVALS) == N_INTERVALS - 1
-    candidates = slots[is_top & places.is_place[slots]]
-    drawn = apart(candidates, n, key(latent, seed, SALT), [], places.width)
+    here = places.is_place[slots]
+    drawn = apart(slots[is_top & here], n, key(latent, seed, SALT), [], places.width)
+    below = (here & ~is_top).nonzero()[0]
+    for slot in slots[below[np.argsort(-acts[below], kind="stable")]].tolist():
+        if len(drawn) >= min(FEWEST, n):
+            break
+        if all(abs(slot - other) >= places.width for other in drawn):
+            drawn.append(slot)
     if not drawn:
         return SingleToken(False, -1, 0.0, 0)
     around = places.windows(np.asarray(drawn, np.int64))

@@ -14,7 +14,7 @@ from saefast.interp.trial.scoring import OTHER, read_scores
 
 EDGES = np.linspace(-1, 1, 41)
 STRATA = ("all", "not single token", "single token")
-LOGITS = ("accuracy", "auc")
+LOGITS = ("accuracy", "auc", "matched_accuracy")
 MEASURES = (
     *Scores._fields,
     *(f"other_{name}" for name in OTHER),
@@ -145,7 +145,11 @@ def _measured(
         {arm: mean_of(of_arm, config.n_bootstrap, config.seed) for arm, of_arm in values.items()},
         {arm: np.histogram(np.clip(of_arm, -1, 1), EDGES)[0].tolist() for arm, of_arm in values.items()},
         difference_of(
-            values[config.better], values[config.worse], config.n_permutations, config.n_bootstrap, config.seed
+            values[config.better],
+            values[config.worse],
+            config.n_permutations,
+            config.n_bootstrap,
+            config.seed,
         ),
     )
 
@@ -159,7 +163,11 @@ def mean_of(x: np.ndarray, n_bootstrap: int = 2_000, seed: int = 0) -> Mean:
 
 
 def difference_of(
-    better: np.ndarray, worse: np.ndarray, n_permutations: int = 10_000, n_bootstrap: int = 2_000, seed: int = 0
+    better: np.ndarray,
+    worse: np.ndarray,
+    n_permutations: int = 10_000,
+    n_bootstrap: int = 2_000,
+    seed: int = 0,
 ) -> Difference:
     """Mean of `better` [n] minus mean of `worse` [m], and how often units that are dealt to the two arms at random differ by as
     much: p = (1 + number of such permutations) / (1 + permutations)."""

@@ -20,7 +20,7 @@ from saefast.interp.trial.scores import digits
 N_INTERVALS = 13
 SIDE = 4  # tokens on either side of the middle one
 GROUPS = ("top", "interval", "random", "token")
-FEWEST = 20  # windows below which a unit is not scored
+FEWEST = 20  # windows in which a unit is active, below which it is not scored
 AT_ONCE = 2**22  # tokens
 
 
@@ -117,7 +117,7 @@ class Windows(NamedTuple):
     @property
     def unusable(self) -> str | None:
         """Why no score is made of these; None: one is."""
-        if len(self.tokens) < FEWEST:
+        if (self.acts > 0).any(axis=1).sum() < FEWEST:
             return "few windows"
         return "always the same" if np.ptp(digits(self.acts, self.largest)) == 0 else None
 
@@ -194,9 +194,7 @@ def key(latent: int, seed: int, salt: int) -> np.ndarray:
     return mix(np.uint32(latent) ^ mix(np.uint32((64 * seed + salt) % 2**32)))
 
 
-def apart(
-    candidates: np.ndarray, n: int, by: np.ndarray, taken: list[int], width: int
-) -> list[int]:
+def apart(candidates: np.ndarray, n: int, by: np.ndarray, taken: list[int], width: int) -> list[int]:
     """n of the candidates, slots ascending, or as many as there are, in random order: none nearer than `width` to another or to
     one that is taken."""
     found: list[int] = []

@@ -6,7 +6,7 @@ import pytest
 from saefast.errors import InputError
 from saefast.interp.trial import another, gate, plant, told_apart
 from saefast.interp.trial.planted import POLYSEMANTIC
-from tests.helpers.trial_cases import Means, Table, planted
+from tests.helpers.trial_cases import Means, Table
 
 
 def test_units_are_what_they_are_said_to_be(ground):
@@ -99,7 +99,7 @@ class Nothing(Means):
 def test_the_gate(ground):
     knows, nothing = Knows(ground.records, "knows"), Nothing(ground.records, "nothing")
     knows.ground = ground
-    found = gate(ground, [knows, nothing, Means(ground.records)], per_token=8)
+    found = gate(ground, [knows, nothing, Means(ground.records)], least_places=8)
     assert found["knows"].usable and found["knows"].auc > 0.9
     assert found["knows"].monosemantic > 0.5 > abs(found["knows"].polysemantic) + 0.3
     assert not found["nothing"].usable and not found["nothing"].logit_usable

@@ -1,13 +1,15 @@
 """What is written down before any score is computed."""
 
+import hashlib
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from saefast.errors import InputError
-from saefast.interp.trial import Arm, Registration, TrialConfig, register
-from saefast.interp.trial.registration import draw_order
+from saefast.interp.trial import Arm, Registration, TrialConfig, Unit, register
+from saefast.interp.trial.registration import _key, draw_order
 from tests.helpers.trial_cases import arms_of, config, planted
 
 
@@ -42,10 +44,13 @@ def test_it_says_what_will_be_done(tmp_path, arms):
     assert not {"latent", "scores"} & content.keys()
 
 
-def test_the_draw_is_the_same_on_every_machine(tmp_path, arms):
-    assert draw_order(range(8), "features", 0) == []
-    found = register(tmp_path / "registration.json", arms, config())
-    assert found.ids[:2] == []
+def test_the_draw_is_the_same_on_every_machine():
+    order = draw_order(range(4096), "features", 7)
+    assert order[:4] == [284, 2611, 839, 2522] and sorted(order) == list(range(4096))
+    assert hashlib.sha256(str(order).encode()).hexdigest()[:16] == "2e60a83857dc784e"
+    assert draw_order(np.arange(4096), "neurons", 7) != order != draw_order(range(4096), "features", 8)
+    key = _key({"features": {"units": [17], "single_token": [True]}}, 7)
+    assert key == {"fbc651d3315623c7": Unit("features", 17, True)}
 
 
 def test_the_same_again_is_the_same_file(tmp_path, arms):
@@ -101,7 +106,7 @@ def test_units_with_few_windows_are_dropped_and_counted(tmp_path, arms, monkeypa
 
     def few(places, records, latent, *rest):
         windows = drawn(places, records, latent, *rest)
-        return windows._replace(tokens=windows.tokens[:19]) if latent % 2 else windows
+        return windows._replace(acts=windows.acts[:19]) if latent % 2 else windows
 
     monkeypatch.setattr(registration, "draw", few)
     found = register(tmp_path / "registration.json", arms, config())
@@ -155,7 +160,9 @@ def test_no_registration(tmp_path, text):
 
 def test_the_pool_is_all_that_are_ever_active(tmp_path, ground):
     arms = {"features": Arm(ground.records), "neurons": Arm(ground.records)}
-    found = register(tmp_path / "registration.json", arms, TrialConfig(explainers=("a",), primary="a", n_units=5))
+    found = register(
+        tmp_path / "registration.json", arms, TrialConfig(explainers=("a",), primary="a", n_units=5)
+    )
     assert found.content["arms"]["features"]["alive"] == ground.records.d_sae
     # the same dictionary twice: other units, because the arm counts
     units = [found.content["arms"][name]["units"] for name in arms]

@@ -138,7 +138,9 @@ def test_nearly_nothing_is_nothing():
 
 def test_one_side_only():
     assert auc(np.zeros(3, bool), np.arange(3.0)) == 0.5
-    assert balanced_accuracy(np.ones(3, bool), np.array([True, True, False])) == pytest.approx((2 / 3 + 0.5) / 2)
+    assert balanced_accuracy(np.ones(3, bool), np.array([True, True, False])) == pytest.approx(
+        (2 / 3 + 0.5) / 2
+    )
     assert pearson(np.ones(1), np.ones(1)) == 0.0
     assert r2(np.ones(3), np.arange(3.0)) == 0.0
 

@@ -9,12 +9,11 @@ import pytest
 from saefast.errors import InputError
 from saefast.interp.trial import (
     Arm,
-    Before,
+    Following,
     Places,
     Registration,
     choose_tokens,
     draw,
-    judge,
     logit_score,
     read_scores,
     register,
@@ -22,7 +21,7 @@ from saefast.interp.trial import (
     scores_of,
     unblind,
 )
-from tests.helpers.trial_cases import Means, Table, arms_of, config, planted
+from tests.helpers.trial_cases import Means, Table, arms_of, config
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,11 @@ def trial(tmp_path, ground, explainers, finished):
     """A copy of it: registration, arms, path of the scores."""
     for name in ("registration.json", "scores.jsonl"):
         (tmp_path / name).write_bytes((finished / name).read_bytes())
-    return Registration(tmp_path / "registration.json"), arms_of(ground, explainers), tmp_path / "scores.jsonl"
+    return (
+        Registration(tmp_path / "registration.json"),
+        arms_of(ground, explainers),
+        tmp_path / "scores.jsonl",
+    )
 
 
 def test_rows_are_the_scores_of_the_units(trial, ground):
@@ -56,19 +59,21 @@ def test_rows_are_the_scores_of_the_units(trial, ground):
     rows, key = read_scores(registration, path), registration.key()
     assert len(rows) == 24
     text, of = ground.records.text, ground.records.config
-    places, before = Places(text, of, "score"), Before(text, of, per_token=8)
+    places, following = Places(text, of, "score"), Following(text, of, least=8)
     for i, row in enumerate(rows):
         unit = key[row["unit"]]
         other = key[registration.ids[(i // 2 + 1) % 12]]
         windows = draw(places, ground.records, unit.latent)
-        chosen = choose_tokens(ground.logits, unit.latent, before)
-        for latent, scores, logits in ((unit.latent, "scores", "logits"), (other.latent, "other", "other_logits")):
+        chosen = choose_tokens(ground.logits, unit.latent, following)
+        for latent, scores, logits in (
+            (unit.latent, "scores", "logits"),
+            (other.latent, "other", "other_logits"),
+        ):
             explanation = arms["features"].explainers[0].explain(latent)
             predicted = explanation.predict(windows.tokens)
             expected = scores_of(windows.acts, predicted, windows.weights, windows.largest)._asdict()
             assert row[scores] == {name: expected[name] for name in row[scores]}
-            judged = logit_score(judge(explanation, chosen.tokens, before), chosen.is_positive)
-            assert row[logits] == judged._asdict()
+            assert row[logits] == logit_score(following.judge(explanation), chosen)._asdict()
         assert row["registration"] == registration.sha256
     assert set(rows[0]["other"]) == {"spearman", "spearman_weighted"} and len(rows[0]["scores"]) == 8
 
@@ -109,7 +114,9 @@ def test_an_interruption_loses_nothing(tmp_path, ground, finished):
         score_trial(registration, stops, path)
     rows = read_scores(registration, path)
     assert 6 < len(rows) < 24
-    with pytest.raises(InputError, match="expected the scores of all units .* 24 rows, got 1.: units stay blind"):
+    with pytest.raises(
+        InputError, match="expected the scores of all units .* 24 rows, got 1.: units stay blind"
+    ):
         unblind(registration, path)
     arms = arms_of(ground, [Means(ground.records), Means(ground.records, "again")])
     score_trial(registration, arms, path)
@@ -163,7 +170,9 @@ def test_a_registration_changed_after_scores_were_made(trial):
     registration.path.write_text(text.replace('"threshold": 0.01', '"threshold": 0.05'))
     changed = Registration(registration.path)
     for call in (lambda: score_trial(changed, arms, path), lambda: unblind(changed, path)):
-        with pytest.raises(InputError, match="line 1: expected scores of the registration .* changed after scores"):
+        with pytest.raises(
+            InputError, match="line 1: expected scores of the registration .* changed after scores"
+        ):
             call()
     registration.path.write_text(text + " ")  # not even a space
     with pytest.raises(InputError, match="changed after scores"):
@@ -176,7 +185,10 @@ def test_a_registration_of_hand_picked_units(trial):
     path.unlink()
     content = registration.content
     drawn = content["arms"]["features"]["units"]
-    content["arms"]["features"]["units"] = [*drawn[1:], next(i for i in arms["features"].pool if i not in drawn)]
+    content["arms"]["features"]["units"] = [
+        *drawn[1:],
+        next(i for i in arms["features"].pool if i not in drawn),
+    ]
     from saefast.interp.trial.registration import _key
 
     content["units"] = sorted(_key(content["arms"], 0))

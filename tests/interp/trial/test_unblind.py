@@ -42,9 +42,7 @@ def test_intervals_cover_the_mean():
     rng = np.random.default_rng(2)
     means = [mean_of(rng.normal(0.3, 0.25, 60), 400, i) for i in range(300)]
     assert 0.88 < np.mean([one.low < 0.3 < one.high for one in means]) < 0.99
-    gaps = [
-        difference_of(rng.normal(0.5, 0.2, 50), rng.normal(0.3, 0.2, 50), 99, 400, i) for i in range(300)
-    ]
+    gaps = [difference_of(rng.normal(0.5, 0.2, 50), rng.normal(0.3, 0.2, 50), 99, 400, i) for i in range(300)]
     assert 0.88 < np.mean([one.low < 0.2 < one.high for one in gaps]) < 0.99
     one = mean_of(np.array([1.0, 2, 6]))
     assert (one.n, one.mean, one.median) == (3, 3, 2) and 1 <= one.low < 3 < one.high <= 6
@@ -66,7 +64,11 @@ def test_a_whole_trial(trial):
     registration, path = trial
     result = trial_result(registration, path)
     assert result.sha256 == registration.sha256 and result.primary == "means" and result.threshold == 0.01
-    assert {name: arm.units for name, arm in result.arms.items()} == {"features": 30, "neurons": 30, "shuffled": 16}
+    assert {name: arm.units for name, arm in result.arms.items()} == {
+        "features": 30,
+        "neurons": 30,
+        "shuffled": 16,
+    }
     assert result.arms["features"].single_token >= 5
     assert set(result.measured["means"]) == set(STRATA)
     for stratum in STRATA:

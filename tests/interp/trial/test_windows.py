@@ -9,7 +9,7 @@ from saefast.config.records import RecordsConfig
 from saefast.errors import InputError
 from saefast.interp.trial import EXPLAINED, SCORED, Mix, Places, draw
 from saefast.interp.trial.windows import GROUPS, N_INTERVALS, apart, key
-from tests.helpers.trial_cases import planted, text_of
+from tests.helpers.trial_cases import text_of
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,9 @@ def test_windows_are_what_they_say(ground, places, kind, counts):
     of_interval = np.isin(groups, ["top", "interval"])
     assert (windows.interval[of_interval] == expected[of_interval]).all() and (middle[of_interval] > 0).all()
     assert (windows.interval[~of_interval] == -1).all()
-    assert [i for i, group in enumerate(groups) if group == "top"] == [*np.flatnonzero(windows.interval == 12)]
+    assert [i for i, group in enumerate(groups) if group == "top"] == [
+        *np.flatnonzero(windows.interval == 12)
+    ]
     assert groups.count("random") == counts.random
     assert groups.count("top") <= counts.top and groups.count("token") <= counts.token
     for part in range(N_INTERVALS - 1):
@@ -114,7 +116,7 @@ def test_the_top_token_is_in_the_middle_and_in_other_contexts(ground, places):
 def test_weights_are_the_shares_of_what_windows_are_drawn_from(ground, places):
     latent = latent_of(ground, "token class")
     windows, records = draw(places, ground.records, latent), ground.records
-    slots, acts = records.entries(latent)
+    acts = records.entries(latent)[1]
     n = records.n_rows
     for weight, group, interval in zip(windows.weights, windows.group, windows.interval, strict=True):
         if GROUPS[group] in ("top", "interval"):
@@ -168,8 +170,13 @@ def test_draws_are_the_same_on_every_machine():
 def test_unusable_units(ground, places):
     windows = draw(places, ground.records, latent_of(ground, "pair"))
     assert windows.unusable is None
-    few = windows._replace(tokens=windows.tokens[:19])
-    assert few.unusable == "few windows"
+    active = np.flatnonzero((windows.acts > 0).any(axis=1))
+    assert len(active) >= 20
+    acts = windows.acts.copy()
+    acts[active[20:]] = 0
+    assert windows._replace(acts=acts).unusable is None
+    acts[active[3]] = 0  # 19 windows in which it is active
+    assert windows._replace(acts=acts).unusable == "few windows"
     assert windows._replace(acts=np.full_like(windows.acts, 2.0)).unusable == "always the same"
 
 
