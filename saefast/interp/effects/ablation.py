@@ -142,7 +142,7 @@ def ablation_effects(
     said = "ablation: %d windows, %d passes without a latent and %d with all, %d tokens of the model"
     log.info(said, cost.windows, cost.passes, cost.contexts, cost.tokens)
     model.eval()
-    ablation = _Ablation(records, sae, model, hook, output_hook, contexts_at_once)
+    ablation = Ablation(records, sae, model, hook, output_hook, contexts_at_once)
     numbers = sorted({window.latent for window in windows})
     for first in range(0, max(len(numbers), 1), LATENTS_PER_WRITE):
         among = set(numbers[first : first + LATENTS_PER_WRITE])
@@ -154,7 +154,7 @@ def ablation_effects(
     return cost
 
 
-class _Ablation:
+class Ablation:
     """A model, and the records whose latents are taken out of it."""
 
     def __init__(
