@@ -120,7 +120,9 @@ class Script:
         own = np.where(other | ~can_be, OTHER, 0.0)
         own_with_first = np.where(other | other_begun | ~can_be, OTHER, 0.0)
         alone = own + np.where(cut_first | cut_last, of_token, 0)
-        start, tail = own + np.where(cut_first, of_token, 0), np.where(cut_last, of_token, 0)
+        # a longer string does not begin with a part of a character that goes on in its second token
+        start = own + np.where(cut_first, np.where(parts.is_inner.reshape(begins.shape), OTHER, of_token), 0)
+        tail = np.where(cut_last, of_token, 0)
         # best: of the strings that go on; the share of the fragment at their end is not in it
         best, found = start.copy(), np.maximum(alone, OTHER)
         for t in range(1, begins.shape[1]):
@@ -141,6 +143,7 @@ class _Parts:
 
     cut_first: np.ndarray  # it begins within a character
     cut_last: np.ndarray  # it ends within one
+    is_inner: np.ndarray  # it begins within a character and no character ends in it
     unknown: np.ndarray  # it has bytes of a character that is not whole in the passage
 
 
@@ -154,7 +157,8 @@ def _parts(text: Text, vocabulary: Vocabulary) -> _Parts:
     cut_first, cut_last = np.zeros(len(some), bool), np.zeros(len(some), bool)
     cut_first[some] = np.where(broken[first], continues[first], chars.first[first] < first)
     cut_last[some] = np.where(broken[last], page.data[last] >= 0x80, ~chars.is_last[last])
-    return _Parts(cut_first, cut_last, page.counts(broken) > 0)
+    is_inner = cut_first & (page.counts(chars.is_last) == 0)
+    return _Parts(cut_first, cut_last, is_inner, page.counts(broken) > 0)
 
 
 @lru_cache(maxsize=2)

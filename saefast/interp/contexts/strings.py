@@ -26,9 +26,9 @@ def best_ending(ratios: np.ndarray, begins: np.ndarray, at_least: int = 1) -> np
     best = ratios.astype(np.float64).copy()
     for t in range(1, ratios.shape[1]):
         best[:, t] += np.where(begins[:, t], 0, np.maximum(best[:, t - 1], 0))
-    for _ in range(at_least - 1):
-        before = np.where(begins[:, 1:], OTHER, best[:, :-1])
-        best = ratios + np.concatenate([np.full((len(best), 1), OTHER), before], axis=1)
+    for missing in range(1, at_least):
+        before = np.where(begins[:, 1:], missing * OTHER, best[:, :-1])
+        best = ratios + np.concatenate([np.full((len(best), 1), missing * OTHER), before], axis=1)
     return best
 
 
