@@ -37,7 +37,7 @@ class Alphabet:
         at_least: tokens of a string.
         sample: whose frequencies P(s) is made of; default: those of the text that is scored.
 
-    The label of a token is true if it is in a run whose best score is positive.
+    The label of a token is true if it is in a run whose tokens have a positive log P(s | context) - log P(s) together.
     """
 
     name: str
@@ -71,11 +71,16 @@ class Alphabet:
         """[m, L] bool."""
         made = written(text, vocabulary)
         page, place = made.page()
-        token, scores = made.token_of_byte, self.scores(text, vocabulary).ravel()
+        ratios = self.ratios(vocabulary, self.sample or text)
+        tokens, starts = text.contexts.ravel(), made.starts
         inside = np.zeros(len(made.data), bool)
         for match in self.run.finditer(page):
             begin, end = np.searchsorted(place, match.span()).tolist()
-            if self.is_one(match[0]) and scores[token[begin] : token[end - 1] + 1].max() > 0:
+            # tokens that are wholly in the run
+            whole = slice(*np.searchsorted(starts, [begin, end + 1], side="left").tolist())
+            whole = slice(whole.start, whole.stop - 1)
+            of_run = ratios[:, tokens[whole]]
+            if of_run.shape[1] >= self.at_least and of_run.sum(axis=1).max() > 0 and self.is_one(match[0]):
                 inside[begin:end] = True
         return made.of_tokens(inside)
 
@@ -133,8 +138,9 @@ class Script:
 
     def labels(self, text: Text, vocabulary: Vocabulary) -> np.ndarray:
         """[m, L] bool."""
-        shape = text.contexts.shape
-        return _of_script(text, vocabulary, list(BLOCKS).index(self.name))[0].reshape(shape)
+        here = _scripts(text, vocabulary) == list(BLOCKS).index(self.name)
+        page = written(text, vocabulary)
+        return (page.counts(here) > 0).reshape(page.begins.shape)
 
 
 @dataclass(frozen=True)
@@ -216,7 +222,11 @@ def _is_hex(run: bytes) -> bool:
 def base64(sample: Text | None = None) -> Alphabet:
     """base64: 64 characters, each with probability 1/64."""
     letters = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-    run = re.compile(rb"[A-Za-z0-9+/]{20,}(?:\r?\n[A-Za-z0-9+/]{20,})*(?:\r?\n[A-Za-z0-9+/]+(?==))?={0,2}")
+    # the first and the last line of a passage may be the rest and the beginning of a longer one
+    run = re.compile(
+        rb"(?:(?<=\0\n)[A-Za-z0-9+/]+\r?\n)?[A-Za-z0-9+/]{20,}(?:\r?\n[A-Za-z0-9+/]{20,})*"
+        rb"(?:\r?\n[A-Za-z0-9+/]+(?==|\n\0))?={0,2}"
+    )
     return Alphabet("base64", "data in base64", (_uniform(letters),), run, _is_base64, sample=sample)
 
 

@@ -1,7 +1,7 @@
 """Proxies by rules: cues in lines or sentences, for kinds of text that no alphabet tells apart.
 
     score of a unit of text = (sum of the weights of its cues) / (its length in units of `per` bytes, at least 1)
-                              + `neighbours` * (the scores of the units before and after it)
+                              + sum over d = 1, 2, 3 of `neighbours`^d * (the scores of the units d before and d after it)
 
 A token has the score of the unit in which its middle byte is, and is in the context if that is at least 1.
 """
@@ -19,8 +19,10 @@ from saefast.interp.vocabulary import Vocabulary
 ENDS = {
     "line": re.compile(rb"\n"),
     "sentence": re.compile(rb"[.!?;:][\"')]*\s+|\n[ \t]*(?=\n|[-*]|\(?\w{1,3}[.)] )"),
+    "quoted": re.compile(rb"[\n\"]"),
     "match": None,
 }
+REACH = 3  # units before and after
 MOST = 3.0  # of a unit's own score, so that it does not carry its neighbours far
 
 
@@ -30,9 +32,9 @@ class Rules:
 
     Attributes:
         cues: pattern of bytes and weight of each. A pattern counts once in a unit, unless `repeat`.
-        unit: "line", "sentence", or "match": what a pattern matches is a unit of its own, with the weight as its score.
+        unit: "line", "sentence", "quoted" (lines, and what is in quotation marks in them), or "match": what a pattern matches is a unit of its own, with the weight as its score.
         per: bytes of a unit for which the sum of weights is meant; 0: for units of all lengths.
-        neighbours: what the unit before and the one after add of their own scores, within a passage.
+        neighbours: what the units before and after add of their own scores, within a passage.
     """
 
     name: str
@@ -84,10 +86,11 @@ class Rules:
             own /= np.maximum(sizes / self.per, 1)
         own = np.minimum(own, MOST)
         passage = np.searchsorted(begins, firsts, side="right")
-        beside = np.where(np.diff(passage) == 0, self.neighbours, 0)
         total = own.copy()
-        total[1:] += beside * own[:-1]
-        total[:-1] += beside * own[1:]
+        for d in range(1, min(REACH, len(own) - 1) + 1):
+            share = np.where(passage[d:] == passage[:-d], self.neighbours**d, 0)
+            total[d:] += share * own[:-d]
+            total[:-d] += share * own[d:]
         blank = [not page[a : a + n].strip() for a, n in zip(firsts.tolist(), sizes.tolist(), strict=True)]
         return np.repeat(np.where(blank, 0, total), sizes).astype(np.float32)
 
@@ -103,8 +106,7 @@ HEADERS = (
     rb"Sec-[A-Z][\w-]+|Server|Set-Cookie|Strict-Transport-Security|TE|Trailer|Transfer-Encoding|Upgrade(?:-[A-Z][\w-]+)?|"
     rb"User-Agent|Vary|Via|WWW-Authenticate|Access-Control-[A-Z][\w-]+|Content-[A-Z][\w-]+|X-[A-Z][\w-]+)"
 )
-PRODUCT = rb"[A-Za-z][\w.+!-]*(?: [A-Z][\w]*)?/v?\d[\w.+-]*"
-COMMENT = rb"\((?:[^()\n]|\([^()\n]*\))*\)"
+PRODUCT = rb"[A-Za-z][\w.+!-]*/v?\d[\w.+-]*"
 
 HTTP = Rules(
     "http",
@@ -122,11 +124,13 @@ USER_AGENTS = Rules(
     "what a browser or another client says that it is",
     _cues(
         0,
-        (rb"(?:" + PRODUCT + rb" ?" + COMMENT + rb")(?:[ ;,]+(?:" + PRODUCT + rb"|" + COMMENT + rb"))*", 1.0),
-        (rb"(?:" + PRODUCT + rb"[ ;,]+){2,}" + PRODUCT, 1.0),
-        (rb"\b(?:Mozilla|Opera|Dalvik|AppleWebKit|okhttp|CFNetwork|curl|Wget)/\d[\w.]*[^\n\"]{0,300}", 1.0),
+        (rb"\b(?:Mozilla|Opera|Dalvik|AppleWebKit|Gecko|Chrome|Chromium|Safari|Firefox|okhttp|CFNetwork)/\d", 1.0),
+        (rb"\b(?:Darwin|curl|Wget|UCBrowser|SamsungBrowser|AppleCoreMedia|Trident|Presto|python-requests)/\d", 1.0),
+        (rb"KHTML, like Gecko|like Mac OS X|Linux; (?:U; )?Android \d|Windows NT \d|\bFB[A-Z]{2}/", 1.0),
+        (rb"(?<![\w/])" + PRODUCT + rb" ?\([^()\n;]{1,60};", 1.0),
+        (rb"(?<![\w/])" + PRODUCT + rb"[ ;,]+" + PRODUCT + rb"[ ;,]+" + PRODUCT, 1.0),
     ),
-    unit="match",
+    unit="quoted",
 )
 LOG_LINES = Rules(
     "log lines",
@@ -148,24 +152,26 @@ LEGAL = Rules(
     _cues(
         re.I,
         (rb"\bwarrant(?:y|ies|s|ed)\b|merchantab|fitness\s+for\s+a\s+particular", 1.0),
-        (rb"\bhereby\s+(?:grant|agree|disclaim|certif|authori|acknowledg|waive|assign)", 1.0),
-        (rb"\bliab(?:le|ilit)|\bindemni|in\s+no\s+event\s+(?:shall|will)|\bdamages\b", 0.7),
+        (rb"\bhereby\s+(?:grant|agree|disclaim|certif|authori|acknowledg|waive|assign)|all\s+rights\s+reserved", 1.0),
+        (rb"\bliab(?:le|ilit)|\bindemni|in\s+no\s+event\s+(?:shall|will)|consequential\s+damages", 1.0),
         (rb"\blicen[sc](?:e|es|ed|ee|ees|or|ors|ing)\b", 0.6),
-        (rb"\bcopyright(?:s|ed|\s+(?:notice|holder|owner|law)s?|\s+\(c\)|\s+\xc2?\xa9)?\b", 0.6),
-        (rb"\bredistribut|\bsublicen[sc]|derivative\s+works?|\bpatents?\b|\btrademarks?\b", 0.7),
+        (rb"\bcopyright(?:s|ed)?\b", 0.6),
+        (rb"\bcopyright(?:s|:)?\s+(?:(?:\(c\)|\xc2\xa9)\s+)?\d{4}|\bcopyright\s+(?:notice|holder|owner|law)", 0.6),
+        (rb"\bredistribut|\bsublicen[sc]|derivative\s+works?|\bpatents?\b|\btrademarks?\b|\broyalt", 0.7),
         (rb"permission\s+(?:is|to|notice)\b|\bpermitted\b|without\s+(?:limitation|restriction|modification)", 0.7),
         (rb"\b(?:this|such|the|an?)\s+(?:agreement|licen[sc]e)\b|\bterms\s+(?:and|of)\b", 0.7),
-        (rb"\bthis\s+(?:list\s+of\s+conditions|permission\s+notice)|all\s+rights\s+reserved", 1.0),
+        (rb"\bthis\s+(?:list\s+of\s+conditions|permission\s+notice|disclaimer)|following\s+(?:conditions|disclaimer)", 1.0),
         (rb"\bnotwithstanding\b|\bpursuant\b|\bhere(?:of|in|under|to|inafter)\b|\bsubject\s+to\s+the\b", 0.5),
-        (rb"\b(?:contributor|covered\s+(?:code|work|software)|source\s+(?:code|form)|object\s+(?:code|form))s?\b", 0.4),
+        (rb"\bcontributor|\bcovered\s+(?:code|work|software)|\b(?:source|object)\s+(?:code|forms?)\b|\bcopies\b", 0.4),
         (rb"\b(?:you|licensee|contributor|party|parties|recipient|user)s?\s+(?:may|shall|must|agree)\b", 0.4),
         (rb"\bprovided\s+that\b|\"as\s+is\"|\bas-is\b|\bexpress(?:ly)?\s+or\s+implied\b|\bapplicable\s+law\b", 0.7),
-        (rb"\bthe\s+(?:software|program|library|work)\b|\bdistribut(?:e|es|ed|ion|ing)\b", 0.35),
+        (rb"\b(?:software|library|documentation|documents?|modified|modif(?:y|ications?)|convey)\b", 0.35),
+        (rb"\bdistribut(?:e|es|ed|ion|ing|or)\b|\breproduc(?:e|tion)|\bpublicly\b", 0.35),
         (rb"\bshall\s+(?:not|be|have|mean|remain|terminate)\b|\bprohibited\b|\bobligations?\b|\bconsent\b", 0.2),
     ),
     unit="sentence",
-    per=300,
-    neighbours=0.4,
+    per=250,
+    neighbours=0.5,
 )
 NUTRIENT = (
     rb"(?:energy|calories|kilojoules|carbohydrates?|carbs|protein|(?:(?:total|saturated|trans|poly\w+|mono\w+)[ -])?fat|"
@@ -196,11 +202,12 @@ CODE = Rules(
         (rb"^\s*(?:def|class|async def)\s+\w+.*:|^\s*(?:import|from)\s+[\w.]+(?:\s+import\b.*)?$", 1.0),
         (rb"^\s*(?:if|elif|while|for|with|try|else|except|finally)\b.*:\s*(?:#.*)?$", 1.0),
         (rb"^\s*(?:return|raise|yield|assert|del|pass|break|continue)\b[^.?!]*$", 0.7),
-        (rb"^\s*#\s*(?:include|define|ifdef|ifndef|endif|pragma)\b|[;{}]\s*$", 1.0),
+        (rb"^\s*#\s*(?:include|define|ifdef|ifndef|endif|pragma)\b|[{}]\s*$", 1.0),
         (rb"^\s*(?:public|private|static|void|int|char|const|let|var|function|struct|unsigned)\b.*[({;=]", 1.0),
         (rb"[\w\])]\s*(?:=|[-+*/|&]=|==|!=|<=|>=|->|=>|:=|&&|\|\|)\s*[\w\"'(\[{-]", 0.8),
         (rb"\b\w+(?:\.\w+)*\([^()\n]*\)?|\bself\.\w+", 0.5),
         (rb"^ {4,}\S|^\t+\S", 0.4),
+        (rb"^\s*[(\[{'\"].*[,)\]}]\s*$|;\s*$", 0.5),
         (rb"\b[a-z]+(?:_[a-z]+)+\b|^\s*@\w+|^\s*(?:>>>|\.\.\.) ", 0.4),
         (rb"^\s*(?:#|//|/\*|\*) ", 0.3),
     ),

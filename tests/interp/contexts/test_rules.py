@@ -85,7 +85,9 @@ def test_scores_are_the_sums_of_cues_and_of_neighbours():
         ends = [0, *np.cumsum([len(line) + 1 for line in passages[row].split(b"\n")[:n]])]
         return [set(scores[row, a:b].tolist()) for a, b in zip(ends[:-1], ends[1:])]
 
-    assert of_lines(0, 5) == [{1.25 + 0.375}, {0.75 + 0.625}, {0.0}, {0.25}, {0.5}]
+    lines = [1.25, 0.75, 0, 0, 0.5]
+    near = [sum(each / 2 ** abs(i - j) for j, each in enumerate(lines) if abs(i - j) < 4) for i in range(5)]
+    assert of_lines(0, 5) == [{near[0]}, {near[1]}, {0.0}, {near[3]}, {near[4]}]  # a blank line has none
     assert of_lines(1, 2) == [{0.75}, {0.375}]  # the lines of another passage are no neighbours
     repeated = Rules("x", "x", cues, repeat=True, per=5).scores(text, vocabulary)
     assert repeated[0, 0] == np.float32(1.25 / (11 / 5)) and repeated[0, 12] == np.float32(1.5 / 2)
