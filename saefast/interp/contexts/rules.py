@@ -35,6 +35,7 @@ class Rules:
         unit: "line", "sentence", "quoted" (lines, and what is in quotation marks in them), or "match": what a pattern matches is a unit of its own, with the weight as its score.
         per: bytes of a unit for which the sum of weights is meant; 0: for units of all lengths.
         neighbours: what the units before and after add of their own scores, within a passage.
+        gap: bytes up to which what lies between two units of the context, in a passage, is in it too: it has the score 1.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Rules:
     per: int = 0
     neighbours: float = 0.0
     repeat: bool = False
+    gap: int = 0
 
     def __post_init__(self) -> None:
         check(self.unit in ENDS, f"unit: expected one of {', '.join(ENDS)}, got {self.unit!r}")
@@ -91,6 +93,11 @@ class Rules:
             share = np.where(passage[d:] == passage[:-d], self.neighbours**d, 0)
             total[d:] += share * own[:-d]
             total[:-d] += share * own[d:]
+        inside = (total >= 1).nonzero()[0]
+        between = firsts[inside[1:]] - (firsts + sizes)[inside[:-1]]
+        near = (between <= self.gap) & (passage[inside[1:]] == passage[inside[:-1]])
+        for i, j in zip(inside[:-1][near].tolist(), inside[1:][near].tolist(), strict=True):
+            total[i + 1 : j] = 1
         blank = [not page[a : a + n].strip() for a, n in zip(firsts.tolist(), sizes.tolist(), strict=True)]
         return np.repeat(np.where(blank, 0, total), sizes).astype(np.float32)
 
@@ -172,6 +179,7 @@ LEGAL = Rules(
     unit="sentence",
     per=250,
     neighbours=0.5,
+    gap=600,
 )
 NUTRIENT = (
     rb"(?:energy|calories|kilojoules|carbohydrates?|carbs|protein|(?:(?:total|saturated|trans|poly\w+|mono\w+)[ -])?fat|"

@@ -81,14 +81,18 @@ def test_scores_are_the_sums_of_cues_and_of_neighbours():
     text, vocabulary = cut(passages, 40, size=1)
     scores = Rules("x", "x", cues, neighbours=0.5).scores(text, vocabulary)
 
-    def of_lines(row, n):
+    def of_tokens(found, row, n):
+        """Of each of n lines what its tokens have."""
         ends = [0, *np.cumsum([len(line) + 1 for line in passages[row].split(b"\n")[:n]])]
-        return [set(scores[row, a:b].tolist()) for a, b in zip(ends[:-1], ends[1:])]
+        return [set(found[row, a:b].tolist()) for a, b in zip(ends[:-1], ends[1:])]
 
     lines = [1.25, 0.75, 0, 0, 0.5]
     near = [sum(each / 2 ** abs(i - j) for j, each in enumerate(lines) if abs(i - j) < 4) for i in range(5)]
-    assert of_lines(0, 5) == [{near[0]}, {near[1]}, {0.0}, {near[3]}, {near[4]}]  # a blank line has none
-    assert of_lines(1, 2) == [{0.75}, {0.375}]  # the lines of another passage are no neighbours
+    assert of_tokens(scores, 0, 5) == [{near[0]}, {near[1]}, {0.0}, {near[3]}, {near[4]}]  # a blank line has none
+    assert of_tokens(scores, 1, 2) == [{0.75}, {0.375}]  # the lines of another passage are no neighbours
+    for gap, lines in ((16, 5), (15, 1)):  # bytes between the first and the fifth line of the first passage
+        labels = Rules("x", "x", ((re.compile(rb"alpha"), 1.0),), gap=gap).labels(text, vocabulary)
+        assert of_tokens(labels, 0, 5) == [{True}, {lines == 5}, {False}, {lines == 5}, {True}]
     repeated = Rules("x", "x", cues, repeat=True, per=5).scores(text, vocabulary)
     assert repeated[0, 0] == np.float32(1.25 / (11 / 5)) and repeated[0, 12] == np.float32(1.5 / 2)
     matches = Rules("x", "x", cues, unit="match").scores(text, vocabulary)
