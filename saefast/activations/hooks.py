@@ -55,12 +55,19 @@ class HookPoint:
         self.earlier_blocks = _blocks_before(model, path, include_last=side == "")
 
     @contextmanager
-    def attached(self, function: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    def attached(
+        self, function: Callable[[Tensor], Tensor | None], every_pass: bool = False
+    ) -> Iterator[None]:
         """While it lasts, a pass calls function(activations); what it returns, if not None, takes their place.
 
-        It is for one pass of the thread that is here: only the first time that the module runs in it counts.
+        It is for one pass of the thread that is here: only the first time that the module runs in it counts. With
+        `every_pass`, for each pass of `model`, as when it generates a text token by token.
         """
         ran, thread = False, get_ident()
+
+        def begins(*_: Any) -> None:
+            nonlocal ran
+            ran = ran and get_ident() != thread
 
         def changed(value: Any) -> Any:
             """`value` with other activations; None: it stays."""
@@ -83,14 +90,15 @@ class HookPoint:
         def on_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             return changed(output)
 
-        if self.is_input:
-            handle = self.module.register_forward_pre_hook(on_input, with_kwargs=True)
-        else:
-            handle = self.module.register_forward_hook(on_output)
-        try:
+        with ExitStack() as stack:
+            if every_pass:
+                stack.callback(self.model.register_forward_pre_hook(begins).remove)
+            if self.is_input:
+                handle = self.module.register_forward_pre_hook(on_input, with_kwargs=True)
+            else:
+                handle = self.module.register_forward_hook(on_output)
+            stack.callback(handle.remove)
             yield
-        finally:
-            handle.remove()
 
     def check_activations(self, activations: Any) -> None:
         """Raise InputError unless they are [..., n, d_in] in a floating-point dtype."""

@@ -121,18 +121,7 @@ class TokenRows:
             InputError: other shapes than those of the first batch.
         """
         text = inputs.texts[self.place]
-        m, length = len(text.tokens), text.length
-        parts = []
-        for point, layout, activations in zip(self.points, self.layouts, captured, strict=True):
-            shape = activations.shape
-            if layout.position is None:
-                ok = shape[layout.context] % m == 0
-            elif layout.position == layout.context:
-                ok = shape[layout.context] == m * (length or 0)
-            else:
-                ok = (shape[layout.context], shape[layout.position]) == (m, length)
-            check(ok, _refusal(point, [text], activations.shape))
-            parts.append(layout.in_order(activations, m, length))
+        parts = [self.part(i, activations, text) for i, activations in enumerate(captured)]
         for point, part in zip(self.points, parts, strict=True):
             got, want = list(part.shape[:-1]), list(parts[0].shape[:-1])
             other = f"as at {self.points[0].name!r}"
@@ -141,6 +130,23 @@ class TokenRows:
                 f"hook: expected rows {want} [contexts, positions, heads] at {point.name!r}, {other}, got {got}",
             )
         return Rows(parts, text, list(captured))
+
+    def part(self, i: int, activations: Tensor, text: Text) -> Tensor:
+        """What hook point i gave for this text -> [m, L, H, width].
+
+        Raises:
+            InputError: another shape than that of the first batch.
+        """
+        layout, shape = self.layouts[i], activations.shape
+        m, length = len(text.tokens), text.length
+        if layout.position is None:
+            ok = shape[layout.context] % m == 0
+        elif layout.position == layout.context:
+            ok = shape[layout.context] == m * (length or 0)
+        else:
+            ok = (shape[layout.context], shape[layout.position]) == (m, length)
+        check(ok, _refusal(self.points[i], [text], shape))
+        return layout.in_order(activations, m, length)
 
     def _find(self, inputs: Inputs, captured: list[Tensor]) -> tuple[int, list[Any]]:
         """The text whose tokens the rows are, and the layout of each hook point."""

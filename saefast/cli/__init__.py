@@ -1,4 +1,4 @@
-"""The command line: `saefast cache | train | sweep | evaluate | look | export | convert | info | recipes`. Flags are generated from dataclasses.
+"""The command line: `saefast cache | train | sweep | evaluate | look | steer | export | convert | info | recipes`. Flags are generated from dataclasses.
 
 What needs torch is imported when a command runs, so that --help answers at once.
 """
@@ -22,6 +22,7 @@ from saefast.cli.from_text import FromText, TextFlags
 from saefast.cli.info import Info, show
 from saefast.cli.look import Look
 from saefast.cli.recipes import Recipes
+from saefast.cli.steer import Steer
 from saefast.cli.sweep import Sweep
 from saefast.cli.train import Train, shape_of, usable_device
 from saefast.config.recipes import recipe
@@ -183,6 +184,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "sweep": Sweep,
     "evaluate": Evaluate,
     "look": Look,
+    "steer": Steer,
     "export": Export,
 }
 COMMANDS |= {"convert": Convert, "export-checkpoint": ExportCheckpoint, "info": Info, "recipes": Recipes}

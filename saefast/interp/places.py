@@ -1,7 +1,7 @@
 """Where an SAE is in a model: the hook points where it is read and where its reconstruction is put, and the rows there."""
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import accumulate
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from saefast.activations.hooks import HookPoint, called, described
-from saefast.activations.inputs import Inputs
+from saefast.activations.inputs import Inputs, Text
 from saefast.activations.shards import ShardSource
 from saefast.activations.token_rows import Layout, TokenRows, norm_of
 from saefast.config.sae import SAEConfig
@@ -85,18 +85,24 @@ class Places:
             self.limits = [float(max_norm)] * self.n_named + [float("inf")] * (n - self.n_named)
         self.drop_ids = torch.tensor(sorted(drop_ids), dtype=torch.int64, device="cpu")
 
-    def rows(self, inputs: Inputs, captured: Sequence[Tensor]) -> Read:
-        """Of what the hook points gave for these inputs, the rows that the SAE replaces."""
-        found = self.reader.in_order(inputs, captured)
-        parts, text = found.parts, found.text
+    def stays(self, parts: Sequence[Tensor], text: Text) -> Tensor:
+        """[m, L, H] bool: rows that stay as they are, by what the first of the hook points gave, one of `parts` for each."""
         device = parts[0].device
         stays = torch.zeros(parts[0].shape[:-1], dtype=torch.bool, device=device)
-        for part, limit in zip(parts, self.limits, strict=True):
+        for part, limit in zip(parts, self.limits, strict=False):
             stays |= (norm_of(part) > limit).to(device)
         if text.is_real is not None:
             stays |= ~text.is_real.to(device)[..., None]
         if text.is_ids and len(self.drop_ids):
             stays |= torch.isin(text.tokens, self.drop_ids.to(text.tokens.device)).to(device)[..., None]
+        return stays
+
+    def rows(self, inputs: Inputs, captured: Sequence[Tensor]) -> Read:
+        """Of what the hook points gave for these inputs, the rows that the SAE replaces."""
+        found = self.reader.in_order(inputs, captured)
+        parts = found.parts
+        device = parts[0].device
+        stays = self.stays(parts, found.text)
         read = torch.cat([part.to(device) for part in parts], dim=-1)[~stays]
         finite = bool(read.isfinite().all())
         names = ", ".join(repr(point.name) for point in self.points)
@@ -193,19 +199,40 @@ class Cached(NamedTuple):
         ok = bool(of_model) and "contexts" in source.shard(0)
         want = "a shard folder of `saefast cache`, with the model, the hook points and the text"
         check(ok, f"{name}: expected {want}, these are other activations")
-        ends = [0, *accumulate(source.widths)]
-        first, end = columns or (0, source.d_in)
-        have = list(zip(source.hooks, source.widths, strict=True))
+        return cls._cut(source.hooks, source.widths, source.index["notes"], config, columns)
+
+    @classmethod
+    def described(cls, source: Mapping[str, Any], config: SAEConfig) -> "Cached":
+        """The same, of a source as it described itself: `Records.index["source"]`, or "source" in run.json.
+
+        Raises:
+            InputError: activations of no known hook point, or of another width.
+        """
+        hooks = source.get("hook")
+        hooks = hooks if isinstance(hooks, list) else [hooks]
+        known = all(isinstance(hook, str) for hook in hooks)
+        check(known, f"hook: expected the hook points of a language model, the source has {source.get('hook')!r}")
+        widths = source.get("widths") or [config.row_width]
+        return cls._cut(hooks, widths, source.get("notes") or source, config, source.get("columns"))
+
+    @classmethod
+    def _cut(
+        cls,
+        hooks: Sequence[Any],
+        widths: Sequence[int],
+        notes: Mapping[str, Any],
+        config: SAEConfig,
+        columns: Sequence[int] | None,
+    ) -> "Cached":
+        have, ends = list(zip(hooks, widths, strict=True)), [0, *accumulate(widths)]
+        first, end = columns or (0, ends[-1])
         check({first, end} <= {*ends}, f"columns: expected those of hook points of {have}, got {columns}")
         part = slice(ends.index(first), ends.index(end))
         n_inputs(config, have[part])
-        notes = source.index["notes"]
         limits = notes.get("max_norm")  # a list where there are several hook points
-        limits = limits if isinstance(limits, list) else [limits] * len(source.hooks)
+        limits = limits if isinstance(limits, list) else [limits] * len(hooks)
         drop_ids = notes.get("dropped_ids") or ()
-        return cls(
-            tuple(source.hooks[part]), tuple(limit or float("inf") for limit in limits[part]), tuple(drop_ids)
-        )
+        return cls(tuple(hooks[part]), tuple(limit or float("inf") for limit in limits[part]), tuple(drop_ids))
 
 
 def _names(hook: str | Sequence[str]) -> list[Any]:

@@ -87,6 +87,15 @@ def finish(config: SAEConfig, x_hat: Tensor, x: Tensor, extra: dict[str, Tensor]
     return x_hat if rows is None else rows.undo(x_hat)
 
 
+def in_data_units(config: SAEConfig, part: Tensor, x: Tensor) -> Tensor:
+    """What acts * W_dec adds up to for rows x, a part of the reconstruction or a difference of two -> the same in the units of
+    the activations: with the normalisation undone. x [B, d_in], part [B, d_out]."""
+    if config.scales is not None:
+        return part / scales_of(config, part)[1]
+    rows = normed(config, x)
+    return part if rows is None else part * rows.scale
+
+
 @launched
 def encode(
     ops: Backend, params: Params, extra: dict[str, Tensor], config: SAEConfig, x: Tensor

@@ -31,7 +31,7 @@ from saefast.interp.places import Places, Read
 from saefast.interp.records import Records
 from saefast.interp.splice import blocks_can_be_skipped
 from saefast.sae import SAE
-from saefast.sae.inference import normed, scales_of
+from saefast.sae.inference import in_data_units
 
 LOGITS = 2**26  # of a pass at a time: 256 MiB in fp32
 LATENTS_PER_WRITE = 64
@@ -267,12 +267,8 @@ class Ablation:
 
     def _part(self, acts: Tensor, latents: Tensor, x: Tensor) -> Tensor:
         """act * W_dec[latent] in the units of the activations x: with the normalisation undone."""
-        config = self.sae.config
         part = acts[:, None].to(self.sae.b_dec) * self.sae.W_dec[latents].to(self.sae.b_dec)
-        if config.scales is not None:
-            return part / scales_of(config, part)[1]
-        rows = normed(config, x)
-        return part if rows is None else part * rows.scale
+        return in_data_units(self.sae.config, part, x)
 
 
 def _log_likelihoods(logits: Tensor, tokens: Tensor) -> Tensor:
