@@ -65,7 +65,7 @@ class HookPoint:
         """
         ran, thread = False, get_ident()
 
-        def begins(*_: Any) -> None:
+        def ended(*_: Any) -> None:
             nonlocal ran
             ran = ran and get_ident() != thread
 
@@ -92,7 +92,7 @@ class HookPoint:
 
         with ExitStack() as stack:
             if every_pass:
-                stack.callback(self.model.register_forward_pre_hook(begins).remove)
+                stack.callback(self.model.register_forward_hook(ended, always_call=True).remove)
             if self.is_input:
                 handle = self.module.register_forward_pre_hook(on_input, with_kwargs=True)
             else:

@@ -68,6 +68,9 @@ def writer(n_embd=32):
         model = hf.GPT2LMHeadModel(config).eval()
         for param in model.parameters():
             if param.ndim > 1:
-                param.data.normal_(0, 0.3)
+                param.data.normal_(0, 0.1)
     rows = model.lm_head.weight.detach()
-    return model, rows_as_latents(rows / rows.norm(dim=1, keepdim=True))
+    rows /= rows.norm(dim=1, keepdim=True)
+    sae = rows_as_latents(rows.clone())
+    rows *= 4
+    return model, sae

@@ -38,7 +38,8 @@ class _Choice:
         self.draws, self.temperature, self.first = draws, temperature, first
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        check(not bool(scores.isnan().any()), "model: expected logits that are numbers, got NaN (edits too large?)")
+        good = bool((scores < torch.inf).all())  # not NaN either
+        check(good, "model: expected logits that are numbers, got NaN or Inf: an edit that is too large?")
         if self.temperature == 0:
             chosen = scores.argmax(dim=1, keepdim=True)
         else:

@@ -83,6 +83,7 @@ def steered(
     steering = _Steering(places, sae, edits, prompt_length, directions)
     with ExitStack() as stack:
         stack.callback(places.model.register_forward_pre_hook(steering.begin, with_kwargs=True).remove)
+        stack.callback(places.model.register_forward_hook(steering.end, always_call=True).remove)
         for place, point in enumerate(places.points):
             stack.enter_context(point.attached(partial(steering.put, place), every_pass=True))
         yield
@@ -109,6 +110,7 @@ class _Steering:
         self.directions = rows.to(sae.b_dec)
         self.thread = get_ident()
         self.text: Text | None = None
+        self.end_of_pass = 0
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A pass begins: what are its tokens, and where are they in their contexts?"""
@@ -125,10 +127,8 @@ class _Steering:
         assert tokens is not None
         length, mask = tokens.shape[1], given.get("attention_mask")
         is_mask = isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= length
-        past = mask.shape[1] - length if is_mask else 0
-        for name in CACHES:
-            if hasattr(given.get(name), "get_seq_length"):
-                past = max(past, int(given[name].get_seq_length()))
+        past = max(mask.shape[1] - length if is_mask else 0, *(self._kept(given.get(name)) for name in CACHES))
+        self.end_of_pass = past + length
         is_real = mask[:, -length:] != 0 if is_mask else None
         self.text = Text("input_ids", tokens, is_real, length)
         position = torch.arange(past, past + length, dtype=torch.int64, device="cpu")
@@ -136,6 +136,19 @@ class _Steering:
         self.is_prompt = begins if self.prompt_length is None else position < self.prompt_length
         self.parts: list[Tensor] = []
         self.change: Tensor | None = None
+
+    def _kept(self, cache: Any) -> int:
+        """Of how many tokens there are keys and values, or states, already."""
+        if not hasattr(cache, "get_seq_length"):
+            return 0
+        try:
+            return int(cache.get_seq_length())
+        except ValueError:  # states, which do not tell how many they are of
+            return self.end_of_pass if cache.has_previous_state() else 0
+
+    def end(self, *_: Any) -> None:
+        if get_ident() == self.thread:
+            self.text = None
 
     def put(self, place: int, activations: Tensor) -> Tensor | None:
         """What takes the place of the activations at a hook point; None: they stay."""

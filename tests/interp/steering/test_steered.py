@@ -63,10 +63,12 @@ def test_what_is_put_in_is_the_edited_reconstruction_and_the_old_error(kind):
     model, sae, ids = language_model("gpt2"), made(**KINDS[kind]), tokens(3, 9)
     found, clean = captured(model, [HOOKS["gpt2"]], input_ids=ids)
     x = found[HOOKS["gpt2"]]
-    change = edited(sae, x.flatten(0, 1))
-    assert all(sae.encode(x.flatten(0, 1))[1].eq(edit.latent).any() for edit in EDITS[:3] if kind == "relu")
+    acts, indices = sae.encode(x.flatten(0, 1))
+    most = int(torch.bincount(indices[acts > 0], minlength=40)[12:].argmax()) + 12
+    edits = [*EDITS[:2], Edit(most, 2.5, "scale"), EDITS[3]]
+    change = edited(sae, x.flatten(0, 1), edits)
     want = logits_with(model, {HOOKS["gpt2"]: x + change.view(x.shape)}, input_ids=ids)
-    with steered(model, sae, HOOKS["gpt2"], EDITS):
+    with steered(model, sae, HOOKS["gpt2"], edits):
         got = logits_of(model, ids)
     assert torch.allclose(got, want, atol=2e-4, rtol=1e-4) and (got - clean).abs().amax() > 0.1
     assert torch.equal(logits_of(model, ids), clean) and not hooks_of(model)
@@ -257,7 +259,7 @@ def test_random_directions_push_as_hard():
         assert torch.allclose(found.norm(dim=1), norms, rtol=1e-5)
     assert torch.equal(plain, random_directions(sae, [3, 7, 11], seed=2))
     many = random_directions(sae, [3] * 400, seed=0, rows=rows) / norms[0]
-    assert (many[:, :4].square().sum(1).mean() > 0.8) and many[:, 16:].square().sum(1).mean() < 0.05
+    assert many[:, :4].square().sum(1).mean() > 0.7 and many[:, 16:].square().sum(1).mean() < 0.01
     changes = []
     for directions in (None, plain[:1]):
         with steered(model, sae, hook, [Edit(3, 5.0)], directions=directions), torch.no_grad():
@@ -287,8 +289,10 @@ def test_bad_input_is_refused_and_leaves_no_hooks():
             with call():
                 pass
     with steered(model, sae, hook, one):
-        with pytest.raises(InputError, match="expected a pass of the whole model"):
-            model.transformer(ids)
+        for _ in range(2):
+            with pytest.raises(InputError, match="expected a pass of the whole model"):
+                model.transformer(ids)
+            logits_of(model, ids)
     with steered(model, sae, hook, [Edit(3, 1.0, "set", "prompt"), Edit(3, 2.0, "set", "generated")]):
         logits_of(model, ids)
     with steered(model, perfect(32), hook, []):
