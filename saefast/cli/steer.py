@@ -64,7 +64,14 @@ class Steer:
     def run(self) -> None:
         from saefast.activations.lm import load_model
         from saefast.interp.records import Records
-        from saefast.interp.steering import COUNTING, described, largest_activation, parse_edit, sample, steered
+        from saefast.interp.steering import (
+            COUNTING,
+            described,
+            largest_activation,
+            parse_edit,
+            sample,
+            steered,
+        )
         from saefast.interp.steering.edits import checked_edits
         from saefast.sae import SAE
 

@@ -211,7 +211,10 @@ class Cached(NamedTuple):
         hooks = source.get("hook")
         hooks = hooks if isinstance(hooks, list) else [hooks]
         known = all(isinstance(hook, str) for hook in hooks)
-        check(known, f"hook: expected the hook points of a language model, the source has {source.get('hook')!r}")
+        check(
+            known,
+            f"hook: expected the hook points of a language model, the source has {source.get('hook')!r}",
+        )
         widths = source.get("widths") or [config.row_width]
         return cls._cut(hooks, widths, source.get("notes") or source, config, source.get("columns"))
 
@@ -232,7 +235,9 @@ class Cached(NamedTuple):
         limits = notes.get("max_norm")  # a list where there are several hook points
         limits = limits if isinstance(limits, list) else [limits] * len(hooks)
         drop_ids = notes.get("dropped_ids") or ()
-        return cls(tuple(hooks[part]), tuple(limit or float("inf") for limit in limits[part]), tuple(drop_ids))
+        return cls(
+            tuple(hooks[part]), tuple(limit or float("inf") for limit in limits[part]), tuple(drop_ids)
+        )
 
 
 def _names(hook: str | Sequence[str]) -> list[Any]:

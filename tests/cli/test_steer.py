@@ -6,7 +6,7 @@ import pytest
 
 from saefast import SAE
 from saefast.cli import steer
-from tests.helpers.tiny_world import CACHE, run
+from tests.helpers.tiny_world import run
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 SHORT = "--prompt w1 --n 2 --max-new-tokens 6"
@@ -72,8 +72,14 @@ def test_neurons_and_an_sae_that_names_no_place(world, tmp_path, capsys):
         ("--latent 3=2x", "latent: expected a number, since there are no records"),
         ("--latent 3", "latent: expected one like 17=5x"),
         ("--latent 3=1 --latent 3+1", "edits: expected one for each latent"),
-        ("--latent 3=1 --hook model.layers.7", "hook: expected a module path or path:in, got 'model.layers.7'"),
-        ("--latent 3=1 --hook model.layers.1.mlp.down_proj:in", "hook: expected activations of width d_in = 32"),
+        (
+            "--latent 3=1 --hook model.layers.7",
+            "hook: expected a module path or path:in, got 'model.layers.7'",
+        ),
+        (
+            "--latent 3=1 --hook model.layers.1.mlp.down_proj:in",
+            "hook: expected activations of width d_in = 32",
+        ),
         ("--latent 3=1 --n 0", "n: expected at least 1, got 0"),
         ("--latent 3=1 --records nowhere", "records: expected a folder with records"),
     ],
@@ -87,4 +93,3 @@ def test_a_model_of_another_width_and_records_of_another_sae(world, looked, fail
     assert "records: expected those of 48 latents" in fails(
         f"steer {tmp_path}/other --latent 3=1 --records {looked}"
     )
-    assert CACHE

@@ -1,13 +1,16 @@
-"""Models whose text is known: each token of a vocabulary has a direction, and a latent writes it."""
+"""Edits by hand, and models whose text is known: each token of a vocabulary has a direction, and a latent writes it."""
 
 import torch
 import transformers as hf
 from torch import nn
 
 from saefast import SAE, SAEConfig
+from saefast.interp.steering import Edit
+from tests.helpers.effects_cases import sae_of
 
 N, D = 40, 64  # tokens of the cycle, width
 PLACE = "place"
+EDITS = [Edit(3, 4.0), Edit(7, -2.0, "add"), Edit(11, 2.5, "scale"), Edit(0, 0.0)]
 
 
 def cycle(tokens):
@@ -74,3 +77,28 @@ def writer(n_embd=32):
     sae = rows_as_latents(rows.clone())
     rows *= 4
     return model, sae
+
+
+def made(width=32, **options):
+    sae = sae_of(width, 40, **options)
+    for name, value in sae.extra.items():
+        if name == "threshold":
+            value.fill_(0.7)
+    return sae
+
+
+def edited(sae, x, edits=EDITS):
+    """x + decode(edited code) - decode(code), by whole dense codes."""
+    acts, indices = sae.encode(x)
+    code = torch.zeros(len(x), sae.config.d_sae).scatter_add(1, indices.long(), acts)
+    new = code.clone()
+    for latent, value, how, _ in edits:
+        old = code[:, latent]
+        new[:, latent] = {"set": old * 0 + value, "add": old + value, "scale": old * value}[how]
+    every = torch.arange(sae.config.d_sae).expand(len(x), -1)
+    return (sae.decode(new, every, x) - sae.decode(code, every, x)).detach()
+
+
+def logits_of(model, ids, **more):
+    with torch.no_grad():
+        return model(ids, **more).logits

@@ -1,11 +1,11 @@
 """Steering: what a model does with its latents set, pinned, added or scaled, and the error of the SAE kept.
 
-    with steered(model, sae, "model.layers.12", [Edit(17, 30.0)]):
-        model(tokens); model.generate(...)         # any passes
-        sample(model, tokenizer, ["Once upon"])    # texts, the same for the same seed
+with steered(model, sae, "model.layers.12", [Edit(17, 30.0)]):
+    model(tokens); model.generate(...)         # any passes
+    sample(model, tokenizer, ["Once upon"])    # texts, the same for the same seed
 
-    pinned_sampling(model, tokenizer, sae, hook, [pin(records, 17)], judge)   # beside the model as it is
-    listens(records, sae, model, hook, latents)                              # the loss, beside random directions
+pinned_sampling(model, tokenizer, sae, hook, [pin(records, 17)], judge)   # beside the model as it is
+listens(records, sae, model, hook, latents)                              # the loss, beside random directions
 """
 
 from saefast.interp.steering.controls import SpliceCheck, random_directions, splice_check

@@ -12,9 +12,7 @@ from saefast.interp.places import Places
 from saefast.sae import SAE
 
 
-def random_directions(
-    sae: SAE, latents: Sequence[int], seed: int = 0, rows: Tensor | None = None
-) -> Tensor:
+def random_directions(sae: SAE, latents: Sequence[int], seed: int = 0, rows: Tensor | None = None) -> Tensor:
     """Random directions, each with the norm of a latent's row of W_dec -> [latents, d_out].
 
     Args:

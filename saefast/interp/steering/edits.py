@@ -78,7 +78,10 @@ def checked_edits(edits: Sequence[Edit], d_sae: int) -> list[Edit]:
         is_number = not isinstance(edit.latent, bool) and hasattr(edit.latent, "__index__")
         ok = is_number and 0 <= edit.latent < d_sae
         check(ok, f"latent: expected 0 to {d_sae - 1}, got {edit.latent!r}")
-        check(math.isfinite(edit.value), f"value: expected a finite number for latent {edit.latent}, got {edit.value}")
+        check(
+            math.isfinite(edit.value),
+            f"value: expected a finite number for latent {edit.latent}, got {edit.value}",
+        )
         for name, kind in (("how", How), ("at", Where)):
             value = getattr(edit, name)
             check(value in get_args(kind), f"{name}: expected one of {list(get_args(kind))}, got {value!r}")

@@ -43,7 +43,9 @@ def wilson(hits: int, n: int, confidence: float = 0.95) -> Share:
     return Share(hits, n, share, low, high)
 
 
-def mean_interval(values: Sequence[float], seed: int = 0, confidence: float = 0.95, draws: int = 4000) -> Interval:
+def mean_interval(
+    values: Sequence[float], seed: int = 0, confidence: float = 0.95, draws: int = 4000
+) -> Interval:
     """The mean of values and its interval, by the percentiles of `draws` bootstrap means.
 
     Raises:

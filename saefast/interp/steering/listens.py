@@ -155,9 +155,7 @@ class _Listener:
             losses = [loss(old + in_data_units(sae.config, change, x)) for change in changes]
             return (sum(losses) / len(losses) - clean) / n_tokens
 
-        others = [
-            random_directions(sae, [latent] * draws, seed, rows).to(old) for rows in (None, self.rows)
-        ]
+        others = [random_directions(sae, [latent] * draws, seed, rows).to(old) for rows in (None, self.rows)]
         sizes = {abs(factor - 1): factor for factor in factors}
         controls = {size: [grows(each, factor) for each in others] for size, factor in sizes.items()}
         own = sae.W_dec.detach()[latent : latent + 1].to(old)

@@ -74,9 +74,7 @@ def pinned_sampling(
     check(bool(edits), "edits: expected at least one, got none")
 
     def arm() -> Arm:
-        samples = sample(
-            model, tokenizer, prompts, n, max_new_tokens, temperature, seed, batch_size
-        )
+        samples = sample(model, tokenizer, prompts, n, max_new_tokens, temperature, seed, batch_size)
         passed = [bool(judge(one)) for one in samples]
         return Arm(wilson(sum(passed), len(passed), confidence), samples, passed)
 

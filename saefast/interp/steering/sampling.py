@@ -129,13 +129,17 @@ def _plain_settings(model: Any, stops: list[int], max_new_tokens: int) -> Iterat
         model.generation_config = own
 
 
-def _generated(model: Any, prompts: list[list[int]], draws: np.ndarray, temperature: float) -> list[list[int]]:
+def _generated(
+    model: Any, prompts: list[list[int]], draws: np.ndarray, temperature: float
+) -> list[list[int]]:
     """The new tokens of each, one prompt for each row of draws [m, max_new_tokens]."""
     length = max(map(len, prompts))
     pad = model.generation_config.pad_token_id
     padded = [[pad] * (length - len(ids)) + ids for ids in prompts]
     is_real = [[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts]
-    tokens, mask = (torch.tensor(rows, dtype=torch.int64, device=device_of(model)) for rows in (padded, is_real))
+    tokens, mask = (
+        torch.tensor(rows, dtype=torch.int64, device=device_of(model)) for rows in (padded, is_real)
+    )
     choice = _Choice(torch.from_numpy(draws), temperature, length)
     try:
         output = model.generate(tokens, attention_mask=mask, logits_processor=[choice])

@@ -32,7 +32,11 @@ from saefast.sae import SAE
 from saefast.sae.inference import in_data_units
 
 ROWS_AT_ONCE = 1024  # of the pre-activations
-CACHES = ("cache", "past_key_values", "cache_params")  # how models of Hugging Face call the keys and values they keep
+CACHES = (
+    "cache",
+    "past_key_values",
+    "cache_params",
+)  # how models of Hugging Face call the keys and values they keep
 PROBE = 7  # tokens of the contexts with which the rows of the hook points are found
 
 
@@ -72,7 +76,9 @@ def steered(
             width than the SAE; a crosscoder, for edits that need its code; while it lasts: a pass of a part of the model.
     """
     edits = checked_edits(edits, sae.config.d_sae)
-    check(prompt_length is None or prompt_length > 0, f"prompt_length: expected at least 1, got {prompt_length}")
+    check(
+        prompt_length is None or prompt_length > 0, f"prompt_length: expected at least 1, got {prompt_length}"
+    )
     n_words, length = vocabulary_size(model) or 2, min(PROBE, n_positions(model) or PROBE)
     first = torch.arange(2 * length, dtype=torch.int64, device="cpu").view(2, length) % n_words
     places = Places([sae], model, hook, output_hook, first)
@@ -93,7 +99,12 @@ class _Steering:
     """The edits of one SAE in the passes of one model."""
 
     def __init__(
-        self, places: Places, sae: SAE, edits: list[Edit], prompt_length: int | None, directions: Tensor | None
+        self,
+        places: Places,
+        sae: SAE,
+        edits: list[Edit],
+        prompt_length: int | None,
+        directions: Tensor | None,
     ) -> None:
         self.places, self.sae, self.edits, self.prompt_length = places, sae, edits, prompt_length
         self.first_output = len(places.points) - len(places.outputs)
@@ -127,7 +138,9 @@ class _Steering:
         assert tokens is not None
         length, mask = tokens.shape[1], given.get("attention_mask")
         is_mask = isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= length
-        past = max(mask.shape[1] - length if is_mask else 0, *(self._kept(given.get(name)) for name in CACHES))
+        past = max(
+            mask.shape[1] - length if is_mask else 0, *(self._kept(given.get(name)) for name in CACHES)
+        )
         self.end_of_pass = past + length
         is_real = mask[:, -length:] != 0 if is_mask else None
         self.text = Text("input_ids", tokens, is_real, length)
@@ -153,7 +166,10 @@ class _Steering:
     def put(self, place: int, activations: Tensor) -> Tensor | None:
         """What takes the place of the activations at a hook point; None: they stay."""
         text = self.text
-        check(text is not None, "model: expected a pass of the whole model that is steered, got one of a part of it")
+        check(
+            text is not None,
+            "model: expected a pass of the whole model that is steered, got one of a part of it",
+        )
         assert text is not None
         self.parts.append(self.places.reader.part(place, activations, text))
         if place < self.first_output:

@@ -7,8 +7,8 @@ from saefast import InputError
 from saefast.activations.lm import ModelSource
 from saefast.interp.records import record
 from saefast.interp.steering import listens, mean_interval
-from tests.helpers.effects_cases import SMALL, HOOKS, recorded, sae_of
-from tests.helpers.steering_cases import N, PLACE, CycleLM, cycle_text, rows_as_latents
+from tests.helpers.effects_cases import HOOKS, SMALL, recorded, sae_of
+from tests.helpers.steering_cases import PLACE, CycleLM, N, cycle_text, rows_as_latents
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,11 @@ def planted(tmp_path_factory):
     sae = rows_as_latents(model.embed.weight.detach(), "jumprelu")
     sae.threshold.data.fill_(0.5)
     batches = cycle_text(48, 20).split(16)
-    return record(sae, ModelSource(model, PLACE, batches), tmp_path_factory.mktemp("cycle"), SMALL), sae, model
+    return (
+        record(sae, ModelSource(model, PLACE, batches), tmp_path_factory.mktemp("cycle"), SMALL),
+        sae,
+        model,
+    )
 
 
 def test_the_planted_latents_are_heard_and_other_directions_are_not(planted):
@@ -35,7 +39,7 @@ def test_the_planted_latents_are_heard_and_other_directions_are_not(planted):
 def test_the_figures_are_those_of_plain_passes(planted):
     records, sae, model = planted
     latent = 5
-    slots, acts = records.entries(latent)
+    slots, _acts = records.entries(latent)
     contexts = torch.from_numpy(records.text.contexts[sorted(set(slots // 20))]).long()
     found = listens(records, sae, model, PLACE, [latent], (0.0, 3.0), n_contexts=1000, draws=1).latents[0]
     losses = []

@@ -38,7 +38,9 @@ def test_temperature_0_is_greedy_and_the_models_own_settings_do_not_count():
     want = want[: want.index(0)] if 0 in want else want
     own = model.generation_config
     before = sample(model, tokenizer, PROMPTS, 2, 9, 0.7)
-    model.generation_config = type(own)(repetition_penalty=5.0, temperature=0.1, top_k=1, do_sample=True, eos_token_id=0)
+    model.generation_config = type(own)(
+        repetition_penalty=5.0, temperature=0.1, top_k=1, do_sample=True, eos_token_id=0
+    )
     mine = model.generation_config
     try:
         assert sample(model, tokenizer, ["w1 w2 w3"], 2, 9, 0.0)[1].tokens == want
@@ -79,7 +81,17 @@ def test_pinning_a_latent_that_writes_a_token_forces_that_token():
     assert found.figures()["unpinned"]["n"] == 20 and found.figures()["edits"][0]["latent"] == latent
     assert found.unpinned.samples == sample(model, tokenizer, ["w1 w2 w3"], 20, 6)
     again = pinned_sampling(
-        model, tokenizer, sae, HOOK, [Edit(latent, 30.0)], judge, ["w1 w2 w3"], 20, 6, batch_size=7, control=False
+        model,
+        tokenizer,
+        sae,
+        HOOK,
+        [Edit(latent, 30.0)],
+        judge,
+        ["w1 w2 w3"],
+        20,
+        6,
+        batch_size=7,
+        control=False,
     )
     assert again.pinned == found.pinned and again.random is None and again.figures()["random"] is None
 
@@ -137,20 +149,20 @@ def test_wilsons_interval():
 def test_bad_input_is_refused():
     model, tokenizer = language_model("gpt2"), tiny_lm.tokenizer()
     for given, message in (
-        (dict(n=0), "n: expected at least 1, got 0"),
-        (dict(max_new_tokens=0), "max_new_tokens: expected at least 1"),
-        (dict(temperature=-1.0), "temperature: expected 0 or more, got -1.0"),
-        (dict(seed=-1), "seed: expected 0 or more"),
-        (dict(prompts="w1"), "prompts: expected a list of prompts, got one: 'w1'"),
-        (dict(prompts=[[3, 99]]), "prompts: expected token ids from 0 to 63, got 99"),
-        (dict(prompts=[[]]), "prompts: expected at least one token in each"),
-        (dict(max_new_tokens=40), "max_new_tokens: expected contexts of at most 32 tokens"),
-        (dict(model=torch.nn.Linear(2, 2)), "model: expected a language model of Hugging Face that generates"),
+        ({"n": 0}, "n: expected at least 1, got 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens: expected at least 1"),
+        ({"temperature": -1.0}, "temperature: expected 0 or more, got -1.0"),
+        ({"seed": -1}, "seed: expected 0 or more"),
+        ({"prompts": "w1"}, "prompts: expected a list of prompts, got one: 'w1'"),
+        ({"prompts": [[3, 99]]}, "prompts: expected token ids from 0 to 63, got 99"),
+        ({"prompts": [[]]}, "prompts: expected at least one token in each"),
+        ({"max_new_tokens": 40}, "max_new_tokens: expected contexts of at most 32 tokens"),
+        ({"model": torch.nn.Linear(2, 2)}, "model: expected a language model of Hugging Face that generates"),
     ):
         with pytest.raises(InputError, match=message):
-            sample(**(dict(model=model, tokenizer=tokenizer, prompts=["w1"]) | given))
-    with pytest.raises(InputError, match="expected logits that are numbers, got NaN or Inf"):
-        with steered(model, sae_of(), HOOKS["gpt2"], [Edit(3, 3e38), Edit(4, -3e38)]):
-            sample(model, tokenizer, ["w1"], max_new_tokens=2)
+            sample(**({"model": model, "tokenizer": tokenizer, "prompts": ["w1"]} | given))
+    huge = steered(model, sae_of(), HOOKS["gpt2"], [Edit(3, 3e38), Edit(4, -3e38)])
+    with pytest.raises(InputError, match="expected logits that are numbers, got NaN or Inf"), huge:
+        sample(model, tokenizer, ["w1"], max_new_tokens=2)
     with pytest.raises(InputError, match="edits: expected at least one, got none"):
         pinned_sampling(model, tokenizer, sae_of(), HOOKS["gpt2"], [], bool)

@@ -5,15 +5,15 @@ from functools import partial
 import pytest
 import torch
 
-from saefast import SAE, InputError, SAEConfig
+from saefast import InputError
 from saefast.activations.hooks import HookPoint
-from saefast.interp.steering import Edit, random_directions, splice_check, steered
+from saefast.interp.steering import Edit, splice_check, steered
 from tests.helpers import tiny_models
-from tests.helpers.effects_cases import HIDDEN, HOOKS, language_model, sae_of
-from tests.helpers.spliced import captured, logits_with, perfect, random
+from tests.helpers.effects_cases import HIDDEN, HOOKS, language_model
+from tests.helpers.spliced import captured, logits_with, perfect
+from tests.helpers.steering_cases import EDITS, edited, logits_of, made
 from tests.helpers.tiny_models import tokens
 
-EDITS = [Edit(3, 4.0), Edit(7, -2.0, "add"), Edit(11, 2.5, "scale"), Edit(0, 0.0)]
 KINDS = {
     "topk": {},
     "topk-by-norm": {"scale_by_norm": True},
@@ -27,31 +27,6 @@ KINDS = {
     "constant_norm": {"input_norm": "constant_norm"},
     "scale": {"input_norm": "scale", "scales": (0.5, 0.25)},
 }
-
-
-def made(width=32, **options):
-    sae = sae_of(width, 40, **options)
-    for name, value in sae.extra.items():
-        if name == "threshold":
-            value.fill_(0.7)
-    return sae
-
-
-def edited(sae, x, edits=EDITS):
-    """x + decode(edited code) - decode(code), by whole dense codes."""
-    acts, indices = sae.encode(x)
-    code = torch.zeros(len(x), sae.config.d_sae).scatter_add(1, indices.long(), acts)
-    new = code.clone()
-    for latent, value, how, _ in edits:
-        old = code[:, latent]
-        new[:, latent] = {"set": old * 0 + value, "add": old + value, "scale": old * value}[how]
-    every = torch.arange(sae.config.d_sae).expand(len(x), -1)
-    return (sae.decode(new, every, x) - sae.decode(code, every, x)).detach()
-
-
-def logits_of(model, ids, **more):
-    with torch.no_grad():
-        return model(ids, **more).logits
 
 
 def hooks_of(model):
@@ -110,7 +85,9 @@ def test_a_crosscoder_can_be_added_to_and_refuses_the_rest():
     row = 2 * sae.W_dec.detach()[3]
     handles = [
         model.get_submodule(path).register_forward_hook(
-            lambda module, args, out, part=part: out + part if torch.is_tensor(out) else (out[0] + part, *out[1:])
+            lambda module, args, out, part=part: (
+                out + part if torch.is_tensor(out) else (out[0] + part, *out[1:])
+            )
         )
         for path, part in zip(paths, row.split(32), strict=True)
     ]
@@ -119,9 +96,9 @@ def test_a_crosscoder_can_be_added_to_and_refuses_the_rest():
         handle.remove()
     with steered(model, sae, paths, edits):
         assert torch.allclose(logits_of(model, ids), want, atol=2e-4)
-    with pytest.raises(InputError, match="read at one place, or edits that add"):
-        with steered(model, sae, paths, [Edit(3, 2.0)]):
-            pass
+    refused = pytest.raises(InputError, match="read at one place, or edits that add")
+    with refused, steered(model, sae, paths, [Edit(3, 2.0)]):
+        pass
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -140,15 +117,6 @@ def test_an_edit_to_what_is_there_changes_no_bit_and_the_splice_only_its_roundin
     assert torch.equal(same, logits_of(model, one))
     check = splice_check(sae, model, HOOKS["gpt2"], [ids, {"input_ids": ids}])
     assert check.n_tokens == 36 and check.relative <= check.worst < 1e-5
-
-
-def test_the_splice_check_sees_a_reconstruction_that_is_not_put_back():
-    """A model in half the precision of the SAE loses what the error was to keep."""
-    model = language_model("gpt2")
-    assert splice_check(random(SAEConfig(d_in=32, d_sae=64, k=4)), model, HOOKS["gpt2"], [tokens(2, 5)]).worst > 0
-    huge = random(SAEConfig(d_in=32, d_sae=64, k=4))
-    huge.b_dec.data += 1e7  # x - x_hat rounds
-    assert splice_check(huge, model, HOOKS["gpt2"], [tokens(2, 5)]).worst > 1e-3
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -192,7 +160,12 @@ def test_kept_keys_and_values_give_the_same_logits(kind, at):
         length = None if use_cache else 6
         with steered(model, made(), hook, edits, drop_ids=[5], prompt_length=length):
             found[use_cache] = model.generate(
-                ids, attention_mask=mask, use_cache=use_cache, return_dict_in_generate=True, pad_token_id=0, **options
+                ids,
+                attention_mask=mask,
+                use_cache=use_cache,
+                return_dict_in_generate=True,
+                pad_token_id=0,
+                **options,
             )
     assert torch.equal(found[True].sequences, found[False].sequences)
     kept, again = (torch.stack(found[use].logits) for use in (True, False))
@@ -217,12 +190,11 @@ def test_several_inside_of_each_other_and_all_hooks_go_whatever_happens():
     with steered(model, sae, hook, first):
         assert torch.equal(logits_of(model, ids), again)
     clean = logits_of(model, ids)
-    with pytest.raises(KeyError):
-        with steered(model, sae, hook, first):
-            with pytest.raises(IndexError):  # a pass that fails, and one after it
-                model(ids + 1000)
-            assert torch.equal(logits_of(model, ids), again)
-            raise KeyError
+    with pytest.raises(KeyError), steered(model, sae, hook, first):
+        with pytest.raises(IndexError):  # a pass that fails, and one after it
+            model(ids + 1000)
+        assert torch.equal(logits_of(model, ids), again)
+        raise KeyError
     assert torch.equal(logits_of(model, ids), clean) and not hooks_of(model)
 
 
@@ -248,46 +220,25 @@ def test_a_model_in_bf16_is_steered_in_the_precision_of_the_sae():
         assert torch.equal(logits_of(model, ids), logits_of(model, ids))
 
 
-def test_random_directions_push_as_hard():
-    model, sae, hook, ids = language_model("gpt2"), made(), HOOKS["gpt2"], tokens(2, 6)
-    x = captured(model, [hook], input_ids=ids)[0][hook].flatten(0, 1)
-    norms = sae.W_dec.detach()[[3, 7, 11]].norm(dim=1)
-    rows = torch.randn(500, 32, generator=torch.Generator().manual_seed(1)) * torch.logspace(0, -3, 32)
-    plain = random_directions(sae, [3, 7, 11], seed=2)
-    shaped = random_directions(sae, [3, 7, 11], seed=2, rows=rows)
-    for found in (plain, shaped):
-        assert torch.allclose(found.norm(dim=1), norms, rtol=1e-5)
-    assert torch.equal(plain, random_directions(sae, [3, 7, 11], seed=2))
-    many = random_directions(sae, [3] * 400, seed=0, rows=rows) / norms[0]
-    assert many[:, :4].square().sum(1).mean() > 0.7 and many[:, 16:].square().sum(1).mean() < 0.01
-    changes = []
-    for directions in (None, plain[:1]):
-        with steered(model, sae, hook, [Edit(3, 5.0)], directions=directions), torch.no_grad():
-            changes.append(HookPoint(model, hook).capture(ids).flatten(0, 1) - x)
-    assert torch.allclose(changes[0].norm(dim=1), changes[1].norm(dim=1), rtol=1e-4)
-    assert not torch.allclose(changes[0], changes[1], atol=0.1)
-
-
 def test_bad_input_is_refused_and_leaves_no_hooks():
     model, sae, ids = language_model("gpt2"), made(), tokens(2, 6)
     hook, one = HOOKS["gpt2"], [Edit(3, 1.0)]
     cases = [
-        (dict(edits=[Edit(40, 1.0)]), "latent: expected 0 to 39, got 40"),
-        (dict(edits=[Edit(-1, 1.0)]), "latent: expected 0 to 39, got -1"),
-        (dict(edits=[Edit(3, float("nan"))]), "value: expected a finite number for latent 3, got nan"),
-        (dict(edits=[Edit(3, 1.0), Edit(3, 2.0, "add", "prompt")]), "got two of 3"),
-        (dict(edits=[Edit(3, 1.0, "half")]), "how: expected one of"),
-        (dict(edits=[Edit(3, 1.0, "set", "end")]), "at: expected one of"),
-        (dict(hook="transformer.h.9"), "hook: expected a module path or path:in, got 'transformer.h.9'"),
-        (dict(sae=made(48)), "hook: expected activations of width d_in = 48"),
-        (dict(prompt_length=0), "prompt_length: expected at least 1, got 0"),
-        (dict(directions=torch.zeros(2, 32)), r"directions: expected \[1, 32\], got \[2, 32\]"),
+        ({"edits": [Edit(40, 1.0)]}, "latent: expected 0 to 39, got 40"),
+        ({"edits": [Edit(-1, 1.0)]}, "latent: expected 0 to 39, got -1"),
+        ({"edits": [Edit(3, float("nan"))]}, "value: expected a finite number for latent 3, got nan"),
+        ({"edits": [Edit(3, 1.0), Edit(3, 2.0, "add", "prompt")]}, "got two of 3"),
+        ({"edits": [Edit(3, 1.0, "half")]}, "how: expected one of"),
+        ({"edits": [Edit(3, 1.0, "set", "end")]}, "at: expected one of"),
+        ({"hook": "transformer.h.9"}, "hook: expected a module path or path:in, got 'transformer.h.9'"),
+        ({"sae": made(48)}, "hook: expected activations of width d_in = 48"),
+        ({"prompt_length": 0}, "prompt_length: expected at least 1, got 0"),
+        ({"directions": torch.zeros(2, 32)}, r"directions: expected \[1, 32\], got \[2, 32\]"),
     ]
     for given, message in cases:
-        call = partial(steered, **(dict(model=model, sae=sae, hook=hook, edits=one) | given))
-        with pytest.raises(InputError, match=message):
-            with call():
-                pass
+        call = partial(steered, **({"model": model, "sae": sae, "hook": hook, "edits": one} | given))
+        with pytest.raises(InputError, match=message), call():
+            pass
     with steered(model, sae, hook, one):
         for _ in range(2):
             with pytest.raises(InputError, match="expected a pass of the whole model"):
@@ -298,4 +249,3 @@ def test_bad_input_is_refused_and_leaves_no_hooks():
     with steered(model, perfect(32), hook, []):
         assert not hooks_of(model)
     assert not hooks_of(model)
-    assert isinstance(sae, SAE)
