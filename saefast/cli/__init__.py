@@ -1,4 +1,6 @@
-"""The command line: `saefast cache | train | sweep | evaluate | look | steer | export | convert | info | recipes`. Flags are generated from dataclasses.
+"""The command line: `saefast cache | train | sweep | evaluate | look | steer | blind | study | export | convert | info | recipes`.
+
+Flags are generated from dataclasses.
 
 What needs torch is imported when a command runs, so that --help answers at once.
 """
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg
 
+from saefast.cli.blind import Blind
 from saefast.cli.export import Export
 from saefast.cli.export_checkpoint import ExportCheckpoint
 from saefast.cli.flags import LISTS, configs_of, with_flags
@@ -185,6 +188,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": Evaluate,
     "look": Look,
     "steer": Steer,
+    "blind": Blind,
     "export": Export,
 }
 COMMANDS |= {"convert": Convert, "export-checkpoint": ExportCheckpoint, "info": Info, "recipes": Recipes}
