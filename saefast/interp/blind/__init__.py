@@ -6,12 +6,12 @@
 
 A card shows a unit (a latent or a neuron, by the same code) without its kind: cards.py. The rubric has 14 points: rubric.py. The
 page is one file, of assets/ and of what the pages of `saefast look` have: page.py. `tool_trial` tries all of it on planted units,
-`leak` measures what a card betrays.
+`leak_of` measures what a card betrays.
 """
 
 from saefast.config.blind import BlindConfig
 from saefast.interp.blind.deal import Dealt, Drawn, deal
-from saefast.interp.blind.leak import Leak, leak
+from saefast.interp.blind.leak import Leak, leak, leak_of
 from saefast.interp.blind.page import Page, read_page
 from saefast.interp.blind.picture import draw_results
 from saefast.interp.blind.planted import Planted, planted
@@ -36,6 +36,7 @@ __all__ = [
     "deal",
     "draw_results",
     "leak",
+    "leak_of",
     "planted",
     "read_page",
     "read_ratings",

@@ -3,25 +3,28 @@
 It is for deals that nobody rates, as it opens the key.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from saefast.config.blind import BlindConfig
 from saefast.errors import InputError, check
 from saefast.interp.blind.cards import SIZES
-from saefast.interp.blind.deal import LETTERS
+from saefast.interp.blind.deal import LETTERS, Tokens, deal
 from saefast.interp.blind.page import Page, read_page
 from saefast.interp.blind.seal import KEY, PAGE, opened
+from saefast.interp.records import Records
 
-FOLDS, REPEATS = 5, 4
+FOLDS = 5
 
 
 class Leak(NamedTuple):
-    """Areas under the ROC curve on cards that the classifier has not seen; 0.5 is chance, below it is chance too.
+    """Areas under the ROC curve on units that the classifier has not seen; 0.5 is chance.
 
     metadata: what a card has besides text: its place in the deck, its id, its numbers of examples, tokens, logits and sets, which
-        examples are in the sets, the lengths of its data, and the histogram of the shades of the drawn tokens.
+        examples are in the sets, and the histogram of the shades of the drawn tokens.
     shades: how many tokens are shaded, and how strongly: nothing where only the drawn token is.
     logits: the relative sizes of the logits.
     text: how long, how various and how often repeated the tokens are.
@@ -31,50 +34,76 @@ class Leak(NamedTuple):
     shades: dict[str, float]
     logits: dict[str, float]
     text: dict[str, float]
-    chance: float  # standard deviation of an AUC of guesses on so many cards
+    chance: float  # standard deviation of the AUC of guesses on so many cards
     n_cards: int
 
 
-def leak(folder: str | Path, first: str, second: str, *, seed: int = 0) -> Leak:
-    """How well the cards of two sets of a deal are told apart.
+def leak_of(
+    sets: Mapping[str, Records],
+    out: str | Path,
+    vocabulary: Tokens,
+    config: BlindConfig | None = None,
+    *,
+    deals: int = 8,
+    seed: int = 0,
+) -> Leak:
+    """`leak` of the first two sets, over several deals into OUT/0, OUT/1, ...: a single one has too few cards to see much."""
+    folders = [Path(out) / str(i) for i in range(deals)]
+    for i, folder in enumerate(folders):
+        deal(sets, folder, vocabulary, config, seed=seed + i)
+    first, second = list(sets)[:2]
+    return leak(folders, first, second, seed=seed)
+
+
+def leak(folders: Sequence[str | Path], first: str, second: str, *, seed: int = 0) -> Leak:
+    """How well the cards of two sets are told apart, in deals of the same sets. A unit is in one fold with all its cards.
 
     Raises:
-        InputError: no deal, no such set, fewer cards than folds, or scikit-learn (extra `interp`) is missing.
+        InputError: no deal, no such set, too few units, or scikit-learn (extra `interp`) is missing.
     """
-    folder = Path(folder)
-    page, key = read_page(folder / PAGE), opened(folder / KEY)
-    known = ", ".join(key["sets"])
-    check({first, second} <= key["sets"].keys(), f"sets: expected two of {known}, got {first}, {second}")
-    of_set = np.asarray([key["cards"][card["id"]]["set"] for card in page.cards])
-    here = (of_set == first) | (of_set == second)
-    is_first = of_set[here] == first
+    tables: dict[str, list[list[float]]] = {name: [] for name in SEEN}
+    owners: list[tuple[str, int]] = []
+    for folder in map(Path, folders):
+        page, key = read_page(folder / PAGE), opened(folder / KEY)
+        known = ", ".join(key["sets"])
+        check({first, second} <= key["sets"].keys(), f"sets: expected two of {known}, got {first}, {second}")
+        owners += [(key["cards"][card["id"]]["set"], key["cards"][card["id"]]["unit"]) for card in page.cards]
+        for name, make in SEEN.items():
+            tables[name] += make(page)
+    here = np.asarray([name in (first, second) for name, _ in owners], bool)
+    is_first = np.asarray([name == first for name, _ in owners], bool)[here]
+    units = {unit: i for i, unit in enumerate(dict.fromkeys(owners))}
+    groups = np.asarray([units[owner] for owner in owners])[here]
     n = int(min(is_first.sum(), (~is_first).sum()))
-    check(n >= FOLDS, f"units: expected at least {FOLDS} of each set, got {n}")
-    tables = {name: np.asarray(make(page), np.float64)[here] for name, make in SEEN.items()}
-    found = {name: _auc(table, is_first, seed) for name, table in tables.items()}
+    least = min(len(np.unique(groups[is_first])), len(np.unique(groups[~is_first])))
+    check(least >= FOLDS, f"units: expected at least {FOLDS} of each set, got {least}")
+    found = {
+        name: _auc(np.asarray(table, np.float64)[here], is_first, groups, seed) for name, table in tables.items()
+    }
     return Leak(**found, chance=float(np.sqrt((2 * n + 1) / (12 * n * n))), n_cards=int(here.sum()))
 
 
-def _auc(table: np.ndarray, is_first: np.ndarray, seed: int) -> dict[str, float]:
-    """Of both classifiers, the mean over the folds of several cross-validations; 0.5 where all cards are the same."""
+def _auc(table: np.ndarray, is_first: np.ndarray, groups: np.ndarray, seed: int) -> dict[str, float]:
+    """Of both classifiers, the mean over the folds; 0.5 where all cards are the same."""
     try:
         from sklearn.ensemble import RandomForestClassifier
         from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import RepeatedStratifiedKFold, cross_val_score
+        from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
     except ImportError:
         raise InputError("leak needs scikit-learn: pip install 'saefast[interp]'") from None
     table = table[:, table.std(axis=0) > 0]
-    folds = RepeatedStratifiedKFold(n_splits=FOLDS, n_repeats=REPEATS, random_state=seed)
+    folds = StratifiedGroupKFold(n_splits=FOLDS, shuffle=True, random_state=seed)
     models = {
         "logistic": make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
-        "forest": RandomForestClassifier(n_estimators=50, min_samples_leaf=3, random_state=seed),
+        "forest": RandomForestClassifier(n_estimators=50, min_samples_leaf=5, random_state=seed),
     }
     if not table.shape[1]:
         return dict.fromkeys(models, 0.5)
+    options = {"groups": groups, "cv": folds, "scoring": "roc_auc"}
     return {
-        name: float(cross_val_score(model, table, is_first, cv=folds, scoring="roc_auc").mean())
+        name: float(cross_val_score(model, table, is_first, **options).mean())
         for name, model in models.items()
     }
 

@@ -83,5 +83,5 @@ def _logits(kinds: np.ndarray, kind_of: np.ndarray, rng: np.random.Generator) ->
     strengths = np.sort(rng.uniform(2, 4, (len(kinds), 10)), axis=1)[:, ::-1] * ([1.0] * 8 + [0.25] * 2)
     positive_tokens, positive = torch.from_numpy(np.asarray(tokens, np.int32)), torch.from_numpy(strengths)
     none = torch.zeros(len(kinds), 1, dtype=torch.float32, device="cpu")
-    bounds = (none[:, 0], positive[:, 0].float())
+    bounds = (none[:, 0].clone(), positive[:, 0].float())
     return LogitWeights(positive_tokens, positive.float(), none.int(), none, none.int(), *bounds)

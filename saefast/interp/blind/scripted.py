@@ -15,7 +15,7 @@ from saefast.interp.blind.cards import SIZES
 from saefast.interp.blind.page import Page
 from saefast.interp.blind.rubric import MOST
 
-CONVINCED = 0.5  # share of the strongly active tokens, beyond chance, from which on something is said
+CONVINCED = 2 / 3  # share of the strongly active tokens, beyond chance, from which on something is said
 RARE = ((0.02, 3), (0.05, 2), (0.2, 1))  # specificity by the share of all tokens that fit
 
 

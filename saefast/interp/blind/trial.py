@@ -8,7 +8,7 @@ import numpy as np
 from saefast.config.blind import BlindConfig
 from saefast.errors import InputError
 from saefast.interp.blind.deal import deal
-from saefast.interp.blind.leak import Leak, leak
+from saefast.interp.blind.leak import Leak, leak_of
 from saefast.interp.blind.page import read_page
 from saefast.interp.blind.planted import planted
 from saefast.interp.blind.ratings import write_ratings
@@ -26,7 +26,7 @@ class ToolTrial(NamedTuple):
 
 
 def tool_trial(folder: str | Path, units: int = 60, *, seed: int = 0) -> ToolTrial:
-    """Deal `units` planted units of each sort into FOLDER/deal, rate them by the program, and unseal.
+    """Deal `units` planted units of each sort into FOLDER/deal (and FOLDER/leak), rate them by the program, and unseal.
 
     Raises:
         InputError: there is a deal in the folder already, or scipy or scikit-learn (extra `interp`) is missing.
@@ -34,13 +34,14 @@ def tool_trial(folder: str | Path, units: int = 60, *, seed: int = 0) -> ToolTri
     folder = Path(folder)
     made = planted(folder / "planted", units, seed=seed)
     sets, where = {"one kind": made.one_kind, "mixtures": made.mixtures}, folder / "deal"
-    dealt = deal(sets, where, made.vocabulary, BlindConfig(units=units), seed=seed, title="A trial of the tool")
+    config = BlindConfig(units=units)
+    dealt = deal(sets, where, made.vocabulary, config, seed=seed, title="A trial of the tool")
     ratings = scripted_ratings(read_page(where / PAGE))
     file = write_ratings(where / "ratings-program.json", dealt.commitment, "a program", ratings)
     refused = _refused(where, dealt.commitment, ratings)
     results = unseal(where, [file], seed=seed)
     points = {name: sorted(r["points"] for r in results["ratings"] if r["set"] == name) for name in sets}
-    found = leak(where, "one kind", "mixtures", seed=seed)
+    found = leak_of(sets, folder / "leak", made.vocabulary, config, seed=seed + 1)
     return ToolTrial(points["one kind"], points["mixtures"], found, refused, results)
 
 
