@@ -15,7 +15,10 @@ class BlindConfig:
     n_intervals: int = 11
     """Parts of equal width of (0, max]."""
     per_interval: int = 3
-    """Examples of each interval, all from different contexts. A unit that cannot fill its intervals is not dealt."""
+    """Examples of each interval, all from different contexts. A unit without so many in all is not dealt."""
+    borrow: bool = True
+    """Fill an interval that has too few examples with those of the nearest activations. Without, a unit that cannot fill all
+    its intervals is not dealt: at a few hundred thousand tokens those are nearly all features that are not dense."""
     rated: int = 3
     """Intervals of each card, drawn at random, that are rated one by one without being named; 0: none."""
     before: int = 12

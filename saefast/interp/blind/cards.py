@@ -22,6 +22,7 @@ class Card(NamedTuple):
     logit_sizes: Ints  # the same, 0 to SIZES of the largest
     sets: Ints  # [rated, per_interval] numbers of the examples of the intervals that are rated
     intervals: Ints  # [rated] these intervals, from 0 on: never on the page
+    own: Ints  # [n_intervals] how many examples of each interval are not borrowed: never on the page
 
 
 class Deck:
@@ -41,17 +42,18 @@ class Deck:
         slots, acts = self.records.entries(unit)
         among = self.can_be_shown[slots].nonzero()[0]
         largest = float(acts[among].max()) if len(among) else 0.0
-        interval = parts_of(acts[among], largest, config.n_intervals)
-        drawn = draw(interval, slots[among] // length, config, rng)
+        drawn = draw(acts[among], slots[among] // length, config, rng)
         if drawn is None:
             return None
+        interval = parts_of(acts[among], largest, config.n_intervals)[drawn]
+        own = (interval == np.arange(config.n_intervals)[:, None]).sum(axis=1)
         centres = slots[among[drawn.ravel()]]
         inside = centres[:, None] + np.arange(-config.before, config.after + 1)
         windows = self.records.text.contexts.ravel()[inside]
         sets = rng.permutation(config.n_intervals)[: config.rated]
         shuffled = rng.permuted(sets[:, None] * config.per_interval + np.arange(config.per_interval), axis=1)
         levels = self._levels(inside, slots, acts, largest)
-        return Card(windows, levels, *self._logits_of(unit), shuffled, sets)
+        return Card(windows, levels, *self._logits_of(unit), shuffled, sets, own)
 
     def _levels(self, inside: Ints, slots: Ints, acts: Ints, largest: float) -> Ints:
         """A token outside of the examples may be stronger than all of them: it is as dark as the strongest."""
@@ -82,31 +84,44 @@ def whole_windows(text: Text, before: int, after: int) -> Ints:
     return (good & text.encoded).ravel()
 
 
-def draw(interval: Ints, contexts: Ints, config: BlindConfig, rng: np.random.Generator) -> Ints | None:
+def draw(acts: Ints, contexts: Ints, config: BlindConfig, rng: np.random.Generator) -> Ints | None:
     """Random activations of each interval, no two from one context: places [n_intervals, per_interval], or None.
 
-    The interval with the fewest activations chooses first.
+    The interval with the fewest activations chooses first. An interval with too few borrows: it takes the activations that are
+    nearest to its middle from what is left, and then all are dealt out again by rank, so that no example is weaker than one of
+    an interval below. Within an interval the order is random.
 
     Args:
-        interval, contexts: [N], of each activation.
+        acts, contexts: [N], of each activation that can be shown.
     """
     n, each = config.n_intervals, config.per_interval
-    counts = np.bincount(interval, minlength=n)
-    if counts.min() < each:
+    if len(acts) < n * each:
         return None
-    order = rng.permutation(len(interval))
-    chosen = np.full((n, each), -1, np.int64)
-    used = np.zeros(0, np.int64)
-    for i in np.argsort(counts, kind="stable"):
-        among = order[interval[order] == i]
-        among = among[~np.isin(contexts[among], used)]
-        _, first = np.unique(contexts[among], return_index=True)
-        picked = among[np.sort(first)[:each]]
-        if len(picked) < each:
-            return None
-        chosen[i] = picked
-        used = np.concatenate([used, contexts[picked]])
-    return chosen
+    share = acts.astype(np.float64) / acts.max()
+    interval = parts_of(acts, float(acts.max()), n)
+    chosen: list[int] = []
+    missing = np.zeros(n, np.int64)
+    order = rng.permutation(len(acts))
+    for i in np.argsort(np.bincount(interval, minlength=n), kind="stable").tolist():
+        picked = _of_new_contexts(order[interval[order] == i], contexts, chosen, each)
+        chosen += picked
+        missing[i] = each - len(picked)
+    if missing.any() and not config.borrow:
+        return None
+    for i in missing.nonzero()[0][::-1].tolist():
+        nearest = order[np.argsort(abs(share[order] - (i + 0.5) / n), kind="stable")]
+        chosen += _of_new_contexts(nearest, contexts, chosen, int(missing[i]))
+    if len(chosen) < n * each:
+        return None
+    by_rank = np.asarray(chosen, np.int64)[np.argsort(acts[chosen], kind="stable")]
+    return rng.permuted(by_rank.reshape(n, each), axis=1)
+
+
+def _of_new_contexts(among: Ints, contexts: Ints, chosen: list[int], n: int) -> list[int]:
+    """The first n of `among` that are from contexts of their own."""
+    among = among[~np.isin(contexts[among], contexts[chosen])]
+    _, first = np.unique(contexts[among], return_index=True)
+    return among[np.sort(first)[:n]].tolist()
 
 
 def shown_of(card: Card, name: str, numbers: Any, config: BlindConfig) -> dict[str, Any]:

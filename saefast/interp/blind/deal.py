@@ -82,7 +82,7 @@ def deal(
     for name, records in sets.items():
         found, drawn[name] = _draw(Deck(records, logits[name], config), rng)
         tried = f"of {drawn[name].tried} {drawn[name].dead} are dead, {drawn[name].short} have too few examples"
-        enough = f"{config.units} units that fill {config.n_intervals} intervals of {config.per_interval} examples"
+        enough = f"{config.units} units with {config.n_intervals} intervals of {config.per_interval} examples"
         check(len(found) == config.units, f"{name}: expected {enough}, found {len(found)}: {tried}")
         cards += [(name, unit, card) for unit, card in found]
     cards = [cards[i] for i in rng.permutation(len(cards))]
@@ -98,7 +98,7 @@ def deal(
     key = {"salt": rng.bytes(32).hex(), "seed": seed, "config": asdict(config), "logits": has_logits}
     key |= {"sets": described, "page": digest_of(on_page)}
     key["cards"] = {
-        name: {"set": of, "unit": unit, "intervals": card.intervals.tolist()}
+        name: {"set": of, "unit": unit, "intervals": card.intervals.tolist(), "own": card.own.tolist()}
         for name, (of, unit, card) in zip(names, cards, strict=True)
     }
     out.mkdir(parents=True, exist_ok=True)

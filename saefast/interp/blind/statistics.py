@@ -114,7 +114,11 @@ def alpha(values: np.ndarray) -> float | None:
 
 
 def curve(intervals: np.ndarray, points: np.ndarray, tokens: np.ndarray, n: int) -> list[dict[str, Any]]:
-    """By interval from 1 (the weakest) to n: how many were rated, and the means of their points and of the answer to "tokens"."""
+    """By interval from 1 (the weakest) to n: how many were rated, and the means of their points and of the answer to "tokens".
+
+    Args:
+        intervals: [N] from 0 on, of each rated interval.
+    """
     found = []
     for i in range(n):
         here = intervals == i

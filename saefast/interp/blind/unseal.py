@@ -39,8 +39,8 @@ def status(folder: str | Path, files: Sequence[str | Path] = ()) -> Status:
 def unseal(folder: str | Path, files: Sequence[str | Path], *, seed: int = 0) -> dict[str, Any]:
     """Join the ratings with the key, write FOLDER/results.json and return what is in it.
 
-    Of each set: "units" and "intervals" (`Summary` of their points; of several raters the means), "curve" (see
-    `statistics.curve`), "drawn". Of each pair of sets "comparisons" (`Comparison`). "agreement" of several raters: Krippendorff's
+    Of each set: "units" and "intervals" (`Summary` of their points; of several raters the means), "curve" (by interval: see
+    `curve`; of the rated intervals that borrowed nothing), "borrowed" (share of the examples), "drawn". Of each pair of sets "comparisons" (`Comparison`). "agreement" of several raters: Krippendorff's
     alpha of the points and of each item. "ratings": every rating with the set, the unit and the points.
 
     Args:
@@ -91,7 +91,7 @@ def _count(page: Page, one: Ratings) -> int:
 
 def _results(key: dict[str, Any], page: Page, raters: list[Ratings], seed: int) -> dict[str, Any]:
     rows = [
-        {"rater": one.rater, "card": card, **where, **_pointed(one.ratings[card])}
+        {"rater": one.rater, "card": card, **_place(where), **_pointed(one.ratings[card])}
         for one in raters
         for card, where in key["cards"].items()
     ]
@@ -102,12 +102,17 @@ def _results(key: dict[str, Any], page: Page, raters: list[Ratings], seed: int) 
     places = np.asarray([where["intervals"] for where in key["cards"].values()], np.int64).reshape(n_cards, -1)
     parts = np.asarray([row["interval_points"] for row in rows], np.float64).reshape(*shape, -1).mean(0)
     tokens = np.asarray([row["interval_tokens"] for row in rows], np.float64).reshape(*shape, -1).mean(0)
-    levels = {"units": units} | ({"intervals": parts} if page.config["rated"] else {})
+    each, n_rated = page.config["per_interval"], page.config["rated"]
+    own = np.asarray([where["own"] for where in key["cards"].values()], np.int64)
+    whole = np.take_along_axis(own, places, axis=1) == each
+    levels = {"units": units} | ({"intervals": parts} if n_rated else {})
     sets: dict[str, Any] = {}
     for name, drawn in key["sets"].items():
         here = of_set == name
         sets[name] = {level: summary(values[here], seed)._asdict() for level, values in levels.items()}
-        sets[name] |= {"curve": curve(places[here], parts[here], tokens[here], n), "drawn": drawn}
+        by_interval = [array[here][whole[here]] for array in (places, parts, tokens)]
+        sets[name] |= {"curve": curve(*by_interval, n), "drawn": drawn}
+        sets[name]["borrowed"] = float(1 - own[here].mean() / each)
     pairs = [
         {"first": a, "second": b, "of": level, **compared(v[of_set == a], v[of_set == b], seed)._asdict()}
         for a, b in combinations(key["sets"], 2)
@@ -127,9 +132,13 @@ def _results(key: dict[str, Any], page: Page, raters: list[Ratings], seed: int) 
     }
 
 
+def _place(where: dict[str, Any]) -> dict[str, Any]:
+    """With intervals counted from 1, as the page does."""
+    return {"set": where["set"], "unit": where["unit"], "intervals": [i + 1 for i in where["intervals"]]}
+
+
 def _pointed(rating: dict[str, Any]) -> dict[str, Any]:
     tokens = [0 if rating["none"] else one for one in rating["sets"]]
-    tokens = tokens if tokens else []
     of_intervals = [points(rating, one) for one in tokens]
     found = {"points": points(rating), "interval_points": of_intervals, "interval_tokens": tokens}
     return found | {name: rating[name] for name in ("interpretation", "none", *MOST)}

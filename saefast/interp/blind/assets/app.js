@@ -26,7 +26,7 @@
   }
 
   const signs = [["dark to pale", "how strongly the unit is active, from its strongest to its weakest"], ["outline", "the token that was drawn"], ["· ↵ →", "space, end of a line, tab"], ["⟨e2 80⟩", "bytes that are no character alone"], ["⟨U+202E⟩", "a character that cannot be seen"]];
-  const keys = [["i", "write the interpretation"], ["Esc", "leave it"], ["0 to 5", "answer the marked question"], ["↓ ↑ or j k", "next, previous question"], ["Enter", "next card that is not rated"], ["n p or → ←", "next, previous card"], ["x", "no interpretation"], ["v", "intervals or sets"], ["s", "save ratings"], ["t", "light or dark"]];
+  const keys = [["i", "write the interpretation"], ["Esc", "leave it"], ["0 to 5", "answer the marked question"], ["↓ ↑ or j k", "next, previous question"], ["Enter", "on: to the sets, to the next card that is not rated"], ["n p or → ←", "next, previous card"], ["x", "no interpretation"], ["v", "intervals or sets"], ["s", "save ratings"], ["t", "light or dark"]];
   const list = (pairs, tag) => el("dl", {}, pairs.map(([name, text]) => el("div", {}, el("dt", {}, el(tag, {}, name)), el("dd", {}, text))));
 
   function what() {
@@ -71,6 +71,7 @@
   function view(sets) {
     panels.forEach((panel, i) => (panel.hidden = sets !== Boolean(i)));
     tabs.forEach((tab, i) => tab.setAttribute("aria-pressed", String(sets === Boolean(i))));
+    for (const { button } of states) button.textContent = toSets() ? "Sets to rate" : "Next card";
   }
   const inSets = () => panels[0].hidden;
 
@@ -84,9 +85,9 @@
   function changed(rating) {
     const full = store.answered(rating);
     const text = full ? "This card is rated." : !rating.none && !store.hasWords(rating) ? "First write an interpretation." : `${made.open().filter((row) => !row.querySelector(":checked")).length} questions are open.`;
-    for (const state of states) state.textContent = text;
+    for (const state of states) state.text.textContent = text;
     section.card.querySelector(".card-head").classList.toggle("rated", full);
-    progress();
+    view(inSets()), progress();
     if (!store.keeps()) problem(new Error("This browser keeps nothing for this page: save your ratings before you close it."));
   }
 
@@ -96,7 +97,10 @@
     made = form.make(data, one, changed, mark);
     active = undefined;
     states = [];
-    const foot = () => (states.push(el("span", { class: "state" })), el("p", { class: "foot" }, states.at(-1), el("button", { type: "button", class: "main", onclick: next, title: "Enter" }, "Next card")));
+    const foot = () => {
+      states.push({ text: el("span", { class: "state" }), button: el("button", { type: "button", class: "main", onclick: forward, title: "Enter" }) });
+      return el("p", { class: "foot" }, Object.values(states.at(-1)));
+    };
     const names = ["All intervals", ...(one.sets.length ? ["Sets to rate"] : [])];
     tabs = names.map((text, i) => el("button", { type: "button", onclick: () => view(Boolean(i)) }, text));
     const note = el("p", { class: "quiet" }, "Each set is one interval of this unit, in no order and without its shade. Judge it by what you wrote.");
@@ -113,6 +117,14 @@
     section.card.querySelector("h1").focus({ preventScroll: true });
     if (!made.rating().none && store.hasWords(made.rating())) mark(made.open().find((row) => !row.querySelector(":checked")));
     performance.mark(`card ${current}`);
+  }
+
+  // Whether the sets are what comes next.
+  const toSets = () => made.sets.length > 0 && !inSets() && made.open().find((row) => !row.querySelector(":checked"))?.dataset.name === "set-0";
+  function forward() {
+    if (!toSets()) return next();
+    mark(made.sets[0]), made.sets[0].focusIt();
+    scrollTo(0, 0);
   }
 
   // The next card that is not rated, from here on; after the last one, what to do.
@@ -186,7 +198,7 @@
     if (target.matches("input[type=radio]") && (event.key === "ArrowLeft" || event.key === "ArrowRight")) return; // choose the number
     const does = { "?": help, t: theme };
     if (on) {
-      Object.assign(does, { i: () => made.words.focus(), j: () => step(1), k: () => step(-1), ArrowDown: () => step(1), ArrowUp: () => step(-1), n: () => show(current + 1), p: () => show(current - 1), Enter: next, x: () => made.none.click(), v: () => tabs.length > 1 && view(!inSets()), s: save });
+      Object.assign(does, { i: () => made.words.focus(), j: () => step(1), k: () => step(-1), ArrowDown: () => step(1), ArrowUp: () => step(-1), n: () => show(current + 1), p: () => show(current - 1), Enter: forward, x: () => made.none.click(), v: () => tabs.length > 1 && view(!inSets()), s: save });
       (does.ArrowRight = does.n), (does.ArrowLeft = does.p);
       for (let number = 0; number <= 9; number++) does[number] = () => answer(number);
     }
