@@ -36,9 +36,12 @@ class Planted(NamedTuple):
     vocabulary: PlantedTokens
 
 
-def planted(folder: str | Path, units: int = 60, *, seed: int = 0) -> Planted:
-    """Records of so many units of each sort, in FOLDER/one-kind and FOLDER/mixtures, with logit weights. About 250 bytes of disk
-    for each of 30,720 tokens and unit while they are made."""
+def planted(folder: str | Path, units: int = 60, *, share: float = 1 / MIXED, seed: int = 0) -> Planted:
+    """Records of so many units of each sort, in FOLDER/one-kind and FOLDER/mixtures, with logit weights; 250 KB of disk a unit.
+
+    Args:
+        share: of the tokens of its kinds on which a mixture is active; the default makes it as dense as a unit of one kind.
+    """
     folder, rng = Path(folder), np.random.default_rng(seed)
     vowels = [a + b for a in "aeiou" for b in "lmnr"]
     words = [f" {letter}{end}" for letter in string.ascii_lowercase for end in vowels]
@@ -48,7 +51,7 @@ def planted(folder: str | Path, units: int = 60, *, seed: int = 0) -> Planted:
     one[np.arange(units), rng.integers(KINDS, size=units)] = 1
     several = np.zeros((units, KINDS), np.float64)
     for row in several:
-        row[rng.permutation(KINDS)[:MIXED]] = 1 / MIXED
+        row[rng.permutation(KINDS)[:MIXED]] = share
     made = [
         _records(folder / name, contexts, kinds, kind_of, rng)
         for name, kinds in (("one-kind", one), ("mixtures", several))
