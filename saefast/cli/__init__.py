@@ -26,6 +26,7 @@ from saefast.cli.info import Info, show
 from saefast.cli.look import Look
 from saefast.cli.recipes import Recipes
 from saefast.cli.steer import Steer
+from saefast.cli.study import Study
 from saefast.cli.sweep import Sweep
 from saefast.cli.train import Train, shape_of, usable_device
 from saefast.config.recipes import recipe
@@ -189,6 +190,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "look": Look,
     "steer": Steer,
     "blind": Blind,
+    "study": Study,
     "export": Export,
 }
 COMMANDS |= {"convert": Convert, "export-checkpoint": ExportCheckpoint, "info": Info, "recipes": Recipes}

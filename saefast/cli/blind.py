@@ -124,7 +124,9 @@ def told(results: dict[str, Any]) -> list[str]:
         what = f"{one['first']} against {one['second']}, {one['of']}"
         lines.append(f"{what}: {by}, {p}, rank-biserial {one['rank_biserial']:+.2f}")
     for name, value in (results["agreement"] or {}).items():
-        lines.append(f"agreement of the raters on {name}: alpha {'undefined' if value is None else f'{value:.2f}'}")
+        lines.append(
+            f"agreement of the raters on {name}: alpha {'undefined' if value is None else f'{value:.2f}'}"
+        )
     return lines
 
 

@@ -6,7 +6,6 @@ sum over latents), reached after 5 % of the steps; lr 4e-4 and betas (0.9, 0.99)
 5, 7.5 and 10 % of the steps as there, dead being those without activity over 1.25 % of the steps.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -60,14 +59,17 @@ class Wanted:
             "sparsity_coefficient": PENALTY,
             "sparsity_warmup_fraction": 0.05,
         }
-        train |= {"lr": self.lr, "betas": BETAS, "resample_steps": tuple(at), "resample_tokens": 32 * BATCH}
+        train |= {
+            "lr": self.lr,
+            "betas": BETAS,
+            "resample_steps": tuple(at),
+            "resample_tokens": 32 * BATCH if at else train["resample_tokens"],
+        }
         train |= {"dead_feature_threshold": max(1, round(DEAD_AFTER * steps)) * BATCH}
         return sae | {"d_sae": self.d_sae}, train
 
 
-def train(
-    wanted: Wanted, source: TextSource, folder: Path, progress: Callable[[int], object] = lambda rows: None
-) -> bool:
+def train(wanted: Wanted, source: TextSource, folder: Path) -> bool:
     """Train it in a run folder, or go on. Returns whether it is complete: Ctrl-C stops it between two steps."""
     shape, options = wanted.configs()
     sae = SAE(SAEConfig(d_in=source.d_in, **shape), seed=0)

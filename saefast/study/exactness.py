@@ -23,8 +23,9 @@ class Projection(NamedTuple):
 def projection(sae: SAE, x: Tensor) -> Projection:
     """Of a trained SAE with unit rows, on rows x [n, d_in]: the gradient of the squared error by autograd."""
     W_dec = sae.W_dec.detach().clone().requires_grad_()
+    top_acts, top_indices = sae.encode(x)
+    acts = top_acts.new_zeros(len(x), len(W_dec)).scatter_add_(1, top_indices.long(), top_acts)
     with torch.enable_grad():
-        acts = sae.encode(x).detach()
         (acts @ W_dec + sae.b_dec.detach() - x).square().sum().backward()
     assert W_dec.grad is not None
     gradient, rows = W_dec.grad, W_dec.detach()

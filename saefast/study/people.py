@@ -64,7 +64,7 @@ def _config(world: World) -> TrialConfig:
 def registered(world: World) -> dict[str, Any]:
     """Draw the units and write the registration, before any score is made."""
     arms = {arm: Arm(world.records(name), pool=_pool(world, name)) for arm, name in ARMS.items()}
-    found = register(_registration(world), arms, _config(world))
+    found = register(registration_of(world), arms, _config(world))
     return {
         "sha256": found.sha256,
         "words": found.config.words(),
@@ -73,13 +73,13 @@ def registered(world: World) -> dict[str, Any]:
     }
 
 
-def _registration(world: World) -> Path:
+def registration_of(world: World) -> Path:
     return world.path / "trial" / "registration.json"
 
 
 def scored(world: World) -> dict[str, Any]:
     """Score all units, whose kind the loop does not know; then join."""
-    registration = Registration(_registration(world))
+    registration = Registration(registration_of(world))
     arms = {arm: _arm(world, name) for arm, name in ARMS.items()}
     path = world.path / "trial" / "scores.jsonl"
     with bar(None, "score", "trial") as progress:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from saefast.study import control, graphs, measures, people, training
+from saefast.study import control, graphs, measures, pages, people, training
 from saefast.study.folder import Folder
 from saefast.study.report import write_report
 from saefast.study.rows import Row, rows
@@ -62,6 +62,7 @@ class Monosemanticity:
             "universality": lambda: graphs.similarity(world),
             "splitting": lambda: graphs.split(world),
             "automata": lambda: graphs.states(world),
+            "pages": lambda: pages.pages(world),
         }
 
     def run(self, say: Callable[[str], object] = print) -> Path:

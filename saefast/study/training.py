@@ -122,9 +122,7 @@ def dictionaries(world: World) -> dict[str, Any]:
 def _fit(world: World, wanted: Wanted) -> dict[str, Any]:
     folder = world.dictionary(wanted.name)
     start = time.perf_counter()
-    with bar(wanted.tokens, "row", f"dictionary {wanted.name}") as progress:
-        complete = train(wanted, world.source(wanted.subject), folder, progress)
-    if not complete:
+    if not train(wanted, world.source(wanted.subject), folder):
         raise KeyboardInterrupt
     seconds = time.perf_counter() - start
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
