@@ -66,7 +66,7 @@ def gate(
     """Score the planted units by each explainer, as a trial scores real ones.
 
     Args:
-        explainers: made from `planted.records` and `planted.vocabulary`.
+        explainers: made from the records and the vocabulary of `planted`.
         least_places: see `Following`.
     """
     records = planted.records

@@ -34,6 +34,7 @@ def test_units_are_what_they_are_said_to_be(ground):
     assert ground.kinds.count("mixture") == ground.monosemantic.sum() == 30
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_records(tmp_path, ground):
     again = plant(tmp_path / "again", n_contexts=200)
     assert (again.records.text.contexts == ground.records.text.contexts).all()

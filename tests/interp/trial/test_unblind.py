@@ -32,12 +32,14 @@ def test_p_is_never_0_and_1_without_a_difference():
     assert difference_of(np.ones(1), np.zeros(9)).p is None
 
 
+@pytest.mark.slow
 def test_p_is_uniform_under_the_null():
     rng = np.random.default_rng(1)
     ps = np.asarray([difference_of(*rng.normal(size=(2, 20)), 199, 99, i).p for i in range(400)])
     assert np.abs(np.quantile(ps, [0.1, 0.25, 0.5, 0.75, 0.9]) - [0.1, 0.25, 0.5, 0.75, 0.9]).max() < 0.12
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_mean():
     rng = np.random.default_rng(2)
     means = [mean_of(rng.normal(0.3, 0.25, 60), 400, i) for i in range(300)]
@@ -106,6 +108,7 @@ def test_numbers_are_those_of_the_rows(trial):
                 assert found.mean == (pytest.approx(np.mean(values)) if values else None)
 
 
+@pytest.mark.slow
 def test_the_hypothesis_holds_where_it_was_planted(tmp_path):
     """An explainer that sees through features and not through neurons; and one that is blind for both."""
     ground = planted(tmp_path / "planted")
