@@ -17,8 +17,8 @@ class Bigrams:
     def add(self, contexts: Tensor) -> None:
         """contexts: [m, L] int64 token ids."""
         tokens, V = contexts.numpy(), self.n_vocab
-        pair = tokens[:, :-1] * V + tokens[:, 1:]
-        self.pairs += np.bincount(pair.reshape(-1), minlength=V * V).reshape(V, V)
+        there, counts = np.unique(tokens[:, :-1] * V + tokens[:, 1:], return_counts=True)
+        self.pairs.reshape(-1)[there] += counts
         self.counts += np.bincount(tokens.reshape(-1), minlength=V)
 
     def losses(self, contexts: Iterable[Tensor]) -> tuple[float, float]:
