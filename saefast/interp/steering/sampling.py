@@ -80,7 +80,7 @@ def sample(
     check(seed >= 0, f"seed: expected 0 or more, got {seed}")
     check(not isinstance(prompts, str), f"prompts: expected a list of prompts, got one: {prompts!r}")
     inner = unwrapped(model).eval()
-    config = getattr(inner, "generation_config", None)
+    config: Any = getattr(inner, "generation_config", None)
     can = hasattr(inner, "generate") and config is not None
     check(can, f"model: expected a language model of Hugging Face that generates, got {type(inner).__name__}")
     ids = [_ids(inner, tokenizer, prompt, max_new_tokens) for prompt in prompts]

@@ -136,7 +136,8 @@ class _Steering:
         ok = tokens is not None and tokens.ndim >= 2
         check(ok, "model: expected token ids [contexts, length] or their embeddings in each pass, got none")
         assert tokens is not None
-        length, mask = tokens.shape[1], given.get("attention_mask")
+        length = tokens.shape[1]
+        mask: Any = given.get("attention_mask")
         is_mask = isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= length
         past = max(
             mask.shape[1] - length if is_mask else 0, *(self._kept(given.get(name)) for name in CACHES)
