@@ -5,7 +5,6 @@ import io
 import json
 import struct
 import tarfile
-import zipfile
 import zlib
 
 import pytest
@@ -87,8 +86,15 @@ def test_compiled_catalogues(tmp_path):
 
 
 def test_plain_text_of_a_page():
-    page = "<head><title>t</title></head><nav>menu</nav><p>One &amp;\n two<br>three</p><script>x()</script><li>four"
+    page = "<head><title>t</title></head><nav>menu</nav><header>site</header><p>One &amp;\n two<br>three</p><script>x()</script><li>four"
     assert plain(page) == "One &\ntwo\nthree\nfour"
+
+
+def test_logs_lose_the_notes_of_the_tests(tmp_path):
+    text = "# failJSON: { }\nApr  2 sshd[1]: # no note\n#x\nMay  3\n"
+    assert list(readers.logs(wheel(tmp_path, {"f/tests/files/logs/sshd": text}))) == [
+        "Apr  2 sshd[1]: # no note\nMay  3\n"
+    ]
 
 
 def test_minified_code_is_left_out(tmp_path):

@@ -55,7 +55,7 @@ def read(archive: Path, pattern: str) -> Iterator[str]:
 
 
 class _Plain(html.parser.HTMLParser):
-    SKIPPED = frozenset({"script", "style", "head", "nav", "footer"})
+    SKIPPED = frozenset({"script", "style", "head", "header", "nav", "footer"})
     BLOCKS = frozenset(
         ["p", "div", "li", "br", "h1", "h2", "h3", "h4", "tr", "pre", "dt", "dd", "table", "section"]
     )

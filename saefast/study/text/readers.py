@@ -70,6 +70,12 @@ def python_code(stdlib: Path) -> Iterator[str]:
             yield path.read_text("utf-8", "replace")
 
 
+def logs(archive: Path) -> Iterator[str]:
+    """Lines that servers have logged, without what fail2ban's tests note about them."""
+    for text in read(archive, "*/tests/files/logs/*"):
+        yield re.sub(r"^#.*\n?", "", text, flags=re.M)
+
+
 def wordnet(archive: Path) -> Iterator[str]:
     """Glosses of words."""
     for text in read(archive, "*/wordnet/data.*"):

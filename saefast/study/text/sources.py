@@ -118,7 +118,7 @@ SOURCES = (
     Source("http", "praw", partial(contexts.cassettes, pattern="*/cassettes/*.json")),
     Source("http", "@octokit/fixtures", partial(contexts.nock, pattern="*/raw-fixture.json")),
     Source("user_agents", "device-detector", readers.user_agents),
-    Source("logs", "fail2ban", partial(read, pattern="*/tests/files/logs/*")),
+    Source("logs", "fail2ban", readers.logs),
     Source(
         "dna", "biopython", lambda a: contexts.dna(a, "*.gb", "*.gbk", "*.embl", "*.fasta", "*.fa", "*.fna")
     ),
