@@ -37,7 +37,7 @@ def read_bytes(archive: Path, pattern: str) -> Iterator[bytes]:
 )  # one archive has text of many kinds, and to reach a file all before it are decompressed
 def _members(archive: Path) -> list[tuple[str, bytes]]:
     """Name and contents of the files in a .tar.gz, .tgz or .deb."""
-    unpack = ["dpkg-deb", "--fsys-tarfile", archive]
+    unpack = ["dpkg-deb", "--fsys-tarfile", str(archive)]
     raw = subprocess.check_output(unpack) if archive.suffix == ".deb" else archive.read_bytes()
     found = []
     with tarfile.open(fileobj=io.BytesIO(raw)) as tar:

@@ -73,7 +73,7 @@ def python_code(stdlib: Path) -> Iterator[str]:
 def logs(archive: Path) -> Iterator[str]:
     """Lines that servers have logged, without what fail2ban's tests note about them."""
     for text in read(archive, "*/tests/files/logs/*"):
-        yield re.sub(r"^#.*\n?", "", text, flags=re.M)
+        yield re.sub(r"^#.*\n?", "", text, flags=re.MULTILINE)
 
 
 def wordnet(archive: Path) -> Iterator[str]:

@@ -33,7 +33,7 @@ SCRIPTS = {  # ranges of Unicode
 
 # The contexts of the paper: between RARE of the bytes each. No other kind has more than MOST.
 CONTEXTS = ("dna", "base64", "hebrew", "arabic", "http", "legal", "nutrition")
-RARE, MOST = (0.02, 0.06), 0.15
+RARE, MOST = (0.02, 0.055), 0.15
 SHARES = {  # of the bytes, where there is enough of each kind
     "dna": 0.04,
     "base64": 0.04,
