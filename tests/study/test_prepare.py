@@ -3,6 +3,7 @@
 import json
 import random
 import string
+import sys
 from functools import partial
 
 import pytest
@@ -14,6 +15,7 @@ from saefast.study.text.archives import read
 from saefast.study.text.overlap import PASSAGE
 from tests.helpers.archives import wheel
 
+prepare_module = sys.modules["saefast.study.text.prepare"]  # the package has a function of that name
 KINDS = ("code", "dna", "legal", "prose")
 
 
@@ -104,6 +106,14 @@ def test_the_same_arguments_give_the_same_files_and_use_what_is_there(packages, 
     assert prepare(tmp_path / "a", "ci") == first  # nothing is read again
     with pytest.raises(InputError, match="holds the text of another call, with seed 0"):
         prepare(tmp_path / "a", "ci", seed=1)
+
+
+def test_a_context_with_little_text_is_said(packages, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(prepare_module, "RARE", (0.3, 0.4))
+    report = json.loads((prepare(tmp_path / "text", "ci") / "corpus.json").read_text("utf-8"))
+    share = report["kinds"]["dna"]["train"]["share"]
+    assert report["scarce"] == ["dna", "legal"] and share < 0.3
+    assert f"only {share:.2%} of the text is of the kind dna" in capsys.readouterr().out
 
 
 def test_too_little_text_is_said_with_what_is_missing(packages, tmp_path):

@@ -57,15 +57,18 @@ def prepare(
     train, heldout = divide(mix, seed)
     log(f"divided {len(train)} documents to train on, {len(heldout)} held out")
     sizes = size_of(train)
-    absent = [] if text is not None else [kind for kind in CONTEXTS if kind not in sizes]
     got = sum(sizes.values())
+    absent = [kind for kind in CONTEXTS if kind not in sizes]
+    scarce = [kind for kind in CONTEXTS if kind in sizes and sizes[kind] < RARE[0] * got]
     missing = f"; not to be had: {', '.join(pool.skipped)}" if pool.skipped else ""
     check(
         got >= chosen.least,
         f"text: the scale {scale} needs {chosen.least / 1e6:.1f} MB of text to train on, got {got / 1e6:.1f} MB{missing}",
     )
     for kind in absent:
-        log(f"there is no text of the kind {kind}: what asks for it is skipped")
+        log(f"there is no text of the kind {kind}")
+    for kind in scarce:
+        log(f"only {sizes[kind] / got:.2%} of the text is of the kind {kind}")
     parts = {TRAIN_FILE: train, HELDOUT_FILE: heldout}
     with staged(folder, "text") as scratch:
         for name, documents in parts.items():
@@ -73,7 +76,8 @@ def prepare(
                 for document in interleave(documents, size_of(documents), seed):
                     row = {"text": document.text, "kind": document.kind, "source": document.source}
                     lines.write(json.dumps(row, ensure_ascii=False) + "\n")
-        report = wanted | {"kinds": _kinds(parts, pool), "absent": absent, "skipped": pool.skipped}
+        missed = {"absent": absent, "scarce": scarce, "skipped": pool.skipped}
+        report = wanted | {"kinds": _kinds(parts, pool)} | missed
         (scratch / REPORT_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
     log(
         f"wrote {folder} ({got / 1e6:.1f} MB to train on, {sum(size_of(heldout).values()) / 1e6:.1f} MB held out)"
