@@ -44,7 +44,9 @@ class ContextAblation(NamedTuple):
     inside: Mean
     outside: Mean
     ratio: Mean  # inside / |outside|; infinite where there is no effect outside
-    after_inside: float | None  # mean over the tokens in the context that come right after a token where it is active
+    after_inside: (
+        float | None
+    )  # mean over the tokens in the context that come right after a token where it is active
     after_outside: float | None  # over those outside; None: there are none
 
 

@@ -15,7 +15,9 @@ from saefast.interp.contexts.judged import Judged, documents_of, rows_of
 from saefast.interp.records import Records
 from saefast.interp.together import NO_VARIANCE
 
-INTERVALS = 22  # of equal width, of (0, largest activation]: each of the 11 of a record's examples is two of them
+INTERVALS = (
+    22  # of equal width, of (0, largest activation]: each of the 11 of a record's examples is two of them
+)
 ENTRIES = 2**22  # at a time
 
 
@@ -31,12 +33,16 @@ class Figures(NamedTuple):
     strong_inside: np.ndarray  # [K, F] int64
     mass: np.ndarray  # [F] float64, sum of the activations
     mass_inside: np.ndarray  # [K, F] float64
-    auc: np.ndarray  # [K, F] float64, of the activation against the label; inactive tokens are ties; NaN: one kind only
+    auc: (
+        np.ndarray
+    )  # [K, F] float64, of the activation against the label; inactive tokens are ties; NaN: one kind only
     pearson: np.ndarray  # [K, F] float64, with the score of the proxy, at least 0; NaN: no variance
 
     def curves(self, context: int, latent: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Precision, recall and F1, [22] each: of calling what has an activation in this interval or above it the context."""
-        inside, active = (each[::-1].cumsum()[::-1] for each in (self.inside[context, latent], self.active[latent]))
+        inside, active = (
+            each[::-1].cumsum()[::-1] for each in (self.inside[context, latent], self.active[latent])
+        )
         positives = self.positives[context]
         return _over(inside, active), _over(inside, positives), _over(2 * inside, active + positives)
 
@@ -73,7 +79,9 @@ def evaluate_contexts(records: Records, judged: Judged) -> Evaluation:
     text = records.text
     same = judged.labels.shape[1:] == text.contexts.shape
     want, got = list(text.contexts.shape), list(judged.labels.shape[1:])
-    check(same, f"judged: expected a judgement of the text of the records, of {want} tokens, got one of {got}")
+    check(
+        same, f"judged: expected a judgement of the text of the records, of {want} tokens, got one of {got}"
+    )
     splits = [_Sums(records, judged, split) for split in SPLITS]
     largest = np.zeros(records.d_sae)
     for first, counts, slots, acts in _chunks(records):
@@ -126,7 +134,13 @@ class _Sums:
         self.ranks, self.products = np.zeros((K, F)), np.zeros((K, F))
 
     def add(
-        self, first: int, n: int, latent: np.ndarray, slots: np.ndarray, acts: np.ndarray, interval: np.ndarray
+        self,
+        first: int,
+        n: int,
+        latent: np.ndarray,
+        slots: np.ndarray,
+        acts: np.ndarray,
+        interval: np.ndarray,
     ) -> None:
         """The entries of n latents from `first` on, sorted by latent; latent [N] is numbered from 0 on."""
         these, K = slice(first, first + n), len(self.positives)
@@ -134,7 +148,9 @@ class _Sums:
         rank = _ranks(latent, acts, counts)
         wide = acts.astype(np.float64)
         strong = rank > counts[latent] / 2
-        self.active[these] = np.bincount(latent * INTERVALS + interval, minlength=n * INTERVALS).reshape(n, -1)
+        self.active[these] = np.bincount(latent * INTERVALS + interval, minlength=n * INTERVALS).reshape(
+            n, -1
+        )
         self.strong[these] = np.bincount(latent[strong], minlength=n)
         self.act_sums[:, these] = [np.bincount(latent, each, n) for each in (wide, wide**2)]
 

@@ -63,7 +63,9 @@ class Alphabet:
         """[m, L] float32, in nats."""
         begins = written(text, vocabulary).begins
         ratios = self.ratios(vocabulary, self.sample or text)
-        ratios = np.concatenate([ratios, np.full((len(ratios), 1), OTHER)], axis=1)  # of -1, which is no token
+        ratios = np.concatenate(
+            [ratios, np.full((len(ratios), 1), OTHER)], axis=1
+        )  # of -1, which is no token
         found = [best_ending(of_variant[text.contexts], begins, self.at_least) for of_variant in ratios]
         return np.max(found, axis=0).astype(np.float32)
 
@@ -118,7 +120,9 @@ class Script:
         share, prior = _shares(self.sample or text, vocabulary, number)
         parts = _parts(text, vocabulary)
         begins = written(text, vocabulary).begins
-        has, other, other_begun = (each.reshape(begins.shape) for each in _of_script(text, vocabulary, number))
+        has, other, other_begun = (
+            each.reshape(begins.shape) for each in _of_script(text, vocabulary, number)
+        )
         cut_first, cut_last = parts.cut_first.reshape(begins.shape), parts.cut_last.reshape(begins.shape)
         of_token = np.log(np.maximum(np.concatenate([share, [RARE]])[text.contexts], RARE))
         can_be = has | cut_first | cut_last
@@ -173,9 +177,7 @@ def _scripts(text: Text, vocabulary: Vocabulary) -> np.ndarray:
     return script_of(characters(text, vocabulary).code)
 
 
-def _of_script(
-    text: Text, vocabulary: Vocabulary, number: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _of_script(text: Text, vocabulary: Vocabulary, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each token [m * L] bool: whether it has a byte of the script; whether a character that begins and ends in it is of
     another one (or none); whether one that began before and ends in it is."""
     page, chars = written(text, vocabulary), characters(text, vocabulary)
@@ -235,9 +237,7 @@ def dna(sample: Text | None = None) -> Alphabet:
     GenBank and EMBL files."""
     small = b"acgt"
     alphabets = (_uniform(b"ACGT"), _uniform(small), _uniform(small, 10 / 11) | {ord(" "): 1 / 11})
-    run = re.compile(
-        rb"[ACGTN]{8,}(?: [ACGTN]+(?![A-Za-z]))*|[acgtn]{8,}(?: [acgtn]+(?![A-Za-z]))*"
-    )
+    run = re.compile(rb"[ACGTN]{8,}(?: [ACGTN]+(?![A-Za-z]))*|[acgtn]{8,}(?: [acgtn]+(?![A-Za-z]))*")
     return Alphabet("dna", "a DNA sequence", alphabets, run, _is_dna, at_least=2, sample=sample)
 
 

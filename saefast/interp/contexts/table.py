@@ -31,8 +31,12 @@ class Unit(NamedTuple):
     mass: float | None  # of the sum of its activations, the share in the context
     n_top_half: int  # tokens with an activation of half of the largest or more
     top_half: float | None  # of them, the share in the context
-    stronger_half: float | None  # of the tokens with one of the stronger half of its activations, the share in the context
-    intervals: list[float | None]  # the share in the context in each of 11 intervals of activation, the weakest first
+    stronger_half: (
+        float | None
+    )  # of the tokens with one of the stronger half of its activations, the share in the context
+    intervals: list[
+        float | None
+    ]  # the share in the context in each of 11 intervals of activation, the weakest first
     n_intervals: list[int]  # tokens in each
     threshold: float  # activation with the largest F1 on the split "explain"
     f1: float | None  # from it on
@@ -106,7 +110,9 @@ def context_table(
     of_features, of_neurons = evaluations
     for evaluation, records in ((of_features, features), (of_neurons, neurons)):
         same = evaluation.names == judged.names and len(evaluation.largest) == records.d_sae
-        check(same, f"evaluations: expected those of the contexts {judged.names} and of {records.d_sae} latents")
+        check(
+            same, f"evaluations: expected those of the contexts {judged.names} and of {records.d_sae} latents"
+        )
     rows = rows_of(features, SPLITS[1]).ravel()
     documents = documents_of(features.text).ravel()[rows]
     chosen = best_latents(of_features, top_half), best_latents(of_neurons)
@@ -135,9 +141,7 @@ def context_table(
         count = int(of_features.score.positives[k])
         n_documents = int(of_features.score.documents[k])
         share = float(judged.labels[k].sum()) / features.text.n_rows
-        found.append(
-            Row(name, judged.descriptions[k], count, share, n_documents, *pair, *apart, missed)
-        )
+        found.append(Row(name, judged.descriptions[k], count, share, n_documents, *pair, *apart, missed))
     asked = {"auc": auc, "top_half": top_half, "difference": least_difference}
     return ContextTable(found, [row for row in found if row.missed], skipped, asked)
 

@@ -12,7 +12,9 @@ from saefast.errors import check
 from saefast.interp.records.text import Text
 from saefast.interp.vocabulary import Vocabulary
 
-BETWEEN = 3  # bytes that `Written.page` has between two passages: the end of a line, NUL and the end of a line
+BETWEEN = (
+    3  # bytes that `Written.page` has between two passages: the end of a line, NUL and the end of a line
+)
 
 
 class Written(NamedTuple):
@@ -43,7 +45,11 @@ class Written(NamedTuple):
         passage = self.passage_of_byte
         place = np.arange(len(self.data)) + BETWEEN * passage
         page = np.zeros(int(place[-1]) + 2 if len(place) else 0, np.uint8)
-        for there in (place[1:][np.diff(passage) > 0] - 1, place[:-1][np.diff(passage) > 0] + 1, place[-1:] + 1):
+        for there in (
+            place[1:][np.diff(passage) > 0] - 1,
+            place[:-1][np.diff(passage) > 0] + 1,
+            place[-1:] + 1,
+        ):
             page[there] = ord("\n")
         page[place] = self.data
         return page.tobytes(), place
@@ -90,7 +96,9 @@ def written(text: Text, vocabulary: Vocabulary) -> Written:
 class Characters(NamedTuple):
     """The UTF-8 characters of n bytes."""
 
-    code: np.ndarray  # [n] int32, the code point of the character that a byte is part of; -1: of none that is whole
+    code: (
+        np.ndarray
+    )  # [n] int32, the code point of the character that a byte is part of; -1: of none that is whole
     first: np.ndarray  # [n] int64, where that character begins; the byte itself where there is none
     is_last: np.ndarray  # [n] bool, whether a character ends with that byte
 

@@ -18,7 +18,9 @@ def case(tmp_path):
     documents = rows_of(records, "score").any(axis=1)
     contexts = [np.unique(records.entries(latent)[0] // records.text.length) for latent in range(40)]
     n_active = np.array([documents[each].sum() for each in contexts])
-    latent = int(np.where(n_active < documents.sum(), n_active, 0).argmax())  # in many contexts, but not in all
+    latent = int(
+        np.where(n_active < documents.sum(), n_active, 0).argmax()
+    )  # in many contexts, but not in all
     labels = np.random.default_rng(0).random(records.text.contexts.shape) < 0.4
     return sae, records, model, latent, labels
 

@@ -64,7 +64,10 @@ def share_labelled(proxy, passages, length=200):
 
 
 def groups(letters):
-    return b"\n".join(b"%9d " % i + b" ".join(letters[i + k : i + k + 10] for k in range(0, 60, 10)) for i in range(0, 360, 60))
+    return b"\n".join(
+        b"%9d " % i + b" ".join(letters[i + k : i + k + 10] for k in range(0, 60, 10))
+        for i in range(0, 360, 60)
+    )
 
 
 @pytest.mark.parametrize("form", ["large", "small", "groups"])
@@ -165,10 +168,21 @@ def places_broken(places, at):
     return any(c is None and a <= at < b for c, a, b in places)
 
 
-@pytest.mark.parametrize(("name", "size"), [("hebrew", 2), ("arabic", 1), ("arabic", 2), ("han", 1), ("han", 4)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("hebrew", 2), ("arabic", 1), ("arabic", 2), ("han", 1), ("han", 4)]
+)
 def test_scripts_by_definition(name, size):
-    passages = ["שלום עולם, and שלום", "مرحبا بالعالم and 漢字かな交じり文 х", "the word word", "漢字 漢 ab שלום", "ключ и 字"]
-    passages += ["\u05b0\u0580\u05b1\u0581 \u0750\u0740\u0751", "\u3400\u3042\u3401\u3043"]  # of two scripts that begin alike
+    passages = [
+        "שלום עולם, and שלום",
+        "مرحبا بالعالم and 漢字かな交じり文 х",
+        "the word word",
+        "漢字 漢 ab שלום",
+        "ключ и 字",
+    ]
+    passages += [
+        "\u05b0\u0580\u05b1\u0581 \u0750\u0740\u0751",
+        "\u3400\u3042\u3401\u3043",
+    ]  # of two scripts that begin alike
     text, vocabulary = cut([one.encode() for one in passages], 40, size=size)
     proxy = Script(name)
     found = proxy.scores(text, vocabulary)[text.encoded]

@@ -88,7 +88,13 @@ def test_scores_are_the_sums_of_cues_and_of_neighbours():
 
     lines = [1.25, 0.75, 0, 0, 0.5]
     near = [sum(each / 2 ** abs(i - j) for j, each in enumerate(lines) if abs(i - j) < 4) for i in range(5)]
-    assert of_tokens(scores, 0, 5) == [{near[0]}, {near[1]}, {0.0}, {near[3]}, {near[4]}]  # a blank line has none
+    assert of_tokens(scores, 0, 5) == [
+        {near[0]},
+        {near[1]},
+        {0.0},
+        {near[3]},
+        {near[4]},
+    ]  # a blank line has none
     assert of_tokens(scores, 1, 2) == [{0.75}, {0.375}]  # the lines of another passage are no neighbours
     for gap, lines in ((16, 5), (15, 1)):  # bytes between the first and the fifth line of the first passage
         labels = Rules("x", "x", ((re.compile(rb"alpha"), 1.0),), gap=gap).labels(text, vocabulary)
