@@ -65,7 +65,7 @@ def judge(text: Text, vocabulary: Vocabulary, proxies: Sequence[Proxy], least: f
 
 def documents_of(text: Text) -> np.ndarray:
     """The number of the document of every token, [m, L] int64, as `Text.documents`."""
-    before = np.cumsum(text.ends, axis=1) - text.ends
+    before: np.ndarray = np.cumsum(text.ends, axis=1) - text.ends
     return text.first_document[:, None] + before
 
 

@@ -5,6 +5,7 @@ the activation, which shows where the expected value comes from; tokens in the c
 """
 
 from pathlib import Path
+from typing import Any
 
 from saefast.errors import InputError
 from saefast.files import write_atomic
@@ -47,7 +48,11 @@ def context_picture(
     axes[0, 0].legend(fontsize=8)
     head = f"{row.context}: {row.description}, {row.share:.2%} of the tokens"
     figure.suptitle(head, fontsize=11)
-    options = {"format": "png", "dpi": 110, "facecolor": "white"}  # readable on light and dark pages
+    options: dict[str, Any] = {
+        "format": "png",
+        "dpi": 110,
+        "facecolor": "white",
+    }  # readable on light and dark pages
     write_atomic(Path(path), lambda scratch: figure.savefig(scratch, **options))
     return Path(path)
 

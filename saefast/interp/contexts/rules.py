@@ -119,7 +119,7 @@ HTTP = Rules(
     "http",
     "a line of an HTTP message, or of a log that quotes its first line",
     _cues(
-        re.M,
+        re.MULTILINE,
         (METHODS + rb" \S+ HTTP/\d", 1.0),
         (rb"^HTTP/\d(?:\.\d)? \d{3}\b", 1.0),
         (rb"^[<> ]{0,2}" + HEADERS + rb":[ \t]\S", 1.0),
@@ -149,7 +149,7 @@ LOG_LINES = Rules(
     "log lines",
     "a line of a server's log, with its time",
     _cues(
-        re.M,
+        re.MULTILINE,
         (rb"^\S+ \S+ \S+ \[\d{1,2}/\w{3}/\d{4}[: ]", 1.0),
         (rb"^(?:<\d+>)?[A-Z][a-z]{2} [ \d]\d (?:\d{4} )?\d\d:\d\d:\d\d\b", 1.0),
         (rb"^\W?(?:[A-Z][a-z]{2},? )?[A-Z][a-z]{2} [ \d]\d,? \d\d:\d\d:\d\d(?:\.\d+)?(?: \d{4})?\W", 1.0),
@@ -163,7 +163,7 @@ LEGAL = Rules(
     "legal",
     "a clause of a licence or a contract",
     _cues(
-        re.I,
+        re.IGNORECASE,
         (rb"\bwarrant(?:y|ies|s|ed)\b|merchantab|fitness\s+for\s+a\s+particular", 1.0),
         (
             rb"\bhereby\s+(?:grant|agree|disclaim|certif|authori|acknowledg|waive|assign)|all\s+rights\s+reserved",
@@ -219,7 +219,7 @@ NUTRITION = Rules(
     "nutrition",
     "a line of a nutrition label",
     _cues(
-        re.I,
+        re.IGNORECASE,
         (rb"\b" + NUTRIENT + rb"\b[^\w\n]{0,4}(?:,? ?\w+ ?\w*[ :,(]+)?" + AMOUNT, 1.0),
         (rb"\bnutrition(?:al)?[ _-](?:facts?|information|values?)\b", 1.0),
         (
@@ -236,7 +236,7 @@ CODE = Rules(
     "code",
     "a line of a program",
     _cues(
-        re.M,
+        re.MULTILINE,
         (rb"^\s*(?:def|class|async def)\s+\w+.*:|^\s*(?:import|from)\s+[\w.]+(?:\s+import\b.*)?$", 1.0),
         (rb"^\s*(?:if|elif|while|for|with|try|else|except|finally)\b.*:\s*(?:#.*)?$", 1.0),
         (rb"^\s*(?:return|raise|yield|assert|del|pass|break|continue)\b[^.?!]*$", 0.7),

@@ -141,7 +141,21 @@ def context_table(
         count = int(of_features.score.positives[k])
         n_documents = int(of_features.score.documents[k])
         share = float(judged.labels[k].sum()) / features.text.n_rows
-        found.append(Row(name, judged.descriptions[k], count, share, n_documents, *pair, *apart, missed))
+        found.append(
+            Row(
+                context=name,
+                description=judged.descriptions[k],
+                n_tokens=count,
+                share=share,
+                n_documents=n_documents,
+                feature=pair[0],
+                neuron=pair[1],
+                difference=apart[0],
+                difference_low=apart[1],
+                difference_high=apart[2],
+                missed=missed,
+            )
+        )
     asked = {"auc": auc, "top_half": top_half, "difference": least_difference}
     return ContextTable(found, [row for row in found if row.missed], skipped, asked)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from saefast.errors import InputError
-from saefast.interp.contexts import context_ablation, documents_of, rows_of
 from saefast.interp.contexts import ablation as module
+from saefast.interp.contexts import context_ablation, documents_of, rows_of
 from saefast.interp.effects.ablation import Ablation, Window
 from tests.helpers.effects_cases import recorded, sae_of
 

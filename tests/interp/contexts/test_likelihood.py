@@ -90,8 +90,12 @@ def test_base64_and_hexadecimal_numbers_are_told_apart():
 def by_definition(proxy, text, vocabulary):
     """Of each token the best of all strings that end there, each looked at as a whole."""
     ranges = BLOCKS[proxy.name]
-    inside = lambda char: any(low <= ord(char) <= high for low, high in ranges)  # noqa: E731
-    blank = lambda char: ord(char) in SPACES  # noqa: E731
+
+    def inside(char):
+        return any(low <= ord(char) <= high for low, high in ranges)
+
+    def blank(char):
+        return ord(char) in SPACES
 
     def passages():
         for row in text.contexts.tolist():

@@ -1,6 +1,7 @@
 """Rules on texts of which a person knows what they are."""
 
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_scores_are_the_sums_of_cues_and_of_neighbours():
     def of_tokens(found, row, n):
         """Of each of n lines what its tokens have."""
         ends = [0, *np.cumsum([len(line) + 1 for line in passages[row].split(b"\n")[:n]])]
-        return [set(found[row, a:b].tolist()) for a, b in zip(ends[:-1], ends[1:])]
+        return [set(found[row, a:b].tolist()) for a, b in pairwise(ends)]
 
     lines = [1.25, 0.75, 0, 0, 0.5]
     near = [sum(each / 2 ** abs(i - j) for j, each in enumerate(lines) if abs(i - j) < 4) for i in range(5)]
