@@ -121,10 +121,12 @@ HTTP = Rules(
     _cues(
         re.MULTILINE,
         (METHODS + rb" \S+ HTTP/\d", 1.0),
-        (rb"^HTTP/\d(?:\.\d)? \d{3}\b", 1.0),
-        (rb"^[<> ]{0,2}" + HEADERS + rb":[ \t]\S", 1.0),
+        (rb"^HTTP/\d(?:\.\d)? \d{3}\b|^[Dd]ate: [A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:", 1.0),
+        (rb"^[a-z]+(?:-[a-z]+)+: \S|^[A-Z][a-z]+-[A-Z][A-Za-z]+(?:-[A-Z]\w+)*: \S", 0.6),
+        (rb"^[<> ]{0,2}(?i:" + HEADERS + rb"):[ \t]\S", 1.0),
         (rb"^" + METHODS + rb" (?:/|https?://)\S*\s*$", 1.0),
     ),
+    neighbours=0.55,
 )
 USER_AGENTS = Rules(
     "user agents",
@@ -156,8 +158,10 @@ LOG_LINES = Rules(
         (rb"^\W?\d{4}[-/.]\d\d[-/.]\d\d[T _:-]\d\d:?\d\d:?\d\d", 1.0),
         (rb"^\W?\d\d[-/.](?:\d\d|[A-Z][a-z]{2})[-/.]\d{2,4}[ :-]\d\d:\d\d:\d\d", 1.0),
         (rb"^\[?\d{10}(?:\.\d+)?\]?[ ,:]", 1.0),
+        (rb"\d{4}[-/.]\d\d[-/.]\d\d[T _]\d\d:\d\d:\d\d|\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d", 1.0),
         (rb"^(?:\S+ ){0,3}\S+\[\d+\]: \S", 1.0),
     ),
+    neighbours=0.4,
 )
 LEGAL = Rules(
     "legal",
@@ -245,19 +249,26 @@ CODE = Rules(
             rb"^\s*(?:public|private|static|void|int|char|const|let|var|function|struct|unsigned)\b.*[({;=]",
             1.0,
         ),
-        (rb"[\w\])]\s*(?:=|[-+*/|&]=|==|!=|<=|>=|->|=>|:=|&&|\|\|)\s*[\w\"'(\[{-]", 0.8),
-        (rb"\b\w+(?:\.\w+)*\([^()\n]*\)?|\bself\.\w+", 0.5),
-        (rb"^ {4,}\S|^\t+\S", 0.4),
-        (rb"^\s*[(\[{'\"].*[,)\]}]\s*$|;\s*$", 0.5),
-        (rb"\b[a-z]+(?:_[a-z]+)+\b|^\s*@\w+|^\s*(?:>>>|\.\.\.) ", 0.4),
+        (rb"[\w\])]\s*(?:=|[-+*/|&]=|==|!=|<=|>=|->|=>|:=|&&|\|\|)\s*[\w\"'(\[{-]", 0.6),
+        (rb"\b\w+(?:\.\w+)*\([^()\n]*\)?|\bself\.\w+", 0.4),
+        (rb"^ {4,}\S|^\t+\S", 0.3),
+        (rb"^\s*[(\[{'\"].*[,)\]}]\s*$|;\s*$", 0.3),
+        (rb"\b[a-z]+(?:_[a-z]+)+\b|^\s*@\w+|^\s*(?:>>>|\.\.\.) ", 0.3),
         (rb"^\s*(?:#|//|/\*|\*) ", 0.3),
     ),
-    neighbours=0.25,
+    per=160,
+    neighbours=0.35,
 )
 CAPITALS = Rules(
     "capitals",
     "several words in capital letters",
-    _cues(0, (rb"(?<!\w)[A-Z][A-Z'-]+(?:(?:[ ,.;:()\"&/-]{1,3}|\n)[A-Z'-]+(?!\w)){2,}", 1.0)),
+    _cues(
+        0,
+        (
+            rb"(?<!\w)(?=[A-Z '-]{0,12}[EIOU])[A-Z][A-Z'-]+(?:(?:[ ,.;:()\"&/-]{1,3}|\n)[A-Z'-]+(?!\w)){2,}",
+            1.0,
+        ),
+    ),
     unit="match",
 )
 RULES = (HTTP, USER_AGENTS, LOG_LINES, LEGAL, NUTRITION, CODE, CAPITALS)
