@@ -16,6 +16,8 @@ from saefast.interp.contexts.judged import Judged, documents_of, rows_of
 from saefast.interp.records import Records
 from saefast.interp.together import check_same_text
 
+FEWEST = 10  # tokens of which a share says something
+
 
 class Unit(NamedTuple):
     """A latent and one context, on the split "score". Shares are None where there is no token."""
@@ -45,7 +47,7 @@ class Unit(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A context."""
+    """A context. With fewer than about ten documents the confidence intervals are too narrow."""
 
     context: str
     description: str
@@ -73,11 +75,13 @@ def best_latents(evaluation: Evaluation, top_half: float | None = None) -> np.nd
     """[K] int64, of each context the latent with the largest AUC on the split "explain", of equal ones the smaller.
 
     Args:
-        top_half: if given, of those whose share of this kind is as large there, if there are such.
+        top_half: if given, of those whose top half there is in the context to this share, and has 10 tokens at least, if there
+            are such.
     """
     auc = np.nan_to_num(evaluation.explain.auc, nan=-1)
     if top_half is not None:
         enough = evaluation.explain.top_half() >= top_half
+        enough &= evaluation.explain.n_top_half() >= FEWEST
         auc = np.where(enough | ~enough.any(axis=1, keepdims=True), auc, -1)
     return auc.argmax(axis=1)
 

@@ -88,6 +88,9 @@ def test_planted_features_are_found_and_judged_on_the_other_documents(tmp_path):
     neurons = planted(tmp_path / "neurons", acts[..., [5, 7, 0]], records.text.contexts, separators=[0])
     evaluations = evaluate_contexts(records, judged), evaluate_contexts(neurons, judged)
     assert best_latents(evaluations[0], 0.8).tolist() == [3, 5]
+    few = evaluations[0].explain._replace(active=np.minimum(evaluations[0].explain.active, 0))
+    none = best_latents(evaluations[0]._replace(explain=few), 0.8)  # no latent has a top half
+    assert none.tolist() == best_latents(evaluations[0]).tolist()
     table = context_table(records, neurons, judged, evaluations)
     one, other = table.rows
     assert (one.feature.latent, one.neuron.latent, one.missed) == (3, 0, [])
