@@ -8,14 +8,9 @@ import numpy as np
 
 from saefast.interp.vocabulary import Vocabulary
 
-HEX, BASE64 = (
-    set("0123456789abcdef"),
-    set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="),
-)
-MARKS = ".,:;!?'\"()[]{}<>/\\-_=+*#@&%$|"
-KINDS: dict[
-    str, Callable[[str], bool]
-] = {  # of the text of a token without spaces around it, which is not empty
+HEX = set("0123456789abcdef")
+BASE64 = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=")
+KINDS: dict[str, Callable[[str], bool]] = {  # of the text of a token without spaces around it, not empty
     "digits": lambda text: text.isdecimal(),
     "letters": lambda text: text.isalpha(),
     "lower-case letters": lambda text: text.isalpha() and text.islower(),
@@ -32,23 +27,18 @@ KINDS: dict[
     "letters a, c, g and t": lambda text: set(text) <= set("acgt"),
     "hexadecimal digits": lambda text: set(text) <= HEX or set(text) <= {char.upper() for char in HEX},
     "base64 characters": lambda text: set(text) <= BASE64,
-    **{
-        f"words ending in {end}": lambda text, end=end: text.isalpha() and text.endswith(end)
-        for end in ("s", "ed", "ing", "ly", "er", "ion")
-    },
-    **{f"tokens with {mark}": lambda text, mark=mark: mark in text for mark in MARKS},
 }
-SCRIPTS = {
-    "CJK": "Chinese characters",
-    "LATIN": "accented letters",
-}  # whose names are not "Hebrew letters" and so on
+ENDINGS = ("s", "ed", "ing", "ly", "er", "ion")
+MARKS = ".,:;!?'\"()[]{}<>/\\-_=+*#@&%$|"
+SCRIPTS = {"CJK": "Chinese characters", "LATIN": "accented letters"}  # others are "Hebrew letters" and so on
 BRACKETS = {
     "round brackets": b"()",
     "square brackets": b"[]",
     "curly brackets": b"{}",
     "angle brackets": b"<>",
 }
-QUOTES = b"\"'`"
+QUOTE = b'"'
+BEFORE_QUOTES = b" \n\t([{=:,<"  # what is before a mark that opens a quotation
 
 
 class TokenClasses:
@@ -69,15 +59,22 @@ class TokenClasses:
         raws = [b"" if i in special else raw for i, raw in enumerate(vocabulary.raw)] + [b""]
         texts = [raw.decode("utf-8", "ignore") for raw in raws]
         scripts = [_script(raw) for raw in raws]
-        columns = {kind: [_is(of, raw) for raw in raws] for kind, of in KINDS.items()}
+        inner = [_inner(raw) for raw in raws]
+        columns = {kind: [bool(text) and of(text) for text in inner] for kind, of in KINDS.items()}
+        for end in ENDINGS:
+            columns[f"words ending in {end}"] = [text.isalpha() and text.endswith(end) for text in inner]
+        for mark in MARKS:
+            columns[f"tokens with {mark}"] = [mark in text for text in inner]
         columns["base64 characters"] = [
             found and not text[:1].isspace()
             for found, text in zip(columns["base64 characters"], texts, strict=True)
         ]
+        scripted: set[str] = set()
         for script, _ in Counter(filter(None, scripts)).most_common():
             name = SCRIPTS.get(script, f"{script.capitalize()} letters")
             columns[name] = [one == script for one in scripts]
-        self.is_script = np.array([name not in KINDS for name in columns] + [False] * 4, bool)
+            scripted.add(name)
+        self.is_script = np.array([name in scripted for name in columns] + [False] * 4, bool)
         columns["line breaks"] = [bool(text) and text.isspace() and "\n" in text for text in texts]
         columns["spaces"] = [bool(text) and text.isspace() and "\n" not in text for text in texts]
         columns["parts of characters"] = [bool(raw) and not _is_text(raw) for raw in raws]
@@ -95,13 +92,13 @@ class TokenClasses:
             for n, pair in BRACKETS.items()
         }
         self.closes = {n: np.array([pair[1:] in raw for raw in raws]) for n, pair in BRACKETS.items()}
-        self.quote = np.array([any(mark in QUOTES[:1] for mark in raw) for raw in raws])
+        self.quote = np.array([QUOTE in raw for raw in raws])
         self.quote_opens = np.array([_opens_quote(raw) for raw in raws])
 
 
-def _is(of: Callable[[str], bool], raw: bytes) -> bool:
-    text = raw.decode("utf-8", "replace").strip()
-    return bool(text) and "\ufffd" not in text and of(text)
+def _inner(raw: bytes) -> str:
+    """The text of a token without spaces around it; nothing if there are parts of characters in it."""
+    return raw.decode().strip() if _is_text(raw) else ""
 
 
 def _is_text(raw: bytes) -> bool:
@@ -113,8 +110,8 @@ def _is_text(raw: bytes) -> bool:
 
 
 def _opens_quote(raw: bytes) -> bool:
-    place = raw.rfind(QUOTES[:1])
-    return place > 0 and raw[place - 1 : place] in (b" ", b"\n", b"\t", b"(", b"[", b"{", b"=", b":", b",")
+    place = raw.rfind(QUOTE)
+    return place > 0 and raw[place - 1] in BEFORE_QUOTES
 
 
 def _script(raw: bytes) -> str | None:

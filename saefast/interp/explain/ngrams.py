@@ -97,7 +97,7 @@ class NGrams:
         suffixes = self._suffixes(latent, texts, acts)
         trie = Trie()
         for pattern, act in self._patterns(latent, suffixes):
-            trie.add(pattern, act)
+            trie.add(pattern.tolist(), act)
         n_left_out = len(texts) - len(suffixes)
         sentence = self._sentence(trie.patterns(), n_left_out) if texts else NEVER
         return NGramTrie(latent, sentence, trie, len(self.vocabulary), len(texts), n_left_out)

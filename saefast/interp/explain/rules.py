@@ -16,10 +16,10 @@ import numpy as np
 from saefast.errors import check
 from saefast.interp.explain.classes import TokenClasses
 from saefast.interp.explain.sample import KEYS, Population, Sample
-from saefast.interp.explain.signs import REACH, Reading, Sign, fixed_signs
-from saefast.interp.explain.split import NO_TOKEN, ExplainSplit, checked_windows
+from saefast.interp.explain.signs import Reading, Sign, fixed_signs
+from saefast.interp.explain.split import NO_TOKEN, REACH, ExplainSplit, checked_windows
 from saefast.interp.explain.wording import phrase
-from saefast.interp.explain.words import NEVER, listed, number
+from saefast.interp.explain.words import NEVER, number
 from saefast.interp.records import Records
 from saefast.interp.vocabulary import Vocabulary
 
@@ -134,7 +134,7 @@ class Rules:
         if not rules:
             return f"No rule tells where it is active: predicted to be {number(rest)} everywhere."
         parts = [f"{phrase(rule.signs, self.vocabulary)} ({number(rule.mean)})" for rule in rules]
-        return f"Active on {listed(parts, 'or on')}; elsewhere {number(rest)}."
+        return f"Active on {'; on '.join(parts)}; elsewhere {number(rest)}."
 
 
 def learned(sample: Sample, left: np.ndarray) -> tuple[list[Sign], np.ndarray]:
@@ -201,7 +201,8 @@ def conjunctions(
             break
         best, beam = top, following
         chosen = beam[0][0]
-        found.append((tuple(signs[i] for i in chosen), table[:, list(chosen)].all(axis=1)))
+        holds: np.ndarray = np.all(table[:, list(chosen)] > 0, axis=1)
+        found.append((tuple(signs[i] for i in chosen), holds))
     return found
 
 

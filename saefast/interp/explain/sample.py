@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from saefast.interp.explain.signs import REACH, Reading, Sign
-from saefast.interp.explain.split import ExplainSplit
+from saefast.interp.explain.signs import Reading, Sign
+from saefast.interp.explain.split import REACH, ExplainSplit
 from saefast.interp.records.text import mix
 
 HELD_OUT = 0.25  # of the documents, for choosing
@@ -85,11 +85,11 @@ class Population:
             held_out = mix(np.arange(len(y), dtype=np.uint32)) < HELD_OUT * 2**32
         at = self.places[chosen]
         signs = np.unpackbits(self.bits[chosen], axis=1, count=self.n_signs).astype(np.float32)
-        keys = {name: self.split.tokens[at - back] for name, back in KEYS.items()}
+        before = {name: self.split.tokens[at - back] for name, back in KEYS.items()}
         away = np.array([d for d in range(-REACH, REACH + 1) if d])
         near = np.sort(self.split.tokens[at[:, None] + away], axis=1)
         near[:, 1:][near[:, 1:] == near[:, :-1]] = -1
-        return Sample(y[chosen], 1 / np.minimum(p[chosen], 1), held_out[chosen], signs, keys, near)
+        return Sample(y[chosen], 1 / np.minimum(p[chosen], 1), held_out[chosen], signs, before, near)
 
 
 def _packed(columns: Iterable[np.ndarray], n: int, length: int) -> np.ndarray:

@@ -14,12 +14,12 @@ from saefast.interp.explain.split import NO_TOKEN, REACH
 
 RUNS = (2, 4)
 STATES = {
-    "begins": "that begin a word",
+    "begins": "at the beginning of a word",
     "continues": "inside a word",
-    "ends": "that end a word",
+    "ends": "at the end of a word",
     "line": "at the start of a line",
     "quotes": "inside quotation marks",
-    "repeated": f"that are also among the {REACH} tokens before",
+    "repeated": f"seen among the {REACH} tokens before",
 } | {name: f"inside {name}" for name in BRACKETS}
 
 

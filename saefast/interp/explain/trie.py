@@ -1,14 +1,15 @@
 """Patterns of tokens that a text ends with, merged in a trie that is read from the last token to the first."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
 ANY = -2  # a wild card: any token, but there must be one
 
 
-class Pattern(NamedTuple):
+@dataclass(frozen=True)
+class Pattern:
     tokens: tuple[int, ...]  # ids and wild cards, in the order of the text
     act: float  # the mean over the examples that it is from
     count: int  # how many
@@ -37,7 +38,8 @@ class Trie:
 
     def patterns(self) -> list[Pattern]:
         """All of them, the strongest first."""
-        found, todo = [], [((), self.root)]
+        found: list[Pattern] = []
+        todo: list[tuple[tuple[int, ...], Node]] = [((), self.root)]
         while todo:
             tokens, node = todo.pop()
             if node.count:

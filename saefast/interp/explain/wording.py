@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from saefast.interp.explain.signs import REACH, STATES, Sign
+from saefast.interp.explain.signs import STATES, Sign
+from saefast.interp.explain.split import REACH
 from saefast.interp.explain.words import listed, quoted
 from saefast.interp.vocabulary import Vocabulary
 
@@ -15,7 +16,7 @@ def phrase(signs: Sequence[Sign], vocabulary: Vocabulary) -> str:
     nouns = [_tokens(sign, vocabulary) for sign in signs if sign.kind == "token"] + nouns
     runs = [sign for sign in signs if sign.kind == "run"]
     rest = [sign for sign in signs if sign.kind not in ("is", "token", "run")]
-    noun = " that are also ".join(nouns) or (runs[0].name if runs else "any token")
+    noun = " that are also ".join(nouns) or (runs[0].name if runs else "tokens")
     of = [f"in a run of at least {sign.n}" + (f" {sign.name}" if sign.name != noun else "") for sign in runs]
     return " ".join([noun, *of, *(_modifier(sign, vocabulary) for sign in rest)])
 

@@ -23,12 +23,12 @@ def holds(classes, contexts, *signs):
 PLANTED = {
     "digits": ([Sign("is", "digits")], "digits"),
     "script": ([Sign("is", "Hebrew letters")], "Hebrew letters"),
-    "previous": ([Sign("previous", tokens=(ID[" the"],))], 'any token after " the"'),
+    "previous": ([Sign("previous", tokens=(ID[" the"],))], 'tokens after " the"'),
     "run": ([Sign("run", "letters A, C, G and T", 2)], "letters A, C, G and T in a run of at least 2"),
-    "line": ([Sign("state", "line")], "any token at the start of a line"),
-    "brackets": ([Sign("state", "round brackets")], "any token inside round brackets"),
+    "line": ([Sign("state", "line")], "tokens at the start of a line"),
+    "brackets": ([Sign("state", "round brackets")], "tokens inside round brackets"),
     "one": ([Sign("token", tokens=(ID[" law"],))], 'the token " law"'),
-    "near": ([Sign("near", tokens=(ID[" court"],))], f'any token within {REACH} tokens of " court"'),
+    "near": ([Sign("near", tokens=(ID[" court"],))], f'tokens within {REACH} tokens of " court"'),
     "both": (
         [Sign("is", "letters"), Sign("previous", tokens=(ID[" of"],))],
         'letters after " of"',
@@ -67,7 +67,7 @@ def test_a_second_rule_for_what_the_first_leaves(explainer):
     found = explainer.explain(len(PLANTED))
     want = [tuple(PLANTED[name][0]) for name in ("digits", "previous")]
     assert [rule.signs for rule in found.rules] == want
-    assert found.sentence == 'Active on digits (4) or on any token after " the" (2); elsewhere 0.'
+    assert found.sentence == 'Active on digits (4); on tokens after " the" (2); elsewhere 0.'
     assert found.predict(np.array([ids(" the", "7", " the", " cat", " cat")])).tolist() == [[0, 4, 0, 2, 0]]
 
 
