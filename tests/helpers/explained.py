@@ -86,6 +86,8 @@ def text(m: int, length: int, seed: int = 0, runs: float = 0.5) -> np.ndarray:
     while len(out) < m * length:
         if rng.random() < runs / 8:
             out += rng.choice(kinds[rng.integers(len(kinds))], rng.integers(3, 9)).tolist()
+        elif rng.random() < 1 / 32:
+            out += ids("\n", "  ")
         else:
             out.append(int(rng.integers(1, len(PIECES))))
     return np.array(out[: m * length], np.int32).reshape(m, length)

@@ -41,7 +41,9 @@ def model_activations(model: nn.Module, hook: str | Sequence[str], sae: SAE) -> 
             shape == [1, d_in], f"hook: expected one row of width d_in = {d_in} for each token, got {shape}"
         )
         x = x[:, :, 0]
-        return x[torch.arange(len(x), device=x.device), torch.from_numpy(at).to(x.device)].to(sae.b_dec)
+        return x[
+            torch.arange(len(x), dtype=torch.int64, device=x.device), torch.from_numpy(at).to(x.device)
+        ].to(sae.b_dec)
 
     @torch.no_grad()
     def activations(texts: np.ndarray, at: np.ndarray, latent: int) -> np.ndarray:

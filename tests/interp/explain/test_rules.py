@@ -86,7 +86,9 @@ def test_never_active(explainer):
 
 def test_a_dense_one(explainer):
     found = explainer.explain(len(PLANTED) + 3)
-    assert found.sentence == "Active on Hebrew letters (3); elsewhere 1."
+    assert (
+        found.sentence.startswith("Active on Hebrew letters (3); elsewhere ") and abs(found.rest - 1) < 0.01
+    )
 
 
 def test_the_same_for_the_same_seed(tmp_path):
