@@ -21,9 +21,9 @@ class BlindConfig:
     its intervals is not dealt: at a few hundred thousand tokens those are nearly all features that are not dense."""
     rated: int = 3
     """Intervals of each card, drawn at random, that are rated one by one without being named; 0: none."""
-    before: int = 12
+    before: int = 16
     """Tokens before that of an example. A token with fewer in its document and context is not shown."""
-    after: int = 6
+    after: int = 8
     """Tokens after it, likewise."""
     n_logits: int = 10
     """Tokens whose logits the unit raises most."""

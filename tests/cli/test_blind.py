@@ -32,7 +32,9 @@ def refused(capsys, command, message):
 def test_from_records_to_results(folder, capsys):
     both, out = f"{folder}/one-kind/records {folder}/mixtures/records", folder / "deal"
     named = f"blind deal {both} --names features neurons --model {folder}/model"
-    refused(capsys, f"blind deal {both} --model {folder}/model --out {out}", "names: expected 2 different names")
+    refused(
+        capsys, f"blind deal {both} --model {folder}/model --out {out}", "names: expected 2 different names"
+    )
     refused(capsys, f"{named} --out {out} {FLAGS} --rated 6", "rated: expected at most")
     run(f"{named} --out {out} {FLAGS}")
     said = capsys.readouterr().out

@@ -81,7 +81,9 @@ def deal(
     drawn: dict[str, Drawn] = {}
     for name, records in sets.items():
         found, drawn[name] = _draw(Deck(records, logits[name], config), rng)
-        tried = f"of {drawn[name].tried} {drawn[name].dead} are dead, {drawn[name].short} have too few examples"
+        tried = (
+            f"of {drawn[name].tried} {drawn[name].dead} are dead, {drawn[name].short} have too few examples"
+        )
         enough = f"{config.units} units with {config.n_intervals} intervals of {config.per_interval} examples"
         check(len(found) == config.units, f"{name}: expected {enough}, found {len(found)}: {tried}")
         cards += [(name, unit, card) for unit, card in found]
@@ -115,7 +117,9 @@ def _logits(sets: Mapping[str, Records], n: int) -> dict[str, LogitWeights | Non
     without = [name for name, logits in found.items() if logits is None]
     if without:
         some = len(without) == len(found)
-        check(some, f"{', '.join(without)}: expected logit weights beside the records, as the others have them")
+        check(
+            some, f"{', '.join(without)}: expected logit weights beside the records, as the others have them"
+        )
     for name, logits in found.items():
         width = n if logits is None else logits.positive_tokens.shape[1]
         check(width >= n, f"n_logits: expected at most {width}, which {name} has of each unit, got {n}")

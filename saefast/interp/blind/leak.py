@@ -78,7 +78,8 @@ def leak(folders: Sequence[str | Path], first: str, second: str, *, seed: int = 
     least = min(len(np.unique(groups[is_first])), len(np.unique(groups[~is_first])))
     check(least >= FOLDS, f"units: expected at least {FOLDS} of each set, got {least}")
     found = {
-        name: _auc(np.asarray(table, np.float64)[here], is_first, groups, seed) for name, table in tables.items()
+        name: _auc(np.asarray(table, np.float64)[here], is_first, groups, seed)
+        for name, table in tables.items()
     }
     return Leak(**found, chance=float(np.sqrt((2 * n + 1) / (12 * n * n))), n_cards=int(here.sum()))
 

@@ -28,7 +28,9 @@ class Page(NamedTuple):
     commitment: str
     config: dict[str, Any]  # of `BlindConfig`, without the number of units
     logits: bool
-    cards: list[dict[str, Any]]  # id, examples, levels (where all tokens are shaded), logits, sets: see `shown_of`
+    cards: list[
+        dict[str, Any]
+    ]  # id, examples, levels (where all tokens are shaded), logits, sets: see `shown_of`
     tokens: list[bytes]  # by the number that stands for them in the cards
 
 

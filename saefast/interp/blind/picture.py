@@ -46,7 +46,9 @@ def draw_results(results: dict[str, Any], path: str | Path) -> Path:
     axes[0].set_xticks(range(0, most + 1, 2))
     if has_intervals:
         n = results["config"]["n_intervals"]
-        axes[1].set(xlabel="interval, the strongest on the right", ylabel="mean points", ylim=(-0.5, most + 0.5))
+        axes[1].set(
+            xlabel="interval, the strongest on the right", ylabel="mean points", ylim=(-0.5, most + 0.5)
+        )
         axes[1].set_xticks(range(1, n + 1))
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)

@@ -58,7 +58,9 @@ def unseal(folder: str | Path, files: Sequence[str | Path], *, seed: int = 0) ->
     open_ = ", ".join(f"{n} of {len(page.cards)} by {name!r}" for name, n in missing.items() if n)
     check(not open_, f"ratings: the key is opened when all cards are rated, missing are {open_}")
     key = opened(folder / KEY)
-    check(digest_of(page.cards) == key["page"], f"{folder / PAGE}: edited: these are not the cards of the key")
+    check(
+        digest_of(page.cards) == key["page"], f"{folder / PAGE}: edited: these are not the cards of the key"
+    )
     results = _results(key, page, raters, seed)
     write_json(folder / RESULTS, results)
     return results
@@ -99,7 +101,9 @@ def _results(key: dict[str, Any], page: Page, raters: list[Ratings], seed: int) 
     shape = (len(raters), n_cards)
     of_set = np.asarray([where["set"] for where in key["cards"].values()])
     units = np.asarray([row["points"] for row in rows], np.float64).reshape(*shape, 1).mean(0)
-    places = np.asarray([where["intervals"] for where in key["cards"].values()], np.int64).reshape(n_cards, -1)
+    places = np.asarray([where["intervals"] for where in key["cards"].values()], np.int64).reshape(
+        n_cards, -1
+    )
     parts = np.asarray([row["interval_points"] for row in rows], np.float64).reshape(*shape, -1).mean(0)
     tokens = np.asarray([row["interval_tokens"] for row in rows], np.float64).reshape(*shape, -1).mean(0)
     each, n_rated = page.config["per_interval"], page.config["rated"]
@@ -145,7 +149,7 @@ def _pointed(rating: dict[str, Any]) -> dict[str, Any]:
 
 
 def _agreement(rows: list[dict[str, Any]], shape: tuple[int, int], logits: bool) -> dict[str, float | None]:
-    """"separated" is left out: it is not asked on every card."""
+    """ "separated" is left out: it is not asked on every card."""
     names = [name for name in MOST if name != "separated" and (logits or name not in LOGITS)]
     found = {}
     for name in ("points", *names):

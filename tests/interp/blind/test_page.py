@@ -138,7 +138,13 @@ def test_answers_by_mouse_and_a_changed_mind(page):
     begin(page)
     page.run("document.getElementById('interpretation').focus()")
     page._call("Input.insertText", text="words")
-    for name, number in (("confidence", 2), ("tokens", 5), ("logits", 1), ("separated", 1), ("specificity", 0)):
+    for name, number in (
+        ("confidence", 2),
+        ("tokens", 5),
+        ("logits", 1),
+        ("separated", 1),
+        ("specificity", 0),
+    ):
         page.run(f"document.querySelector('label[for={name}-{number}]').click()")
     assert page.run("document.querySelector('.side .main').textContent") == "Sets to rate"
     page.run("document.querySelector('.side .main').click()")
@@ -146,7 +152,9 @@ def test_answers_by_mouse_and_a_changed_mind(page):
     page.run("document.querySelector('label[for=set-1-3]').click()")
     assert rated(page) == "1 of 8 rated"
     page.run("document.querySelector('label[for=logits-3]').click()")
-    assert page.run("document.querySelector('[data-name=separated]').disabled") and rated(page) == "1 of 8 rated"
+    assert (
+        page.run("document.querySelector('[data-name=separated]').disabled") and rated(page) == "1 of 8 rated"
+    )
     page.run("document.querySelector('label[for=logits-2]').click()")  # now it is asked again
     assert rated(page) == "0 of 8 rated"
     page.run("document.getElementById('none').click()")
@@ -165,7 +173,9 @@ def test_each_rater_has_ratings_of_their_own(page, folder):
 
 
 def test_ratings_of_another_page_are_refused(page):
-    load(page, json.dumps({"format": "saefast-blind-ratings", "rater": "AB", "commitment": "0", "ratings": {}}))
+    load(
+        page, json.dumps({"format": "saefast-blind-ratings", "rater": "AB", "commitment": "0", "ratings": {}})
+    )
     page.until("document.getElementById('problem').textContent.includes('belong to another page')")
     load(page, "{")
     page.until("document.getElementById('problem').textContent.includes('no file of ratings')")

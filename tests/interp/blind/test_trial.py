@@ -43,7 +43,10 @@ def test_a_deck_in_the_order_of_types_is_found_out(tmp_path):
 def test_shades_of_all_tokens_betray_how_dense_a_unit_is(tmp_path):
     made = planted(tmp_path, 8)
     dense = planted(tmp_path / "dense", 8, share=0.6)
-    sets, config = {"features": made.one_kind, "neurons": dense.mixtures}, replace(SMALL, units=8, shade="all")
+    sets, config = (
+        {"features": made.one_kind, "neurons": dense.mixtures},
+        replace(SMALL, units=8, shade="all"),
+    )
     found = leak_of(sets, tmp_path / "all", made.vocabulary, config, deals=2)
     assert found.shades["logistic"] > 0.9
     found = leak_of(sets, tmp_path / "drawn", made.vocabulary, replace(config, shade="drawn"), deals=2)

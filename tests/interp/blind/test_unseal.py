@@ -60,7 +60,9 @@ def test_edited_files_other_keys_and_other_pages_are_refused(folder, made, tmp_p
 
     dealt(made, tmp_path / "second", seed=2)
     refused(folder, [rated(tmp_path / "second")], "these ratings belong to another key")
-    refused(folder, [rated(folder), rated(folder, name="b.json")], "expected one file of each rater, got AB, AB")
+    refused(
+        folder, [rated(folder), rated(folder, name="b.json")], "expected one file of each rater, got AB, AB"
+    )
 
     key = (folder / "key.json").read_bytes()
     seal(folder / "key.json", opened(folder / "key.json") | {"salt": "00"})
@@ -76,7 +78,9 @@ def test_edited_files_other_keys_and_other_pages_are_refused(folder, made, tmp_p
     refused(folder, [rated(folder)], "cards.html: edited: these are not the cards of the key")
 
 
-@pytest.mark.parametrize("bad", [{"tokens": 6}, {"confidence": True}, {"sets": [1, 9]}, {"none": 0}, {"more": 1}])
+@pytest.mark.parametrize(
+    "bad", [{"tokens": 6}, {"confidence": True}, {"sets": [1, 9]}, {"none": 0}, {"more": 1}]
+)
 def test_answers_that_the_page_cannot_give_are_refused(folder, bad):
     card = read_page(folder / "cards.html").cards[0]["id"]
     refused(folder, [rated(folder, **{card: rating() | bad})], f"card {card}: expected")
@@ -85,7 +89,13 @@ def test_answers_that_the_page_cannot_give_are_refused(folder, bad):
 def test_ratings_are_joined_with_their_units(folder):
     key = opened(folder / "key.json")["cards"]
     good = rating(3, tokens=5, sets=[5, 2])  # 3 + 5 + 3 + 3: nothing is left to separate
-    none = rating(None, interpretation="", none=True, sets=[None, None], **dict.fromkeys(("confidence", "tokens", "logits", "separated", "specificity")))
+    none = rating(
+        None,
+        interpretation="",
+        none=True,
+        sets=[None, None],
+        **dict.fromkeys(("confidence", "tokens", "logits", "separated", "specificity")),
+    )
     answers = {card: good if where["set"] == "features" else none for card, where in key.items()}
     results = unseal(folder, [rated(folder, **answers)])
     assert results == json.loads((folder / "results.json").read_text())
@@ -102,7 +112,12 @@ def test_ratings_are_joined_with_their_units(folder):
         assert row["intervals"] == [i + 1 for i in where["intervals"]]
     for one in features["curve"]:
         here = [row for row in results["ratings"] if row["set"] == "features"]
-        found = [p for row in here for i, p in zip(row["intervals"], row["interval_points"]) if i == one["interval"]]
+        found = [
+            p
+            for row in here
+            for i, p in zip(row["intervals"], row["interval_points"])
+            if i == one["interval"]
+        ]
         assert one["n"] == len(found) and (not found or one["points"] == np.mean(found))
     assert results["agreement"] is None
 
@@ -125,7 +140,9 @@ def test_points_are_those_of_the_rubric():
     assert points(rating(9, none=True), 5) == 0
     assert answered(rating(9, separated=None), 2, True) and not answered(rating(2, separated=None), 2, True)
     assert answered(rating(2, separated=None, logits=None), 2, False)
-    assert not answered(rating(interpretation=" "), 2, True) and answered(rating(none=True, tokens=None), 2, True)
+    assert not answered(rating(interpretation=" "), 2, True) and answered(
+        rating(none=True, tokens=None), 2, True
+    )
     assert not answered(rating(sets=[1]), 2, True) and not answered(rating(sets=[1, None]), 2, True)
 
 
