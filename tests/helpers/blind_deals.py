@@ -12,10 +12,10 @@ def dealt(made: Planted, out: Any, config: BlindConfig = SMALL, seed: int = 1) -
     return deal(sets, out, made.vocabulary, config, seed=seed)
 
 
-def rating(number: int = 1, sets: int = 2, **changes: Any) -> dict[str, Any]:
-    """Every question answered with `number`, or the most that it takes."""
-    found = {"interpretation": "some words", "none": False, "sets": [number] * sets}
+def rating(number: int = 1, **changes: Any) -> dict[str, Any]:
+    """Every question of a card of `SMALL` answered with `number`, or the most that it takes."""
     most = {"confidence": 3, "tokens": 5, "logits": 3, "separated": 1, "specificity": 3}
+    found = {"interpretation": "some words", "none": False, "sets": [min(number, 5)] * SMALL.rated}
     return found | {name: min(number, most) for name, most in most.items()} | changes
 
 

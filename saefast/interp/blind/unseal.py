@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from saefast.errors import check
-from saefast.files import write_json
+from saefast.files import read_json, write_json
 from saefast.interp.blind.page import Page, digest_of, read_page
 from saefast.interp.blind.ratings import Ratings, read_ratings
 from saefast.interp.blind.rubric import LOGITS, MOST, POINTS, POINTS_WITHOUT_LOGITS, answered, points
@@ -61,9 +61,8 @@ def unseal(folder: str | Path, files: Sequence[str | Path], *, seed: int = 0) ->
     check(
         digest_of(page.cards) == key["page"], f"{folder / PAGE}: edited: these are not the cards of the key"
     )
-    results = _results(key, page, raters, seed)
-    write_json(folder / RESULTS, results)
-    return results
+    write_json(folder / RESULTS, _results(key, page, raters, seed))
+    return dict(read_json(folder / RESULTS))
 
 
 def _checked(folder: Path, files: Sequence[str | Path]) -> tuple[Page, list[Ratings]]:

@@ -89,13 +89,7 @@ def test_answers_that_the_page_cannot_give_are_refused(folder, bad):
 def test_ratings_are_joined_with_their_units(folder):
     key = opened(folder / "key.json")["cards"]
     good = rating(3, tokens=5, sets=[5, 2])  # 3 + 5 + 3 + 3: nothing is left to separate
-    none = rating(
-        None,
-        interpretation="",
-        none=True,
-        sets=[None, None],
-        **dict.fromkeys(("confidence", "tokens", "logits", "separated", "specificity")),
-    )
+    none = dict.fromkeys(good) | {"interpretation": "", "none": True, "sets": [None, None]}
     answers = {card: good if where["set"] == "features" else none for card, where in key.items()}
     results = unseal(folder, [rated(folder, **answers)])
     assert results == json.loads((folder / "results.json").read_text())
