@@ -79,7 +79,10 @@ saefast.blind.store = (() => {
     saefast.stored(`${place}-${rater}`, text);
     saefast.stored(place, rater);
     keeps = saefast.stored(`${place}-${rater}`) === text;
+    // only while it is needed: pages with such a listener are slow to leave
+    window[unsaved && !keeps ? "addEventListener" : "removeEventListener"]("beforeunload", ask);
   }
+  const ask = (event) => event.preventDefault();
 
   function set(id, changes) {
     const rating = { ...of(id), ...changes };
@@ -132,9 +135,6 @@ saefast.blind.store = (() => {
   function open(cards) {
     data = cards;
     place = `blind-${data.commitment.slice(0, 16)}`;
-    window.addEventListener("beforeunload", (event) => {
-      if (unsaved && !keeps) event.preventDefault();
-    });
     return saefast.stored(place) ?? "";
   }
 
