@@ -37,8 +37,8 @@ class Deal:
         from saefast.interp.vocabulary import tokenizer_of
 
         sets = dict(zip(self._names(), map(Records, self.records), strict=True))
-        first = next(iter(sets.values()), None)
-        vocabulary, _ = tokenizer_of(self.model or (first and first.index["source"].get("model")))
+        first = next(iter(sets.values()))
+        vocabulary, _ = tokenizer_of(self.model or first.index["source"].get("model"))
         for records in sets.values():
             vocabulary.check_fits(records.text.contexts[:64].tolist())
         found = deal(sets, self.out, vocabulary, self.cards, seed=self.seed, title=self.title)

@@ -26,7 +26,7 @@ def draw_results(results: dict[str, Any], path: str | Path) -> Path:
     path, most, sets = Path(path), results["most_points"], results["sets"]
     has_intervals = results["config"]["rated"] > 0
     figure = Figure(figsize=(10 if has_intervals else 5.5, 3.6), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(1, 2 if has_intervals else 1))
+    axes = figure.subplots(1, 2 if has_intervals else 1, squeeze=False)[0]
     width, bins = 0.84 / len(sets), np.arange(most + 2)
     for i, (name, found) in enumerate(sets.items()):
         rows = [row for row in results["ratings"] if row["set"] == name]

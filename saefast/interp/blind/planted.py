@@ -6,6 +6,7 @@ that they raise are of these kinds too, with a few weak ones of any kind.
 """
 
 import string
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,11 +19,12 @@ from saefast.interp.neurons import neurons
 from saefast.interp.records import Records, RecordsConfig, record
 
 KINDS, EACH, MIXED = 26, 20, 5  # tokens of each kind
-CONTEXTS, LENGTH = 240, 128
+CONTEXTS, LENGTH = 120, 128
 FEW = RecordsConfig(n_top=1, per_interval=1, per_quantile=1, n_random=1, n_inactive=0)
 
 
-class PlantedTokens(NamedTuple):
+@dataclass
+class PlantedTokens:
     raw: list[bytes]
     special: set[int]
 
@@ -37,7 +39,7 @@ class Planted(NamedTuple):
 
 
 def planted(folder: str | Path, units: int = 60, *, share: float = 1 / MIXED, seed: int = 0) -> Planted:
-    """Records of so many units of each sort, in FOLDER/one-kind and FOLDER/mixtures, with logit weights; 250 KB of disk a unit.
+    """Records of so many units of each sort, in FOLDER/one-kind and FOLDER/mixtures, with logit weights; 60 KB of disk a unit.
 
     Args:
         share: of the tokens of its kinds on which a mixture is active; the default makes it as dense as a unit of one kind.
@@ -52,11 +54,9 @@ def planted(folder: str | Path, units: int = 60, *, share: float = 1 / MIXED, se
     several = np.zeros((units, KINDS), np.float64)
     for row in several:
         row[rng.permutation(KINDS)[:MIXED]] = share
-    made = [
-        _records(folder / name, contexts, kinds, kind_of, rng)
-        for name, kinds in (("one-kind", one), ("mixtures", several))
-    ]
-    return Planted(*made, PlantedTokens([word.encode() for word in words], set()))
+    first = _records(folder / "one-kind", contexts, one, kind_of, rng)
+    second = _records(folder / "mixtures", contexts, several, kind_of, rng)
+    return Planted(first, second, PlantedTokens([word.encode() for word in words], set()))
 
 
 def _records(

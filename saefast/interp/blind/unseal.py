@@ -113,8 +113,8 @@ def _results(key: dict[str, Any], page: Page, raters: list[Ratings], seed: int) 
     for name, drawn in key["sets"].items():
         here = of_set == name
         sets[name] = {level: summary(values[here], seed)._asdict() for level, values in levels.items()}
-        by_interval = [array[here][whole[here]] for array in (places, parts, tokens)]
-        sets[name] |= {"curve": curve(*by_interval, n), "drawn": drawn}
+        some = whole & here[:, None]
+        sets[name] |= {"curve": curve(places[some], parts[some], tokens[some], n), "drawn": drawn}
         sets[name]["borrowed"] = float(1 - own[here].mean() / each)
     pairs = [
         {"first": a, "second": b, "of": level, **compared(v[of_set == a], v[of_set == b], seed)._asdict()}

@@ -30,14 +30,13 @@ def test_planted_units_are_told_apart_with_any_seed(tmp_path, seed):
 
 
 def test_a_deck_in_the_order_of_types_is_found_out(tmp_path):
-    made = planted(tmp_path, 6)
-    config = replace(SMALL, units=6)
-    dealt(made, tmp_path / "deal", config)
+    made = planted(tmp_path, 20)
+    dealt(made, tmp_path / "deal", replace(SMALL, units=20))
     page, key = read_page(tmp_path / "deal/cards.html"), opened(tmp_path / "deal/key.json")
     for place, card in enumerate(page.cards):  # as if it had not been shuffled
-        key["cards"][card["id"]]["set"] = "features" if place < 6 else "neurons"
+        key["cards"][card["id"]] |= {"set": "features" if place < 20 else "neurons", "unit": place}
     seal(tmp_path / "deal/key.json", key)
-    assert leak([tmp_path / "deal"], "features", "neurons").metadata["logistic"] > 0.8
+    assert leak([tmp_path / "deal"], "features", "neurons").metadata["forest"] > 0.8
 
 
 def test_shades_of_all_tokens_betray_how_dense_a_unit_is(tmp_path):
