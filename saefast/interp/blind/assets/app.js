@@ -84,7 +84,8 @@
 
   function changed(rating) {
     const full = store.answered(rating);
-    const text = full ? "This card is rated." : !rating.none && !store.hasWords(rating) ? "First write an interpretation." : `${made.open().filter((row) => !row.querySelector(":checked")).length} questions are open.`;
+    const left = made.open().filter((row) => !row.querySelector(":checked")).length;
+    const text = full ? "This card is rated." : !rating.none && !store.hasWords(rating) ? "First write an interpretation." : left === 1 ? "One question is open." : `${left} questions are open.`;
     for (const state of states) state.text.textContent = text;
     section.card.querySelector(".card-head").classList.toggle("rated", full);
     view(inSets()), progress();
