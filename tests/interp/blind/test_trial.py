@@ -39,6 +39,7 @@ def test_a_deck_in_the_order_of_types_is_found_out(tmp_path):
     assert leak([tmp_path / "deal"], "features", "neurons").metadata["forest"] > 0.8
 
 
+@pytest.mark.slow
 def test_shades_of_all_tokens_betray_how_dense_a_unit_is(tmp_path):
     made = planted(tmp_path, 8)
     dense = planted(tmp_path / "dense", 8, share=0.6)
