@@ -20,6 +20,7 @@ from saefast.interp.top_tokens import TopTokens, top_tokens
 from saefast.interp.vocabulary import Vocabulary, visible
 
 LISTED = 20  # cycles
+NEXT = 12  # the strongest edges from a state that longer cycles are looked for along: there are too many cycles for all
 
 
 class Cycle(NamedTuple):
@@ -125,22 +126,26 @@ def automata(
 
 
 def _cycles(steps: NextSteps, longest: int, most_alike: float) -> Iterator[tuple[int, ...]]:
-    """All simple cycles of the graph up to that length, each from its smallest latent on; of two states and more without edges
-    between states that are alike."""
+    """Simple cycles of the graph up to that length, each from its smallest latent on; of two states and more without edges between
+    states that are alike. Loops and pairs: all; of longer ones those along the strongest edges of each state but the first."""
     after: dict[int, list[int]] = {}
-    for i, j, overlap in zip(steps.left.tolist(), steps.right.tolist(), steps.overlap.tolist(), strict=True):
+    order = np.lexsort([steps.right, -steps.follow])
+    for i, j, overlap in zip(
+        *(of[order].tolist() for of in (steps.left, steps.right, steps.overlap)), strict=True
+    ):
         if i == j:
             yield (i,)
         elif overlap <= most_alike:
             after.setdefault(i, []).append(j)
+    edges = {(i, j) for i, found in after.items() for j in found}
     paths = [(i,) for i in sorted(after)]
     while paths:
         path = paths.pop()
-        for j in after.get(path[-1], ()):
-            if j == path[0] and len(path) > 1:
-                yield path
-            elif j > path[0] and j not in path and len(path) < longest:
-                paths.append((*path, j))
+        if len(path) > 1 and (path[-1], path[0]) in edges:
+            yield path
+        if len(path) < longest:
+            following = after.get(path[-1], [])[: NEXT if len(path) > 1 else None]
+            paths += [(*path, j) for j in following if j > path[0] and j not in path]
 
 
 class _Apart:
