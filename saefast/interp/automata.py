@@ -138,7 +138,7 @@ def _cycles(steps: NextSteps, longest: int, most_alike: float) -> Iterator[tuple
         elif overlap <= most_alike:
             after.setdefault(i, []).append(j)
     edges = {(i, j) for i, found in after.items() for j in found}
-    paths = [(i,) for i in sorted(after)]
+    paths: list[tuple[int, ...]] = [(i,) for i in sorted(after)]
     while paths:
         path = paths.pop()
         if len(path) > 1 and (path[-1], path[0]) in edges:

@@ -145,7 +145,8 @@ def tell_apart(statistics: np.ndarray, seed: int = 0) -> Clusters:
         return Clusters(one, "one cluster: all active latents have the same density")
     points = (statistics[:, varies] - statistics[:, varies].mean(axis=0)) / spread[varies]
     fits = [_fit(points, n, seed) for n in range(1, COMPONENTS + 1)]
-    alone, cuts = fits[0].bic(points), []
+    alone = fits[0].bic(points)
+    cuts: list[tuple[float, float, np.ndarray]] = []
     for mixture in fits[1:]:
         belongs, log_density = mixture.predict_proba(points), statistics[:, 0]
         middles = belongs.T @ log_density / belongs.sum(axis=0).clip(1e-12)

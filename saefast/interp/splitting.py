@@ -153,7 +153,7 @@ def families(
     strongest = [
         _strongest_parents(step, len(alive)) for step, alive in zip(found.steps, found.alive[1:], strict=True)
     ]
-    own = [_grouped(parent, len(alive)) for (parent, _), alive in zip(strongest, found.alive, strict=False)]
+    own = [_grouped(*of, len(alive)) for of, alive in zip(strongest, found.alive, strict=False)]
     roots = np.flatnonzero(found.alive[0]).tolist() if root is None else [root]
     clear: list[tuple[float, list[list[tuple[int, int | None]]]]] = []
     for one in roots:
@@ -161,9 +161,7 @@ def families(
         cosines: list[float] = []
         for depth, children in enumerate(own):
             below = [
-                (child, place)
-                for place, (latent, _) in enumerate(levels[-1])
-                for child in sorted(children[latent], key=lambda c, d=depth: (-strongest[d][1][c], c))  # type: ignore[misc]
+                (child, place) for place, (latent, _) in enumerate(levels[-1]) for child in children[latent]
             ]
             cosines += [float(strongest[depth][1][child]) for child, _ in below]
             levels.append(below)
@@ -183,10 +181,12 @@ def _strongest_parents(step: Step, n_children: int) -> tuple[np.ndarray, np.ndar
     return parent, cosine
 
 
-def _grouped(parent: np.ndarray, n_parents: int) -> list[list[int]]:
+def _grouped(parent: np.ndarray, cosine: np.ndarray, n_parents: int) -> list[list[int]]:
+    """The children of each parent, by the cosine, the largest first."""
     found: list[list[int]] = [[] for _ in range(n_parents)]
-    for child in np.flatnonzero(parent >= 0).tolist():
-        found[int(parent[child])].append(child)
+    for child in np.argsort(-cosine, kind="stable").tolist():
+        if parent[child] >= 0:
+            found[int(parent[child])].append(child)
     return found
 
 

@@ -99,7 +99,9 @@ def universality(
     ]
     partner, best = _best(correlations(records_a, records_b), *alive)
     _, by_chance = _best(correlations(records_a, permuted(records_b, seed)), *alive)
-    logits = attribution = tracking = None
+    logits: Matches | None = None
+    attribution: Matches | None = None
+    tracking: float | None = None
     if logits_a is not None and logits_b is not None:
         check(
             logits_a.shape[1] == logits_b.shape[1],

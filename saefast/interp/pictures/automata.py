@@ -15,7 +15,13 @@ WIDTH = 3.6  # inches of a panel
 UNIT = WIDTH / 3  # a panel is 3 units wide
 HEIGHTS = (1.7, 1.5, 3.1)  # in units, of panels of one state, of two and of more
 PAD = 0.06  # units between a text and its box
-ARROW = {"arrowstyle": "-|>", "color": "#d1495b", "linewidth": 1.5, "mutation_scale": 13, "zorder": 3}
+ARROW: dict[str, Any] = {
+    "arrowstyle": "-|>",
+    "color": "#d1495b",
+    "linewidth": 1.5,
+    "mutation_scale": 13,
+    "zorder": 3,
+}
 BEND = 0.3  # of an arrow, times its length
 
 Box = tuple[float, float, float, float]  # middle, half the width, half the height
@@ -104,7 +110,11 @@ def _state(axes: Any, place: tuple[float, float], latent: int, lines: list[str])
     extent = drawn.get_window_extent().transformed(axes.transData.inverted())
     width, height = extent.width + 2 * PAD, extent.height + 2 * PAD
     corner = place[0] - width / 2, place[1] - height / 2
-    style = {"boxstyle": "round,pad=0,rounding_size=0.05", "facecolor": "#f4f7fb", "edgecolor": "#2a6f97"}
+    style: dict[str, Any] = {
+        "boxstyle": "round,pad=0,rounding_size=0.05",
+        "facecolor": "#f4f7fb",
+        "edgecolor": "#2a6f97",
+    }
     axes.add_patch(FancyBboxPatch(corner, width, height, linewidth=1.2, zorder=1, **style))
     return *place, width / 2, height / 2
 

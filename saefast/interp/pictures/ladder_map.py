@@ -65,7 +65,9 @@ def _links(axes: Any, found: LadderMap, splitting: Splitting, places: np.ndarray
         )
         ends = ends[~np.isnan(ends).any(axis=(1, 2))]
         alpha = float(np.clip(150 / max(len(ends), 1), 0.05, 0.5))
-        axes.add_collection(LineCollection(ends, colors="#6b7785", linewidths=0.5, alpha=alpha, zorder=1))
+        axes.add_collection(
+            LineCollection(list(ends), colors="#6b7785", linewidths=0.5, alpha=alpha, zorder=1)
+        )
 
 
 def _named(
