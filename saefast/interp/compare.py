@@ -20,7 +20,7 @@ from saefast.errors import check
 from saefast.files import digest, load_tensors, save_tensors
 from saefast.interp.effects import Neighbours, correlated, neighbours
 from saefast.interp.records import Records
-from saefast.interp.together import check_same_text, products, sums
+from saefast.interp.together import Coded, check_same_text, products, sums
 from saefast.sae import SAE
 
 FORMAT = {"format": "saefast-comparison", "version": 1}
@@ -116,7 +116,7 @@ def compare(records_a: Records, records_b: Records, sae_a: SAE, sae_b: SAE, n: i
     )
 
 
-def split_links(small: Records, large: Records, threshold: float = 0.4, min_count: int = 10) -> Links:
+def split_links(small: Coded, large: Coded, threshold: float = 0.4, min_count: int = 10) -> Links:
     """Links of the masked cosine: that of the activations over the tokens on which the one is active, or over those on which
     the other is, the larger of both.
 

@@ -19,6 +19,7 @@ from saefast.interp.compare import split_links
 from saefast.interp.records import Records
 from saefast.interp.together import sums
 from saefast.interp.top_tokens import top_tokens
+from saefast.interp.universality import permuted
 from saefast.interp.vocabulary import Vocabulary, visible
 
 
@@ -104,6 +105,7 @@ def splitting(
     alive: Sequence[np.ndarray] | None = None,
     threshold: float = 0.4,
     min_count: int = 10,
+    permute: int | None = None,
 ) -> Splitting:
     """Link each dictionary to the next one.
 
@@ -112,6 +114,9 @@ def splitting(
         alive: of each, [F] bool: live latents that are not of ultra-low density (`saefast.interp.density`).
         threshold: links are masked cosines above it, see `saefast.interp.compare.split_links`.
         min_count: latents that are active on fewer tokens are not in the graph.
+        permute: a seed, for the control: the tokens of each larger dictionary are in a random order, and what is left are links by
+            chance. The masked cosine with a latent that is active on a share d of the tokens is about the root of d by chance:
+            parents above some 15 % have all as children.
 
     Raises:
         InputError: fewer than two records, of different texts, or `alive` of another length.
@@ -124,7 +129,8 @@ def splitting(
     here = [np.asarray(one, bool) & (count >= min_count) for one, count in zip(given, counts, strict=True)]
     steps = []
     for i in range(len(ladder) - 1):
-        links = split_links(ladder[i], ladder[i + 1], threshold, min_count)
+        larger = ladder[i + 1] if permute is None else permuted(ladder[i + 1], permute)
+        links = split_links(ladder[i], larger, threshold, min_count)
         parents, children, cosine = (column.numpy() for column in links)
         keep = here[i][parents] & here[i + 1][children]
         steps.append(Step(parents[keep], children[keep], cosine[keep]))

@@ -66,6 +66,13 @@ def test_latents_that_are_left_out_have_no_links(ladder):
     assert found.numbers()["steps"][0]["children"] == 3
 
 
+def test_by_chance_only_what_is_active_often_has_children(ladder):
+    """Latent 0 is active on three tokens of ten: with anything its masked cosine is about the root of that."""
+    found = splitting(ladder, permute=0)
+    assert set(found.steps[0].parents.tolist()) == {0} and len(found.steps[1].parents) == 0
+    assert found.steps[0].cosine.max() < 0.7 and found.children_of(0)[0] >= 3
+
+
 def test_families(ladder):
     found = splitting(ladder)
     (one,) = families(found, ladder)
