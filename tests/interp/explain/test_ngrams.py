@@ -128,11 +128,12 @@ def test_as_a_plain_implementation(tmp_path, seed):
     for row in contexts.tolist():
         acts = [np.float32(function(row[: i + 1])) for i in range(len(row))]
         place = int(np.argmax(acts))
-        peaks.append((row[: place + 1], float(acts[place])))
+        if acts[place] > 0:
+            peaks.append((row[: place + 1], float(acts[place])))
     peaks.sort(key=lambda one: -one[1])
     want = plain(function, peaks[:10], 6)
     got = {one.tokens: one.act for one in found.patterns}
-    assert got.keys() == want.keys() and len(got) > 3
+    assert got.keys() == want.keys() and len(got) > 1
     np.testing.assert_allclose([got[key] for key in want], list(want.values()), rtol=1e-12)
 
 
