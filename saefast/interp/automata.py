@@ -30,7 +30,7 @@ class Cycle(NamedTuple):
     follow: list[float]  # of the edge from each to the next
     lift: list[float]
     raised: list[float]
-    count: list[int]
+    n_steps: list[int]
     strength: float  # geometric mean of `follow`
     tokens: list[TopTokens]  # what each state is active on
 
@@ -181,5 +181,6 @@ def _strength(steps: NextSteps, places: list[int]) -> float:
 def _cycle(
     records: Records, steps: NextSteps, places: list[int], latents: Sequence[int], strength: float
 ) -> Cycle:
-    of = (column[places].tolist() for column in (steps.follow, steps.lift, steps.raised, steps.count))
-    return Cycle(list(latents), *of, strength, top_tokens(records, latents))
+    columns = (steps.follow, steps.lift, steps.raised, steps.n_steps)
+    follow, lift, raised, n_steps = (column[places].tolist() for column in columns)
+    return Cycle(list(latents), follow, lift, raised, n_steps, strength, top_tokens(records, latents))

@@ -30,7 +30,7 @@ class NextSteps(NamedTuple):
 
     left: np.ndarray  # [m] int32, i
     right: np.ndarray  # [m] int32, j
-    count: np.ndarray  # [m] int64, steps with i active before and j after
+    n_steps: np.ndarray  # [m] int64, steps with i active before and j after
     follow: np.ndarray  # [m] float64, share of the steps with i active before that have j active after
     lift: np.ndarray  # [m] float64, that over the share of all steps that have j active after
     expected: np.ndarray  # [m] float64, mean activation of j after, over the steps with i active before

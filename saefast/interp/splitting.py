@@ -166,7 +166,7 @@ def families(
         levels: list[list[tuple[int, int | None]]] = [[(one, None)]]
         cosines: list[float] = []
         for depth, children in enumerate(own):
-            below = [
+            below: list[tuple[int, int | None]] = [
                 (child, place) for place, (latent, _) in enumerate(levels[-1]) for child in children[latent]
             ]
             cosines += [float(strongest[depth][1][child]) for child, _ in below]

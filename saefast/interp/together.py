@@ -103,7 +103,7 @@ def products(a: Coded, b: Coded, masked: bool = False) -> Iterator[Products]:
         end = min(first + each, a.d_sae)
         some = tile(a, first, end)
         found = [np.zeros((b.d_sae, end - first)) for _ in range(3 if masked else 1)]
-        is_active, squared = (some.sign(), some.multiply(some)) if masked else (None, None)
+        is_active, squared = (some.sign(), some.multiply(some)) if masked else (some, some)
         for first_slot, code in _codes(b):
             these = slice(first_slot, first_slot + code.shape[1])
             found[0] += _product(code, some[these])

@@ -73,13 +73,13 @@ def resampled(seed: int = 0) -> Resampled:
     drawn = (W_dec @ x.double().T).argmax(dim=1)
     expected = losses.double().square() / losses.double().square().sum() * int(dead.sum())
     counts = torch.bincount(drawn, minlength=n_rows).numpy()
-    moments = [m[dead] for matrix in state.weights[:2] for m in load_moments(matrix)]
-    moments += [m[dead] for m in state.weights.b_enc[1:]]
+    touched = [m[dead] for matrix in state.weights[:2] for m in load_moments(matrix)]
+    touched += [m[dead] for m in state.weights.b_enc[1:]]
     return Resampled(
         float((W_dec.norm(dim=1) - 1).abs().max()),
         float((W_enc.norm(dim=1) / usual - 1).abs().max()),
         float(state.weights.b_enc.value[dead].abs().max()),
-        max(float(m.abs().max()) for m in moments),
+        max(float(m.abs().max()) for m in touched),
         all(torch.equal(a, b[~dead]) for a, b in zip(live, _per_latent(state), strict=True)),
         float(chisquare(counts, expected.numpy()).pvalue),
     )

@@ -6,7 +6,7 @@ has to explain the mean by latents, which then point elsewhere.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,10 +33,9 @@ class Planted(Source):
 
     def __init__(self, d_in: int, n_directions: int, active: float, mean_norm: float, seed: int = 0) -> None:
         generator = torch.Generator("cpu").manual_seed(seed)
-        fp32 = {"dtype": torch.float32, "device": "cpu"}
-        directions = torch.randn(n_directions, d_in, generator=generator, **fp32)
+        directions = torch.randn(n_directions, d_in, generator=generator, dtype=torch.float32, device="cpu")
         self.directions = directions / directions.norm(dim=1, keepdim=True)
-        mean = torch.randn(d_in, generator=generator, **fp32)
+        mean = torch.randn(d_in, generator=generator, dtype=torch.float32, device="cpu")
         self.mean = mean_norm * mean / mean.norm()
         self.d_in, self.share, self.seed = d_in, active / n_directions, seed
 
@@ -44,9 +43,11 @@ class Planted(Source):
         number, each = start // 8192, 8192
         while True:
             generator = torch.Generator("cpu").manual_seed(self.seed + 1 + number)
-            is_on = torch.rand(each, len(self.directions), generator=generator) < self.share
-            size = 0.5 + torch.rand(each, len(self.directions), generator=generator)
-            found = self.mean + (is_on * size) @ self.directions
+            shape = each, len(self.directions)
+            draw, size = (
+                torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu") for _ in range(2)
+            )
+            found = self.mean + ((draw < self.share) * (0.5 + size)) @ self.directions
             yield found[start - number * each if number * each < start else 0 :]
             number += 1
 
@@ -56,10 +57,16 @@ def recovery(
 ) -> dict[str, Recovery]:
     """Train TopK, ReLU with an L1 penalty, and the control without b_dec; a few seconds each on a CPU."""
     source = Planted(d_in, n_directions, active, mean_norm=3.0, seed=seed)
-    usual = {"total_tokens": tokens, "batch_size": 2048, "lr": 3e-3, "decay_fraction": 0.5, "seed": seed}
+    usual: dict[str, Any] = {
+        "total_tokens": tokens,
+        "batch_size": 2048,
+        "lr": 3e-3,
+        "decay_fraction": 0.5,
+        "seed": seed,
+    }
     usual |= {"dead_feature_threshold": 100_000, "normalize_input": False, "buffer_tokens": 32_768}
     k = round(active)
-    shapes = {
+    shapes: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "topk": ({"k": k}, {}),
         "l1": ({"activation": "relu"}, {"penalty": "l1", "loss": "mse", "sparsity_coefficient": 0.1}),
         "topk, without b_dec": ({"k": k, "pre_bias": False}, {"init_b_dec": "none", "lr_b_dec": 0.0}),

@@ -80,7 +80,7 @@ def _subjects(found: Found) -> list[Any]:
         for name in ("A", "B", "shuffled")
         if name in found
     ]
-    lines += [(name, f"{found[name]:.3f}", "") for name in ("unigrams", "bigrams") if name in found]
+    lines += [(name, f"{found[name]:.3f}", "") for name in ("unigrams", "bigrams") if name in found]  # type: ignore[misc]
     speed = found.get("tokens_per_second", {})
     said = [f"{name}: {rate:,.0f} tokens/s" for name, rate in speed.items() if rate]
     return [

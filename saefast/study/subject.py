@@ -200,7 +200,7 @@ class NextTokenLoss(torch.autograd.Function):
         return (total / n).to(hidden.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         grad_hidden, grad_unembedding = ctx.saved_tensors
         return grad * grad_hidden, grad * grad_unembedding, None
 
@@ -220,7 +220,8 @@ def shuffled(model: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator("cpu").manual_seed(seed)
     for parameter in other.parameters():
         if parameter.ndim > 1:
-            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+            order = torch.randperm(parameter.numel(), generator=generator, dtype=torch.int64, device="cpu")
+            order = order.to(parameter.device)
             parameter.copy_(parameter.flatten()[order].view_as(parameter))
     return other
 

@@ -43,7 +43,8 @@ def subjects(world: World) -> dict[str, Any]:
     control = world.path / "subjects" / "shuffled"
     if not (control / "config.json").exists():
         model, tokenizer = load_model(str(world.subject("A")))
-        shuffled(model).save_pretrained(control)
+        other: Any = shuffled(model)
+        other.save_pretrained(control)
         tokenizer.save_pretrained(control)
     held_out = held_out_contexts(world, 4 * world.scale.contexts)
     names = [*TRAINED, "shuffled"] if world.has_twin else ["A", "shuffled"]

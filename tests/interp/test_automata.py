@@ -59,7 +59,7 @@ def test_edges_are_those_of_brute_force(random, monkeypatch, cells):
     assert 10 < len(want) < 64 and (6, 2) in [one[:2] for one in want]
     columns = [np.array(column) for column in zip(*want)]
     assert found.left.tolist() == columns[0].tolist() and found.right.tolist() == columns[1].tolist()
-    assert found.count.tolist() == columns[2].tolist()
+    assert found.n_steps.tolist() == columns[2].tolist()
     of_text = (found.follow, found.lift, found.expected, found.base, found.overlap)
     for got, column in zip(of_text, columns[3:-1], strict=True):
         np.testing.assert_allclose(got, column, rtol=1e-6)
@@ -129,7 +129,7 @@ def test_planted_automata_are_recovered(world):
     ]
     (pair,), (longer,) = found.pairs, found.longer
     assert (
-        pair.follow == [1, 1] and pair.strength == 1 and pair.count == [400, 380] and min(pair.raised) > 1.5
+        pair.follow == [1, 1] and pair.strength == 1 and pair.n_steps == [400, 380] and min(pair.raised) > 1.5
     )
     assert pair.tokens[0].tokens == [1] and set(pair.tokens[1].tokens) <= set(range(2, 10))
     assert pair.tokens[1].effective == pytest.approx(8, rel=0.1) and not pair.is_of_contexts

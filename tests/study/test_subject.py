@@ -20,7 +20,7 @@ from saefast.study.subject import (
 )
 
 pytest.importorskip("transformers")
-from saefast.activations.texts import Texts  # noqa: E402
+from saefast.activations.texts import Texts
 
 TINY = SubjectConfig(tokens=1280, n_vocab=300, d_model=16, d_mlp=24, n_heads=2, context_length=32, batch=4)
 
@@ -44,7 +44,11 @@ def config(tokenizer, **changes):
 
 def test_shape_is_the_papers(tokenizer):
     model = new_subject(SubjectConfig(tokens=1), tokenizer.eos_token_id)
-    assert model.config.n_layer == 1 and model.config.n_embd == 128 and model.config.activation_function == "relu"
+    assert (
+        model.config.n_layer == 1
+        and model.config.n_embd == 128
+        and model.config.activation_function == "relu"
+    )
     tokens = torch.randint(0, 4096, (2, 8), generator=torch.Generator().manual_seed(0))
     rows = []
     with HookPoint(model, HOOK).attached(lambda x: rows.append(x.detach())):

@@ -48,7 +48,8 @@ def token_label(raw: bytes, most: int = 12) -> str:
             is_mark = unicodedata.category(char).startswith("M")
             known = ord(char) in _glyphs() and not is_mark
             signs.append(BLANK if char == " " else char if known else f"<U+{ord(char):04X}>")
-    length, kept = 0, []
+    length = 0
+    kept: list[str] = []
     for sign in signs:
         if length + len(sign) > most and kept:
             return "".join(kept) + "\u2026"

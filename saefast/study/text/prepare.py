@@ -135,7 +135,7 @@ def divide(documents: list[Document], seed: int = 0) -> tuple[list[Document], li
                 held.update(group)
                 total += more
         if not total and len(groups) > 1:
-            held.update(min(groups, key=lambda group: sizes[group].sum()))
+            held.update(min(groups, key=lambda group: sum(sizes[i] for i in group)))
     parts: tuple[list[Document], list[Document]] = [], []
     for i, document in enumerate(documents):
         parts[i in held].append(document)
