@@ -63,7 +63,11 @@ def control(world: World, table: dict[str, Any]) -> dict[str, Any]:
     table: what `contexts` found.
     """
     records, sae, model = world.records("A1"), world.sae("A1"), world.model("A")
-    latents = {row["context"]: row["feature"]["latent"] for row in table["rows"] if row["context"] in ASKED}
+    latents = {
+        row["context"]: row["feature"]["latent"]
+        for row in table["rows"]
+        if row["context"] in ASKED and row["feature"]["n_active"] > 0
+    }
     proxies: dict[str, Proxy] = {proxy.name: proxy for proxy in standard_proxies(records.text)}
     labels = {
         name: proxies[name].labels(records.text, world.vocabulary) & records.text.encoded for name in latents

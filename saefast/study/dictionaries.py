@@ -53,6 +53,7 @@ class Wanted:
                 "lr": 1e-3,
                 "dead_feature_threshold": 50 * BATCH,
             }
+        sample = BATCH * min(32, max(4, steps // 32))  # of inputs whose losses resampling looks at
         at = sorted({max(1, round(share * steps)) for share in RESAMPLED_AT}) if self.resample else []
         train |= {
             "normalize_input": "unit",
@@ -63,7 +64,7 @@ class Wanted:
             "lr": self.lr,
             "betas": BETAS,
             "resample_steps": tuple(at),
-            "resample_tokens": 32 * BATCH if at else train["resample_tokens"],
+            "resample_tokens": sample if at else train["resample_tokens"],
         }
         train |= {"dead_feature_threshold": max(1, round(DEAD_AFTER * steps)) * BATCH}
         return sae | {"d_sae": self.d_sae}, train

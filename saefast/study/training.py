@@ -11,6 +11,7 @@ from saefast.activations.contexts import PackedContexts
 from saefast.activations.lm import load_model
 from saefast.activations.texts import Texts
 from saefast.errors import InputError, check
+from saefast.interp.evaluate import evaluate
 from saefast.interp.neurons import neurons
 from saefast.interp.records import record
 from saefast.interp.splice import evaluate_in_model
@@ -126,12 +127,9 @@ def _fit(world: World, wanted: Wanted) -> dict[str, Any]:
     if not train(wanted, world.source(wanted.subject), folder):
         raise KeyboardInterrupt
     seconds = time.perf_counter() - start
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    last, tail = lines[-1], lines[-5:]
-    check(
-        last["tokens"] >= wanted.tokens,
-        f"text: expected {wanted.tokens} activations of it, got {last['tokens']}",
-    )
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    enough = last["tokens"] >= wanted.tokens
+    check(enough, f"text: expected {wanted.tokens} activations of it, got {last['tokens']}")
     world.sae.cache_clear()
     loss = evaluate_in_model(
         world.sae(wanted.name),
@@ -139,6 +137,8 @@ def _fit(world: World, wanted: Wanted) -> dict[str, Any]:
         world.hook,
         held_out_contexts(world, world.scale.contexts),
     )
+    source = world.source(wanted.subject, "heldout")
+    rows = evaluate(world.sae(wanted.name), list(islice(source.rows(), world.scale.contexts // 4)))
     return {
         "d_sae": wanted.d_sae,
         "kind": wanted.kind,
@@ -146,9 +146,10 @@ def _fit(world: World, wanted: Wanted) -> dict[str, Any]:
         "tokens": wanted.tokens,
         "seconds": round(seconds, 1),
         "tokens_per_second": round(wanted.tokens / seconds, 1),
-        "l0": sum(line["l0"] for line in tail) / len(tail),
-        "fvu": sum(line["fvu"] for line in tail) / len(tail),
-        "dead": last["dead_frac"],
+        "l0": rows.l0,
+        "fvu": rows.fvu,
+        "dead": rows.dead_frac,
+        "rows": rows.n_tokens,
         "recovered": loss.loss_recovered,
         "recovered_of_mean": loss.loss_recovered_mean,
         "loss": {"model": loss.ce, "with_sae": loss.ce_sae, "zero": loss.ce_zero, "mean": loss.ce_mean},

@@ -46,7 +46,7 @@ class World:
 
     @property
     def subject_config(self) -> SubjectConfig:
-        return SubjectConfig(tokens=self.scale.subject_tokens)
+        return SubjectConfig(tokens=self.scale.subject_tokens, batch=self.scale.subject_batch)
 
     @property
     def has_twin(self) -> bool:
