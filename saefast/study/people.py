@@ -32,7 +32,7 @@ from saefast.study.measures import live
 from saefast.study.progress import bar
 from saefast.study.world import World, subject_of
 
-ARMS = {"features": "A1", "neurons": "neurons-A", "shuffled": "S1"}
+ARMS = {"features": "A1", "today": "A1k", "neurons": "neurons-A", "shuffled": "S1"}
 EXPLAINERS = ("lookup", "ngrams", "rules")
 PRIMARY = "rules"
 LOGITS = 60  # positive ones that the test on logits ranks
@@ -77,8 +77,8 @@ def registration_of(world: World) -> Path:
     return world.path / "trial" / "registration.json"
 
 
-def scored(world: World) -> dict[str, Any]:
-    """Score all units, whose kind the loop does not know; then join."""
+def scored(world: World, gates: dict[str, Any]) -> dict[str, Any]:
+    """Score all units, whose kind the loop does not know; then join. gates: what `gates` found."""
     registration = Registration(registration_of(world))
     arms = {arm: _arm(world, name) for arm, name in ARMS.items()}
     path = world.path / "trial" / "scores.jsonl"
@@ -90,7 +90,8 @@ def scored(world: World) -> dict[str, Any]:
             done[0] = rows
 
         score_trial(registration, arms, path, moved)
-    return asdict(trial_result(registration, path))
+    usable = {name: {key: gates[name][key] for key in ("usable", "logit_usable")} for name in EXPLAINERS}
+    return asdict(trial_result(registration, path)) | {"gates": usable}
 
 
 def _arm(world: World, name: str) -> Arm:

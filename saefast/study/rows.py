@@ -157,7 +157,7 @@ def _trial(found: Found, gates: Found) -> Iterator[Row]:
             8, "mean Spearman of features minus neurons, no single tokens", "above 0, p < 0.01", said, good
         )
     logits = found["measured"][found["primary"]]["all"].get("logit_accuracy", {}).get("arms")
-    if logits is None or not gates[found["primary"]]["logit_usable"]:
+    if logits is None or not found["gates"][found["primary"]]["logit_usable"]:
         yield Row(
             9, "explanations tested on logits", "0.05 over neurons", "the test is not usable here", None
         )

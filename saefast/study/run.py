@@ -55,7 +55,7 @@ class Monosemanticity:
             "densities": lambda: measures.densities(world),
             "neurons": lambda: measures.neurons(world),
             "registration": lambda: people.registered(world),
-            "trial": lambda: people.scored(world),
+            "trial": lambda: people.scored(world, self.found("gates")),
             "blind": lambda: people.blind(world),
             "contexts": lambda: control.contexts(world),
             "control": lambda: control.control(world, self.found("contexts")),

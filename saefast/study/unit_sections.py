@@ -6,6 +6,18 @@ from saefast.study.blocks import Link, Picture, Table
 
 Found = dict[str, Any]
 LOOK = "look/index.html"
+ARMS = {
+    "features": "features (A/1)",
+    "today": "features (BatchTopK)",
+    "neurons": "neurons",
+    "shuffled": "shuffled model",
+}
+MEASURES = {  # and what an explainer has to pass on planted units for them to be shown
+    "spearman": "usable",
+    "spearman_weighted": "usable",
+    "other_spearman": "usable",
+    "logit_accuracy": "logit_usable",
+}
 
 
 def latent(number: int) -> Link:
@@ -26,18 +38,20 @@ def trial(found: Found) -> list[Any]:
     lines = []
     for explainer, strata in found["measured"].items():
         for stratum, measures in strata.items():
-            for measure in ("spearman", "spearman_weighted", "logit_accuracy", "other_spearman"):
-                if measure in measures:
+            for measure, needs in MEASURES.items():
+                if measure in measures and found["gates"][explainer][needs]:
                     one = measures[measure]
-                    means = [_mean(one["arms"].get(arm)) for arm in ("features", "neurons", "shuffled")]
+                    means = [_mean(one["arms"].get(arm)) for arm in ARMS]
                     p = one["difference"]["p"]
                     lines.append((explainer, stratum, measure, *means, "" if p is None else f"{p:.4f}"))
     arms = ", ".join(f"{arm}: {one['single_token']} of {one['units']}" for arm, one in found["arms"].items())
     said = (
         f"Means with 95 % intervals over units; p is one-sided, features over neurons. Single tokens: {arms}."
     )
-    head = ("explainer", "units", "measure", "features", "neurons", "shuffled model", "p")
-    return [said, Table(head, lines)]
+    silent = [name for name, gate in found["gates"].items() if not gate["usable"]]
+    left_out = f"Not shown, for they do not tell planted units apart: {', '.join(silent)}." if silent else ""
+    head = ("explainer", "units", "measure", *ARMS.values(), "p")
+    return [said, Table(head, lines), left_out]
 
 
 def _mean(one: Found | None) -> str:
