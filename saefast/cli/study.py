@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from saefast.cli.train import usable_device
+
 
 @dataclass(frozen=True)
 class Study:
@@ -29,10 +31,16 @@ class Study:
     hook: str | None = None
     """With --model: where its activations are taken, such as model.layers.12.mlp.down_proj:in."""
 
+    device: str | None = None
+    """Where it runs; default: the GPU if there is one."""
+
     def run(self) -> None:
         from saefast.study.run import Monosemanticity
 
-        study = Monosemanticity(self.out, self.scale, text=self.text, model=self.model, hook=self.hook)
+        device = usable_device(self.device)
+        study = Monosemanticity(
+            self.out, self.scale, text=self.text, model=self.model, hook=self.hook, device=device
+        )
         page = study.run()
         counts = [sum(row.passed is verdict for row in study.rows()) for verdict in (True, False, None)]
         print("{} conditions passed, {} failed, {} skipped".format(*counts))

@@ -70,9 +70,9 @@ class Wanted:
         return sae | {"d_sae": self.d_sae}, train
 
 
-def train(wanted: Wanted, source: TextSource, folder: Path) -> bool:
+def train(wanted: Wanted, source: TextSource, folder: Path, device: str = "cpu") -> bool:
     """Train it in a run folder, or go on. Returns whether it is complete: Ctrl-C stops it between two steps."""
     shape, options = wanted.configs()
-    sae = SAE(SAEConfig(d_in=source.d_in, **shape), seed=0)
+    sae = SAE(SAEConfig(d_in=source.d_in, **shape), 0, device)
     trainer = Trainer(sae, TrainConfig(**options, seed=0, checkpoint_every=400))
     return trainer.fit(Background(source, 16 * BATCH), folder, resume=True)

@@ -39,11 +39,12 @@ class Monosemanticity:
         text: str | Path | None = None,
         model: str | None = None,
         hook: str | None = None,
+        device: str = "cpu",
     ) -> None:
         sizes = scale_of(scale)
         own = None if text is None else str(Path(text).absolute())
         asked = {"study": "monosemanticity", "scale": scale, "text": own, "model": model, "hook": hook}
-        self.world = world = World(Folder(out, asked), sizes, model, hook)
+        self.world = world = World(Folder(out, asked), sizes, model, hook, device)
         self.stages: dict[str, Callable[[], dict[str, Any]]] = {
             "text": lambda: training.text(world, own),
             "ground_truth": lambda: measures.ground_truth(world),

@@ -6,6 +6,7 @@ rate, which are ours (4 heads, 256 tokens, 4096 tokens, 2e-3). It is a GPT-2 of 
 
 import copy
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +24,6 @@ from saefast.files import write_atomic
 HOOK = "transformer.h.0.mlp.c_proj:in"
 """The 512 neurons after ReLU: what goes into the last linear map of the MLP."""
 END = "<|endoftext|>"
-CHECKPOINT = "training.pt"
 ROWS_AT_ONCE = 512  # of logits: 8 MB for 4096 tokens
 TINY = torch.finfo(torch.float32).tiny
 
@@ -127,23 +127,27 @@ def train_subject(
     folder: Path,
     config: SubjectConfig,
     progress: Callable[[int], object] = lambda n_tokens: None,
+    *,
+    device: str = "cpu",
     checkpoint_seconds: float = 60.0,
 ) -> float:
-    """Train a subject, and save it with its tokenizer in `folder`; an interrupted training goes on where it stopped.
+    """Train a subject, and save it with its tokenizer as `folder`, which is whole or not there; an interrupted training goes on
+    where it stopped, from a checkpoint beside it.
 
     Returns:
         Tokens per second of this call; 0 if there was nothing left to do.
 
     Raises:
-        InputError: the text ends before config.tokens.
+        InputError: the text ends before config.tokens, another training is there, or the loss is no number.
     """
-    model: Any = new_subject(config, tokenizer.eos_token_id).train()
+    model: Any = new_subject(config, tokenizer.eos_token_id).train().to(device)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    done = _load(folder / CHECKPOINT, model, optimizer, config)
+    checkpoint = folder.with_name(f"{folder.name}.training.pt")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    done = _load(checkpoint, model, optimizer, config)
     progress(done * config.batch * config.context_length)
     contexts = PackedContexts(texts, tokenizer, config.context_length, config.batch)
     started = saved = time.perf_counter()
@@ -156,22 +160,33 @@ def train_subject(
         for group in optimizer.param_groups:
             group["lr"] = config.lr_at(step - 1)
         optimizer.zero_grad()
-        next_token_loss(model, tokens).backward()
+        loss = next_token_loss(model, tokens.to(device))
+        value = loss.item()
+        check(math.isfinite(value), f"lr: the loss of step {step} is {value}, with lr {config.lr}")
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         done = step
         progress(tokens.numel())
         if time.perf_counter() - saved > checkpoint_seconds:
-            _save(folder / CHECKPOINT, model, optimizer, config, done)
+            _save(checkpoint, model, optimizer, config, done)
             saved = time.perf_counter()
     per_step = config.batch * config.context_length
     whole = done == config.steps
     check(whole, f"text: expected {config.tokens} tokens of training text, got {done * per_step}")
     seconds = time.perf_counter() - started
-    model.eval().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    save_subject(model.eval().cpu(), tokenizer, folder)
+    checkpoint.unlink(missing_ok=True)
     return (done - first) * per_step / seconds
+
+
+def save_subject(model: Any, tokenizer: Any, folder: Path) -> None:
+    """As Hugging Face has a model, in a folder that is whole or not there."""
+    scratch = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    model.save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
+    scratch.rename(folder)
 
 
 class NextTokenLoss(torch.autograd.Function):
@@ -180,7 +195,7 @@ class NextTokenLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, unembedding: Tensor, targets: Tensor) -> Tensor:
-        n, total = len(targets), torch.zeros((), dtype=torch.float64, device="cpu")
+        n, total = len(targets), torch.zeros((), dtype=torch.float64, device=hidden.device)
         grad_hidden, grad_unembedding = torch.empty_like(hidden), torch.zeros_like(unembedding)
         buffer = hidden.new_empty(ROWS_AT_ONCE, len(unembedding))
         for rows, wanted, gradient in zip(
@@ -190,7 +205,7 @@ class NextTokenLoss(torch.autograd.Function):
             strict=True,
         ):
             logits = torch.mm(rows, unembedding.T, out=buffer[: len(rows)])
-            chosen = torch.arange(len(rows), dtype=torch.int64, device="cpu"), wanted
+            chosen = torch.arange(len(rows), dtype=torch.int64, device=rows.device), wanted
             likely = logits.softmax(dim=1)
             total -= likely[chosen].clamp_min(TINY).log().sum()
             likely[chosen] -= 1

@@ -18,7 +18,7 @@ from saefast.interp.splice import evaluate_in_model
 from saefast.study.baselines import Bigrams
 from saefast.study.dictionaries import FATAL_LR, Wanted, train
 from saefast.study.progress import bar
-from saefast.study.subject import shuffled, train_subject, train_tokenizer
+from saefast.study.subject import save_subject, shuffled, train_subject, train_tokenizer
 from saefast.study.text import prepare
 from saefast.study.world import World, subject_of
 
@@ -42,16 +42,16 @@ def subjects(world: World) -> dict[str, Any]:
     if world.given is None:
         found["tokens_per_second"] = {name: _train(world, name, seed) for name, seed in TRAINED.items()}
     control = world.path / "subjects" / "shuffled"
-    if not (control / "config.json").exists():
+    if not control.exists():
         model, tokenizer = load_model(str(world.subject("A")))
-        other: Any = shuffled(model)
-        other.save_pretrained(control)
-        tokenizer.save_pretrained(control)
+        save_subject(shuffled(model), tokenizer, control)
     held_out = held_out_contexts(world, 4 * world.scale.contexts)
     names = [*TRAINED, "shuffled"] if world.has_twin else ["A", "shuffled"]
     for name in names:
         source = world.source(name, "heldout")
-        loss = evaluate_in_model(neurons(source.d_in), world.model(name), world.hook, held_out)
+        loss = evaluate_in_model(
+            neurons(source.d_in).to(world.device), world.model(name), world.hook, held_out
+        )
         found[name] = {"loss": loss.ce, "without_mlp": loss.ce_zero}
     if world.given is None:
         counts = Bigrams(world.subject_config.n_vocab)
@@ -78,7 +78,7 @@ def _contexts(world: World, part: str) -> PackedContexts:
 def _train(world: World, name: str, seed: int) -> float | None:
     """Tokens per second; None if it was there already."""
     folder, config = world.path / "subjects" / name, world.subject_config
-    if (folder / "config.json").exists():
+    if folder.exists():
         return None
     texts, tokens = Texts(world.text("train")), world.path / "subjects" / "tokenizer"
     if (tokens / "tokenizer.json").exists():
@@ -89,7 +89,7 @@ def _train(world: World, name: str, seed: int) -> float | None:
         tokenizer = train_tokenizer(texts, tokens, config.n_vocab)
     with bar(config.tokens, "token", f"subject {name}") as progress:
         of_seed = config.__class__(**(vars(config) | {"seed": seed}))
-        return train_subject(texts, tokenizer, folder, of_seed, progress)
+        return train_subject(texts, tokenizer, folder, of_seed, progress, device=world.device)
 
 
 def ladder(world: World) -> list[Wanted]:
@@ -124,7 +124,7 @@ def dictionaries(world: World) -> dict[str, Any]:
 def _fit(world: World, wanted: Wanted) -> dict[str, Any]:
     folder = world.dictionary(wanted.name)
     start = time.perf_counter()
-    if not train(wanted, world.source(wanted.subject), folder):
+    if not train(wanted, world.source(wanted.subject), folder, world.device):
         raise KeyboardInterrupt
     seconds = time.perf_counter() - start
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])

@@ -31,13 +31,19 @@ class World:
         scale: its numbers.
         model: a language model to study in place of the one-layer transformers; None trains these.
         hook: where its activations are taken.
+        device: where models and dictionaries run.
     """
 
     def __init__(
-        self, folder: Folder, scale: Scale, model: str | None = None, hook: str | None = None
+        self,
+        folder: Folder,
+        scale: Scale,
+        model: str | None = None,
+        hook: str | None = None,
+        device: str = "cpu",
     ) -> None:
         check((model is None) == (hook is None), f"hook: expected with --model, and only then, got {hook!r}")
-        self.folder, self.scale, self.given = folder, scale, model
+        self.folder, self.scale, self.given, self.device = folder, scale, model, device
         self.hook = hook or HOOK
 
     @property
@@ -71,7 +77,7 @@ class World:
 
     @cache  # noqa: B019 (one world in a process)
     def model(self, name: str = "A") -> Any:
-        return load_model(str(self.subject(name)))[0].eval()
+        return load_model(str(self.subject(name)), self.device)[0].eval()
 
     def source(self, subject: str = "A", part: str = "train") -> TextSource:
         """All rows: a ReLU MLP has no attention sinks; only those of the token between documents are left out."""
@@ -81,6 +87,7 @@ class World:
             self.hook,
             contexts_per_batch=CONTEXTS_PER_BATCH,
             sink_ratio=None if self.given is None else 10.0,
+            device=self.device,
         )
 
     def picture(self, name: str) -> Path:
@@ -95,8 +102,8 @@ class World:
     def sae(self, name: str) -> SAE:
         """A dictionary by its name, or "neurons-A", "neurons-B", "neurons-shuffled"."""
         if name.startswith("neurons-"):
-            return neurons(self.sae("A1").config.d_in)
-        return SAE.from_pretrained(self.dictionary(name))
+            return neurons(self.sae("A1").config.d_in).to(self.device)
+        return SAE.from_pretrained(self.dictionary(name), self.device)
 
     def records_folder(self, name: str) -> Path:
         return self.path / "records" / name

@@ -162,7 +162,9 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize(("number", "place", "value"), CHANGES, ids=lambda v: v if isinstance(v, int) else None)
+@pytest.mark.parametrize(
+    ("number", "place", "value"), CHANGES, ids=lambda v: v if isinstance(v, int) else None
+)
 def test_the_other_side_of_each_bar_fails_its_row_alone(number, place, value):
     found = copy.deepcopy(ALL)
     at = found

@@ -9,7 +9,6 @@ from saefast.activations.hooks import HookPoint
 from saefast.errors import InputError
 from saefast.study.baselines import Bigrams
 from saefast.study.subject import (
-    CHECKPOINT,
     HOOK,
     SubjectConfig,
     new_subject,
@@ -83,30 +82,39 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(texts, tokenizer, t
 
     with pytest.raises(KeyboardInterrupt):
         train_subject(texts, tokenizer, tmp_path / "parts", config(tokenizer), stop, checkpoint_seconds=0)
-    assert (tmp_path / "parts" / CHECKPOINT).exists()
+    assert (tmp_path / "parts.training.pt").exists() and not (tmp_path / "parts").exists()
     train_subject(texts, tokenizer, tmp_path / "parts", config(tokenizer))
     from saefast.activations.lm import load_model
 
     one, other = (load_model(str(tmp_path / name))[0] for name in ("whole", "parts"))
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-    assert not (tmp_path / "parts" / CHECKPOINT).exists()
+    assert not (tmp_path / "parts.training.pt").exists()
 
 
 def test_training_of_another_config_is_refused(texts, tokenizer, tmp_path):
     def stop(n):
-        if (tmp_path / CHECKPOINT).exists():
+        if (tmp_path / "A.training.pt").exists():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_subject(texts, tokenizer, tmp_path, config(tokenizer), stop, checkpoint_seconds=0)
+        train_subject(texts, tokenizer, tmp_path / "A", config(tokenizer), stop, checkpoint_seconds=0)
     with pytest.raises(InputError, match="expected the training of"):
-        train_subject(texts, tokenizer, tmp_path, config(tokenizer, lr=1.0))
+        train_subject(texts, tokenizer, tmp_path / "A", config(tokenizer, lr=1.0))
+
+
+def test_a_loss_that_is_no_number_stops_it(texts, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "saefast.study.subject.next_token_loss", lambda model, tokens: torch.tensor(torch.nan)
+    )
+    with pytest.raises(InputError, match="the loss of step 1 is nan"):
+        train_subject(texts, tokenizer, tmp_path / "A", config(tokenizer))
+    assert not (tmp_path / "A").exists()
 
 
 def test_too_little_text_is_said(texts, tokenizer, tmp_path):
     with pytest.raises(InputError, match="expected 1000000 tokens of training text, got"):
-        train_subject(texts, tokenizer, tmp_path, config(tokenizer, tokens=1_000_000))
+        train_subject(texts, tokenizer, tmp_path / "A", config(tokenizer, tokens=1_000_000))
 
 
 def test_a_vocabulary_that_the_text_cannot_fill_is_refused(texts, tmp_path):
