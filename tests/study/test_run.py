@@ -1,5 +1,7 @@
 """What a study refuses before it begins, and what it goes on with. All of it runs at the scale ci in .ci/run."""
 
+from itertools import pairwise
+
 import pytest
 
 from saefast.errors import InputError
@@ -36,6 +38,6 @@ def test_too_little_text_is_said_before_anything_is_trained(tmp_path):
 
 def test_scales_grow():
     sizes = [vars(SCALES[name]) for name in ("ci", "laptop", "gpu")]
-    for small, large in zip(sizes, sizes[1:]):
+    for small, large in pairwise(sizes):
         smaller = [name for name, value in small.items() if name != "name" and value > large[name]]
         assert smaller == []

@@ -13,16 +13,22 @@ HOOK = "transformer.h.1"
 
 
 def case(tmp_path):
-    sae = sae_of(d_sae=40)
-    records, _, model = recorded(tmp_path, sae, "gpt2")
-    documents = rows_of(records, "score").any(axis=1)
-    contexts = [np.unique(records.entries(latent)[0] // records.text.length) for latent in range(40)]
-    n_active = np.array([documents[each].sum() for each in contexts])
-    latent = int(
-        np.where(n_active < documents.sum(), n_active, 0).argmax()
-    )  # in many contexts, but not in all
-    labels = np.random.default_rng(0).random(records.text.contexts.shape) < 0.4
-    return sae, records, model, latent, labels
+    """A latent that is active in some contexts, but not in all, and one that never is."""
+    for seed in range(30):
+        sae = sae_of(d_sae=40, seed=seed)
+        records, _, model = recorded(tmp_path / str(seed), sae, "gpt2")
+        labels = np.random.default_rng(0).random(records.text.contexts.shape) < 0.4
+        documents = rows_of(records, "score").any(axis=1)
+        contexts = [np.unique(records.entries(latent)[0] // records.text.length) for latent in range(40)]
+        n_active = np.array([documents[each].sum() for each in contexts])
+        n_active[n_active == documents.sum()] = 0
+        latent = int(n_active.argmax())
+        after = np.zeros(labels.shape, bool)
+        after.ravel()[records.entries(latent)[0]] = True
+        reached = rows_of(records, "score")[:, 1:] & labels[:, 1:] & after[:, :-1]
+        if n_active.max() > 2 and min(map(len, contexts)) == 0 and reached.any():
+            return sae, records, model, latent, labels
+    raise AssertionError("no SAE has such latents")
 
 
 def test_means_are_those_of_all_contexts(tmp_path):

@@ -101,7 +101,7 @@ def test_neighbours_and_sets():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_runs_as_a_loop_counts_them(seed):
-    tokens = text(1, 200, seed)[0].tolist()
+    tokens = text(1, 1000, seed)[0].tolist()
     for name in ("digits", "letters A, C, G and T", "Hebrew letters", "letters"):
         has, run = CLASSES.table[:, CLASSES.names.index(name)], 0
         want = {2: [], 4: []}
