@@ -79,7 +79,7 @@ def _named(
     most: int,
     legend: Any,
 ) -> None:
-    axes.figure.canvas.draw()  # the limits and the legend are settled
+    axes.figure.draw_without_rendering()  # the limits and the legend are settled
     taken, frame, n = [legend.get_window_extent()], axes.get_window_extent(), 0
     numbers = found.atlas.clusters.numpy()
     for cluster in clusters:

@@ -159,4 +159,4 @@ def test_logits_that_sort_by_frequency_win_nothing_against_matched_tokens():
     plain, matched = (
         np.mean([getattr(one, name) for one in found]) for name in ("accuracy", "matched_accuracy")
     )
-    assert plain > 0.6 and abs(matched - 0.5) < 0.05
+    assert plain > 0.6 and abs(matched - 0.5) < min(0.08, plain - 0.5 - 0.04)
