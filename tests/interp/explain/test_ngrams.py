@@ -159,7 +159,7 @@ def test_activations_are_those_of_the_model(dictionary, monkeypatch):
     activations = model_activations(model, hook, sae)
     for latent in dense.sum(dim=0).topk(3).indices.tolist():
         got = activations(texts.numpy(), at, latent)
-        np.testing.assert_allclose(got, dense[:, latent], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(got, dense[:, latent], rtol=1e-4, atol=1e-5)  # sums in another order
         assert got.any()
 
 
