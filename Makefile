@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -n auto --dist worksteal
 demo: $(VENV)/ready
 	$(BIN)/python examples/demo.py $(if $(DEBIAN),--debian)
 
-# About 6 minutes on 2 cores: every op, architecture, format and command, but not every combination of them.
+# About 8 minutes on 2 cores: every op, architecture, format and command, but not every combination of them.
 test: $(VENV)/ready
 	$(PYTEST) -m "not slow and not gpu"
 

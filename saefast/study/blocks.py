@@ -13,6 +13,11 @@ img { max-width: 100%; background: white } code { overflow-wrap: anywhere }
 """
 
 
+def file_of(picture: str) -> str:
+    """Where a picture lies in the folder of the study: without spaces, which a link of Markdown cannot have."""
+    return f"pictures/{picture.replace(' ', '-')}.png"
+
+
 VERDICTS = {True: "passed", False: "failed", None: "skipped"}
 
 
@@ -22,7 +27,7 @@ class Table(NamedTuple):
 
 
 class Picture(NamedTuple):
-    name: str  # in pictures/
+    name: str  # of the file, see `file_of`
     what: str
 
 
@@ -48,7 +53,7 @@ def as_html(title: str, written: Sequence[Section]) -> str:
 
 def _html_of(part: "str | Table | Picture | Link") -> str:
     if isinstance(part, Picture):
-        source, what = f"pictures/{html.escape(part.name)}.png", html.escape(part.what)
+        source, what = html.escape(file_of(part.name)), html.escape(part.what)
         return f'<figure><img src="{source}" alt="{what}"><figcaption>{what}</figcaption></figure>'
     if isinstance(part, Link):
         return f'<p><a href="{html.escape(part.to)}">{html.escape(part.text)}</a></p>'
@@ -77,7 +82,7 @@ def as_markdown(title: str, written: Sequence[Section]) -> str:
 
 def _markdown_of(part: "str | Table | Picture | Link") -> str:
     if isinstance(part, Picture):
-        return f"![{part.what}](pictures/{part.name}.png)"
+        return f"![{part.what}]({file_of(part.name)})"
     if isinstance(part, Link):
         return f"[{part.text}]({part.to})"
     if isinstance(part, Table):

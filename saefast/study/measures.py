@@ -1,5 +1,6 @@
 """The stages that measure dictionaries by themselves: ground truth, exactness, density sets, neurons."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ def exactness(world: World) -> dict[str, Any]:
     return {"projection": projection(world.sae("A1"), x)._asdict(), "resampled": resampled()._asdict()}
 
 
+@cache
 def sets_of(world: World, name: str) -> DensitySets:
     return density_sets(world.records(name), world.sae(name))
 

@@ -80,8 +80,9 @@ def _densities(found: Found) -> Iterator[Row]:
     apart = brute["largest_difference"]
     said = f"differ by {apart} of {brute['tokens']:,} tokens at most, over {brute['latents']} latents"
     yield Row(3, "densities beside those counted from the encoder", "the same", said, apart == 0)
-    said = f"dead {a1['dead']}, ultra-low {a1['ultra_low']}, above 1 % {a1['above_1_percent']} of {a1['latents']}"
-    yield Row(3, "A/1, the sets", "reported", said, True)
+    said = f"dead {a1['dead']}, ultra-low {a1['ultra_low']}, live {a1['live']}, above 1 % {a1['above_1_percent']} of {a1['latents']}"
+    whole = a1["dead"] + a1["ultra_low"] + a1["live"] == a1["latents"]
+    yield Row(3, "A/1, the sets", "each latent in one of them", said, whole)
 
 
 def _exactness(found: Found, dictionaries: Found) -> Iterator[Row]:

@@ -17,6 +17,7 @@ from saefast.interp.neurons import neurons
 from saefast.interp.records import Records
 from saefast.interp.vocabulary import Vocabulary, tokenizer_of
 from saefast.sae import SAE
+from saefast.study.blocks import file_of
 from saefast.study.folder import Folder
 from saefast.study.scales import Scale
 from saefast.study.subject import HOOK, SubjectConfig
@@ -91,9 +92,9 @@ class World:
         )
 
     def picture(self, name: str) -> Path:
-        folder = self.path / "pictures"
-        folder.mkdir(exist_ok=True)
-        return folder / f"{name}.png"
+        path = self.path / file_of(name)
+        path.parent.mkdir(exist_ok=True)
+        return path
 
     def dictionary(self, name: str) -> Path:
         return self.path / "dictionaries" / name

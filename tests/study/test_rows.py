@@ -21,7 +21,7 @@ DICTIONARIES = {
     "A1-not-resampled": {"dead": 0.2},
 }
 DENSITIES = {
-    "A1": {"live": 3000, "dead": 1, "ultra_low": 2, "above_1_percent": 3, "latents": 4096},
+    "A1": {"live": 3000, "dead": 500, "ultra_low": 596, "above_1_percent": 3, "latents": 4096},
     "brute_force": {"largest_difference": 0, "tokens": 100, "latents": 64},
 }
 EXACTNESS = {
@@ -125,7 +125,7 @@ CHANGES = [
     (2, ("dictionaries", "A1", "l0"), 4.9),
     (2, ("dictionaries", "A1", "recovered"), 0.74),
     (2, ("dictionaries", "A2", "recovered"), 0.8),
-    (2, ("densities", "A1", "live"), 2047),
+    (3, ("densities", "A1", "dead"), 501),
     (3, ("densities", "brute_force", "largest_difference"), 1),
     (4, ("exactness", "resampled", "untouched"), False),
     (4, ("exactness", "resampled", "moment"), 0.1),
@@ -172,6 +172,12 @@ def test_the_other_side_of_each_bar_fails_its_row_alone(number, place, value):
         at = at[key]
     at[place[-1]] = value
     assert failed(found) == {number}
+
+
+def test_too_few_live_latents():
+    found = copy.deepcopy(ALL)
+    found["densities"]["A1"] |= {"live": 2047, "dead": 1453}
+    assert failed(found) == {2}
 
 
 def test_a_stage_that_has_not_run_has_no_row():
