@@ -11,6 +11,7 @@ from saefast.interp.pictures import draw_automata, draw_families, draw_ladder_ma
 from saefast.interp.splitting import families, splitting
 from saefast.interp.universality import universality
 from saefast.study.measures import LADDER, live
+from saefast.study.planted_cycle import planted_cycle
 from saefast.study.world import World, subject_of
 
 NAMES = ["A/0", "A/1", "A/2"]
@@ -62,8 +63,8 @@ def split(world: World) -> dict[str, Any]:
 
 
 def states(world: World) -> dict[str, Any]:
-    """The next-step graph of A/1."""
+    """The next-step graph of A/1, and a planted one."""
     found = automata(world.records("A1"), logits_of(world, "A1"), alive=live(world, "A1"))
     if found.loops or found.pairs or found.longer:
         draw_automata(found, world.picture("automata"), world.vocabulary)
-    return found.as_json(world.vocabulary)
+    return found.as_json(world.vocabulary) | {"planted": planted_cycle(world.path / "planted-cycle")}

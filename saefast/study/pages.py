@@ -9,11 +9,10 @@ from saefast.interp.compare import compare
 from saefast.interp.effects import Effects
 from saefast.interp.explain import add_sentences
 from saefast.interp.explain.lookup import LookUp
-from saefast.interp.explain.rules import Rules
 from saefast.interp.look import Compared, write_site
 from saefast.interp.trial import Registration, unblind
 from saefast.study.measures import live
-from saefast.study.people import ARMS, registration_of
+from saefast.study.people import ARMS, EXPLAINERS, registration_of, rules_of
 from saefast.study.world import World
 
 
@@ -22,7 +21,7 @@ def pages(world: World) -> dict[str, Any]:
     scores = _scores(world)
     for arm, name in (("features", "A1"), ("neurons", "neurons-A")):
         records = world.records(name)
-        look, rules = LookUp(records, world.vocabulary), Rules(records, world.vocabulary)
+        look = LookUp(records, world.vocabulary)
         alive = [int(latent) for latent in np.flatnonzero(live(world, name))]
         add_sentences(
             records.folder,
@@ -30,8 +29,11 @@ def pages(world: World) -> dict[str, Any]:
             {latent: look.explain(latent) for latent in alive},
             scores[arm, "lookup"],
         )
-        chosen = scores[arm, "rules"]
-        add_sentences(records.folder, "rules", {latent: rules.explain(latent) for latent in chosen}, chosen)
+        for rules in rules_of(records, world.vocabulary):
+            chosen = scores[arm, rules.name]
+            add_sentences(
+                records.folder, rules.name, {latent: rules.explain(latent) for latent in chosen}, chosen
+            )
     return {
         "features": _write(world, "A1", "B1" if world.has_twin else None, "look"),
         "neurons": _write(world, "neurons-A", None, "look-neurons"),
@@ -41,7 +43,7 @@ def pages(world: World) -> dict[str, Any]:
 def _scores(world: World) -> dict[tuple[str, str], dict[int, dict[str, float]]]:
     """By arm and explainer, the Spearman correlation of each unit of the trial."""
     found: dict[tuple[str, str], dict[int, dict[str, float]]] = {
-        (arm, name): {} for arm in ARMS for name in ("lookup", "ngrams", "rules")
+        (arm, name): {} for arm in ARMS for name in EXPLAINERS
     }
     for unit, row in unblind(Registration(registration_of(world)), world.path / "trial" / "scores.jsonl"):
         found[unit.arm, row["explainer"]][unit.latent] = {"spearman": float(row["scores"]["spearman"])}

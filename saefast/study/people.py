@@ -33,8 +33,8 @@ from saefast.study.progress import bar
 from saefast.study.world import World, subject_of
 
 ARMS = {"features": "A1", "today": "A1k", "neurons": "neurons-A", "shuffled": "S1"}
-EXPLAINERS = ("lookup", "ngrams", "rules")
-PRIMARY = "rules"
+EXPLAINERS = ("lookup", "ngrams", "two rules", "rules")
+PRIMARY = "two rules"  # it tells planted units apart best
 LOGITS = 60  # positive ones that the test on logits ranks
 
 
@@ -44,7 +44,7 @@ def gates(world: World) -> dict[str, Any]:
     explainers: list[Explainer] = [
         LookUp(planted.records, planted.vocabulary),
         NGrams(planted.records, planted.vocabulary, planted.activations),
-        Rules(planted.records, planted.vocabulary),
+        *rules_of(planted.records, planted.vocabulary),
     ]
     found = gate(planted, explainers)
     return {
@@ -104,12 +104,17 @@ def _arm(world: World, name: str) -> Arm:
 
 
 def explainers(records: Records, vocabulary: Vocabulary, model: Any, hook: str, sae: Any) -> list[Explainer]:
-    """The three that need no remote model."""
+    """Those that need no remote model."""
     return [
         LookUp(records, vocabulary),
         NGrams(records, vocabulary, model_activations(model, hook, sae)),
-        Rules(records, vocabulary),
+        *rules_of(records, vocabulary),
     ]
+
+
+def rules_of(records: Records, vocabulary: Vocabulary) -> list[Rules]:
+    """At most two, and at most eight."""
+    return [Rules(records, vocabulary, n_rules=2, name=PRIMARY), Rules(records, vocabulary)]
 
 
 def blind(world: World) -> dict[str, Any]:

@@ -254,6 +254,8 @@ def _splitting(found: Found) -> Iterator[Row]:
 
 
 def _automata(found: Found) -> Iterator[Row]:
+    pairs, states = found["planted"]["pairs"], found["planted"]["states"]
+    yield Row(30, "a planted cycle of two states", f"{states} alone", f"{pairs}", found["planted"]["found"])
     n = found["n_loops_of_contexts"]
     said = f"{n} self loops of contexts, {len(found['pairs'])} cycles of two states"
     yield Row(30, "next-step graph of A/1", "a self loop of a context", said, n >= 1)

@@ -84,7 +84,11 @@ UNIVERSALITY = {
     "neurons": {"activation": {"median": 0.5}},
 }
 SPLITTING = {"steps": [{"split": 0.6, "lower_density_where_split": 0.8}]}
-AUTOMATA = {"n_loops_of_contexts": 3, "pairs": [1]}
+AUTOMATA = {
+    "n_loops_of_contexts": 3,
+    "pairs": [1],
+    "planted": {"states": [0, 1], "pairs": [[0, 1]], "found": True},
+}
 ALL = {
     "subjects": SUBJECTS,
     "dictionaries": DICTIONARIES,
@@ -159,6 +163,7 @@ CHANGES = [
     (15, ("splitting", "steps", 0, "split"), 0.49),
     (15, ("splitting", "steps", 0, "lower_density_where_split"), 0.69),
     (30, ("automata", "n_loops_of_contexts"), 0),
+    (30, ("automata", "planted", "found"), False),
 ]
 
 

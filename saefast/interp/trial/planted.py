@@ -96,7 +96,7 @@ def plant(folder: str | Path, seed: int = 0, n_contexts: int = 800, n_noise: int
         unit.has_effect and row[-1] > PROMOTED for unit, row in zip(units, logits.positive, strict=True)
     ]
     return Planted(
-        _records(
+        planted_records(
             Path(folder) / f"{seed}-{n_contexts}-{n_noise}",
             np.stack(rows, axis=-1).astype(np.float32),
             contexts,
@@ -154,8 +154,8 @@ def _recorded(rng: np.random.Generator, unit: PlantedUnit, clean: np.ndarray) ->
     return np.maximum(acts, 0.2 * largest * rng.random(shape) * (rng.random(shape) < 0.001))
 
 
-def _records(folder: Path, rows: np.ndarray, contexts: np.ndarray) -> Records:
-    """Of the units [m, L, n] as neurons; the separators have no row."""
+def planted_records(folder: Path, rows: np.ndarray, contexts: np.ndarray) -> Records:
+    """Of units with these activations [m, L, n], as neurons, on contexts [m, L]; token 0 separates documents and has no row."""
     shards, n = folder / "shards", rows.shape[-1]
     if not shards.exists():
         begun = folder / "shards-begun"  # a kill leaves this one
@@ -165,7 +165,8 @@ def _records(folder: Path, rows: np.ndarray, contexts: np.ndarray) -> Records:
         place = torch.from_numpy(has_row)
         x, ids = torch.from_numpy(rows.reshape(-1, n)[has_row]), torch.from_numpy(contexts).to(torch.int32)
         writer = ShardWriter(begun, n, torch.float32)
-        writer.append(x, ids, place // LENGTH, place % LENGTH)
+        length = contexts.shape[1]
+        writer.append(x, ids, place // length, place % length)
         writer.close()
         begun.rename(shards)
     return record(neurons(n), ShardSource(shards), folder / "records", separators=[0])
