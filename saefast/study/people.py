@@ -58,7 +58,7 @@ def _pool(world: World, name: str) -> Sequence[int]:
 
 
 def _config(world: World) -> TrialConfig:
-    return TrialConfig(explainers=EXPLAINERS, primary=PRIMARY, n_units=world.scale.units)
+    return TrialConfig(explainers=EXPLAINERS, primary=PRIMARY, also=("today",), n_units=world.scale.units)
 
 
 def registered(world: World) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from saefast.study.control import ASKED
 
 Found = dict[str, Any]
+NAMES = {"features": "A/1 (2023)", "today": "A/1 (BatchTopK)"}
 
 
 class Row(NamedTuple):
@@ -144,29 +145,27 @@ def _trial(found: Found, gates: Found) -> Iterator[Row]:
         said,
         usable[found["primary"]],
     )
-    one, p = found["registered"], found["registered"]["p"]
     of_units = found["measured"][found["primary"]]["not single token"]["spearman"]["arms"]
-    means = ", ".join(
-        f"{arm} {mean['mean']:.3f}" for arm, mean in of_units.items() if mean["mean"] is not None
-    )
-    if one["difference"] is None or p is None:
-        yield Row(8, "features over neurons", "above 0, p < 0.01", f"too few units: {means}", None)
-    else:
-        said = f"{one['difference']:+.3f} ({one['low']:+.3f} to {one['high']:+.3f}), p = {p:.4f}; {means}"
-        good = one["difference"] > 0 and p < found["threshold"]
-        yield Row(
-            8, "mean Spearman of features minus neurons, no single tokens", "above 0, p < 0.01", said, good
-        )
+    for arm, one in (("features", found["registered"]), *found["also"].items()):
+        what = f"{NAMES[arm]} minus neurons, mean Spearman, no single tokens"
+        a, b = of_units[arm], of_units["neurons"]
+        if one["difference"] is None or one["p"] is None:
+            said, good = f"too few units: {a['n']} and {b['n']}", None
+        else:
+            said = f"{one['difference']:+.3f} ({one['low']:+.3f} to {one['high']:+.3f}), p = {one['p']:.4f}; "
+            said += f"{a['mean']:.3f} of {a['n']} units and {b['mean']:.3f} of {b['n']}"
+            good = one["difference"] > 0 and one["p"] < found["threshold"]
+        yield Row(8, what, f"above 0, p < {found['threshold']}", said, good)
     logits = found["measured"][found["primary"]]["all"].get("logit_accuracy", {}).get("arms")
     if logits is None or not found["gates"][found["primary"]]["logit_usable"]:
         yield Row(
             9, "explanations tested on logits", "0.05 over neurons", "the test is not usable here", None
         )
         return
-    a, b, c = (logits[arm]["mean"] for arm in ("features", "neurons", "shuffled"))
-    yield Row(
-        9, "accuracy on logits, features over neurons", "0.05 more", f"{a:.3f} and {b:.3f}", a >= b + 0.05
-    )
+    b, c = (logits[arm]["mean"] for arm in ("neurons", "shuffled"))
+    for arm in ("features", *found["also"]):
+        a, what = logits[arm]["mean"], f"accuracy on logits, {NAMES[arm]} over neurons"
+        yield Row(9, what, "0.05 more", f"{a:.3f} and {b:.3f}", a >= b + 0.05)
     yield Row(9, "accuracy on logits, shuffled model", "0.45 to 0.55", f"{c:.3f}", 0.45 <= c <= 0.55)
 
 
@@ -199,7 +198,7 @@ def _contexts(found: Found) -> Iterator[Row]:
         row = known[name]
         one, other = row["feature"], row["neuron"]
         top = 0.0 if one["top_half"] is None else one["top_half"]
-        said = f"feature {one['latent']} AUC {one['auc']:.3f}, top half {top:.0%}; neuron {other['latent']} AUC {other['auc']:.3f}"
+        said = f"{row['dictionary'][0]}/{row['dictionary'][1:]} {one['latent']} AUC {one['auc']:.3f}, top half {top:.0%}; neuron {other['latent']} AUC {other['auc']:.3f}"
         bar = "AUC 0.95, 80 % of the top half in it, 0.05 over the best neuron"
         yield Row(11, name, bar, said, not row["missed"])
 
@@ -212,9 +211,10 @@ def _neurons(found: Found) -> Iterator[Row]:
 
 def _effects(found: Found) -> Iterator[Row]:
     for name, one in found["contexts"].items():
-        ratio = one["ablation"]["ratio"]["value"]
-        said = f"{ratio:.1f} times ({one['ablation']['inside']['value']:.4f} nats inside)"
-        good = ratio >= 5 and one["ablation"]["inside"]["value"] > 0
+        ratio, inside = one["ablation"]["ratio"]["value"], one["ablation"]["inside"]["value"]
+        times = "no effect outside" if ratio is None else f"{ratio:.1f} times"
+        good = (ratio is None or ratio >= 5) and inside > 0
+        said = f"{times} ({inside:.4f} nats inside)"
         yield Row(13, f"{name} feature taken out: loss in the context over outside", "5 times", said, good)
         pinned, free = (one["pinned"][arm]["share"] for arm in ("pinned", "unpinned"))
         good = pinned >= 0.5 and free <= 0.05

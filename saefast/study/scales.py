@@ -9,6 +9,24 @@ Name = Literal["ci", "laptop", "gpu"]
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """How a dictionary by the recipe of 2023 is trained. BatchTopK has the same batch."""
+
+    batch: int
+    lr: float
+    resampled_at: tuple[float, ...]
+    """Shares of the steps after which dead latents are resampled."""
+    dead_after: float
+    """Without activity over this share of the steps a latent is dead."""
+
+
+PAPER = Schedule(batch=8192, lr=1e-4, resampled_at=(0.025, 0.05, 0.075, 0.1), dead_after=0.0125)
+"""A million steps. lr is that of Nanda's replication: the paper has none."""
+SHORT = Schedule(batch=512, lr=1e-3, resampled_at=(0.1, 0.2, 0.3, 0.4, 0.5), dead_after=0.02)
+"""Of a few thousand steps, in which latents that begin as noise are still dying when a tenth of them is done: benchmarks/LOG.md."""
+
+
+@dataclass(frozen=True)
 class Scale:
     """Tokens, sizes and units. Every size is one that the pass conditions can be met at, but for those of `ci`."""
 
@@ -21,6 +39,9 @@ class Scale:
     """Sizes of the dictionaries of subject A: A/0, A/1, A/2."""
     dictionary_tokens: tuple[int, ...]
     """Activations that each of the ladder is trained on, each once."""
+    today_tokens: tuple[int, ...]
+    """The same of those of BatchTopK."""
+    schedule: Schedule
     other_tokens: int
     """The same of the dictionaries of subject B and of the shuffled model, of the size of A/1."""
     resample_tokens: int
@@ -46,6 +67,8 @@ SCALES = {
         subject_batch=8,
         ladder=(256, 512, 1024),
         dictionary_tokens=(100_000, 100_000, 60_000),
+        today_tokens=(60_000, 60_000, 30_000),
+        schedule=SHORT,
         other_tokens=60_000,
         resample_tokens=60_000,
         record_tokens=60_000,
@@ -60,12 +83,14 @@ SCALES = {
         subject_tokens=12_000_000,
         subject_batch=32,
         ladder=(512, 4096, 16_384),
-        dictionary_tokens=(4_000_000, 4_000_000, 2_000_000),
+        dictionary_tokens=(3_000_000, 5_000_000, 2_000_000),
+        today_tokens=(2_000_000, 3_000_000, 500_000),
+        schedule=SHORT,
         other_tokens=3_000_000,
         resample_tokens=600_000,
         record_tokens=1_000_000,
         contexts=64,
-        units=100,
+        units=300,
         cards=60,
         samples=20,
         recovery_tokens=2_000_000,
@@ -76,6 +101,8 @@ SCALES = {
         subject_batch=256,
         ladder=(512, 4096, 16_384),
         dictionary_tokens=(8_192_000_000, 8_192_000_000, 8_192_000_000),
+        today_tokens=(1_000_000_000, 1_000_000_000, 1_000_000_000),
+        schedule=PAPER,
         other_tokens=8_192_000_000,
         resample_tokens=100_000_000,
         record_tokens=40_960_000,

@@ -110,8 +110,7 @@ def _dictionaries(found: Found) -> list[Any]:
             f"{one['tokens']:,}",
             f"{one['l0']:.1f}",
             f"{one['fvu']:.3f}",
-            f"{one['recovered']:.1%}",
-            f"{one['recovered_of_mean']:.1%}",
+            *(_recovered(one[key], name) for key in ("recovered", "recovered_of_mean")),
             f"{one['dead']:.1%}",
             f"{one['tokens_per_second']:,.0f}",
         )
@@ -119,6 +118,11 @@ def _dictionaries(found: Found) -> list[Any]:
     ]
     said = "Recovered: the share of the loss that ablating the MLP costs which the dictionary gives back; the paper warns that zero ablation flatters it."
     return [said, Table(head, lines)]
+
+
+def _recovered(share: float, name: str) -> str:
+    """The MLP of the shuffled model is of no use to it: there is nothing to recover."""
+    return "" if name.startswith("S") else f"{share:.1%}"
 
 
 def _densities(found: Found) -> list[Any]:

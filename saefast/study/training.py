@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -96,17 +97,18 @@ def ladder(world: World) -> list[Wanted]:
     """A/0, A/1, A/2 by the recipe of 2023."""
     scale = world.scale
     sizes = zip(scale.ladder, scale.dictionary_tokens, strict=True)
-    return [Wanted(f"A{i}", "A", d_sae, tokens) for i, (d_sae, tokens) in enumerate(sizes)]
+    return [Wanted(f"A{i}", "A", d_sae, tokens, scale.schedule) for i, (d_sae, tokens) in enumerate(sizes)]
 
 
 def others(world: World) -> list[Wanted]:
     """A/1 of the second subject and of the control, and the pair that shows resampling."""
     scale, d_sae = world.scale, world.scale.ladder[1]
-    found = [Wanted("B1", "B", d_sae, scale.other_tokens)] if world.has_twin else []
-    found.append(Wanted("S1", "shuffled", d_sae, scale.other_tokens))
+    of = scale.schedule
+    found = [Wanted("B1", "B", d_sae, scale.other_tokens, of)] if world.has_twin else []
+    found.append(Wanted("S1", "shuffled", d_sae, scale.other_tokens, of))
     pair = {"A1-resampled": True, "A1-not-resampled": False}
     return found + [
-        Wanted(name, "A", d_sae, scale.resample_tokens, resample=resample, lr=FATAL_LR)
+        Wanted(name, "A", d_sae, scale.resample_tokens, of, resample=resample, lr=FATAL_LR)
         for name, resample in pair.items()
     ]
 
@@ -114,10 +116,10 @@ def others(world: World) -> list[Wanted]:
 def dictionaries(world: World) -> dict[str, Any]:
     """Train all; BatchTopK with the L0 that the recipe of 2023 gave at the same size."""
     found = {wanted.name: _fit(world, wanted) for wanted in [*ladder(world), *others(world)]}
-    for wanted in ladder(world):
+    for wanted, tokens in zip(ladder(world), world.scale.today_tokens, strict=True):
         k = max(1, round(found[wanted.name]["l0"]))
-        today = Wanted(f"{wanted.name}k", "A", wanted.d_sae, wanted.tokens, "batch_topk", k)
-        found[today.name] = _fit(world, today)
+        name = f"{wanted.name}k"
+        found[name] = _fit(world, replace(wanted, name=name, tokens=tokens, kind="batch_topk", k=k))
     return found
 
 

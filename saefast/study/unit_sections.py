@@ -20,9 +20,10 @@ MEASURES = {  # and what an explainer has to pass on planted units for them to b
 }
 
 
-def latent(number: int) -> Link:
-    """To its page in the browser."""
-    return Link(str(number), f"{LOOK}#latent/{number}")
+def latent(number: int, dictionary: str = "A1") -> str | Link:
+    """To its page in the browser, which is of A/1."""
+    name = f"{dictionary[0]}/{dictionary[1:]} {number}"
+    return Link(name, f"{LOOK}#latent/{number}") if dictionary == "A1" else name
 
 
 def registration(found: Found) -> list[Any]:
@@ -84,6 +85,7 @@ def contexts(found: Found) -> list[Any]:
         "share",
         "feature",
         "AUC",
+        "the best of A/0, A/1, A/2, A/1k",
         "top half in it",
         "Pearson",
         "neuron",
@@ -97,15 +99,16 @@ def contexts(found: Found) -> list[Any]:
         cells = [
             row["context"],
             f"{row['share']:.2%}",
-            latent(one["latent"]),
+            latent(one["latent"], row["dictionary"]),
             f"{one['auc']:.3f}",
+            ", ".join(f"{of['auc']:.3f}" for of in row["of"].values()),
             _share(one["top_half"]),
         ]
         cells += ["" if one["pearson"] is None else f"{one['pearson']:.2f}"]
         cells += [other["latent"], f"{other['auc']:.3f}", _share(other["top_half"]), ", ".join(row["missed"])]
         lines.append(cells)
     skipped = ", ".join(f"{name} ({n})" for name, n in found["skipped"].items())
-    said = "Chosen on one half of the documents, measured on the other. "
+    said = "Chosen on one half of the documents, measured on the other; A/1k is BatchTopK's. "
     said += f"Too little of it in the text (tokens): {skipped or 'none'}."
     pictures = [
         Picture(f"context-{row['context']}", f"{row['context']}: activations in it and outside")
@@ -135,11 +138,11 @@ def control(found: Found) -> list[Any]:
         ablation = one["ablation"]
         cells = [
             name,
-            latent(one["latent"]),
+            latent(one["latent"], one["dictionary"]),
             f"{ablation['inside']['value']:.4f}",
             f"{ablation['outside']['value']:.4f}",
         ]
-        lines.append([*cells, f"{ablation['ratio']['value']:.1f}", *(f"{share:.0%}" for share in shares)])
+        lines.append([*cells, _ratio(ablation["ratio"]["value"]), *(f"{share:.0%}" for share in shares)])
         written.append((name, one["examples"]["pinned"][0][:160], one["examples"]["unpinned"][0][:160]))
     heard = [
         (
@@ -155,6 +158,10 @@ def control(found: Found) -> list[Any]:
         "Features scaled, in nats a token on which they are active, beside random directions of the same norm and of the covariance of the rows.",
         Table(("scaled", "features", "random", "covariance"), heard),
     ]
+
+
+def _ratio(value: float | None) -> str:
+    return "no effect outside" if value is None else f"{value:.1f}"
 
 
 def universality(found: Found) -> list[Any]:

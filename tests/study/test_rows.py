@@ -42,13 +42,15 @@ BLIND = {
     "leak_planted": LEAK,
     "leak": LEAK,
 }
-MEANS = {arm: {"mean": mean} for arm, mean in (("features", 0.6), ("neurons", 0.4), ("shuffled", 0.5))}
-LOGITS = {arm: {"mean": mean} for arm, mean in (("features", 0.7), ("neurons", 0.6), ("shuffled", 0.5))}
+ARMS = ("features", "today", "neurons", "shuffled")
+MEANS = {arm: {"n": 9, "mean": mean} for arm, mean in zip(ARMS, (0.6, 0.7, 0.4, 0.5), strict=True)}
+LOGITS = {arm: {"mean": mean} for arm, mean in zip(ARMS, (0.7, 0.7, 0.6, 0.5), strict=True)}
 GATES = {"rules": {"usable": True, "logit_usable": True, "auc": 0.97}}
 TRIAL = {
     "primary": "rules",
     "threshold": 0.01,
     "registered": {"difference": 0.2, "low": 0.1, "high": 0.3, "p": 0.001},
+    "also": {"today": {"difference": 0.3, "low": 0.2, "high": 0.4, "p": 0.001}},
     "gates": GATES,
     "arms": {
         "features": {"single_token": 2, "units": 10},
@@ -66,6 +68,7 @@ CONTEXTS = {
     "rows": [
         {
             "context": "dna",
+            "dictionary": "A0",
             "missed": [],
             "feature": {"latent": 7, "auc": 0.97, "top_half": 0.9},
             "neuron": {"latent": 3, "auc": 0.8},
@@ -146,6 +149,7 @@ CHANGES = [
     (7, ("blind", "leak_planted", "metadata", "logistic"), 0.39),
     (8, ("trial", "registered", "p"), 0.01),
     (8, ("trial", "registered", "difference"), -0.1),
+    (8, ("trial", "also", "today", "p"), 0.02),
     (8, ("gates", "rules", "usable"), False),
     (9, ("trial", "measured", "rules", "all", "logit_accuracy", "arms", "features", "mean"), 0.64),
     (9, ("trial", "measured", "rules", "all", "logit_accuracy", "arms", "shuffled", "mean"), 0.56),
@@ -200,3 +204,12 @@ def test_a_test_on_logits_that_is_not_usable_says_nothing():
     found = copy.deepcopy(ALL)
     found["trial"]["gates"]["rules"]["logit_usable"] = False
     assert [row.passed for row in rows(found) if row.number == 9] == [None]
+
+
+def test_a_feature_without_an_effect_outside_passes_if_it_has_one_inside():
+    found = copy.deepcopy(ALL)
+    ablation = found["control"]["contexts"]["dna"]["ablation"]
+    ablation["ratio"]["value"] = None
+    assert failed(found) == set() and any("no effect outside" in row.found for row in rows(found))
+    ablation["inside"]["value"] = 0.0
+    assert failed(found) == {13}

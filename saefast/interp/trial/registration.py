@@ -50,6 +50,8 @@ class TrialConfig:
     better: str = "features"
     """The arm that the hypothesis says is better."""
     worse: str = "neurons"
+    also: tuple[str, ...] = ()
+    """Further arms that are said to be better than `worse`, each by the same test."""
     n_units: int = 100
     """Of each arm, or as many as there are."""
     seed: int = 0
@@ -67,10 +69,16 @@ class TrialConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "explainers", tuple(self.explainers))
+        object.__setattr__(self, "also", tuple(self.also))
         names, n = self.explainers, len(set(self.explainers))
         check(n == len(names) > 0, f"explainers: expected different names, got {list(names)}")
         check(self.primary in names, f"primary: expected one of {list(names)}, got {self.primary!r}")
         check(self.better != self.worse, f"better, worse: expected two arms, got {self.better!r} twice")
+        others = {self.better, self.worse}.isdisjoint(self.also) and len(set(self.also)) == len(self.also)
+        check(
+            others,
+            f"also: expected other arms than {self.better!r} and {self.worse!r}, got {list(self.also)}",
+        )
         for name, least in (
             ("n_units", 2),
             ("n_permutations", 99),
@@ -87,8 +95,13 @@ class TrialConfig:
     def words(self) -> dict[str, str]:
         """The hypothesis as sentences."""
         a, b, by = self.better, self.worse, self.primary
+        too = (
+            f" So do those of {' and of '.join(self.also)}, each by the same statistic and test."
+            if self.also
+            else ""
+        )
         return {
-            "hypothesis": f"Explanations ({by}) of {a} predict their activations better than those of {b}.",
+            "hypothesis": f"Explanations ({by}) of {a} predict their activations better than those of {b}.{too}",
             "statistic": f"mean Spearman correlation of {a} minus that of {b}, over units that are no single token",
             "test": f"permutation of the two arms, one-sided, {self.n_permutations} permutations; it holds if the "
             f"difference is above 0 and p < {self.threshold}",
@@ -178,8 +191,8 @@ def register(path: str | Path, arms: Mapping[str, Arm], config: TrialConfig) -> 
 
 def content_of(arms: Mapping[str, Arm], config: TrialConfig) -> dict[str, Any]:
     """What the registration of these says."""
-    missing = {config.better, config.worse} - arms.keys()
-    check(not missing, f"arms: expected {config.better!r} and {config.worse!r}, got {list(arms)}")
+    needed = [config.better, config.worse, *config.also]
+    check(set(needed) <= arms.keys(), f"arms: expected {needed}, got {list(arms)}")
     first = next(iter(arms.values())).records
     for arm in arms.values():
         check_same_text(first, arm.records)

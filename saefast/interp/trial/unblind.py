@@ -76,6 +76,7 @@ class TrialResult:
     primary: str
     threshold: float
     registered: Difference
+    also: dict[str, Difference]
     arms: dict[str, ArmSummary]
     edges: list[float]
     measured: dict[str, dict[str, dict[str, Measured]]]
@@ -102,6 +103,7 @@ def trial_result(registration: Registration, path: str | Path) -> TrialResult:
         InputError: see `unblind`.
     """
     joined, config = unblind(registration, path), registration.config
+    also: dict[str, Difference] = {}
     measured: dict[str, dict[str, dict[str, Measured]]] = {}
     for name in config.explainers:
         rows = [(unit, _measures(row)) for unit, row in joined if row["explainer"] == name]
@@ -110,6 +112,9 @@ def trial_result(registration: Registration, path: str | Path) -> TrialResult:
             some = [(unit, row) for unit, row in rows if stratum in ("all", STRATA[1 + unit.single_token])]
             for measure in rows[0][1]:
                 of_stratum[measure] = _measured(registration, some, measure)
+        if name == config.primary:
+            some = [(unit, row) for unit, row in rows if not unit.single_token]
+            also = {arm: _difference(registration, some, "spearman", arm) for arm in config.also}
     arms = {
         name: ArmSummary(arm["alive"], len(arm["units"]), sum(arm["single_token"]), dict(arm["dropped"]))
         for name, arm in registration.content["arms"].items()
@@ -119,6 +124,7 @@ def trial_result(registration: Registration, path: str | Path) -> TrialResult:
         config.primary,
         config.threshold,
         measured[config.primary]["not single token"]["spearman"].difference,
+        also,
         arms,
         EDGES.tolist(),
         measured,
@@ -137,21 +143,24 @@ def _measured(
     registration: Registration, rows: Sequence[tuple[Unit, Mapping[str, float]]], measure: str
 ) -> Measured:
     config = registration.config
-    values = {
-        arm: np.asarray([row[measure] for unit, row in rows if unit.arm == arm], np.float64)
-        for arm in registration.content["arms"]
-    }
+    values = {arm: _values(rows, measure, arm) for arm in registration.content["arms"]}
     return Measured(
         {arm: mean_of(of_arm, config.n_bootstrap, config.seed) for arm, of_arm in values.items()},
         {arm: np.histogram(np.clip(of_arm, -1, 1), EDGES)[0].tolist() for arm, of_arm in values.items()},
-        difference_of(
-            values[config.better],
-            values[config.worse],
-            config.n_permutations,
-            config.n_bootstrap,
-            config.seed,
-        ),
+        _difference(registration, rows, measure, config.better),
     )
+
+
+def _difference(
+    registration: Registration, rows: Sequence[tuple[Unit, Mapping[str, float]]], measure: str, better: str
+) -> Difference:
+    config = registration.config
+    a, b = (_values(rows, measure, arm) for arm in (better, config.worse))
+    return difference_of(a, b, config.n_permutations, config.n_bootstrap, config.seed)
+
+
+def _values(rows: Sequence[tuple[Unit, Mapping[str, float]]], measure: str, arm: str) -> np.ndarray:
+    return np.asarray([row[measure] for unit, row in rows if unit.arm == arm], np.float64)
 
 
 def mean_of(x: np.ndarray, n_bootstrap: int = 2_000, seed: int = 0) -> Mean:

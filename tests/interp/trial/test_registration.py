@@ -125,6 +125,8 @@ def test_units_with_few_windows_are_dropped_and_counted(tmp_path, arms, monkeypa
         ({"explainers": ("means", "means")}, "explainers: expected different names"),
         ({"primary": "other"}, "primary: expected one of"),
         ({"worse": "features"}, "better, worse: expected two arms"),
+        ({"also": ("neurons",)}, "also: expected other arms"),
+        ({"also": ("today", "today")}, "also: expected other arms"),
         ({"n_units": 1}, "n_units: expected an integer of at least 2"),
         ({"seed": -1}, "seed: expected"),
         ({"n_permutations": 10}, "n_permutations: expected"),
@@ -138,8 +140,10 @@ def test_bad_configs(change, message):
 
 def test_bad_arms(tmp_path, arms, ground):
     path = tmp_path / "registration.json"
-    with pytest.raises(InputError, match="expected 'features' and 'neurons'"):
+    with pytest.raises(InputError, match=r"expected \['features', 'neurons'\]"):
         register(path, {"features": arms["features"]}, config())
+    with pytest.raises(InputError, match="'today'"):
+        register(path, arms, config(also=("today",)))
     with pytest.raises(InputError, match="at least 2 usable units of 'neurons', got 1 of 1"):
         register(path, arms | {"neurons": Arm(ground.records, pool=[3])}, config())
     for pool in ([3, 3], [10**6]):

@@ -57,7 +57,9 @@ def trial(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trial")
     ground = planted(folder / "planted")
     arms = arms_of(ground)
-    registration = register(folder / "registration.json", arms, config(n_units=100, n_permutations=2000))
+    registration = register(
+        folder / "registration.json", arms, config(n_units=100, n_permutations=2000, also=("shuffled",))
+    )
     score_trial(registration, arms, folder / "scores.jsonl")
     return registration, folder / "scores.jsonl"
 
@@ -83,6 +85,13 @@ def test_a_whole_trial(trial):
     assert sum(both) == 30 and both[1] == result.arms["features"].single_token
     of = result.measured["means"]["all"]
     assert result.registered == result.measured["means"]["not single token"]["spearman"].difference
+    joined = [(unit, row["scores"]["spearman"]) for unit, row in unblind(registration, path)]
+    two = [
+        np.asarray([x for unit, x in joined if unit.arm == arm and not unit.single_token])
+        for arm in ("shuffled", "neurons")
+    ]
+    assert result.also == {"shuffled": difference_of(*two, 2000, 200, 0)}
+    assert "So do those of shuffled" in registration.config.words()["hypothesis"]
     # what was planted
     assert of["spearman"].arms["shuffled"].mean < of["spearman"].arms["features"].mean
     assert of["logit_accuracy"].arms["features"].mean > 0.65
