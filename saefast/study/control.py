@@ -24,7 +24,7 @@ from saefast.study.world import World
 
 ASKED = ("dna", "base64", "hebrew", "arabic", "http", "legal", "nutrition")
 """Contexts of row 11, by the names of their proxies."""
-CANDIDATES = (*LADDER, "A1k")
+CANDIDATES = (*LADDER, "A0k", "A1k")
 """Dictionaries whose features may stand for a context."""
 IN_CONTEXT = 0.5  # of the tokens of a sample, for it to be of the context
 LISTENED = 20  # features that are scaled, the first of the context table and then the strongest

@@ -160,7 +160,7 @@ def _fit(world: World, wanted: Wanted) -> dict[str, Any]:
 
 def recorded(world: World) -> list[str]:
     """The names of what is recorded."""
-    found = ["A0", "A1", "A2", "A1k", *(["B1"] if world.has_twin else []), "S1"]
+    found = ["A0", "A1", "A2", "A0k", "A1k", *(["B1"] if world.has_twin else []), "S1"]
     return found + [f"neurons-{name}" for name in ("A", "B", "shuffled") if world.has_twin or name != "B"]
 
 

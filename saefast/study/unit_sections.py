@@ -85,7 +85,7 @@ def contexts(found: Found) -> list[Any]:
         "share",
         "feature",
         "AUC",
-        "the best of A/0, A/1, A/2, A/1k",
+        "the best of A/0, A/1, A/2, A/0k, A/1k",
         "top half in it",
         "Pearson",
         "neuron",
@@ -108,7 +108,7 @@ def contexts(found: Found) -> list[Any]:
         cells += [other["latent"], f"{other['auc']:.3f}", _share(other["top_half"]), ", ".join(row["missed"])]
         lines.append(cells)
     skipped = ", ".join(f"{name} ({n})" for name, n in found["skipped"].items())
-    said = "Chosen on one half of the documents, measured on the other; A/1k is BatchTopK's. "
+    said = "Chosen on one half of the documents, measured on the other; A/0k and A/1k are BatchTopK's. "
     said += f"Too little of it in the text (tokens): {skipped or 'none'}."
     pictures = [
         Picture(f"context-{row['context']}", f"{row['context']}: activations in it and outside")
