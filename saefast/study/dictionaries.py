@@ -21,8 +21,6 @@ from saefast.train.trainer import Trainer
 BUFFER, AHEAD = 2**17, 2**15  # rows that are shuffled; rows that are made while the last ones are trained on
 PENALTY, BETAS = 2e-4, (0.9, 0.99)
 LR_TODAY = 1e-3
-FATAL_LR = 2e-3
-"""At which latents die, to see what resampling is good for."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,6 @@ class Wanted:
     kind: Literal["l1", "batch_topk"] = "l1"
     k: int = 0  # of batch_topk
     resample: bool = True
-    lr: float | None = None
-    """Default: that of the schedule for 4096 latents or fewer. More of them die of it."""
 
     def configs(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The fields of SAEConfig (without d_in) and of TrainConfig."""
@@ -63,7 +59,7 @@ class Wanted:
             "normalize_input": "unit",
             "sparsity_coefficient": PENALTY,
             "sparsity_warmup_fraction": 0.05,
-            "lr": self.lr or schedule.lr * min(1.0, 4096 / self.d_sae) ** (2 / 3),
+            "lr": schedule.lr * min(1.0, 4096 / self.d_sae) ** (2 / 3),  # most of 16,384 die of that of 4096
             "betas": BETAS,
             "resample_steps": tuple(at),
         }

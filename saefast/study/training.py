@@ -17,7 +17,7 @@ from saefast.interp.neurons import neurons
 from saefast.interp.records import record
 from saefast.interp.splice import evaluate_in_model
 from saefast.study.baselines import Bigrams
-from saefast.study.dictionaries import FATAL_LR, Wanted, train
+from saefast.study.dictionaries import Wanted, train
 from saefast.study.progress import bar
 from saefast.study.subject import save_subject, shuffled, train_subject, train_tokenizer
 from saefast.study.text import prepare
@@ -108,7 +108,7 @@ def others(world: World) -> list[Wanted]:
     found.append(Wanted("S1", "shuffled", d_sae, scale.other_tokens, of))
     pair = {"A1-resampled": True, "A1-not-resampled": False}
     return found + [
-        Wanted(name, "A", d_sae, scale.resample_tokens, of, resample=resample, lr=FATAL_LR)
+        Wanted(name, "A", d_sae, scale.resample_tokens, of, resample=resample)
         for name, resample in pair.items()
     ]
 
