@@ -1,6 +1,6 @@
 """How large a study is: a minute's worth for CI, an evening's for a laptop, the paper's for a GPU."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from saefast.errors import check
@@ -35,6 +35,9 @@ class Scale:
     """Training text of each subject."""
     subject_batch: int
     """Contexts of 256 tokens in a step of its training."""
+    pace: int
+    """Tokens/s at which subjects are trained where the time that is promised holds. On a slower machine dictionaries and records have
+    fewer tokens, in proportion; 0: never."""
     ladder: tuple[int, ...]
     """Sizes of the dictionaries of subject A: A/0, A/1, A/2."""
     dictionary_tokens: tuple[int, ...]
@@ -60,11 +63,28 @@ class Scale:
     """Rows of planted directions."""
 
 
+def cut(scale: Scale, share: float) -> Scale:
+    """With this share of the tokens of dictionaries and records. The tokens of subjects and all pass conditions stay."""
+
+    def some(tokens: int) -> int:
+        return round(tokens * share)
+
+    return replace(
+        scale,
+        dictionary_tokens=tuple(map(some, scale.dictionary_tokens)),
+        today_tokens=tuple(map(some, scale.today_tokens)),
+        other_tokens=some(scale.other_tokens),
+        resample_tokens=some(scale.resample_tokens),
+        record_tokens=some(scale.record_tokens),
+    )
+
+
 SCALES = {
     "ci": Scale(
         name="ci",
         subject_tokens=300_000,
         subject_batch=8,
+        pace=0,
         ladder=(256, 512, 1024),
         dictionary_tokens=(100_000, 100_000, 60_000),
         today_tokens=(60_000, 60_000, 30_000),
@@ -82,6 +102,7 @@ SCALES = {
         name="laptop",
         subject_tokens=12_000_000,
         subject_batch=32,
+        pace=20_000,
         ladder=(512, 4096, 16_384),
         dictionary_tokens=(3_000_000, 4_000_000, 3_000_000),
         today_tokens=(2_000_000, 3_000_000, 500_000),
@@ -99,6 +120,7 @@ SCALES = {
         name="gpu",
         subject_tokens=1_000_000_000,
         subject_batch=256,
+        pace=0,
         ladder=(512, 4096, 16_384),
         dictionary_tokens=(8_192_000_000, 8_192_000_000, 8_192_000_000),
         today_tokens=(1_000_000_000, 1_000_000_000, 1_000_000_000),

@@ -83,8 +83,14 @@ def _subjects(found: Found) -> list[Any]:
     lines += [(name, f"{found[name]:.3f}", "") for name in ("unigrams", "bigrams") if name in found]  # type: ignore[misc]
     speed = found.get("tokens_per_second", {})
     said = [f"{name}: {rate:,.0f} tokens/s" for name, rate in speed.items() if rate]
+    share = found.get("share", 1.0)
+    cut = (
+        f" Dictionaries and records have {share:.0%} of the tokens of the scale: this machine is slower."
+        if share < 1
+        else ""
+    )
     return [
-        f"Held-out loss in nats a token. Trained at {', '.join(said) or 'an earlier time'}.",
+        f"Held-out loss in nats a token. Trained at {', '.join(said) or 'an earlier time'}.{cut}",
         Table(("model", "loss", "without the MLP"), lines),
     ]
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -41,7 +42,8 @@ def subjects(world: World) -> dict[str, Any]:
     """Train both subjects, or take the one that was given; and the control. The loss of each, beside n-grams and without its MLP."""
     found: dict[str, Any] = {}
     if world.given is None:
-        found["tokens_per_second"] = {name: _train(world, name, seed) for name, seed in TRAINED.items()}
+        rates = {name: _train(world, name, seed) for name, seed in TRAINED.items()}
+        found["tokens_per_second"], found["share"] = rates, share_of(rates.values(), world.scale.pace)
     control = world.path / "subjects" / "shuffled"
     if not control.exists():
         model, tokenizer = load_model(str(world.subject("A")))
@@ -61,6 +63,11 @@ def subjects(world: World) -> dict[str, Any]:
         found["unigrams"], found["bigrams"] = counts.losses(held_out)
         found["tokens"] = world.subject_config.tokens
     return found
+
+
+def share_of(rates: Iterable[float | None], pace: int) -> float:
+    """How much of the tokens dictionaries and records have, by tokens/s of the subjects; None: it was trained before."""
+    return min([1.0, *(round(rate / pace, 2) for rate in rates if rate and pace)])
 
 
 def held_out_contexts(world: World, n: int) -> list[Tensor]:
@@ -95,14 +102,14 @@ def _train(world: World, name: str, seed: int) -> float | None:
 
 def ladder(world: World) -> list[Wanted]:
     """A/0, A/1, A/2 by the recipe of 2023."""
-    scale = world.scale
+    scale = world.sizes
     sizes = zip(scale.ladder, scale.dictionary_tokens, strict=True)
     return [Wanted(f"A{i}", "A", d_sae, tokens, scale.schedule) for i, (d_sae, tokens) in enumerate(sizes)]
 
 
 def others(world: World) -> list[Wanted]:
     """A/1 of the second subject and of the control, and the pair that shows resampling."""
-    scale, d_sae = world.scale, world.scale.ladder[1]
+    scale, d_sae = world.sizes, world.scale.ladder[1]
     of = scale.schedule
     found = [Wanted("B1", "B", d_sae, scale.other_tokens, of)] if world.has_twin else []
     found.append(Wanted("S1", "shuffled", d_sae, scale.other_tokens, of))
@@ -116,7 +123,7 @@ def others(world: World) -> list[Wanted]:
 def dictionaries(world: World) -> dict[str, Any]:
     """Train all; BatchTopK with the L0 that the recipe of 2023 gave at the same size."""
     found = {wanted.name: _fit(world, wanted) for wanted in [*ladder(world), *others(world)]}
-    for wanted, tokens in zip(ladder(world), world.scale.today_tokens, strict=True):
+    for wanted, tokens in zip(ladder(world), world.sizes.today_tokens, strict=True):
         k = max(1, round(found[wanted.name]["l0"]))
         name = f"{wanted.name}k"
         found[name] = _fit(world, replace(wanted, name=name, tokens=tokens, kind="batch_topk", k=k))
@@ -171,13 +178,13 @@ def records(world: World) -> dict[str, Any]:
         source = world.source(subject_of(name), "heldout")
         separator = source.contexts.separator
         start = time.perf_counter()
-        with bar(world.scale.record_tokens, "token", f"records {name}") as progress:
+        with bar(world.sizes.record_tokens, "token", f"records {name}") as progress:
             made = record(
                 world.sae(name),
                 source,
                 world.records_folder(name),
                 separators=[] if separator is None else [separator],
-                tokens=world.scale.record_tokens,
+                tokens=world.sizes.record_tokens,
                 progress=progress,
             )
         seconds = time.perf_counter() - start

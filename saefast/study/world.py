@@ -19,7 +19,7 @@ from saefast.interp.vocabulary import Vocabulary, tokenizer_of
 from saefast.sae import SAE
 from saefast.study.blocks import file_of
 from saefast.study.folder import Folder
-from saefast.study.scales import Scale
+from saefast.study.scales import Scale, cut
 from saefast.study.subject import HOOK, SubjectConfig
 
 CONTEXTS_PER_BATCH = 16
@@ -59,6 +59,12 @@ class World:
     def has_twin(self) -> bool:
         """Whether there is a second subject."""
         return self.given is None
+
+    @cached_property
+    def sizes(self) -> Scale:
+        """The scale, with fewer tokens where the subjects turned out to be trained more slowly than it says; asked for after them."""
+        subjects = self.folder.result("subjects")
+        return cut(self.scale, 1.0 if subjects is None else subjects["found"].get("share", 1.0))
 
     def text(self, part: str) -> Path:
         """part: "train" or "heldout"."""
