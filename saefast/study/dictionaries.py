@@ -2,7 +2,8 @@
 
 Activations are made on the fly, each token once. What differs from the paper's recipe, because a CPU has minutes and not 8 billion
 vectors: rows are scaled to E||x||^2 = 1, so that one penalty does for every subject; the penalty is 2e-4 in these units (the mean over d_in, the
-sum over latents), reached after 5 % of the steps; betas (0.9, 0.99). Batch, lr and when dead latents are resampled are those of the scale.
+sum over latents), reached after 5 % of the steps; betas (0.9, 0.99). Batch, lr, the largest gradient and when dead latents are resampled are those
+of the scale.
 """
 
 from dataclasses import dataclass
@@ -59,7 +60,8 @@ class Wanted:
             "normalize_input": "unit",
             "sparsity_coefficient": PENALTY,
             "sparsity_warmup_fraction": 0.05,
-            "lr": schedule.lr * min(1.0, 4096 / self.d_sae) ** (2 / 3),  # most of 16,384 die of that of 4096
+            "lr": schedule.lr,
+            "grad_clip": schedule.grad_clip,
             "betas": BETAS,
             "resample_steps": tuple(at),
         }
