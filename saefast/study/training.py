@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
+from statistics import harmonic_mean
 from typing import Any
 
 from torch import Tensor
@@ -132,13 +133,12 @@ def dictionaries(world: World) -> dict[str, Any]:
 
 def _fit(world: World, wanted: Wanted) -> dict[str, Any]:
     folder = world.dictionary(wanted.name)
-    start = time.perf_counter()
     if not train(wanted, world.source(wanted.subject), folder, world.device):
         raise KeyboardInterrupt
-    seconds = time.perf_counter() - start
-    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    enough = last["tokens"] >= wanted.tokens
-    check(enough, f"text: expected {wanted.tokens} activations of it, got {last['tokens']}")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    trained = lines[-1]["tokens"]
+    check(trained >= wanted.tokens, f"text: expected {wanted.tokens} activations of it, got {trained}")
+    rate = harmonic_mean(line["tokens_per_second"] for line in lines)  # of all sessions
     world.sae.cache_clear()
     loss = evaluate_in_model(
         world.sae(wanted.name),
@@ -153,8 +153,8 @@ def _fit(world: World, wanted: Wanted) -> dict[str, Any]:
         "kind": wanted.kind,
         "k": wanted.k,
         "tokens": wanted.tokens,
-        "seconds": round(seconds, 1),
-        "tokens_per_second": round(wanted.tokens / seconds, 1),
+        "seconds": round(wanted.tokens / rate, 1),
+        "tokens_per_second": round(rate, 1),
         "l0": rows.l0,
         "fvu": rows.fvu,
         "dead": rows.dead_frac,
