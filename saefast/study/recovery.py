@@ -18,6 +18,7 @@ from saefast.sae import SAE
 from saefast.train.trainer import Trainer
 
 FOUND = 0.95
+MEAN_NORM = 10.0  # five times that of what varies; at 3 TopK without b_dec finds 99.5 % of the directions after 2 M tokens
 
 
 class Recovery(NamedTuple):
@@ -56,7 +57,7 @@ def recovery(
     d_in: int = 64, n_directions: int = 192, active: float = 4.0, tokens: int = 2_000_000, seed: int = 0
 ) -> dict[str, Recovery]:
     """Train TopK, ReLU with an L1 penalty, and the control without b_dec; a few seconds each on a CPU."""
-    source = Planted(d_in, n_directions, active, mean_norm=3.0, seed=seed)
+    source = Planted(d_in, n_directions, active, MEAN_NORM, seed)
     usual: dict[str, Any] = {
         "total_tokens": tokens,
         "batch_size": 2048,

@@ -80,35 +80,33 @@ def blind(found: Found) -> list[Any]:
 
 
 def contexts(found: Found) -> list[Any]:
+    of_unit = ("AUC", "precision", "recall", "top half in it")
     head = (
         "context",
         "share",
         "feature",
-        "AUC",
-        "the best of A/0, A/1, A/2, A/0k, A/1k",
-        "top half in it",
-        "Pearson",
+        *of_unit,
+        "AUC of the best of A/0, A/1, A/2, A/0k, A/1k",
         "neuron",
-        "AUC",
-        "top half in it",
+        *of_unit,
         "missed",
     )
     lines = []
     for row in found["rows"]:
-        one, other = row["feature"], row["neuron"]
+        feature, neuron = (
+            [f"{of['auc']:.3f}", *(_share(of[key]) for key in ("precision", "recall", "top_half"))]
+            for of in (row["feature"], row["neuron"])
+        )
         cells = [
             row["context"],
             f"{row['share']:.2%}",
-            latent(one["latent"], row["dictionary"]),
-            f"{one['auc']:.3f}",
-            ", ".join(f"{of['auc']:.3f}" for of in row["of"].values()),
-            _share(one["top_half"]),
+            latent(row["feature"]["latent"], row["dictionary"]),
+            *feature,
         ]
-        cells += ["" if one["pearson"] is None else f"{one['pearson']:.2f}"]
-        cells += [other["latent"], f"{other['auc']:.3f}", _share(other["top_half"]), ", ".join(row["missed"])]
-        lines.append(cells)
+        cells += [", ".join(f"{of['auc']:.3f}" for of in row["of"].values())]
+        lines.append([*cells, row["neuron"]["latent"], *neuron, ", ".join(row["missed"])])
     skipped = ", ".join(f"{name} ({n})" for name, n in found["skipped"].items())
-    said = "Chosen on one half of the documents, measured on the other; A/0k and A/1k are BatchTopK's. "
+    said = "Chosen on one half of the documents, measured on the other; A/0k and A/1k are BatchTopK's. Precision: of the tokens on which it is active at all, the share in the context. "
     said += f"Too little of it in the text (tokens): {skipped or 'none'}."
     pictures = [
         Picture(f"context-{row['context']}", f"{row['context']}: activations in it and outside")
