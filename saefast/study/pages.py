@@ -55,7 +55,8 @@ def _write(world: World, name: str, other: str | None, folder: str) -> str:
     shown = None
     if other is not None:
         both = compare(records, world.records(other), sae, world.sae(other))
-        shown = Compared(world.records(other), both.decoder, both.activation, other)
+        # directions in one model say nothing about those in another
+        shown = Compared(world.records(other), None, both.activation, other)
     places = Atlas.load(records.folder)
     if places is None:
         places = atlas(sae, alive=records.table(["count"])["count"].to_numpy() > 0)
