@@ -126,6 +126,12 @@ def _dictionaries(found: Found) -> list[Any]:
     return [said, Table(head, lines)]
 
 
+def _records(found: Found) -> list[Any]:
+    said = "What every latent and every neuron did on the same held-out text."
+    lines = [(name, f"{one['tokens']:,}", f"{one['tokens_per_second']:,.0f}") for name, one in found.items()]
+    return [said, Table(("dictionary", "tokens", "tokens/s"), lines)]
+
+
 def _recovered(share: float, name: str) -> str:
     """The MLP of the shuffled model is of no use to it: there is nothing to recover."""
     return "" if name.startswith("S") else f"{share:.1%}"
@@ -160,6 +166,7 @@ SECTIONS: list[tuple[str, str, Callable[[Found], list[Any]]]] = [
     ("text", "Text", _text),
     ("subjects", "Subjects", _subjects),
     ("dictionaries", "Dictionaries", _dictionaries),
+    ("records", "Records", _records),
     ("densities", "Densities", _densities),
     ("ground_truth", "Known ground truth", _ground_truth),
     ("neurons", "Features are not neurons", _neurons),

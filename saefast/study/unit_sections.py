@@ -50,7 +50,11 @@ def trial(found: Found) -> list[Any]:
         f"Means with 95 % intervals over units; p is one-sided, features over neurons. Single tokens: {arms}."
     )
     silent = [name for name, gate in found["gates"].items() if not gate["usable"]]
-    left_out = f"Not shown on activations, for they do not tell planted units apart there: {', '.join(silent)}." if silent else ""
+    left_out = (
+        f"Not shown on activations, for they do not tell planted units apart there: {', '.join(silent)}."
+        if silent
+        else ""
+    )
     head = ("explainer", "units", "measure", *ARMS.values(), "p")
     return [said, Table(head, lines), left_out]
 
