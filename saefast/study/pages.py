@@ -8,7 +8,7 @@ from saefast.interp.atlas import Atlas, atlas
 from saefast.interp.compare import compare
 from saefast.interp.effects import Effects
 from saefast.interp.explain import add_sentences
-from saefast.interp.explain.lookup import LookUp
+from saefast.interp.explain.programs.lookup import LookUp
 from saefast.interp.look import Compared, write_site
 from saefast.interp.trial import Registration, unblind
 from saefast.study.measures import live

@@ -12,9 +12,9 @@ from saefast.interp.blind import deal, leak_of, tool_trial
 from saefast.interp.effects import effects_of
 from saefast.interp.effects.logits import logit_weights
 from saefast.interp.explain import Explainer
-from saefast.interp.explain.lookup import LookUp
-from saefast.interp.explain.ngrams import NGrams
-from saefast.interp.explain.rules import Rules
+from saefast.interp.explain.programs.lookup import LookUp
+from saefast.interp.explain.programs.ngrams import NGrams
+from saefast.interp.explain.programs.rules import Rules
 from saefast.interp.explain.subject import model_activations
 from saefast.interp.records import Records
 from saefast.interp.trial import (

@@ -1,12 +1,19 @@
-"""Explanations that predict: a sentence about a latent, and a number for each token that it is held to.
+"""Explain, simulate, score: a sentence about a unit, what it predicts, and how well that agrees with what the unit does.
 
-    explainer = Rules(records, vocabulary)           # or LookUp, NGrams: a file for each
+    explainer = Rules(records, vocabulary)           # or LookUp, NGrams, or one that asks a language model
     explanation = explainer.explain(17)
     explanation.sentence                             # "Active on Hebrew letters in a run of them (mean 2.1)."
     explanation.predict(tokens)                      # [n, L] ids of windows -> [n, L] activations
 
-Nothing is asked of a remote model. Explainers read documents of the split "explain" only; what they predict is compared with the
-activations of the others.
+A unit is a latent of an SAE or a neuron, as the records have it. Explainers read documents of the split "explain" only; what they
+predict is compared with the activations of the others.
+
+programs/   explanations that are programs, made without a language model
+models/     language models: local ones, endpoints
+asked/      explainers and judges that ask a language model
+scores/     simulation, detection, fuzzing, intruder, embedding, surprisal, ablation, each with an interval and its controls
+trust/      which judges may speak: ground truth, and a sheet for people
+examples.py which windows of text are seen by whom
 """
 
 from collections.abc import Mapping
@@ -19,6 +26,9 @@ from saefast.interp.explanations import add_explanations
 
 
 class Explanation(Protocol):
+    @property
+    def latent(self) -> int: ...
+
     @property
     def sentence(self) -> str: ...
 
@@ -39,6 +49,28 @@ class Explainer(Protocol):
     def name(self) -> str: ...
 
     def explain(self, latent: int) -> Explanation: ...
+
+
+class Judge(Protocol):
+    """What an explanation says of text, by whoever reads it: a program (`scores/program.py`) or a language model (`asked/judge.py`).
+
+    It sees the explanation and the tokens, never an activation.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def simulate(self, explanation: Explanation, tokens: np.ndarray) -> np.ndarray:
+        """[n, L] ids of windows -> [n, L] float64, predicted activations of each token in any linear scale of the real ones; 0 on padding."""
+        ...
+
+    def detect(self, explanation: Explanation, tokens: np.ndarray) -> np.ndarray:
+        """[n, L] -> [n] float64 in [0, 1], how probable it is that the unit is active anywhere in each window."""
+        ...
+
+    def fuzz(self, explanation: Explanation, tokens: np.ndarray, marked: np.ndarray) -> np.ndarray:
+        """[n, L] and [n, L] bool -> [n] float64 in [0, 1], how probable it is that the marked tokens are those it is active on."""
+        ...
 
 
 def add_sentences(

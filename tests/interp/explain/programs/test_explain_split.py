@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from saefast.interp.explain.lookup import LookUp
-from saefast.interp.explain.ngrams import NGrams
-from saefast.interp.explain.rules import Rules
-from saefast.interp.explain.split import REACH, ExplainSplit
+from saefast.interp.explain.programs.lookup import LookUp
+from saefast.interp.explain.programs.ngrams import NGrams
+from saefast.interp.explain.programs.rules import Rules
+from saefast.interp.explain.programs.split import REACH, ExplainSplit
 from tests.helpers.explained import ID, VOCABULARY, planted, text
 
 EOS = 0

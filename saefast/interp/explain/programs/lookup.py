@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from saefast.interp.explain.split import ExplainSplit, checked_windows
-from saefast.interp.explain.words import NEVER, listed, number, quoted
+from saefast.interp.explain.programs.split import ExplainSplit, checked_windows
+from saefast.interp.explain.programs.words import NEVER, listed, number, quoted
 from saefast.interp.records import Records
 from saefast.interp.vocabulary import Vocabulary
 

@@ -14,12 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from saefast.errors import check
-from saefast.interp.explain.classes import TokenClasses
-from saefast.interp.explain.sample import KEYS, Population, Sample
-from saefast.interp.explain.signs import Reading, Sign, fixed_signs
-from saefast.interp.explain.split import NO_TOKEN, REACH, ExplainSplit, checked_windows
-from saefast.interp.explain.wording import phrase
-from saefast.interp.explain.words import NEVER, number
+from saefast.interp.explain.programs.classes import TokenClasses
+from saefast.interp.explain.programs.sample import KEYS, Population, Sample
+from saefast.interp.explain.programs.signs import Reading, Sign, fixed_signs
+from saefast.interp.explain.programs.split import NO_TOKEN, REACH, ExplainSplit, checked_windows
+from saefast.interp.explain.programs.wording import phrase
+from saefast.interp.explain.programs.words import NEVER, number
 from saefast.interp.records import Records
 from saefast.interp.vocabulary import Vocabulary
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from saefast.errors import InputError
-from saefast.interp.explain.classes import TokenClasses
-from saefast.interp.explain.rules import Rules
-from saefast.interp.explain.signs import REACH, Reading, Sign
+from saefast.interp.explain.programs.classes import TokenClasses
+from saefast.interp.explain.programs.rules import Rules
+from saefast.interp.explain.programs.signs import REACH, Reading, Sign
 from tests.helpers.explained import ID, VOCABULARY, ids, planted, text
 
 CONTEXTS = text(150, 64, 0)

@@ -5,7 +5,7 @@ import pytest
 
 from saefast.errors import InputError
 from saefast.interp.explain import add_sentences
-from saefast.interp.explain.lookup import LookUp
+from saefast.interp.explain.programs.lookup import LookUp
 from saefast.interp.explanations import read_explanations
 from saefast.interp.records import RecordsConfig
 from tests.helpers.explained import CONFIG, VOCABULARY, ids, planted

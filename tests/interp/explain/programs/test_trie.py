@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from saefast.interp.explain.trie import ANY, Trie
+from saefast.interp.explain.programs.trie import ANY, Trie
 
 
 def plain(patterns, window):

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from saefast.interp.explain.signs import Reading, Sign
-from saefast.interp.explain.split import REACH, ExplainSplit
+from saefast.interp.explain.programs.signs import Reading, Sign
+from saefast.interp.explain.programs.split import REACH, ExplainSplit
 from saefast.interp.records.text import mix
 
 HELD_OUT = 0.25  # of the documents, for choosing

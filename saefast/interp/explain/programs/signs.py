@@ -1,6 +1,6 @@
 """Signs: what a person can see at a token of a text, each true or false. Rules are made of them.
 
-A text is a line of token ids with -1 between its parts (`saefast.interp.explain.split`); a sign looks at most `REACH` tokens from
+A text is a line of token ids with -1 between its parts (`saefast.interp.explain.programs.split`); a sign looks at most `REACH` tokens from
 its own, and never across -1.
 """
 
@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from saefast.interp.explain.classes import BRACKETS, TokenClasses
-from saefast.interp.explain.split import NO_TOKEN, REACH
+from saefast.interp.explain.programs.classes import BRACKETS, TokenClasses
+from saefast.interp.explain.programs.split import NO_TOKEN, REACH
 
 RUNS = (2, 4)
 STATES = {

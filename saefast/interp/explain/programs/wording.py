@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from saefast.interp.explain.signs import STATES, Sign
-from saefast.interp.explain.split import REACH
-from saefast.interp.explain.words import listed, quoted
+from saefast.interp.explain.programs.signs import STATES, Sign
+from saefast.interp.explain.programs.split import REACH
+from saefast.interp.explain.programs.words import listed, quoted
 from saefast.interp.vocabulary import Vocabulary
 
 NAMED = 8  # tokens of a set

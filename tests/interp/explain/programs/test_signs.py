@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from saefast.interp.explain.classes import TokenClasses
-from saefast.interp.explain.signs import REACH, STATES, Reading, Sign, fixed_signs
+from saefast.interp.explain.programs.classes import TokenClasses
+from saefast.interp.explain.programs.signs import REACH, STATES, Reading, Sign, fixed_signs
 from tests.helpers.explained import ID, PIECES, VOCABULARY, ids, text
 
 CLASSES = TokenClasses(VOCABULARY)
