@@ -42,7 +42,8 @@ class Examples:
     @property
     def active(self) -> np.ndarray:
         """[n] bool, whether the unit is active anywhere in the window: by what it does, whatever the group is called."""
-        return (self.acts > 0).any(axis=1)
+        found: np.ndarray = (self.acts > 0).any(axis=1)
+        return found
 
     def take(self, rows: np.ndarray | Sequence[int]) -> "Examples":
         """Some of them, by a mask [n] bool or by their numbers."""
@@ -86,7 +87,9 @@ class Tiles:
         """Of these contexts: where a run of tokens of one document with rows has gone on for a multiple of `length`."""
         text = self.records.text
         ends, encoded = text.ends[begin:end], text.encoded[begin:end]
-        before = np.cumsum(ends, axis=1) - ends  # documents that ended earlier in the same context
+        before: np.ndarray = (
+            np.cumsum(ends, axis=1) - ends
+        )  # documents that ended earlier in the same context
         documents = text.first_document[begin:end, None] + before
         ours = text.splits(documents.ravel(), self.records.config) == SPLITS.index(self.split)
         held = encoded & ours.reshape(encoded.shape)
@@ -144,7 +147,8 @@ class Tiles:
         Args:
             among: [T] bool, from which they are drawn; default: all.
         """
-        refused, found = set(np.asarray(without).tolist()), []
+        refused = set(np.asarray(without).tolist())
+        found: list[int] = []
         if among is not None:
             pool = np.setdiff1d(among.nonzero()[0], without)
             order = np.argsort(mix(pool.astype(np.uint32) ^ _key(latent, seed)), kind="stable")

@@ -19,9 +19,9 @@ import numpy as np
 
 from saefast.errors import check
 from saefast.interp.explain.programs.split import ExplainSplit, checked_windows
-from saefast.interp.explain.subject import Activations
 from saefast.interp.explain.programs.trie import ANY, Pattern, Trie
 from saefast.interp.explain.programs.words import NEVER, listed, number, quoted
+from saefast.interp.explain.subject import Activations
 from saefast.interp.records import Records
 from saefast.interp.vocabulary import Vocabulary
 

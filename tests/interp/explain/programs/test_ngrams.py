@@ -7,8 +7,8 @@ import torch
 from saefast import SAE, SAEConfig
 from saefast.errors import InputError
 from saefast.interp.explain.programs.ngrams import NGrams, padding_token
-from saefast.interp.explain.subject import model_activations
 from saefast.interp.explain.programs.trie import ANY
+from saefast.interp.explain.subject import model_activations
 from saefast.interp.neurons import neurons
 from saefast.interp.records import RecordsConfig
 from tests.helpers import tiny_lm
