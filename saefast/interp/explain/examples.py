@@ -42,7 +42,7 @@ class Examples:
     @property
     def active(self) -> np.ndarray:
         """[n] bool, whether the unit is active anywhere in the window: by what it does, whatever the group is called."""
-        found: np.ndarray = (self.acts > 0).any(axis=1)
+        found: np.ndarray = np.any(self.acts > 0, axis=1)
         return found
 
     def take(self, rows: np.ndarray | Sequence[int]) -> "Examples":
