@@ -1,0 +1,1 @@
+"""Explainers and judges that ask a language model."""
