@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.measuring import commit, machine
 from saefast.files import write_atomic
-from saefast.study.blocks import file_of
+from saefast.interp.blocks import file_of
 from saefast.study.control import ASKED
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from saefast.files import write_atomic
-from saefast.study.blocks import VERDICTS, Section, Table, as_html, as_markdown
+from saefast.interp.blocks import VERDICTS, Section, Table, as_html, as_markdown
 from saefast.study.rows import Row
 from saefast.study.sections import sections
 from saefast.study.world import World

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from saefast.study import unit_sections
-from saefast.study.blocks import Link, Picture, Section, Table
+from saefast.interp.blocks import Link, Picture, Section, Table
 from saefast.study.world import World
 
 Found = dict[str, Any]

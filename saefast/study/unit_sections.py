@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from saefast.study.blocks import Link, Picture, Table
+from saefast.interp.blocks import Link, Picture, Table
 
 Found = dict[str, Any]
 LOOK = "look/index.html"

@@ -17,7 +17,7 @@ from saefast.interp.neurons import neurons
 from saefast.interp.records import Records
 from saefast.interp.vocabulary import Vocabulary, tokenizer_of
 from saefast.sae import SAE
-from saefast.study.blocks import file_of
+from saefast.interp.blocks import file_of
 from saefast.study.folder import Folder
 from saefast.study.scales import Scale, cut
 from saefast.study.subject import HOOK, SubjectConfig

@@ -1,6 +1,6 @@
 """The report as a page and as Markdown: whatever a token holds, it stays text."""
 
-from saefast.study.blocks import Link, Picture, Section, Table, as_html, as_markdown
+from saefast.interp.blocks import Link, Picture, Section, Table, as_html, as_markdown
 
 EVIL = "<script>alert(1)</script>|x\ny"
 
