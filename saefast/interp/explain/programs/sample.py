@@ -38,7 +38,7 @@ class Population:
     def __init__(
         self, split: ExplainSplit, reading: Reading, signs: list[Sign], size: int, max_tokens: int, seed: int
     ) -> None:
-        self.split, self.size = split, size
+        self.split, self.size, self.seed = split, size, seed
         rng = np.random.default_rng(seed)
         rows, counts = split.has_row, np.bincount(split.document[split.has_row])
         if split.n_rows > max_tokens:
@@ -50,12 +50,17 @@ class Population:
         self.row_of_place = np.full(len(split.tokens), -1, np.int64)
         self.row_of_place[self.places] = np.arange(len(self.places))
         self.uniform = rng.random(len(self.places))
-        hashes = mix(split.document[self.places].astype(np.uint32) ^ np.uint32(seed ^ 0x5EED))
-        self.held_out = hashes < HELD_OUT * 2**32
+        self.held_out = self.holds_out(split.document[self.places])
         self.tokens, self.previous = split.tokens[self.places], split.tokens[self.places - 1]
         self.n_tokens = int(split.tokens.max(initial=0)) + 2
         columns = (reading.column(sign)[self.places] for sign in signs)
         self.n_signs, self.bits = len(signs), _packed(columns, len(signs), len(self.places))
+
+    def holds_out(self, documents: np.ndarray) -> np.ndarray:
+        """Which of these documents are for choosing, bool."""
+        hashes = mix(documents.astype(np.uint32) ^ np.uint32(self.seed ^ 0x5EED))
+        found: np.ndarray = hashes < HELD_OUT * 2**32
+        return found
 
     def sample(self, latent: int) -> Sample | None:
         """None if the latent is never active here.
@@ -83,13 +88,17 @@ class Population:
         held_out, held = self.held_out, float(energy[self.held_out].sum()) / float(energy.sum())
         if min(held, 1 - held) < LEAST_SHARE:
             held_out = mix(np.arange(len(y), dtype=np.uint32)) < HELD_OUT * 2**32
+        return self.read(chosen, y[chosen], 1 / np.minimum(p[chosen], 1), held_out[chosen])
+
+    def read(self, chosen: np.ndarray, acts: np.ndarray, weights: np.ndarray, held_out: np.ndarray) -> Sample:
+        """What there is to see at the chosen rows."""
         at = self.places[chosen]
         signs = np.unpackbits(self.bits[chosen], axis=1, count=self.n_signs).astype(np.float32)
         before = {name: self.split.tokens[at - back] for name, back in KEYS.items()}
         away = np.array([d for d in range(-REACH, REACH + 1) if d])
         near = np.sort(self.split.tokens[at[:, None] + away], axis=1)
         near[:, 1:][near[:, 1:] == near[:, :-1]] = -1
-        return Sample(y[chosen], 1 / np.minimum(p[chosen], 1), held_out[chosen], signs, before, near)
+        return Sample(acts, weights, held_out, signs, before, near)
 
 
 def _packed(columns: Iterable[np.ndarray], n: int, length: int) -> np.ndarray:
