@@ -38,7 +38,7 @@ class Link(NamedTuple):
 
 class Section(NamedTuple):
     title: str
-    parts: list["str | Table | Picture | Link"]
+    parts: Sequence["str | Table | Picture | Link"]
 
 
 def as_html(title: str, written: Sequence[Section]) -> str:

@@ -56,7 +56,8 @@ class LookUp:
         if not sums.any():
             return NEVER
         least = min(SHARE * sums.sum(), sums.max())
-        strongest = [i for i in np.argsort(-means, kind="stable").tolist() if sums[i] >= least][:NAMED]
+        enough = np.flatnonzero(sums >= least)  # few of the vocabulary, and the order of few is cheap
+        strongest = enough[np.argsort(-means[enough], kind="stable")][:NAMED].tolist()
         parts = [f"{quoted([self.vocabulary.raw[i]])} ({number(means[i])})" for i in strongest]
         n_others = int((sums > 0).sum()) - len(strongest)
         others = f"; less of it on {n_others} other tokens" if n_others else ""
