@@ -111,18 +111,19 @@ def check(server: Postgres, export: Path, every: int = EVERY) -> dict[str, int]:
         [stored] = server.rows(table)
         compare(json.loads((export / f"{name}.jsonl").read_text()), stored, table)
     for part, table in BULK.items():
+        owner = "explanationId" if part == "explanation_scores" else "index"
         per_latent: Counter[str] = Counter()
         sample = []
         for row in lines_of(export, part):
-            per_latent[row["index"]] += 1
-            if part == "explanations" or int(row["index"]) % every == 0:
+            per_latent[row[owner]] += 1
+            if part.startswith("explanation") or int(row["index"]) % every == 0:
                 sample.append(row)
-        found = server.sql(f'SELECT index, count(*) FROM "{table}" GROUP BY index;')
-        counts = {index: int(n) for index, n in (row.split("|") for row in found.splitlines())}
-        assert counts == per_latent, f"{table}: other latents than exported"
+        found = server.sql(f'SELECT "{owner}", count(*) FROM "{table}" GROUP BY "{owner}";')
+        counts = {of: int(n) for of, n in (row.split("|") for row in found.splitlines())}
+        assert counts == per_latent, f"{table}: other {owner}s than exported"
         assert added.get(table, 0) == per_latent.total()
         key = "index" if part == "features" else "id"
-        wanted = "true" if part == "explanations" else f"index::int % {every} = 0"
+        wanted = "true" if part.startswith("explanation") else f"index::int % {every} = 0"
         stored = {row[key]: row for row in server.rows(table, wanted)}
         assert len(stored) == len(sample)
         for row in sample:

@@ -143,6 +143,7 @@ def test_their_database_takes_both(exported, converted):
         added = neuronpedia_database.check(server, ours, every=1)
         n = len(rows(ours, "activations"))
         assert added["Neuron"] == F and added["Activation"] == n and added["Explanation"] == 2
+        assert added["ExplanationScore"] == added["ExplanationScoreType"] == 1
         again = server.fill(converted)
         assert again["Activation"] == n and again["Neuron"] == 0 == again["Source"]
     finally:

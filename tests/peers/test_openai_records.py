@@ -1,15 +1,24 @@
 """OpenAI's own package (automated-interpretability, as Neuronpedia releases it) reads our records, and we read its."""
 
 import io
+import shutil
 from collections import Counter
 from contextlib import redirect_stdout
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from saefast.config.records import RecordsConfig
 from saefast.interp.exchange.openai import export_openai
-from saefast.interp.exchange.openai_read import read_openai, read_openai_explanations
+from saefast.interp.exchange.openai_read import (
+    read_openai,
+    read_openai_explanations,
+    read_openai_simulations,
+)
+from saefast.interp.explanations import write_explanations
+from saefast.interp.records import Records
+from saefast.interp.simulations import Simulations
 from tests.helpers import exchange_records as cases
 from tests.helpers.exchange_records import RAW, WORDS, F
 
@@ -18,6 +27,7 @@ activations = pytest.importorskip("neuron_explainer.activations.activations")
 tokens = pytest.importorskip("neuron_explainer.activations.token_connections")
 explanations = pytest.importorskip("neuron_explainer.explanations.explanations")
 LIVE = F - 2  # those after it never fire
+DEAD = F - 1
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +50,70 @@ def test_its_reader_takes_every_file(written):
     assert said.getvalue() == ""  # it prints what it does not know
     names = ("NeuronRecord", "TokenLookupTableSummaryOfNeuron", "WeightBasedSummaryOfNeuron")
     assert found == {**dict.fromkeys(names, F), "NeuronSimulationResults": 2}
+
+
+def test_its_scores_of_our_simulations_are_ours(records, tmp_path):
+    """Its loader has the simulations, and its scoring, given what it loaded, the scores that are stored."""
+    scoring = pytest.importorskip("neuron_explainer.explanations.scoring")
+    rng, length = np.random.default_rng(2), 16
+    true = cases.dense(records).reshape(F, -1)
+    folder = tmp_path / "records"
+    shutil.copytree(records.folder, folder)
+    kept = Simulations(folder)
+    lines = []
+    for latent in range(F):  # the last two never fire
+        windows = []
+        for slot in (np.arange(6) * 24 + 3).tolist():
+            noisy = true[latent, slot : slot + length] * 3.7 + rng.normal(0, 2 + latent, length)
+            per_token = rng.dirichlet([1.0] * 11, length)
+            one = {"slot": slot, "length": length, "expected": noisy, "scale": "neuron_activations"}
+            if latent % 2:
+                values = np.tile(np.arange(11.0), (length, 1))
+                one |= {"distribution_values": values, "distribution_probabilities": per_token}
+                one |= {"expected": per_token @ np.arange(11.0), "scale": "simulated_normalized_activations"}
+            windows.append(one)
+        kept.append(latent, "m", None, windows)
+        lines.append({"latent": latent, "explanation": "x", "method": "m", "model": None, "scores": {}})
+    kept.close()
+    write_explanations(folder, lines)
+    out = export_openai(Records(folder), cases.effects(), WORDS, tmp_path / "out", layer=3)
+    said = io.StringIO()
+    for latent in range(F):
+        with redirect_stdout(said):
+            path = out / f"explanations/3/{latent}.jsonl"
+            fast.loads(path.read_bytes(), backwards_compatible=False)
+            [one] = explanations.load_neuron_explanations(
+                str(out / "explanations"), 3, latent
+            ).scored_explanations
+        sequences = one.scored_simulation.scored_sequence_simulations
+        assert len(sequences) == 6 and isinstance(sequences[0], explanations.ScoredSequenceSimulation)
+        assert all(isinstance(each.simulation, explanations.SequenceSimulation) for each in sequences)
+        with np.errstate(all="ignore"):
+            check(scoring.aggregate_scored_sequence_simulations(sequences), one.scored_simulation, latent)
+            for each in sequences:
+                record = activations.ActivationRecord(each.simulation.tokens, each.true_activations)
+                its = {
+                    "ev_correlation_score": scoring.correlation_score,
+                    "rsquared_score": scoring.rsquared_score_from_sequences,
+                    "absolute_dev_explained_score": scoring.absolute_dev_explained_score_from_sequences,
+                }
+                found = {
+                    name: scoring.score_from_simulation(record, each.simulation, score)
+                    for name, score in its.items()
+                }
+                check(SimpleNamespace(**found), each, latent if max(each.true_activations) else DEAD)
+        if latent % 2:
+            assert np.shape(sequences[5].simulation.distribution_probabilities) == (length, 11)
+    assert said.getvalue() == ""
+
+
+def check(its, stored, latent):
+    for name in ("ev_correlation_score", "rsquared_score", "absolute_dev_explained_score"):
+        its_score, our_score = getattr(its, name), getattr(stored, name)
+        if latent < LIVE:
+            assert our_score == pytest.approx(its_score, abs=1e-6), name
+        else:
+            assert our_score is None and not np.isfinite(its_score)  # JSON has no NaN
 
 
 def test_its_records_are_ours(written):
@@ -140,3 +214,14 @@ def test_we_read_what_it_writes(tmp_path):
     }
     [said] = read_openai_explanations(tmp_path)
     assert said["explanation"] == "dates" and said["scores"] == {"simulation": 0.75}
+    [simulated] = read_openai_simulations(tmp_path)
+    assert simulated["simulations"] == [
+        {
+            "tokens": ["a"],
+            "true_activations": [0.5],
+            "expected": [0.5],
+            "scale": "neuron_activations",
+            "distribution_values": [[0.0]],
+            "distribution_probabilities": [[1.0]],
+        }
+    ]

@@ -1,10 +1,11 @@
 """Neuronpedia's export: the files that its bulk import reads, and the explanations of such files.
 
     out/model_id/source_id/{release,model,sourceset,source}.jsonl
-    out/model_id/source_id/{features,activations,explanations}/batch-N.jsonl.gz
+    out/model_id/source_id/{features,activations,explanations,explanation_scores}/batch-N.jsonl.gz
 
 A line is a row of a table of Neuronpedia's database (apps/webapp/prisma/schema.prisma there): SourceRelease, Model, SourceSet,
-Source, Neuron, Activation, Explanation. Its import takes the columns from the first line of each file.
+Source, Neuron, Activation, Explanation, ExplanationScore. Its import takes the columns from the first line of each file. It knows
+of no files of scores, and neither does its own export: these are for neuronpedia_sql.py and for reading back.
 """
 
 import gzip
@@ -26,6 +27,7 @@ from saefast.sae import SAE
 
 SOURCE_ID = re.compile(r"(\d+)-([a-z0-9_-]+?)(__[a-z0-9_-]+)?")  # layer-set or layer-set__suffix
 BLOCK = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.(\d+)")  # the output of a block, in transformers
+JUDGE = "unknown"  # explanations.jsonl does not say who scored, and Neuronpedia wants a name
 COPIED = [f"neuron_alignment_{name}" for name in ("indices", "values", "l1")]
 COPIED += [
     f"correlated_{what}_{name}" for what in ("neurons", "features") for name in ("indices", "pearson", "l1")
@@ -94,10 +96,13 @@ def export_neuronpedia(
         of_set: dict[str, Any] = {"hookName": hook, "sourceSetName": parts[2]}
         write("features", number, [_feature(key, made, f, effects, sae) | of_set for f in features])
         rows = []
+        scores: list[dict[str, Any]] = []
         for feature in features:
-            latent = feature["feature_index"]
-            rows += [_explanation(key, made, i, e) for i, e in enumerate(explained.get(latent, []))]
+            for i, one in enumerate(explained.get(feature["feature_index"], [])):
+                rows.append(_explanation(key, made, i, one))
+                scores += _scores(rows[-1]["id"], made, one["scores"])
         write("explanations", number, rows)
+        write("explanation_scores", number, scores)
     for path in folder.glob("*/batch-*.jsonl.gz"):
         if path not in written:
             path.unlink()
@@ -216,6 +221,15 @@ def _explanation(
     return row | {"explanationModelName": one.get("model"), "createdAt": made["createdAt"]}
 
 
+def _scores(explanation: str, made: dict[str, Any], scores: dict[str, float]) -> Iterator[dict[str, Any]]:
+    """Of an explanation with this id. Its page parses jsonDetails when someone asks for them, so these are empty but JSON."""
+    for name, value in scores.items():
+        row: dict[str, Any] = {"id": _id("score", explanation, name), "explanationId": explanation}
+        row |= {"value": value, "explanationScoreTypeName": name, "explanationScoreModelName": JUDGE}
+        row |= {"initiatedByUserId": made["creatorId"], "jsonDetails": "[]", "createdAt": made["createdAt"]}
+        yield row
+
+
 def _id(*parts: object) -> str:
     """25 characters, as the ids that Neuronpedia makes, from what the row is about."""
     return "c" + hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
@@ -237,26 +251,37 @@ def _by_latent(explanations: list[dict[str, Any]]) -> dict[int, list[dict[str, A
 def read_neuronpedia_explanations(folder: str | Path) -> Iterator[dict[str, Any]]:
     """The explanations of an export (…/model_id/source_id, also one downloaded from Neuronpedia), as lines of explanations.jsonl.
 
+    Scores are those in explanation_scores: what was downloaded from Neuronpedia has none.
+
     Raises:
         InputError: there are none, or a line is not of this layout.
     """
-    paths = sorted(Path(folder).glob("explanations/batch-*.jsonl*"), key=lambda p: (len(p.name), p.name))
-    check(len(paths) > 0, f"{folder}: expected explanations/batch-N.jsonl.gz, found none")
-    for path in paths:
+    folder = Path(folder)
+    scores: dict[str, dict[str, float]] = {}
+    for path, row in _rows(folder, "explanation_scores"):
+        try:
+            of, name, value = row["explanationId"], row["explanationScoreTypeName"], float(row["value"])
+            scores.setdefault(of, {})[name] = value
+        except (KeyError, ValueError, TypeError):
+            raise InputError(f"{path}: expected lines with an explanation, a type and a value") from None
+    found = None
+    for path, row in _rows(folder, "explanations"):
+        try:
+            found = {"latent": int(row["index"]), "explanation": row["description"]}
+        except (KeyError, ValueError, TypeError):
+            raise InputError(f'{path}: expected lines with "index" and "description"') from None
+        found |= {"method": row.get("typeName"), "model": row.get("explanationModelName")}
+        yield found | {"scores": scores.get(str(row.get("id")), {})}
+    check(found is not None, f"{folder}: expected explanations/batch-N.jsonl.gz, found none")
+
+
+def _rows(folder: Path, table: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for path in sorted(folder.glob(f"{table}/batch-*.jsonl*"), key=lambda p: (len(p.name), p.name)):
         try:
             data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         except (OSError, EOFError) as error:
             raise InputError(f"{path}: expected gzip, got {line(error)}") from None
-        for row in _json_lines(path, data):
-            try:
-                found: dict[str, Any] = {"latent": int(row["index"]), "explanation": row["description"]}
-            except (KeyError, ValueError, TypeError):
-                raise InputError(f'{path}: expected lines with "index" and "description"') from None
-            yield found | {
-                "method": row.get("typeName"),
-                "model": row.get("explanationModelName"),
-                "scores": {},
-            }
+        yield from ((path, row) for row in _json_lines(path, data))
 
 
 def _json_lines(path: Path, data: bytes) -> Iterator[dict[str, Any]]:

@@ -4,8 +4,8 @@
 
 Its own import reads only a bucket of Neuronpedia's. As that import does (apps/webapp/lib/db/import.ts there), this takes the
 columns from the first line of a file and leaves rows that are there as they are, so a second time adds nothing. What the
-import needs beforehand is added, too: the user who is the creator, and the names of the methods and models of explanations. All
-of it is one transaction.
+import needs beforehand is added, too: the user who is the creator, and the names of the methods and models of explanations and of
+scores. All of it is one transaction.
 """
 
 import argparse
@@ -20,7 +20,11 @@ from saefast.errors import InputError, check, line
 
 SMALL = {"release": "SourceRelease", "model": "Model", "sourceset": "SourceSet", "source": "Source"}
 BULK = {"features": "Neuron", "activations": "Activation", "explanations": "Explanation"}
+BULK |= {"explanation_scores": "ExplanationScore"}
 NAMED = {"typeName": "ExplanationType", "explanationModelName": "ExplanationModelType"}
+NAMED |= {
+    f"explanationScore{what}Name": f"ExplanationScore{what}" for what in ("Type", "Model")
+}  # tables of names that rows refer to
 ROWS = 5000  # in a statement
 NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")  # escaped, not the letters after a backslash
 
@@ -64,7 +68,7 @@ def neuronpedia_sql(folder: str | Path) -> Iterator[str]:
     for part, table in BULK.items():
         for path in sorted((folder / part).glob("batch-*.jsonl.gz")):
             lines = _lines(path)
-            if part == "explanations":
+            if part.startswith("explanation"):
                 parsed = [json.loads(one) for one in lines]
                 for key, of in NAMED.items():
                     names = sorted({row[key] for row in parsed if row.get(key) is not None})

@@ -3,7 +3,7 @@
     collated-activations/LAYER/LATENT.json             NeuronRecord: examples and moments
     related-tokens/activation-based/LAYER/LATENT.json  TokenLookupTableSummaryOfNeuron: tokens of the largest average activation
     related-tokens/weight-based/LAYER/LATENT.json      WeightBasedSummaryOfNeuron: logit weights
-    explanations/LAYER/LATENT.jsonl                    NeuronSimulationResults: explanations and their scores
+    explanations/LAYER/LATENT.jsonl                    NeuronSimulationResults: explanations, simulations, scores
 
 An object names its class (of openai/automated-interpretability) under "dataclass_name". Numbers that are not finite are null.
 """
@@ -11,7 +11,7 @@ An object names its class (of openai/automated-interpretability) under "dataclas
 import json
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from saefast.errors import check
 from saefast.files import staged
 from saefast.interp.effects import Effects
 from saefast.interp.exchange.dashboards import dashboards, peaks_of, short
+from saefast.interp.exchange.openai_simulations import scored_simulation
 from saefast.interp.explanations import read_explanations
 from saefast.interp.records import engine
 from saefast.interp.records.read import Records
 from saefast.interp.records.select import TRIES
 from saefast.interp.records.text import mix
+from saefast.interp.simulations import Simulations
 from saefast.interp.vocabulary import Vocabulary
 
 RECORDS, EXPLANATIONS = "collated-activations", "explanations"
@@ -57,7 +59,8 @@ def export_openai(
     active there or not. Moments are those of `saefast.interp.records.select.select`.
 
     weight-based is written where there are logit weights; its input side is empty. In explanations, an explanation keeps its
-    text and the scores of `SCORES`.
+    text, the simulations that simulations.jsonl has of it, and OpenAI's three scores: of these simulations, or without any those
+    that it has of `SCORES`.
 
     Args:
         layer: where in the model; a folder may have several.
@@ -68,7 +71,7 @@ def export_openai(
     Returns: `out`.
 
     Raises:
-        InputError: see `dashboards`; a negative number; a wrong line in explanations.jsonl.
+        InputError: see `dashboards`; a negative number; a wrong line in explanations.jsonl or simulations.jsonl.
     """
     out = Path(out)
     given = {"layer": layer, "n_random": n_random, "n_tokens": n_tokens, "min_count": min_count}
@@ -84,6 +87,7 @@ def export_openai(
     written: dict[str, set[str]] = {RECORDS: set(), TOKENS: set(), WEIGHTS: set(), EXPLANATIONS: set()}
     with ExitStack() as stack:
         folders: dict[str, Path] = {}
+        simulations = stack.enter_context(closing(Simulations(records.folder)))
 
         def write(kind: str, latent: int, value: dict[str, Any]) -> None:
             if kind not in folders:
@@ -115,7 +119,9 @@ def export_openai(
                     write(WEIGHTS, latent, _weights(feature))
                 if latent in explained:
                     results = _named("NeuronSimulationResults", neuron_id=neuron)
-                    results["scored_explanations"] = [_scored(one) for one in explained[latent]]
+                    results["scored_explanations"] = [
+                        _scored(one, simulations, records, strings) for one in explained[latent]
+                    ]
                     write(EXPLANATIONS, latent, results)
     for kind, names in written.items():
         for path in (out / kind / str(layer)).glob("*.json*"):
@@ -204,7 +210,13 @@ def _weights(feature: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _scored(one: dict[str, Any]) -> dict[str, Any]:
-    simulation = _named("ScoredSimulation", scored_sequence_simulations=[])
-    simulation |= {theirs: one["scores"].get(ours) for ours, theirs in SCORES.items()}
-    return _named("ScoredExplanation", explanation=one["explanation"], scored_simulation=simulation)
+def _scored(
+    one: dict[str, Any], simulations: Simulations, records: Records, strings: Sequence[str]
+) -> dict[str, Any]:
+    simulated = simulations.get(one["latent"], one["method"], one["model"])
+    if simulated:
+        found = scored_simulation(simulated, one["latent"], records, strings)
+    else:
+        found = _named("ScoredSimulation", scored_sequence_simulations=[])
+        found |= {theirs: one["scores"].get(ours) for ours, theirs in SCORES.items()}
+    return _named("ScoredExplanation", explanation=one["explanation"], scored_simulation=found)

@@ -9,6 +9,7 @@ from typing import Any
 from saefast.errors import check, shown
 from saefast.files import read_json
 from saefast.interp.exchange.openai import EXPLANATIONS, MOMENTS, RECORDS, SCORES
+from saefast.interp.simulations import DISTRIBUTION, SCALES
 
 METHOD = "oai_token-act-pair"  # what Neuronpedia calls explanations that were made as OpenAI's were
 
@@ -53,6 +54,9 @@ def read_openai(
 def read_openai_explanations(folder: str | Path, layer: int | None = None) -> Iterator[dict[str, Any]]:
     """The explanations of a layer as lines of explanations.jsonl, see `saefast.interp.explanations`; scores by our names in `SCORES`.
 
+    The files do not say how an explanation was made. The method is `METHOD`, and that of further ones of the same latent `METHOD`
+    with "-2", "-3": so each is known by its latent, method and model.
+
     Args:
         folder: the one that has explanations in it, or that itself: folders of layers with files NUMBER.jsonl.
         layer: default: the only one that is there.
@@ -60,19 +64,57 @@ def read_openai_explanations(folder: str | Path, layer: int | None = None) -> It
     Raises:
         InputError: no such folder; a file that is not of NeuronSimulationResults, or that of another neuron.
     """
+    for _, key, explanation, simulation in _scored_explanations(folder, layer):
+        scores = {ours: _finite(simulation.get(theirs)) for ours, theirs in SCORES.items()}
+        known = {name: score for name, score in scores.items() if score is not None}
+        yield key | {"explanation": explanation, "scores": known}
+
+
+def read_openai_simulations(folder: str | Path, layer: int | None = None) -> Iterator[dict[str, Any]]:
+    """The simulations of these explanations, of those that have some, one explanation in memory.
+
+    Yields:
+        "latent", "method", "model" as `read_openai_explanations` has them, and "simulations": {"tokens": [text],
+        "true_activations": [number], "expected": [number], "scale": text}, and both distributions where they are known.
+
+    Raises:
+        InputError: see there; numbers that are not finite, or not as many as tokens.
+    """
+    for path, key, _, scored in _scored_explanations(folder, layer):
+        sequences = scored.get("scored_sequence_simulations") or []
+        check(isinstance(sequences, list), f"{path}: expected a list of scored_sequence_simulations")
+        if sequences:
+            yield key | {"simulations": [_simulation(one, path) for one in sequences]}
+
+
+def _scored_explanations(
+    folder: str | Path, layer: int | None
+) -> Iterator[tuple[Path, dict[str, Any], str, dict[str, Any]]]:
+    """(path, {"latent", "method", "model"}, text, scored_simulation) of each."""
     for number, latent, path in _files(Path(folder), EXPLANATIONS, "jsonl", layer, None):
         value = read_json(path)  # one line
         _check_class(value, "NeuronSimulationResults", path)
         _check_neuron(value, number, latent, path)
-        for one in value.get("scored_explanations") or []:
+        for i, one in enumerate(value.get("scored_explanations") or []):
             simulation = one.get("scored_simulation") if isinstance(one, dict) else None
             ok = isinstance(simulation, dict) and isinstance(one.get("explanation"), str)
             check(ok, f"{path}: expected scored_explanations with an explanation and a scored_simulation")
             assert simulation is not None
-            scores = {ours: _finite(simulation.get(theirs)) for ours, theirs in SCORES.items()}
-            found: dict[str, Any] = {"latent": latent, "explanation": one["explanation"]}
-            found |= {"method": METHOD, "model": None}
-            yield found | {"scores": {name: score for name, score in scores.items() if score is not None}}
+            method = f"{METHOD}-{i + 1}" if i else METHOD
+            yield path, {"latent": latent, "method": method, "model": None}, one["explanation"], simulation
+
+
+def _simulation(one: Any, path: Path) -> dict[str, Any]:
+    simulation = one.get("simulation") if isinstance(one, dict) else None
+    found: dict[str, Any] = simulation if isinstance(simulation, dict) else {}
+    of_acts = {"tokens": found.get("tokens"), "activations": one.get("true_activations") if found else None}
+    of_expected = {"tokens": found.get("tokens"), "activations": found.get("expected_activations")}
+    true, expected = _checked([of_acts, of_expected], path)
+    check(found.get("activation_scale") in SCALES, f"{path}: expected an activation_scale of {SCALES}")
+    known = {name: found[name] for name in DISTRIBUTION if found.get(name)}
+    tokens, truth = true["tokens"], true["activations"]
+    both = {"tokens": tokens, "true_activations": truth, "expected": expected["activations"]}
+    return both | {"scale": found["activation_scale"]} | known
 
 
 def _files(

@@ -177,7 +177,7 @@ def test_files_of_neuronpedia(made, tmp_path):
         ids = [row["id"] for of in (folder, other) for row in rows(of, part)]
         assert len(set(ids)) == len(ids) >= 2 * n
     headers = [path.read_bytes()[4:8] for path in folder.glob("*/*.gz")]
-    assert headers == [b"\0\0\0\0"] * 3
+    assert headers == [b"\0\0\0\0"] * 4
     about = {name: json.loads((folder / f"{name}.jsonl").read_text()) for name in ABOUT}
     for name, wanted in ABOUT.items():
         assert {key: about[name][key] for key in wanted} == wanted, name

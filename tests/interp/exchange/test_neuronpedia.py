@@ -13,6 +13,7 @@ from saefast.errors import InputError
 from saefast.interp.exchange.neuronpedia import export_neuronpedia, read_neuronpedia_explanations
 from saefast.interp.exchange.neuronpedia_upload import upload, upload_batches
 from saefast.interp.exchange.sae_dashboard import export_sae_dashboard, read_sae_dashboard
+from saefast.interp.explanations import write_explanations
 from tests.helpers.hostile_records import (
     DEAD,
     GROUPS,
@@ -102,6 +103,34 @@ def test_rerun_gives_the_same_bytes_and_clears_old_files(records, effects, tmp_p
     (folder / "features" / "batch-9.jsonl.gz").write_bytes(b"old")
     export_neuronpedia(records[0], effects, Words(), tmp_path, **IDS)
     assert everything() == first
+
+
+def test_explanations_and_scores_come_back(records, effects, tmp_path):
+    records = records[0]
+    before = (records.folder / "explanations.jsonl").read_bytes()
+    lines = [
+        {"latent": 4, "explanation": "a", "method": None, "model": None, "scores": {"x": -0.25, "y": 1.5}},
+        {"latent": 0, "explanation": "b", "method": "m", "model": "g", "scores": {"x": 0.1 + 0.2}},
+        {"latent": 4, "explanation": "a", "method": "m", "model": "g", "scores": {}},
+        {"latent": 4, "explanation": "a", "method": "n", "model": "g", "scores": {"x": 1}},
+    ]
+    try:
+        write_explanations(records.folder, lines)
+        folder = export_neuronpedia(records, effects, Words(), tmp_path, **IDS)
+    finally:
+        (records.folder / "explanations.jsonl").write_bytes(before)
+    assert list(read_neuronpedia_explanations(folder)) == [lines[1], lines[0], *lines[2:]]
+    scores = rows(folder, "explanation_scores")
+    assert len({row["id"] for row in scores}) == 4 and {row["initiatedByUserId"] for row in scores} == {"me"}
+    assert {row["explanationId"] for row in scores} < {row["id"] for row in rows(folder, "explanations")}
+    for path in folder.glob("explanation_scores/*"):  # as what is downloaded from Neuronpedia
+        path.unlink()
+    assert all(one["scores"] == {} for one in read_neuronpedia_explanations(folder))
+    (folder / "explanation_scores/batch-0.jsonl").write_text('{"explanationId": "x", "value": 1}\n')
+    with pytest.raises(InputError, match="batch-0.jsonl: expected lines with an explanation, a type"):
+        list(read_neuronpedia_explanations(folder))
+    with pytest.raises(InputError, match="found none"):
+        list(read_neuronpedia_explanations(tmp_path))
 
 
 @pytest.mark.parametrize("wrong", [{"source_id": "Set"}, {"model_id": "../x"}, {"groups": ("random",)}])

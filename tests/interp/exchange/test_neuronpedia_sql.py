@@ -43,7 +43,8 @@ def test_every_row_once(export, monkeypatch):
     monkeypatch.setattr(sql, "ROWS", 100)
     found = taken(export)
     order = ["User", *sql.SMALL.values(), "Neuron", "Activation"]
-    assert list(found) == [*order, "ExplanationType", "ExplanationModelType", "Explanation"]
+    order += ["ExplanationType", "ExplanationModelType", "Explanation"]
+    assert list(found) == [*order, "ExplanationScoreType", "ExplanationScoreModel", "ExplanationScore"]
     for part, table in sql.BULK.items():
         assert [row for some in found[table] for row in some] == rows(export, part)
     assert max(map(len, found["Activation"])) == 100 < len(rows(export, "activations"))
@@ -53,6 +54,8 @@ def test_every_row_once(export, monkeypatch):
     assert user["id"] == "me" and re.fullmatch(r"[a-z0-9.-]{1,39}", user["name"])
     assert {row["name"] for row in found["ExplanationType"][0]} == {"m", "it's $"}
     assert [row["name"] for row in found["ExplanationModelType"][0]] == ["g"]
+    assert [row["name"] for row in found["ExplanationScoreType"][0]] == ["d"]
+    assert [row["name"] for row in found["ExplanationScoreModel"][0]] == ["unknown"]
 
 
 def test_ends_of_lines_inside_of_texts(export, tmp_path):
