@@ -4,9 +4,9 @@
     explain_every(units, "runs/mine/explained/lookup", settings)       # the same call again goes on
 
 OUT/results.jsonl: its first line has the settings, each other line is a unit:
-    {"kind", "latent", "explanation", "single_token", "scores": {score: {number: value}}, "shuffled": {...}, "seconds"}
-"shuffled" are the scores of the explanation of another unit of the same kind, for the first `controls` units. Units come in random
-order, so that a part of them is a sample of all.
+    {"kind", "latent", "explanation", "single_token", "scores": {score: {number: value}}, "controls": {control: scores}, "seconds"}
+"controls" are the scores of the explanation of another unit of the same kind, of "always 0" and of "always 1", for the first
+`controls` units. Units come in random order, so that a part of them is a sample of all.
 """
 
 import time
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -30,12 +30,23 @@ RESULTS = "results.jsonl"
 KEPT = 64  # explanations, for the controls that use them again
 
 
+Scores = dict[str, dict[str, Any]]  # by score, the numbers of it
+
+
 class Scored(NamedTuple):
     """What scoring found of a unit and an explanation."""
 
-    scores: dict[str, dict[str, Any]]  # by score, the numbers of it
+    scores: Scores
     unscored: str | None  # why there are none
     simulations: list[dict[str, Any]]  # as in simulations.jsonl, of the windows of the score "simulation"
+
+
+class Scorer(Protocol):
+    """`saefast.interp.explain.scoring.Scoring`."""
+
+    def __call__(self, latent: int, explanation: Explanation) -> Scored: ...
+
+    def controls(self, latent: int, other: Explanation) -> dict[str, Scores]: ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ class Units:
     records: Records
     latents: np.ndarray  # [n] int64
     explainer: Explainer
-    scored: Callable[[int, Explanation], Scored]
+    scorer: Scorer
     single_token: Callable[[int], bool]
 
 
@@ -73,7 +84,7 @@ def explain_every(
     Args:
         settings: what the results depend on, as JSON; those of the file must be the same.
         limit: only the first ones of the random order.
-        controls: units on which the explanation of another one is tried besides, of each set.
+        controls: of each set, units on which the controls are tried besides.
         at_once: units that are worked on at the same time, for models that answer several questions at once.
         keep: is given the simulations of each unit.
         progress: is given the number of units that were done before it began, and then 1 for each.
@@ -137,13 +148,13 @@ def _row(
     units, latent, begin = task.units, task.latent, time.perf_counter()
     try:
         explanation = explained(units.kind, latent)
-        found = units.scored(latent, explanation)
+        found = units.scorer(latent, explanation)
         row: dict[str, Any] = {"kind": units.kind, "latent": latent, "explanation": explanation.sentence}
         row |= {"single_token": units.single_token(latent), "scores": found.scores}
         if found.unscored is not None:
             row["unscored"] = found.unscored
         elif task.other is not None:
-            row["shuffled"] = units.scored(latent, explained(units.kind, task.other)).scores
+            row["controls"] = units.scorer.controls(latent, explained(units.kind, task.other))
     except InputError as error:
         raise type(error)(f"{units.kind} {latent}: {error}") from None
     return row | {"seconds": round(time.perf_counter() - begin, 4)}, found.simulations

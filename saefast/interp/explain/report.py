@@ -27,16 +27,9 @@ WORDS = {  # of the numbers, in the order of the table, and what chance gives
     "fuzz.balanced_accuracy": ("fuzzing: balanced accuracy", "0.5"),
     "fuzz.auc": ("fuzzing: AUC", "0.5"),
 }
-HEAD = (
-    "number",
-    "units",
-    "mean",
-    "95 %",
-    "median",
-    f"at least {GOOD}",
-    "another unit's explanation",
-    "chance",
-)
+HEAD = ("number", "units", "mean", "95 %", "median", f"at least {GOOD}", "controls on")
+CONTROLS = {"shuffled": "another unit's explanation", "always 0": "always 0", "always 1": "always 1"}
+COLUMNS = (*HEAD, *CONTROLS.values(), "chance")
 
 
 def write_report(
@@ -73,8 +66,8 @@ def write_report(
 def lines_of(summary: Summary) -> Iterator[str]:
     """The table for a terminal."""
     for kind in summary.kinds:
-        rows = [HEAD, *_rows(summary, kind, "all")]
-        widths = [max(len(str(row[i])) for row in rows) for i in range(len(HEAD))]
+        rows = [COLUMNS, *_rows(summary, kind, "all")]
+        widths = [max(len(str(row[i])) for row in rows) for i in range(len(COLUMNS))]
         yield f"{summary.units[kind]:,} {kind}{_reasons(summary.unscored.get(kind, {}))}"
         for row in rows if len(rows) > 1 else []:
             cells = [
@@ -106,7 +99,7 @@ def _scores(summary: Summary) -> list[str | Table]:
             rows = _rows(summary, kind, part)
             if rows and not (part == "others" and not _rows(summary, kind, "single tokens")):
                 parts += [f"{kind}: {_PARTS[part]}"] if part != "all" else []
-                parts.append(Table(HEAD, rows))
+                parts.append(Table(COLUMNS, rows))
     return parts
 
 
@@ -126,19 +119,12 @@ def _rows(summary: Summary, kind: str, part: str) -> list[tuple[str, ...]]:
 def _row(name: str, group: Group) -> tuple[str, ...]:
     words, chance = WORDS.get(name, (name.replace(".", ": ").replace("_", " "), ""))
     mean = group.mean
-    shuffled = "" if group.shuffled is None else f"{group.shuffled:.3f} of {group.n_shuffled}"
+    controls = [f"{group.controls[name]:.3f}" if name in group.controls else "" for name in CONTROLS]
+    n = f"{group.n_controls:,}" if group.n_controls else ""
     interval = f"{mean.low:.3f} to {mean.high:.3f}"
     good = f"{group.above:,}" if name == MAIN else ""
-    return (
-        words,
-        f"{group.units:,}",
-        f"{mean.value:.3f}",
-        interval,
-        f"{group.median:.3f}",
-        good,
-        shuffled,
-        chance,
-    )
+    own = (words, f"{group.units:,}", f"{mean.value:.3f}", interval, f"{group.median:.3f}", good)
+    return (*own, n, *controls, chance)
 
 
 def _reasons(reasons: Mapping[str, int]) -> str:

@@ -7,6 +7,7 @@ The windows of a unit are the same for each explanation, so that those of other 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,9 +15,10 @@ import numpy as np
 
 from saefast.errors import check
 from saefast.interp.explain import Explanation, Judge
-from saefast.interp.explain.every import Scored
+from saefast.interp.explain.every import Scored, Scores
 from saefast.interp.explain.examples import Examples, Tiles
 from saefast.interp.explain.scores.classification import detection, detection_examples, fuzzing
+from saefast.interp.explain.scores.controls import Always
 from saefast.interp.explain.scores.simulation import simulate_and_score
 from saefast.interp.explain.scores.statistics import DRAWS, Interval
 from saefast.interp.records import Records
@@ -54,13 +56,10 @@ class Scoring:
         scale: str = "neuron_activations",
         seed: int = 0,
     ) -> None:
-        self.judge, self.near, self.draws, self.seed = judge, near, draws, seed
+        self.judge: Judge = judge
+        self.near, self.draws, self.seed = near, draws, seed
         self.random_only, self.scale = random_only, scale
-        of_windows: dict[str, Score] = {
-            "detection": partial(detection, judge, draws=draws or 1, seed=seed),
-            "fuzz": partial(fuzzing, judge, draws=draws or 1, seed=seed),
-            **(more or {}),
-        }
+        of_windows = {**self._judged(judge), **(more or {})}
         known = ("simulation", *of_windows)
         unknown = [name for name in names if name not in known]
         check(
@@ -71,6 +70,23 @@ class Scoring:
         self.long = Tiles(records, "score", LONG)
         self.short = Tiles(records, "score", SHORT) if self.of_windows else None
 
+    def _judged(self, judge: Judge) -> dict[str, Score]:
+        """Scores of windows by a judge. A bootstrap of one draw is the cheapest there is."""
+        return {
+            name: partial(score, judge, draws=self.draws or 1, seed=self.seed)
+            for name, score in (("detection", detection), ("fuzz", fuzzing))
+        }
+
+    def controls(self, latent: int, other: Explanation) -> dict[str, Scores]:
+        """What the explanation of another unit gets, and judges that always say the same, which the scores of `more` do not ask."""
+        found = {"shuffled": self(latent, other).scores}
+        for value in (0, 1):
+            always = copy(self)
+            always.judge, judged = Always(value), self._judged(Always(value))
+            always.of_windows = {name: judged[name] for name in self.of_windows if name in judged}
+            found[always.judge.name] = always(latent, other).scores
+        return found
+
     def __call__(self, latent: int, explanation: Explanation) -> Scored:
         active, _ = self.long.peaks(latent)
         if len(active) < FEWEST:
@@ -79,7 +95,7 @@ class Scoring:
                 f"active in fewer than {FEWEST} windows of them",
             )
             return Scored({}, few if len(active) else never, [])
-        scores: dict[str, dict[str, Any]] = {}
+        scores: Scores = {}
         simulations: list[dict[str, Any]] = []
         if self.simulates:
             scores["simulation"], simulations = self._simulation(latent, explanation)

@@ -1,7 +1,7 @@
 """What the scores of all units come to: by kind of unit, with and without single tokens, beside the explanations of other units."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +28,8 @@ class Group(NamedTuple):
     mean: Interval
     median: float
     above: int  # units with at least `GOOD`
-    shuffled: float | None  # mean of the controls; None: there are none
-    n_shuffled: int
+    controls: dict[str, float]  # means of "shuffled", "always 0", "always 1", over `n_controls` of the units
+    n_controls: int
 
 
 class Summary:
@@ -50,10 +50,12 @@ class Summary:
         self.settings: dict[str, Any] = next(lines, {})
         self.units: dict[str, int] = defaultdict(int)
         self.unscored: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-        self.seconds, self.good = 0.0, []  # type: float, list[Unit]
+        self.seconds = 0.0
+        self.good: list[Unit] = []
+        self.controls: dict[str, None] = {}  # the names that there are, in order
         own: dict[tuple[str, str], list[float]] = defaultdict(list)
         single: dict[tuple[str, str], list[bool]] = defaultdict(list)
-        others: dict[tuple[str, str, bool], list[float]] = defaultdict(list)
+        others: dict[tuple[str, str, bool, str], list[float]] = defaultdict(list)
         for row in lines:
             kind, latent, is_single = row["kind"], row["latent"], row["single_token"]
             self.units[kind] += 1
@@ -66,8 +68,10 @@ class Summary:
                 single[kind, name].append(is_single)
                 if name == MAIN and value >= GOOD:
                     self.good.append(Unit(kind, latent, row["explanation"], value))
-            for name, value in flat(row.get("shuffled", {})).items():
-                others[kind, name, is_single].append(value)
+            for control, scores in row.get("controls", {}).items():
+                self.controls = {**self.controls, control: None}
+                for name, value in flat(scores).items():
+                    others[kind, name, is_single, control].append(value)
         self.good.sort(key=lambda unit: (-unit.value, unit.kind, unit.latent))
         self.values = {key: np.asarray(values) for key, values in own.items()}
         self.groups: dict[tuple[str, str, str], Group] = {}
@@ -77,7 +81,10 @@ class Summary:
             for part, mask in parts.items():
                 if mask.any():
                     wanted = {"all": (False, True), "single tokens": (True,), "others": (False,)}[part]
-                    control = [one for of in wanted for one in others[kind, name, of]]
+                    control = {
+                        control: [one for of in wanted for one in others[kind, name, of, control]]
+                        for control in self.controls
+                    }
                     self.groups[kind, part, name] = _group(values[mask], control)
 
     @property
@@ -90,11 +97,11 @@ class Summary:
         return list(dict.fromkeys(name for _, name in self.values))
 
 
-def _group(values: np.ndarray, control: Iterable[float]) -> Group:
-    other = np.asarray(list(control), np.float64)
+def _group(values: np.ndarray, controls: Mapping[str, list[float]]) -> Group:
+    means = {name: float(np.mean(some)) for name, some in controls.items() if some}
+    n = max((len(some) for some in controls.values()), default=0)
     above = int((values >= GOOD).sum())
-    median, shuffled = float(np.median(values)), float(other.mean()) if len(other) else None
-    return Group(len(values), mean_interval(values), median, above, shuffled, len(other))
+    return Group(len(values), mean_interval(values), float(np.median(values)), above, means, n)
 
 
 def flat(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
