@@ -158,14 +158,14 @@ class Contrastive(Asker):
             return None
         active = active.take(np.argsort(-active.acts.max(axis=1), kind="stable"))
         near = [] if self.near is None else [one for one in self.near.indices[latent].tolist() if one >= 0]
-        hard = inactive(self.tiles, latent, self.n_near, self.seed, near) if near else active.take([])
+        hard = inactive(self.tiles, latent, self.n_near if near else 0, self.seed, near).of("near")
         easy = inactive(self.tiles, latent, self.n_random, self.seed + 1, without=hard.slots)
         how = (
             f"You get texts. Tokens on which it is active at more than {MARKED} of its strongest are between << and >>, and listed below the text with "
             "how active it is, from 0 to 10. In other texts it is not active at all, though some are like those in which it is: what you say "
             "must hold for the marked tokens, and not for these."
         )
-        parts = [examples_of(self.vocabulary, some) for some in (active, hard.of("near"), easy)]
+        parts = [examples_of(self.vocabulary, some) for some in (active, hard, easy)]
         question = _kinds(*parts)
         return Question(
             self._prompt(how, _shot, question),

@@ -84,7 +84,10 @@ def sentence_of(answer: str) -> str | None:
         text = text[len(BEGINNING) :].lstrip(" :")
     paragraph = re.split(r"\n\s*\n", text, maxsplit=1)[0]
     line = " ".join("".join(char if char.isprintable() else " " for char in paragraph).split())
-    line = CONTROL.sub(r"<\\", line.strip("*_`\"' "))
+    line = line.strip("*_` ")
+    if len(line) > 1 and line[0] == line[-1] and line[0] in "\"'" and line[0] not in line[1:-1]:
+        line = line[1:-1].strip()  # the whole of it is quoted
+    line = CONTROL.sub(r"<\\", line)
     if sum(char.isalnum() for char in line) < 2:
         return None
     if len(line) > MOST:

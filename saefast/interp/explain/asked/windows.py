@@ -107,7 +107,7 @@ def promoted(logits: LogitWeights, vocabulary: Vocabulary, latent: int, n: int) 
 
 
 def _quoted(vocabulary: Vocabulary, token: int) -> str:
-    return f'"{shown(vocabulary.strings[token])}"'
+    return f'"{shown(vocabulary.raw[token].decode("utf-8", "replace"))}"'
 
 
 def shot_turns(body: Body, n: int) -> list[tuple[Turn, Turn]]:
