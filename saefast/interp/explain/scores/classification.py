@@ -45,7 +45,7 @@ def classification_score(
     Args:
         labels: [n] bool.
         probabilities: [n] in [0, 1], that the label is true.
-        draws: of the bootstrap.
+        draws: of the bootstrap; with 0 intervals are 0 to 1.
 
     Raises:
         InputError: other shapes, no window, or something that is no probability.
@@ -60,14 +60,17 @@ def classification_score(
     n_positive, n_negative, hits = int(labels.sum()), int((~labels).sum()), float(said[labels].sum())
     precision = hits / float(said.sum()) if said.any() else 0.0
     recall = hits / n_positive if n_positive else 0.0
-    balanced = UNKNOWN
+    right = np.where(labels, said, 1 - said)
+    balanced = auc = UNKNOWN
     if n_positive and n_negative:
-        right = np.where(labels, said, 1 - said)
-        balanced = interval(_balanced, (labels, right), groups=labels, seed=seed, n=draws)
+        balanced = interval(_balanced, (labels, right), groups=labels, seed=seed, n=draws or 1)
+        auc = separation(labels, p, draws=draws or 1, seed=seed)
+    if not draws:
+        balanced, auc = (UNKNOWN._replace(value=one.value) for one in (balanced, auc))
     return ClassificationScore(
         balanced,
-        separation(labels, p, draws=draws, seed=seed),
-        float(np.where(labels, said, 1 - said).mean()),
+        auc,
+        float(right.mean()),
         precision,
         recall,
         2 * precision * recall / (precision + recall) if hits else 0.0,

@@ -70,12 +70,9 @@ class ProgramJudge:
     def _fitted(self, explanation: Explanation) -> _Thresholds:
         examples = detection_examples(self.tiles, explanation.latent, seed=self.seed)
         predicted, active = explanation.predict(examples.tokens), examples.active
-        marked = fuzzing_marks(examples, self.seed)
-        return _Thresholds(
-            explanation,
-            threshold(_largest(predicted), active),
-            threshold(_mean_of(predicted, marked), active),
-        )
+        marked, at = fuzzing_marks(examples, self.seed), threshold(_largest(predicted), active)
+        of_marked = threshold(_mean_of(predicted, marked), active) if marked.any() else at
+        return _Thresholds(explanation, at, of_marked)
 
 
 def threshold(strength: np.ndarray, labels: np.ndarray) -> float:
