@@ -18,6 +18,7 @@ import tyro
 from tyro.conf import Positional, UseAppendAction, arg
 
 from saefast.cli.blind import Blind
+from saefast.cli.explain import Explain
 from saefast.cli.export import Export
 from saefast.cli.export_checkpoint import ExportCheckpoint
 from saefast.cli.flags import LISTS, configs_of, with_flags
@@ -189,6 +190,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": Evaluate,
     "look": Look,
     "steer": Steer,
+    "explain": Explain,
     "blind": Blind,
     "study": Study,
     "export": Export,

@@ -118,6 +118,15 @@ def explain_every(
     return path
 
 
+def tried(sets: Sequence[Units], n: int, controls: int, seed: int = 0) -> int:
+    """Explain and score the first n units, write nothing, and return how many they were: for what it takes, by models that only count.
+    With controls they are tried on all but the first unit of each kind."""
+    tasks, explained = _tasks(sets, n, controls, seed), _explained(sets)
+    for task in tasks:
+        _row(task, explained)
+    return len(tasks)
+
+
 def _tasks(sets: Sequence[Units], limit: int | None, controls: int, seed: int) -> list[_Task]:
     every = [(units, int(latent)) for units in sets for latent in units.latents]
     order = np.random.default_rng(seed).permutation(len(every))[:limit]

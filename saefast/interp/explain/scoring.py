@@ -9,6 +9,7 @@ The windows of a unit are the same for each explanation, so that those of other 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import partial
+from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,7 +35,8 @@ class Scoring:
     Args:
         names: "simulation", "detection", "fuzz", or one of `more`.
         near: [F, n] of each unit the units that are like it, -1: none; windows in which one of them is active make detection harder.
-        more: scores by their names, of windows as detection has them.
+        more: scores by their names, of windows as detection has them: see `saefast.interp.explain.more`.
+        without: names of those that look at no explanation.
         draws: of each bootstrap; 0: simulation has no interval.
         random_only: whether simulation is scored on random windows alone, too, which asks the judge for as many again.
         scale: what OpenAI's files call the unit of the judge's predictions.
@@ -51,6 +53,7 @@ class Scoring:
         *,
         near: np.ndarray | None = None,
         more: Mapping[str, Score] | None = None,
+        without: Sequence[str] = (),
         draws: int = DRAWS,
         random_only: bool = True,
         scale: str = "neuron_activations",
@@ -58,7 +61,7 @@ class Scoring:
     ) -> None:
         self.judge: Judge = judge
         self.near, self.draws, self.seed = near, draws, seed
-        self.random_only, self.scale = random_only, scale
+        self.random_only, self.scale, self.without = random_only, scale, without
         of_windows = {**self._judged(judge), **(more or {})}
         known = ("simulation", *of_windows)
         unknown = [name for name in names if name not in known]
@@ -78,8 +81,11 @@ class Scoring:
         }
 
     def controls(self, latent: int, other: Explanation) -> dict[str, Scores]:
-        """What the explanation of another unit gets, and judges that always say the same, which the scores of `more` do not ask."""
-        found = {"shuffled": self(latent, other).scores}
+        """What the explanation of another unit gets, and judges that always say the same. Scores that look at no explanation have no
+        controls of the first kind, those of `more` none of the second."""
+        shuffled = copy(self)
+        shuffled.of_windows = {n: score for n, score in self.of_windows.items() if n not in self.without}
+        found = {"shuffled": shuffled(latent, other).scores}
         for value in (0, 1):
             always = copy(self)
             always.judge, judged = Always(value), self._judged(Always(value))
@@ -137,14 +143,17 @@ class Scoring:
 
 
 def plain(score: NamedTuple) -> dict[str, Any]:
-    """A score as JSON: the ends of an interval beside its value, tables left out."""
+    """A score as JSON: the ends of an interval beside its value; what is undefined, and tables, left out."""
     found: dict[str, Any] = {}
     for name, value in score._asdict().items():
         if isinstance(value, Interval):
             found |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
         elif isinstance(value, bool | int | float | str):
             found[name] = value
-    return {name: rounded(value) for name, value in found.items()}
+    defined = {
+        name: value for name, value in found.items() if not isinstance(value, float) or isfinite(value)
+    }
+    return {name: rounded(value) for name, value in defined.items()}
 
 
 def rounded(value: Any) -> Any:
