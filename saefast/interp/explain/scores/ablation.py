@@ -43,6 +43,28 @@ class AblationScore(NamedTuple):
     why_undefined: str = ""
 
 
+class AblationOverUnits(NamedTuple):
+    """A score has no least value: where the unit hardly matters in its windows and an explanation predicts it where it would, it may
+    be -100, and the mean over units is that of a few. So here are the ratio of sums, in which units count by how much they matter, and the median."""
+
+    pooled: (
+        Interval  # 1 - sum of JSD(simulated) / sum of JSD(mean), with an interval from a bootstrap over units
+    )
+    median: float
+    n_units: int  # for which it is defined: the others are left out
+
+
+def over_units(scores: Sequence[AblationScore], seed: int = 0) -> AblationOverUnits:
+    """Raises InputError if it is defined for none."""
+    kept = [one for one in scores if not math.isnan(one.score.value)]
+    check(
+        bool(kept), f"scores: expected units for which it is defined, got {len(scores)} for which it is not"
+    )
+    simulated, mean = (np.asarray([getattr(one, name) for one in kept]) for name in ("simulated", "mean"))
+    pooled = interval(_one_minus_ratio, (simulated, mean), seed=seed)
+    return AblationOverUnits(pooled, float(np.median([one.score.value for one in kept])), len(kept))
+
+
 def ablation(
     scorer: "AblationScorer",
     judge: Judge,
@@ -54,7 +76,8 @@ def ablation(
 
     Args:
         examples: windows of the split "score" that are scored.
-        others: of the same unit, none of them the same, to which predictions are fitted linearly.
+        others: of the same unit, none of them the same, to which predictions are fitted linearly. Choose them as the scored ones are
+            chosen: a line that is fitted to more active ones adds something at every token.
 
     Raises:
         InputError: see `calibration` and `AblationScorer.score`.

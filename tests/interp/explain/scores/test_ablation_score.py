@@ -8,7 +8,14 @@ import torch
 
 from saefast.errors import InputError
 from saefast.interp.explain.examples import Tiles, inactive, joined, top_and_random
-from saefast.interp.explain.scores.ablation import AblationScorer, ablation, jensen_shannon
+from saefast.interp.explain.scores.ablation import (
+    AblationScore,
+    AblationScorer,
+    ablation,
+    jensen_shannon,
+    over_units,
+)
+from saefast.interp.explain.scores.statistics import Interval
 from saefast.interp.neurons import neurons
 from tests.helpers.effects_cases import recorded, sae_of
 from tests.helpers.spliced import captured, logits_with
@@ -147,6 +154,18 @@ def test_what_is_wrong_is_refused(case):
         scorer_of(case, at_once=0)
     with pytest.raises(InputError, match="sae: expected"):
         AblationScorer(case.records, sae_of(d_sae=40, seed=9), case.model, case.hook)
+
+
+def test_over_units_each_counts_by_how_much_it_matters():
+    far = AblationScore(Interval(-99.0, -200, 0), 1e-4, 1e-6)
+    near = AblationScore(Interval(0.75, 0.5, 1), 1e-3, 4e-3)
+    none = AblationScore(Interval(float("nan"), -1, 1), 1.0, 0.0, "nothing")
+    found = over_units([far, near, near, none])
+    assert found.pooled.value == pytest.approx(1 - 2.1e-3 / 8.001e-3)
+    assert (found.median, found.n_units) == (0.75, 3)
+    assert found.pooled.low == pytest.approx(-99) and found.pooled.high == pytest.approx(0.75)
+    with pytest.raises(InputError, match="for which it is defined"):
+        over_units([none])
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 11), (130, 4), (1, 1, 2)])
