@@ -42,7 +42,7 @@ def logprobs_of(before, top):
 class FakeServer:
     """
     Attributes:
-        requests: (path, body, headers) of all, in order.
+        requests: (path, body, headers by their names in small letters) of all, in order.
         faults: of the next requests, first come first: "rate limit", "error", "slow", "broken", "no json", "other fields", "key",
             "unauthorized", or (status, JSON object).
         answer: the message of a chat, of the body; a string, or a choice as a dict.
@@ -84,12 +84,13 @@ class FakeServer:
     def handle(self, handler):
         body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
         with self.lock:
-            self.requests.append((handler.path, body, dict(handler.headers)))
+            headers = {name.lower(): value for name, value in handler.headers.items()}
+            self.requests.append((handler.path, body, headers))
             fault = self.faults.pop(0) if self.faults else None
             self.under_way += 1
             self.most_at_once = max(self.most_at_once, self.under_way)
         try:
-            time.sleep(self.delay + 2.0 * (fault == "slow"))
+            time.sleep(self.delay + 1.0 * (fault == "slow"))
             self.respond(handler, body, fault)
         except (BrokenPipeError, ConnectionResetError):
             pass  # the client has given up

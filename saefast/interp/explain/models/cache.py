@@ -22,7 +22,6 @@ FILE = "answers.sqlite"
 TABLES = """
     CREATE TABLE IF NOT EXISTS answers (question BLOB PRIMARY KEY, answer TEXT NOT NULL, checksum BLOB NOT NULL) WITHOUT ROWID;
 """
-BATCH = 16  # questions for a model that is asked by one thread: so many are lost in a kill
 AT_ONCE = 500  # questions in a query, of the 999 that SQLite promises
 
 
@@ -116,7 +115,9 @@ class Cached:
         keys = [self._key(method, settings, item) for item in items]
         found = self._found(keys)
         missing = list({key: item for key, item in zip(keys, items, strict=True) if key not in found}.items())
-        size = 1 if self.model.at_once > 1 else BATCH
+        size = getattr(
+            self.model, "batch", 1
+        )  # what is answered together is kept, or lost in a kill, together
 
         def one(batch: list[tuple[bytes, Any]]) -> None:
             answers = ask([item for _, item in batch])

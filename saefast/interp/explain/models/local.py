@@ -40,6 +40,7 @@ class LocalModel:
     """
 
     at_once = 1
+    batch = 16  # prompts that a cache has answered together
     gives_choices = True
     reads_prompts = True
 
