@@ -14,6 +14,8 @@ with warnings.catch_warnings():
 
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 
+from tests.peers.nudged import assert_within, nudge
+
 D, F, B, K = 576, 643, 101, 12
 FREE_NORMS = {"k": K, "rescale_acts_by_decoder_norm": False}
 TANH = {
@@ -54,6 +56,15 @@ def make(trainer, name, rows, total=40, seed=0, start=0, **options):
         "logger": LoggingConfig(log_to_wandb=False),
     }
     return trainer(SAETrainerConfig(**settings | options), sae, batches(rows, start))
+
+
+def nudged(name, rows, seed, **options):
+    """A stock trainer that begins with weights off by 1e-5 of themselves. SAELens's own fp32 takes its parameters as far
+    (9e-6 in 15 steps, ours 2e-6) from its run in fp64, in the same direction whatever the weights: its moments are off by
+    up to 4e-5, for torch clips by a norm that it sums in fp32."""
+    trainer = make(adapter.Stock, name, rows, **options)
+    nudge(trainer.sae, seed, by=1e-5)
+    return trainer
 
 
 def batches(rows, start=0):
@@ -101,28 +112,37 @@ def dense(tensor):
     return tensor.detach().to_dense() if tensor.is_sparse else tensor.detach()
 
 
-def assert_near(got, want, tolerance, what):
-    """The norm of the difference within `tolerance` of the norm."""
+def norms(got, want, tolerance, what):
+    """The norm of the difference, and `tolerance` of the norm."""
     got, want = dense(got), dense(want)
     assert got.shape == want.shape and got.dtype == want.dtype, what
-    error, norm = float((got - want).norm()), float(want.norm())
-    assert error <= tolerance * norm, f"{what}: off by {error:.2e}, norm {norm:.2e}"
+    return float((got - want).norm()), tolerance * float(want.norm())
 
 
-def assert_same_state(ours, stock, tolerance):
-    """Parameters, moments, statistics, schedules."""
+def assert_near(got, want, tolerance, what):
+    assert_within({what: norms(got, want, tolerance, what)})
+
+
+def state_differences(ours, stock, tolerance):
+    """Of parameters, moments and statistics, with their tolerances; schedules are the same."""
+    found = {}
     for (name, mine), (_, theirs) in zip(ours.sae.state_dict().items(), stock.sae.state_dict().items()):
-        assert_near(mine, theirs, tolerance, name)
+        found[name] = norms(mine, theirs, tolerance, name)
     for (name, mine), theirs in zip(ours.sae.named_parameters(), stock.sae.parameters()):
         kept, expected = ours.optimizer.state[mine], stock.optimizer.state[theirs]
         assert kept.keys() == expected.keys()
         for key in kept:
-            assert_near(kept[key], expected[key], tolerance, f"{name}: {key}")
+            found[name, key] = norms(kept[key], expected[key], tolerance, f"{name}: {key}")
     for name in ("n_training_steps", "n_training_samples", "n_frac_active_samples"):
         assert getattr(ours, name) == getattr(stock, name), name
     assert ours.lr_scheduler.get_last_lr() == stock.lr_scheduler.get_last_lr()
     assert ours.get_coefficients() == stock.get_coefficients()
     # a latent more or less where two pre-activations are within rounding
-    assert (ours.act_freq_scores - stock.act_freq_scores).abs().sum() <= 4
-    same = ours.n_forward_passes_since_fired == stock.n_forward_passes_since_fired
-    assert same.float().mean() > 0.99
+    found["active"] = float((ours.act_freq_scores - stock.act_freq_scores).abs().sum()), 4
+    other = ours.n_forward_passes_since_fired != stock.n_forward_passes_since_fired
+    found["since fired"] = int(other.sum()), 0.01 * len(other)
+    return found
+
+
+def assert_same_state(ours, stock, tolerance):
+    assert_within(state_differences(ours, stock, tolerance))

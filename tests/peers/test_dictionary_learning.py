@@ -59,6 +59,17 @@ def assert_same_steps(stock, ours, later=5e-5, nudged=None):
     assert_within(differences(stock, ours, later), of_nudged)
 
 
+def nudged_stock(name, rows, steps=40, **options):
+    """For a seed, what `train` sees of a nudged stock trainer."""
+
+    def seen(seed):
+        trainer = make(stock_and_ours(name)[0], name, steps)
+        nudge(trainer.ae, seed)
+        return train([trainer], rows, steps, **options)[0]
+
+    return seen
+
+
 def later(name):
     """Where gates and thresholds decide and Adam has no momentum, one entry on the border turns everything a little."""
     return 2e-2 if name in ("JumpReluTrainer", "GatedSAETrainer") else 5e-5
@@ -83,13 +94,7 @@ def plain(rows):
 @pytest.mark.parametrize("name", CASES)
 def test_every_step_is_that_of_the_stock_trainer(name, plain, rows):
     (stock, seen), (ours, ours_seen), _ = plain
-
-    def nudged(seed):
-        trainer = make(stock_and_ours(name)[0], name)
-        nudge(trainer.ae, seed)
-        return train([trainer], 10 * rows)[0]
-
-    assert_same_steps(seen[name], ours_seen[name], later(name), nudged)
+    assert_same_steps(seen[name], ours_seen[name], later(name), nudged_stock(name, 10 * rows))
     assert ours[name].config == stock[name].config
     assert ours[name].scheduler.state_dict() == stock[name].scheduler.state_dict()
 
@@ -235,8 +240,9 @@ def test_16_bit_activations(name, rows):
         train([trainers[1]], rows, 12, autocast_dtype=torch.bfloat16)
         assert trainers[1].ae.b_dec.dtype == torch.float32 and trainers[1]._engine.state.step == 12
         return
-    seen = [train([trainer], rows, 12, autocast_dtype=torch.bfloat16)[0] for trainer in trainers]
-    assert_same_steps(*seen)
+    in_bf16 = {"steps": 12, "autocast_dtype": torch.bfloat16}
+    seen = [train([trainer], rows, **in_bf16)[0] for trainer in trainers]
+    assert_same_steps(*seen, nudged=nudged_stock(name, rows, **in_bf16))
     assert trainers[1]._engine.state.step == 12
 
 

@@ -153,13 +153,17 @@ def test_k_set_by_hand(rows):
 
 
 def test_resampling_is_that_of_the_stock_trainer(rows, capsys):
-    """Its own method, on the shared memory, with the global random numbers."""
+    """Its own method, on the shared memory, with the global random numbers. Latents of a bias of -1000 are dead on
+    any rows; the last of them stay so, for there is no resampling after step 10."""
     stock, ours = pair("StandardTrainer", resample_steps=5, decay_start=None)
     for trainer in (stock, ours):
-        trainer.ae.encoder.bias.data[:40] = -5.0
         torch.manual_seed(1)
-        steps(trainer, rows, last=14)
-        assert trainer.steps_since_active.max() > 2
+        for first, last, dead in ((0, 6, slice(40)), (6, 11, slice(40, 60)), (11, 14, slice(60, 80))):
+            trainer.ae.encoder.bias.data[dead] = -1000.0
+            steps(trainer, rows, first=first, last=last)
+            resampled = trainer.ae.encoder.bias[dead] > -1
+            assert not resampled.any() if last == 14 else resampled.all()
+        assert (trainer.steps_since_active[60:80] >= 3).all()
     said = capsys.readouterr().out.splitlines()
     assert said == 2 * said[: len(said) // 2] and len(said) >= 4 and "resampling" in said[0]
     assert_same_state(ours, stock)
