@@ -58,7 +58,7 @@ $(PEERS)/ready: pyproject.toml constraints.txt $(wildcard csrc/*.* csrc/*/*)
 $(VENV)/ready: pyproject.toml constraints.txt $(wildcard csrc/*.* csrc/*/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/pip install --quiet --disable-pip-version-check $(PINS) -e ".[lm,text,interp,viz,signum,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PINS) -e ".[lm,text,interp,llm,viz,signum,dev]"
 	touch $@
 
 clean:

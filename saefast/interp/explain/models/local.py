@@ -1,7 +1,9 @@
 """A causal language model of Hugging Face on this machine.
 
-model = LocalModel("data/smollm2-135m")
-model.write([(Turn("user", "What is the capital of France?"),)], max_tokens=20)
+    model = LocalModel("data/smollm2-135m")
+    model.write([(Turn("user", "What is the capital of France?"),)], max_tokens=20)
+
+Prompts that begin alike share one pass of that beginning, see passes.py.
 """
 
 import hashlib
@@ -71,7 +73,7 @@ class LocalModel:
     def name(self) -> str:
         config = getattr(self.model, "config", None)
         given = self.path or getattr(config, "_name_or_path", "") or type(self.model).__name__
-        return Path(given).name
+        return Path(given).resolve().name if Path(given).exists() else given
 
     @cached_property
     def identity(self) -> list[Any]:
