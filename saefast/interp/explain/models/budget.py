@@ -43,7 +43,7 @@ class Budget:
     Args:
         dollars, tokens: the most that may be spent, tokens of prompts and answers together; None: no limit.
         price_in, price_out: dollars for a million tokens of prompts and of answers.
-        folder: with the file `spending.sqlite`; None forgets at the end.
+        folder: with the file spending.sqlite; None forgets at the end.
 
     Raises:
         InputError: negative numbers; dollars without a price; a damaged file.

@@ -32,7 +32,7 @@ class Cached:
     method, the prompt and all settings.
 
     Args:
-        folder: with the file `answers.sqlite`, which several threads and processes may use at once.
+        folder: with the file answers.sqlite, which several threads and processes may use at once.
 
     Raises:
         InputError: the file is damaged; the message names it. Also by every method.

@@ -1,4 +1,4 @@
-"""A language model behind any server that speaks OpenAI's protocol: vLLM, llama.cpp, Ollama, and hosted ones.
+"""A language model behind any server that speaks OpenAI's protocol: vLLM, llama-server, Ollama, and hosted ones.
 
     model = Endpoint("http://localhost:8000/v1", "Qwen/Qwen3-8B")
 

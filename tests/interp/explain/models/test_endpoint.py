@@ -85,7 +85,7 @@ def test_what_may_come_right_is_tried_again(server, fault):
 def test_the_last_failure_is_told_with_its_reason_and_without_the_key(server, fault, said, caplog):
     caplog.set_level(logging.DEBUG)
     server.faults = [fault] * 3
-    model = endpoint(server, timeout=0.3)
+    model = endpoint(server, timeout=0.3 if fault == "slow" else 20.0)
     with pytest.raises(InputError, match=said) as error:
         model.write(asked("a"), max_tokens=5)
     assert server.url in str(error.value)
