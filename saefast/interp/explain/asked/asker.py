@@ -14,7 +14,7 @@ from saefast.interp.explain.models import LanguageModel, Prompt, Turn
 from saefast.interp.records import Records
 from saefast.interp.vocabulary import Vocabulary
 
-MOST = 8000  # characters of a prompt with examples of other units: about 5,000 tokens, for their lines are short
+MOST = 8000  # characters of a prompt with examples of other units: about 5,000 tokens of SmolLM2
 
 
 class Question(NamedTuple):

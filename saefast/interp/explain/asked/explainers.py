@@ -76,7 +76,7 @@ class TokenActivations(Asker):
 
 
 class NineTokens(Asker):
-    """ "Towards Monosemanticity" (2023): 49 windows of 9 tokens, 10 of the strongest activations, 2 of each of 12 weaker intervals, 5 random
+    """As in "Towards Monosemanticity" (2023): 49 windows of 9 tokens, 10 of the strongest activations, 2 of each of 12 weaker intervals, 5 random
     ones, and 10 around the unit's top token in other texts; activations from 0 to 9.
 
     Args:
@@ -105,6 +105,8 @@ class NineTokens(Asker):
         if not len(self.explained.entries(latent)[0]):
             return None
         drawn = draw(self.places, self.explained, latent, self.counts, self.seed)
+        if not drawn.acts.any():  # it is active only where there is no whole window
+            return None
         windows = windows_of(self.vocabulary, drawn.tokens, drawn.acts, drawn.largest)
         heads = [_head(*of) for of in zip(drawn.group.tolist(), drawn.interval.tolist(), strict=True)]
         how = (

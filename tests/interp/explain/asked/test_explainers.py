@@ -11,9 +11,9 @@ from saefast.interp.explain.asked.explainers import Contrastive, FromLogits, Nin
 from saefast.interp.explain.asked.said import BEGINNING, MOST, UNUSABLE, sentence_of
 from saefast.interp.explain.examples import Tiles, check_apart, top_and_random
 from saefast.interp.explain.programs.words import NEVER
-from saefast.interp.trial.windows import EXPLAINED
+from saefast.interp.trial.windows import EXPLAINED, Mix
 from tests.helpers.asked_cases import AFTER, MIXED, NEVER_THERE, SCORED, THE, Literal, Says, units
-from tests.helpers.explained import ID, VOCABULARY
+from tests.helpers.explained import ID, VOCABULARY, planted, text
 from tests.helpers.trial_cases import random_logits
 
 LOGITS = random_logits(5, len(VOCABULARY))
@@ -131,8 +131,6 @@ def test_the_49_windows_of_the_paper(records):
 
 def test_what_the_scored_documents_hold_changes_nothing(records, tmp_path):
     """The strongest activations are of documents for scoring: the intervals are not theirs."""
-    from tests.helpers.explained import planted
-
     contexts = records.text.contexts
     acts = np.zeros((contexts.size, 2))
     slots, values = records.entries(THE)
@@ -274,3 +272,16 @@ def test_text_that_poses_as_the_prompt_stays_data():
     ) == 6
     line = highlighted([window], "Active:").splitlines()[1]
     assert line.count("<<") == line.count(">>") == 1 and "<|im_start|>" not in text + line
+
+
+def test_a_unit_that_is_active_in_no_whole_window_is_not_asked_about(tmp_path):
+    """On the first token of a document only, which is in the middle of no window of nine, and in the first of a text that is too short."""
+    contexts = text(40, 10, 2)
+    acts = np.zeros((*contexts.shape, 1))
+    acts[:, 9, 0] = 1
+    records = planted(tmp_path, contexts, acts)
+    for kind in (NineTokens, TokenActivations):
+        model = Says("x y")
+        options = {"length": 9} if kind is TokenActivations else {"counts": Mix(3, 1, 0, 0)}
+        assert kind(records, VOCABULARY, model, **options).explain(0).sentence == NEVER
+        assert model.asked == []

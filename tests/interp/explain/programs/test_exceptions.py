@@ -7,6 +7,7 @@ from saefast.errors import InputError
 from saefast.interp.explain.examples import Tiles, top_and_random
 from saefast.interp.explain.programs.exceptions import Exceptions
 from saefast.interp.explain.programs.lookup import LookUp
+from saefast.interp.explain.programs.ngrams import NGrams
 from saefast.interp.explain.programs.rules import Rules
 from saefast.interp.explain.programs.words import NEVER
 from saefast.interp.trial.scores import pearson
@@ -113,3 +114,14 @@ def test_bad_input(made):
     assert revised.predict(np.zeros((0, 9), np.int64)).shape == (0, 9)
     with pytest.raises(InputError, match="tokens: expected ids"):
         revised.predict(np.zeros(3, np.int64))
+
+
+def test_patterns_have_exceptions_too(made):
+    """Of a pattern that was found too wide: the unit is active on " law" behind a padding token, and not behind " of"."""
+    records, _, _, exceptions = made
+    everywhere = NGrams(
+        records, VOCABULARY, lambda texts, at, latent: 2.0 * (texts[np.arange(len(at)), at] == ID[" law"])
+    )
+    original = everywhere.explain(LAW)
+    revised = exceptions.revise(original)
+    assert 'after " of"' in revised.sentence and score(records, revised) > score(records, original) + 0.1
