@@ -47,8 +47,9 @@ class Examples:
 
     def take(self, rows: np.ndarray | Sequence[int]) -> "Examples":
         """Some of them, by a mask [n] bool or by their numbers."""
-        names = ("tokens", "acts", "slots", "group", "part")
-        return replace(self, **{name: getattr(self, name)[np.asarray(rows)] for name in names})
+        names, some = ("tokens", "acts", "slots", "group", "part"), np.asarray(rows)
+        some = some if len(some) else np.zeros(0, np.int64)
+        return replace(self, **{name: getattr(self, name)[some] for name in names})
 
     def of(self, *groups: str) -> "Examples":
         return self.take(np.isin(self.group, [GROUPS.index(name) for name in groups]))
