@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from tyro.conf import Positional, arg
 
-from saefast.cli.explain.units import Method, ScoreName, UnitKind
+from saefast.cli.explain.units import Layout, Method, ScoreName, UnitKind
 from saefast.cli.train import usable_device
 from saefast.errors import check
 from saefast.files import write_json
@@ -38,7 +38,7 @@ class Explain:
     with_: Annotated[str, arg(name="with")] = "lookup"
     """Who explains: lookup, rules or ngrams, which need no language model; a language model, a local folder or a name on the Hub; or
     the URL of a server that speaks OpenAI's protocol and the model there, as in http://localhost:8000/v1#NAME. Its key is read from
-    OPENAI_API_KEY or SAEFAST_API_KEY."""
+    SAEFAST_API_KEY or OPENAI_API_KEY. given: explanations that are beside the records already, for --judge to score."""
     method: Method = "token-activations"
     """How a language model is asked."""
     revise: bool = False
@@ -47,6 +47,11 @@ class Explain:
     """A language model that predicts from the words; default: the one that explains, and for lookup, rules and ngrams the program."""
     score: tuple[ScoreName, ...] = ("simulation", "detection", "fuzz")
     """What is scored."""
+    import_from: Path | None = None
+    """A folder with explanations of the features, which are put beside the records first: explanations/LAYER/NUMBER.jsonl of OpenAI,
+    MODEL/SOURCE of a Neuronpedia export, results/NAME of delphi."""
+    layout: Layout = "openai"
+    """Whose files --import-from has."""
     untrusted: bool = False
     """Score with a judge that does not know true explanations from false ones; the report says so, and the pages do not show it."""
     records: Path | None = None
@@ -97,6 +102,7 @@ class Explain:
     def run(self) -> None:
         from saefast.cli.explain import after
         from saefast.cli.explain.models import Asked, opened
+        from saefast.interp.exchange.import_explanations import import_explanations
         from saefast.interp.explain.every import RESULTS, explain_every
         from saefast.interp.explain.models.budget import Budget
         from saefast.interp.explain.report import lines_of, write_report
@@ -109,6 +115,15 @@ class Explain:
         device, kinds, out = usable_device(self.device), self._kinds(), self._out()
         subject = self._subject(kinds)
         vocabulary, _ = tokenizer_of(subject)
+        if self.import_from is not None:
+            check(
+                "features" in kinds, "import_from: expected records of features, whose explanations these are"
+            )
+            to, strings = kinds["features"].folder, vocabulary.strings
+            said = import_explanations(to, self.import_from, self.layout, strings=strings)
+            print(
+                f"{self.import_from}: {said.explanations:,} explanations, {said.simulated:,} with simulations"
+            )
         units = [
             UnitKind(kind, one, vocabulary, self.run_folder, subject, device) for kind, one in kinds.items()
         ]
@@ -187,11 +202,15 @@ class Explain:
         return run / "explained" / re.sub(r"[^\w.-]+", "-", " ".join(parts)).strip("-")
 
     def _units(self, one: UnitKind, models: "Models", scores: Sequence[ScoreName]) -> "Units":
+        from saefast.interp.explain.asked.given import Given
         from saefast.interp.explain.every import Units
 
         judge, is_model = models.judge_of(one), models.judges is not None
         scoring = one.scoring(judge, scores, self.embedder, is_model, self.seed, self.draws)
-        explainer, latents = models.explainer_of(one, judge), one.latents(self.latents)
+        explainer = models.explainer_of(one, judge)
+        latents = one.latents(self.latents)
+        if isinstance(explainer, Given):
+            latents = np.intersect1d(latents, explainer.latents)
         return Units(one.kind, one.records, latents, explainer, scoring, one.single_token(self.seed))
 
     def _estimate(self, units: Sequence[UnitKind], models: "Models") -> None:

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from saefast.cli.explain.units import Method, ScoreName, UnitKind
+from saefast.errors import check
 from saefast.interp.explain import Explainer, Judge
+from saefast.interp.explain.asked.given import Given
 from saefast.interp.explain.asked.judge import ModelJudge
 from saefast.interp.explain.examples import Tiles
 from saefast.interp.explain.models import LanguageModel
@@ -17,7 +19,8 @@ from saefast.interp.explain.scores.program import ProgramJudge
 from saefast.interp.explain.scoring import SHORT
 from saefast.interp.explain.trust import RuleJudge, Trust, load_bank, trust
 
-PROGRAMS = ("lookup", "rules", "ngrams")
+GIVEN = "given"
+PROGRAMS = ("lookup", "rules", "ngrams")  # explain without a language model
 WAYS = {  # how a judge is tried on the bank before it gives these scores; those of an embedder are no judgements
     "simulation": "simulate",
     "ablation": "simulate",
@@ -32,7 +35,7 @@ WAYS = {  # how a judge is tried on the bank before it gives these scores; those
 class Asked(NamedTuple):
     """How an explainer is made."""
 
-    name: str  # one of PROGRAMS, or of a language model
+    name: str  # one of PROGRAMS, GIVEN, or of a language model
     method: Method  # of a language model
     n_rules: int
     revise: bool
@@ -64,6 +67,11 @@ class Models:
 
     def explainer_of(self, unit: UnitKind, judge: Judge) -> Explainer:
         asked = self.asked
+        if asked.name == GIVEN:
+            check(
+                self.judges is not None, "judge: expected a language model that judges the given explanations"
+            )
+            return Given(unit.records.folder, judge)
         if self.explains is None:
             return unit.program(asked.name, asked.n_rules, asked.revise)
         return unit.asked(self.explains, asked.method, judge, asked.temperature, asked.seed, asked.revise)
@@ -129,6 +137,6 @@ def opened(
     def model(name: str) -> LanguageModel:
         return open_model(name, folder=folder, budget=budget, concurrency=concurrency, device=device)
 
-    explains = None if asked.name in PROGRAMS else model(asked.name)
+    explains = None if asked.name in (*PROGRAMS, GIVEN) else model(asked.name)
     judges = explains if judge in (None, asked.name) else model(str(judge))
     return Models(asked, explains, judges, budget)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from saefast.sae import SAE
 
 Method = Literal["token-activations", "nine-tokens", "contrastive", "logits", "combined"]
+Layout = Literal["openai", "neuronpedia", "delphi"]
 ScoreName = Literal[
     "simulation",
     "detection",

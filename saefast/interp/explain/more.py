@@ -4,6 +4,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from saefast.errors import check
 from saefast.interp.explain import Explanation, Judge
 from saefast.interp.explain.examples import Examples, Tiles, check_apart, top_and_random
@@ -77,7 +79,13 @@ def _intruder(
     trials = intruder_trials(tiles, examples.latent, INTRUDERS, seed=seed)
     if not hasattr(judge, "intruder"):
         return embedding_intruder(embedder, vocabulary, trials)
-    return intruder_score(trials, [int(judge.intruder(one.tokens, one.marked).argmax()) for one in trials])
+    return intruder_score(trials, [_chosen(judge.intruder(one.tokens, one.marked)) for one in trials])
+
+
+def _chosen(probabilities: np.ndarray) -> int:
+    """The most probable one; -1, which is wrong, where a judge that could not answer left several as probable."""
+    best = np.flatnonzero(probabilities == probabilities.max())
+    return int(best[0]) if len(best) == 1 else -1
 
 
 class _Embedded:

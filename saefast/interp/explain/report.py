@@ -27,6 +27,7 @@ WORDS = {  # of the numbers, in the order of the table, and what chance gives
     "fuzz.balanced_accuracy": ("fuzzing: balanced accuracy", "0.5"),
     "fuzz.auc": ("fuzzing: AUC", "0.5"),
 }
+DETAILS = ("accuracy", "precision", "recall", "f1", "defined")  # that results.jsonl has besides
 HEAD = ("number", "units", "mean", "95 %", "median", f"at least {GOOD}", "controls on")
 CONTROLS = {"shuffled": "another unit's explanation", "always 0": "always 0", "always 1": "always 1"}
 COLUMNS = (*HEAD, *CONTROLS.values(), "chance")
@@ -111,7 +112,7 @@ _PARTS = {
 
 def _rows(summary: Summary, kind: str, part: str) -> list[tuple[str, ...]]:
     names = [name for name in WORDS if name in summary.names]
-    names += [name for name in summary.names if name not in WORDS and not name.endswith("defined")]
+    names += [name for name in summary.names if name not in WORDS and name.partition(".")[2] not in DETAILS]
     found = ((name, summary.groups.get((kind, part, name))) for name in names)
     return [_row(name, group) for name, group in found if group is not None]
 

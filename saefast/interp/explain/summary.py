@@ -89,7 +89,7 @@ class Summary:
 
     @property
     def kinds(self) -> list[str]:
-        return list(self.units)
+        return sorted(self.units)
 
     @property
     def names(self) -> list[str]:
