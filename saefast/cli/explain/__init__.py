@@ -247,7 +247,7 @@ class Explain:
         }
 
         def keep(units: "Units", latent: int, simulations: list[dict[str, Any]]) -> None:
-            if simulations and units.kind in files:
+            if units.kind in files:  # none take earlier ones away, which are of another explanation
                 files[units.kind].append(latent, method, model, simulations)
 
         return keep

@@ -26,7 +26,8 @@ from saefast.interp.records import Records
 
 LONG, SHORT = 64, 32  # tokens of a window: of simulation, of yes or no
 FEWEST = 5  # windows in which a unit is active, below which it is not scored
-MORE = ("spearman", "rsquared_score", "absolute_dev_explained_score", "defined")
+ON_SCALE = ("rsquared_score", "absolute_dev_explained_score")
+UNIT = "neuron_activations"  # what OpenAI's files call the unit of the real ones
 Score = Callable[[Explanation, Examples], NamedTuple]
 
 
@@ -37,7 +38,7 @@ class Scoring:
         near: [F, n] of each unit the units that are like it, -1: none; windows in which one of them is active make detection harder.
         more: scores by their names, of windows as detection has them: see `saefast.interp.explain.more`.
         without: names of those that look at no explanation.
-        draws: of each bootstrap; 0: simulation has no interval.
+        draws: of each bootstrap; 0: there are no intervals.
         random_only: whether simulation is scored on random windows alone, too, which asks the judge for as many again.
         scale: what OpenAI's files call the unit of the judge's predictions.
 
@@ -56,7 +57,7 @@ class Scoring:
         without: Sequence[str] = (),
         draws: int = DRAWS,
         random_only: bool = True,
-        scale: str = "neuron_activations",
+        scale: str = UNIT,
         seed: int = 0,
     ) -> None:
         self.judge: Judge = judge
@@ -74,9 +75,9 @@ class Scoring:
         self.short = Tiles(records, "score", SHORT) if self.of_windows else None
 
     def _judged(self, judge: Judge) -> dict[str, Score]:
-        """Scores of windows by a judge. A bootstrap of one draw is the cheapest there is."""
+        """Scores of windows by a judge."""
         return {
-            name: partial(score, judge, draws=self.draws or 1, seed=self.seed)
+            name: partial(score, judge, draws=self.draws, seed=self.seed)
             for name, score in (("detection", detection), ("fuzz", fuzzing))
         }
 
@@ -131,7 +132,9 @@ class Scoring:
                 "ev_correlation_score_low": both.interval.low,
                 "ev_correlation_score_high": both.interval.high,
             }
-        numbers |= {name: getattr(both, name) for name in MORE}
+        numbers |= {"spearman": both.spearman, "defined": both.defined}
+        if self.scale == UNIT:  # from 0 to 10 is another scale, on which these say nothing
+            numbers |= {name: getattr(both, name) for name in ON_SCALE}
         if self.random_only:
             numbers["random_only"] = found.random_only.ev_correlation_score
         numbers["top_only"] = found.top_only.ev_correlation_score

@@ -36,7 +36,11 @@ def words(vocabulary: Vocabulary, tokens: np.ndarray) -> Words:
                 texts[-1] += decoder.decode(b"", final=True)
             is_open = False
             continue
-        text = decoder.decode(vocabulary.raw[token])
+        raw = vocabulary.raw[token]
+        if is_open and not 0x80 <= raw[:1].ljust(1, b"\x80")[0] < 0xC0:  # does not go on with the character
+            texts[-1] += decoder.decode(b"", final=True)
+            is_open = False
+        text = decoder.decode(raw)
         if is_open:
             texts[-1] += text
         else:

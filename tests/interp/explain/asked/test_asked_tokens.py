@@ -22,6 +22,8 @@ VOCABULARY = SimpleNamespace(raw=RAW)
         ([2, -1, 3], ["\ufffd", "\ufffd"], [0, -1, 1]),  # padding is between them
         ([2, 9, 3], ["\u267b"], [0, 0, 0]),
         ([9, 0], ["", "a"], [0, 1]),
+        ([2, 0, 3], ["\ufffd", "a", "\ufffd"], [0, 1, 2]),  # never goes on: the next token is its own text
+        ([2, 4, 5, 6, 7], ["\ufffd", "\U0001f600"], [0, 1, 1, 1, 1]),
         ([-1, -1], [], [-1, -1]),
         ([], [], []),
     ],
