@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from saefast.study import unit_sections
 from saefast.interp.blocks import Link, Picture, Section, Table
+from saefast.study import unit_sections
 from saefast.study.world import World
 
 Found = dict[str, Any]

@@ -13,11 +13,11 @@ from typing import Any
 from saefast.activations.lm import load_model
 from saefast.activations.text_source import TextSource
 from saefast.errors import check
+from saefast.interp.blocks import file_of
 from saefast.interp.neurons import neurons
 from saefast.interp.records import Records
 from saefast.interp.vocabulary import Vocabulary, tokenizer_of
 from saefast.sae import SAE
-from saefast.interp.blocks import file_of
 from saefast.study.folder import Folder
 from saefast.study.scales import Scale, cut
 from saefast.study.subject import HOOK, SubjectConfig
