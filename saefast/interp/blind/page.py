@@ -51,8 +51,8 @@ def write_page(path: Path, title: str, values: dict[str, Any], vocabulary: Shown
     parts = {
         "title": html.escape(title),
         "build": build,
-        "scripts_allowed": " ".join(map(_source, scripts)),
-        "style_allowed": _source(style),
+        "scripts_allowed": " ".join(map(policy_of, scripts)),
+        "style_allowed": policy_of(style),
         "style": style,
         "first": f"<script>{scripts[0]}</script>",
         "scripts": "\n".join(f"<script>{script}</script>" for script in scripts[1:]),
@@ -89,6 +89,6 @@ def _taken(arguments: str) -> tuple[str, tuple[Any, Any]]:
     return name, (header["values"], (arrays.get("bytes"), arrays.get("lengths")))
 
 
-def _source(text: str) -> str:
+def policy_of(text: str) -> str:
     """What the policy of the page names a script or a style by."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

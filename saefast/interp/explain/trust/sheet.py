@@ -8,8 +8,6 @@ Explanations of all methods are shuffled, and nothing on the page says by which 
 windows of text are from documents of the split "score", which no explainer has seen.
 """
 
-import base64
-import hashlib
 import html
 import json
 import re
@@ -22,7 +20,7 @@ import numpy as np
 
 from saefast.errors import check, shown
 from saefast.files import read_json, write_atomic
-from saefast.interp.blind.page import LOOK, digest_of, read_page
+from saefast.interp.blind.page import LOOK, digest_of, policy_of, read_page
 from saefast.interp.blind.seal import commitment_of, opened, seal
 from saefast.interp.explain.examples import Examples, Tiles, inactive, joined
 from saefast.interp.look import pack
@@ -209,18 +207,13 @@ def _page(title: str, values: dict[str, Any], tokens: Shown) -> str:
     parts = {
         "title": html.escape(title),
         "build": build,
-        "scripts_allowed": " ".join(map(_source, scripts)),
-        "style_allowed": _source(style),
+        "scripts_allowed": " ".join(map(policy_of, scripts)),
+        "style_allowed": policy_of(style),
         "style": style,
         "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
     }
     template = (own / "sheet.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda name: parts[name[1]], template)
-
-
-def _source(text: str) -> str:
-    """What the policy of the page names a script or a style by."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def write_answers(path: Path, page: str | Path, rater: str, answers: Sequence[Mapping[str, str]]) -> Path:
