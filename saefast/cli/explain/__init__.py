@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 from tyro.conf import Positional, arg
 
 from saefast.cli.explain.units import Layout, Method, ScoreName, UnitKind
 from saefast.cli.train import usable_device
 from saefast.errors import check
-from saefast.files import write_json
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from saefast.cli.explain.models import Models
     from saefast.interp.explain.every import Units
     from saefast.interp.records import Records
@@ -102,6 +102,7 @@ class Explain:
     def run(self) -> None:
         from saefast.cli.explain import after
         from saefast.cli.explain.models import Asked, opened
+        from saefast.files import write_json
         from saefast.interp.exchange.import_explanations import import_explanations
         from saefast.interp.explain.every import RESULTS, explain_every
         from saefast.interp.explain.models.budget import Budget
@@ -202,6 +203,8 @@ class Explain:
         return run / "explained" / re.sub(r"[^\w.-]+", "-", " ".join(parts)).strip("-")
 
     def _units(self, one: UnitKind, models: "Models", scores: Sequence[ScoreName]) -> "Units":
+        import numpy as np
+
         from saefast.interp.explain.asked.given import Given
         from saefast.interp.explain.every import Units
 
@@ -220,7 +223,7 @@ class Explain:
         bank = models.dry()
         bank.trusted(self.score)
 
-        def of_unit(controls: int) -> np.ndarray:
+        def of_unit(controls: int) -> "np.ndarray":
             dry = models.dry()
             n_tried = tried([self._units(one, dry, self.score) for one in units], TRIED, controls, self.seed)
             return dry.counted / max(n_tried, 1)

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from saefast.errors import check
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import numpy as np
 
     from saefast.interp.explain import Explainer, Judge
     from saefast.interp.explain.models import LanguageModel
@@ -172,8 +172,10 @@ class UnitKind:
         places = Places(self.records.text, self.records.config, "score")
         return lambda latent: single_token(places, self.records, latent, seed).is_single
 
-    def latents(self, asked: Sequence[int] | None) -> np.ndarray:
+    def latents(self, asked: Sequence[int] | None) -> "np.ndarray":
         """Those that are ever active, or those that were asked for."""
+        import numpy as np
+
         if asked is None:
             counts: np.ndarray = self.records.table(["count"])["count"].to_numpy()
             return np.flatnonzero(counts > 0)
