@@ -35,8 +35,8 @@ class Lines:
             raise
 
     def _begin(self, head: Mapping[str, Any]) -> None:
-        end = self._file.seek(0, os.SEEK_END)
-        self._file.truncate(_whole(self._file, end))
+        self._size = _whole(self._file, self._file.seek(0, os.SEEK_END))
+        self._file.truncate(self._size)
         there = next(read_lines(self.path), None)
         if there is None:
             self.append(head)
@@ -47,10 +47,18 @@ class Lines:
         check(not other, f"{want}, it has those of {got}; give another --out, or remove it")
 
     def append(self, value: Mapping[str, Any]) -> None:
-        """Raises OSError if the disk is full; the line is then cut off by the next one who opens the file."""
+        """
+        Raises:
+            InputError: another process has added lines.
+            OSError: the disk is full; the line is then cut off by the next one who opens the file.
+        """
+        alone = self._file.seek(0, os.SEEK_END) == self._size
+        check(alone, f"{self.path}: expected to be the only one that adds results, another process does, too")
+        text = json.dumps(value).encode() + b"\n"
         with naming(self.path):
-            self._file.write(json.dumps(value).encode() + b"\n")
+            self._file.write(text)
             self._file.flush()
+        self._size += len(text)
 
     def results(self) -> Iterator[dict[str, Any]]:
         """All lines but the head."""

@@ -79,7 +79,7 @@ def test_other_programs_and_scores(world, looked, tmp_path, more, capsys):
     assert len(rows_of(out)) == 5 and not (out / "features").exists()
 
 
-def test_a_local_model_is_tried_on_the_bank_and_may_not_speak(world, looked, tmp_path, capsys):
+def test_what_a_local_model_will_be_asked_is_said_before(world, looked, tmp_path, capsys):
     asked = f"--with {world}/model --units 2 --controls 0 --no-pages --score detection --latents 1 2 3"
     with pytest.raises(SystemExit):
         run(command(world, looked, tmp_path / "a", f"{asked} --dry-run --budget 1"))
@@ -113,7 +113,8 @@ def test_a_server_explains_and_judges_and_what_it_said_is_kept(world, looked, tm
 def test_bad_input(world, looked, tmp_path, capsys):
     for more, message in (
         ("--latents 99999", "latents: expected numbers from 0 to 63 of features"),
-        ("--units -1", "units: expected 0 or more, got -1"),
+        ("--units=0", "units: expected at least 1, got 0"),
+        ("--draws=-1", "draws: expected 0 or more, got -1"),
         ("--with given", "judge: expected a language model that judges the given explanations"),
         ("--score surprisal", "score: surprisal needs a language model that judges"),
         ("--checked none.json", "checked: expected a sheet that --sheet wrote"),
@@ -125,3 +126,20 @@ def test_bad_input(world, looked, tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["explain", str(tmp_path)])
     assert "records: expected records or records-neurons" in capsys.readouterr().err
+
+
+def test_results_of_other_records_are_not_gone_on_with(world, looked, tmp_path, capsys):
+    """The neurons of one width are the same dictionary on any text: the text counts, too."""
+    run(
+        f"explain {world}/run --neurons {looked}/neurons --out {tmp_path}/out --draws 0 --controls 0 --no-pages"
+    )
+    run(
+        f"look {world}/run {looked}/cache --no-map {FEW} --tokens 1000 --neurons --records {tmp_path}/n --out {tmp_path}/l"
+    )
+    before = (tmp_path / "out" / "results.jsonl").read_bytes()
+    with pytest.raises(SystemExit):
+        run(
+            f"explain {world}/run --neurons {tmp_path}/n --out {tmp_path}/out --draws 0 --controls 0 --no-pages"
+        )
+    assert "expected results of the same settings, it has those of units" in capsys.readouterr().err
+    assert (tmp_path / "out" / "results.jsonl").read_bytes() == before

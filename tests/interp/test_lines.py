@@ -59,3 +59,12 @@ def test_a_damaged_line_is_named(tmp_path):
     path.write_bytes(json.dumps(HEAD).encode() + b"\n[1]\n")
     with pytest.raises(InputError, match="results.jsonl, line 2: damaged"):
         list(read_lines(path))
+
+
+def test_two_that_add_results_are_refused(tmp_path):
+    first, second = (Lines(tmp_path / "results.jsonl", HEAD) for _ in range(2))
+    second.append({"latent": 1})
+    with pytest.raises(InputError, match="the only one that adds results"):
+        first.append({"latent": 2})
+    assert list(second.results()) == [{"latent": 1}]
+    first.close(), second.close()

@@ -93,7 +93,7 @@ class Explain:
     checked: Path | None = None
     """What a person saved from that sheet: its failure rate is put beside the scores."""
     draws: int = 1000
-    """Of the bootstrap for the interval of each unit; 0: simulation has none, which is faster."""
+    """Of the bootstrap for the interval of each unit; 0: none are made, which is faster."""
     seed: int = 0
     """Of everything that is random."""
     device: str | None = None
@@ -110,9 +110,9 @@ class Explain:
         from saefast.interp.explain.summary import Summary
         from saefast.interp.vocabulary import tokenizer_of
 
-        for name in ("units", "controls", "draws", "sheet"):
-            value = getattr(self, name)
-            check(value is None or value >= 0, f"{name}: expected 0 or more, got {value}")
+        check(self.units is None or self.units > 0, f"units: expected at least 1, got {self.units}")
+        for name in ("controls", "draws", "sheet"):
+            check(getattr(self, name) >= 0, f"{name}: expected 0 or more, got {getattr(self, name)}")
         device, kinds, out = usable_device(self.device), self._kinds(), self._out()
         subject = self._subject(kinds)
         vocabulary, _ = tokenizer_of(subject)
@@ -147,12 +147,12 @@ class Explain:
         )
         sets = [self._units(one, models, scores) for one in units]
         method, model = sets[0].explainer.name, None if models.explains is None else models.explains.name
-        settings = models.words() | {"scores": scores, "draws": self.draws}
+        settings = models.words() | {"scores": scores, "draws": self.draws, "embedder": str(self.embedder)}
         with ExitStack() as stack:
             explain_every(
                 sets,
                 out,
-                settings | {"units": {one.kind: one.records.index["sae"]["digest"] for one in sets}},
+                settings | {"units": {one.kind: digest_of(one) for one in sets}},
                 limit=self.units,
                 controls=self.controls,
                 seed=self.seed,
@@ -160,7 +160,7 @@ class Explain:
                 keep=self._keep(sets, method, model, stack),
                 progress=self._bar(sets, stack),
             )
-        after.add_to_records(out, kinds, method, model, usable)
+        after.add_to_records(out, sets, method, model, usable)
         title = Path(self.run_folder).name
         pages = after.pages_of(out, kinds, vocabulary, title) if self.pages else {}
         notes = [*after.trust_notes(trusted, scores, usable), *models.notes()]
@@ -187,9 +187,10 @@ class Explain:
         return {kind: Records(folder) for kind, folder in found.items()}
 
     def _subject(self, kinds: "dict[str, Records]") -> str:
-        named = {self.model or str(one.index["source"].get("model")) for one in kinds.values()}
-        check(len(named) == 1, f"model: expected one language model of all records, got {sorted(named)}")
-        return named.pop()
+        named = {self.model or one.index["source"].get("model") for one in kinds.values()}
+        want = "model: expected one language model that all records name, or --model"
+        check(len(named) == 1 and None not in named, f"{want}, got {', '.join(sorted(map(str, named)))}")
+        return str(named.pop())
 
     def _out(self) -> Path:
         if self.out is not None:
@@ -241,6 +242,7 @@ class Explain:
     def _keep(
         self, sets: "Sequence[Units]", method: str, model: str | None, stack: ExitStack
     ) -> "Callable[[Units, int, list[dict[str, Any]]], object]":
+        from saefast.interp.explain.asked.given import Given
         from saefast.interp.simulations import Simulations
 
         files = {
@@ -250,8 +252,10 @@ class Explain:
         }
 
         def keep(units: "Units", latent: int, simulations: list[dict[str, Any]]) -> None:
+            explainer = units.explainer
+            of, by = explainer.who(latent) if isinstance(explainer, Given) else (method, model)
             if units.kind in files:  # none take earlier ones away, which are of another explanation
-                files[units.kind].append(latent, method, model, simulations)
+                files[units.kind].append(latent, of, by, simulations)
 
         return keep
 
@@ -269,3 +273,12 @@ def may(trusted: Any, score: str) -> bool:
     from saefast.cli.explain.models import WAYS
 
     return trusted is None or score not in WAYS or trusted.ways[WAYS[score]].usable
+
+
+def digest_of(units: "Units") -> str:
+    """What results of these units depend on besides who explains and judges: all of the records, and explanations that were given."""
+    from saefast.files import json_checksum
+    from saefast.interp.explain.asked.given import Given
+
+    given = units.explainer.said if isinstance(units.explainer, Given) else None
+    return json_checksum({"records": units.records.index, "given": given})

@@ -6,7 +6,8 @@ from typing import Any
 
 from saefast.errors import check
 from saefast.interp.blocks import Table
-from saefast.interp.explain.every import RESULTS
+from saefast.interp.explain.asked.given import Given
+from saefast.interp.explain.every import RESULTS, Units
 from saefast.interp.explain.summary import flat
 from saefast.interp.explain.trust import Trust
 from saefast.interp.explanations import add_explanations, read_explanations
@@ -32,16 +33,21 @@ NAMES = {  # of scores in explanations.jsonl, where other tools have one number 
 
 
 def add_to_records(
-    out: Path, kinds: Mapping[str, Records], method: str, model: str | None, usable: Sequence[str]
+    out: Path, sets: Sequence[Units], method: str, model: str | None, usable: Sequence[str]
 ) -> None:
-    """All explanations into explanations.jsonl of their records, with the scores of a judge that may speak."""
+    """All explanations into explanations.jsonl of their records, with the scores of a judge that may speak. Those that were given keep
+    the method and the model they had."""
+    kinds = {one.kind: one.records for one in sets}
+    given = {one.kind: one.explainer for one in sets if isinstance(one.explainer, Given)}
     rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     lines = read_lines(out / RESULTS)
     next(lines)
     for row in lines:
         numbers = flat({name: of for name, of in row["scores"].items() if name in usable})
         scores = {NAMES[name]: value for name, value in numbers.items() if name in NAMES}
-        one = {"latent": row["latent"], "explanation": row["explanation"], "method": method, "model": model}
+        from_others = given.get(row["kind"])
+        of, by = (method, model) if from_others is None else from_others.who(row["latent"])
+        one = {"latent": row["latent"], "explanation": row["explanation"], "method": of, "model": by}
         rows[row["kind"]].append(one | {"scores": scores})
     for kind, records in kinds.items():
         add_explanations(records.folder, rows[kind])

@@ -1,6 +1,7 @@
 """Explanations that are there already, whoever made them: to be scored."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,17 @@ class Given:
             bool(self._said),
             f"method: expected one of {', '.join(methods) or 'none'} in {folder}, got {method!r} of {model!r}",
         )
+
+    def who(self, latent: int) -> tuple[str | None, str | None]:
+        """The method and the model of the explanation of a unit that has one."""
+        return self._said[latent]["method"], self._said[latent]["model"]
+
+    @property
+    def said(self) -> list[tuple[Any, ...]]:
+        """(latent, sentence, method, model) of each, without scores."""
+        return [
+            (latent, self._said[latent]["explanation"], *self.who(latent)) for latent in sorted(self._said)
+        ]
 
     @property
     def latents(self) -> np.ndarray:
