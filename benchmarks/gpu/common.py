@@ -32,7 +32,7 @@ DEVICE = "cpu" if REHEARSAL else "cuda"
 DTYPE = torch.bfloat16  # the format of the products
 LOSS = 2e-3  # relative error allowed of a first loss: in bf16 x_hat has errors of 2^-9, of either sign
 SHAPES = {"A": Shape(B=4, D=24, F=24, K=2)} if REHEARSAL else REAL_SHAPES
-CASES = {name: shape for name, shape in SHAPES.items() if name != "small"}
+CASES = {name: shape for name, shape in SHAPES.items() if name in "ABC"}
 
 Result = dict[str, Any]
 Report = dict[str, dict[str, Any]]  # part -> item -> result, of the items done so far
