@@ -43,10 +43,10 @@ from saefast.engine.state import State
 from saefast.engine.step import train_step
 from saefast.reference import Given, Numbers, Params
 from tests.gates.compile_one import Launch, compile_launch, launches, signature_of
+from tests.gates.limits import SHARED_LIMIT, differences, over_limits
 from tests.helpers.steps import plan_of
 
 TABLE = Path(__file__).resolve().parent / "triton_compile_table.json"
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes of a thread block, by sm version
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -60,6 +60,7 @@ class Case:
     shapes: tuple[str, ...] = ("small", "A", "B", "C")
     dtypes: tuple[str, ...] = ("bf16",)
     sae: dict[str, Any] = field(default_factory=dict)  # of SAEConfig, for extra parameters
+    sms: tuple[int, ...] = (80, 90, 100)
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class UpdateCase(Case):
 
 CASES = {
     "topk": Case(dtypes=("bf16", "fp16", "fp32")),
+    "published": Case(shapes=("D", "E"), sms=(90, 100)),
+    "published-int8": Case(param_dtype="split", state_dtype="int8", shapes=("E",), sms=(90, 100)),
     "topk-rescore": Case({"rescore": 8}),
     "topk-clip": Case({"grad_clip": 1.0}),
     "topk-auxk": Case({"auxk_alpha": 1 / 32, "k_aux": 256, "dead_capacity": 1024}, shapes=("small", "B")),
@@ -194,6 +197,8 @@ def jobs(only: str = "") -> list[Job]:
     rows: set[str] = set()
     for case_name, case in CASES.items():
         for shape_name, dtype_name, sm in product(case.shapes, case.dtypes, SHARED_LIMIT):
+            if sm not in case.sms:
+                continue
             shape, dtype = SHAPES[shape_name], DTYPES[dtype_name]
             is_update = isinstance(case, UpdateCase)
             calls = [update_call(shape, dtype, case) if is_update else step_call(shape, dtype, case)]
@@ -221,45 +226,19 @@ def describe(launch: Launch) -> str:
 _jobs: list[Job] = []  # filled before the worker processes are forked: kernels cannot be sent to them
 
 
-def compile_job(index: int) -> dict[str, int]:
+def compile_job(index: int) -> dict[str, float]:
     try:
         return compile_launch(_jobs[index].launch, _jobs[index].sm)
     except Exception as error:
         raise RuntimeError(f"{_jobs[index].row}: {error}") from error
 
 
-def compile_all(only: str = "") -> dict[str, dict[str, int]]:
+def compile_all(only: str = "") -> dict[str, dict[str, float]]:
     """Figures by row."""
     _jobs[:] = jobs(only)
     with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
         figures = pool.map(compile_job, range(len(_jobs)), chunksize=1)
     return dict(sorted(zip((job.row for job in _jobs), figures, strict=True)))
-
-
-def over_limits(table: dict[str, dict[str, int]]) -> list[str]:
-    """What no version of the compiler may report."""
-    complaints = []
-    for row, figures in table.items():
-        limit = SHARED_LIMIT[int(row.rpartition("sm_")[2])]
-        if figures["spilled_bytes"]:
-            complaints.append(f"{row}: {figures['spilled_bytes']} bytes of registers spilled per thread")
-        if "gemm" in row and "fp32" not in row and not figures["matrix_products"]:
-            complaints.append(f"{row}: no matrix instruction in the product")
-        if figures["narrow_offsets"]:
-            complaints.append(f"{row}: {figures['narrow_offsets']} offsets are multiplied in 32 bits")
-        if figures["moved"]:
-            complaints.append(
-                f"{row}: {figures['moved']} arguments are read and written by different threads"
-            )
-        if figures["shared_bytes"] > limit:
-            complaints.append(f"{row}: {figures['shared_bytes']} bytes of shared memory, limit {limit}")
-    return complaints
-
-
-def differences(table: dict[str, dict[str, int]], committed: dict[str, dict[str, int]]) -> list[str]:
-    """Rows that changed, appeared or went away."""
-    changed = [row for row in sorted({*table, *committed}) if table.get(row) != committed.get(row)]
-    return [f"{row}: {committed.get(row)} -> {table.get(row)}" for row in changed]
 
 
 def main() -> int:

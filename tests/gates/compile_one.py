@@ -1,6 +1,7 @@
 """Records what a call would launch, and compiles one kernel for a GPU that is not here. Used by compile_gate.py."""
 
 import inspect
+import math
 import re
 import subprocess
 import tempfile
@@ -16,6 +17,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, mangle_type
 
+from tests.gates.hopper import GATHERS, sm90_figures, sm90_occupancy
+from tests.gates.sass import parse
+
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
@@ -25,6 +29,7 @@ class Launch(NamedTuple):
     kernel: JITFunction
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    grid: tuple[int, ...] = ()
 
 
 class NothingWaits(TorchDispatchMode):
@@ -46,8 +51,8 @@ def launches(call: Callable[[], object]) -> list[Launch]:
     """The kernels that `call` launches, none of them run."""
     recorded: list[Launch] = []
 
-    def record(kernel: JITFunction, *args: Any, grid: object, warmup: bool, **kwargs: Any) -> None:
-        recorded.append(Launch(kernel, args, kwargs))
+    def record(kernel: JITFunction, *args: Any, grid: tuple[int, ...], warmup: bool, **kwargs: Any) -> None:
+        recorded.append(Launch(kernel, args, kwargs, grid))
 
     with mock.patch.object(JITFunction, "run", record), NothingWaits():
         call()
@@ -56,7 +61,7 @@ def launches(call: Callable[[], object]) -> list[Launch]:
 
 def signature_of(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any], dict[str, Any]]:
     """Types, constants, attributes and options with which Triton would compile this launch."""
-    kernel, args, kwargs = launch
+    kernel, args, kwargs, _ = launch
     options = {name: value for name, value in kwargs.items() if name not in kernel.arg_names}
     arguments = {name: value for name, value in kwargs.items() if name in kernel.arg_names}
     bound = inspect.signature(kernel.fn).bind(*args, **arguments)
@@ -78,7 +83,7 @@ def signature_of(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[A
     return signature, constants, attributes, options
 
 
-def compile_launch(launch: Launch, sm: int) -> dict[str, int]:
+def compile_launch(launch: Launch, sm: int) -> dict[str, float]:
     """Compile for sm_`sm` as Triton would at this launch, and read the figures off the result."""
     signature, constants, attributes, options = signature_of(launch)
     source = ASTSource(launch.kernel, signature, constants, attributes)
@@ -86,16 +91,17 @@ def compile_launch(launch: Launch, sm: int) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
-        usage = subprocess.check_output([CUOBJDUMP, "--dump-resource-usage", cubin.name], text=True)
-        # disassembling takes longer than compiling: only where there is a product to be found
-        has_product = bool(PTX_PRODUCT.search(compiled.asm["ptx"]))
+        resource_usage = subprocess.check_output([CUOBJDUMP, "--dump-resource-usage", cubin.name], text=True)
+        # disassembling takes as long as compiling: only where there is something to be found
+        name = launch.kernel.__name__.strip("_")
+        wanted = bool(PTX_PRODUCT.search(compiled.asm["ptx"])) or (sm == 90 and name.startswith(GATHERS))
         sass = [CUOBJDUMP, "--dump-sass", cubin.name]
-        code = subprocess.check_output(sass, text=True) if has_product else ""
-    resources = {name: int(n) for name, n in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+        code = subprocess.check_output(sass, text=True) if wanted else ""
+    resources = {name: int(n) for name, n in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", resource_usage)}
     loads = re.findall(r"ld\.global[\w:.]*?(?:\.v(\d))?\.[bsuf](\d+)\s", compiled.asm["ptx"])
     widths = [int(count or 1) * int(bits) // 8 for count, bits in loads]
     copies = [int(size, 16) for size in ASYNC_COPY.findall(compiled.asm["ptx"])]
-    return {
+    figures: dict[str, float] = {
         "registers": resources["REG"],
         "spilled_bytes": resources["STACK"] + resources["LOCAL"],  # per thread; without spills, no stack
         "shared_bytes": compiled.metadata.shared,
@@ -104,6 +110,15 @@ def compile_launch(launch: Launch, sm: int) -> dict[str, int]:
         "narrow_offsets": len(narrow_offsets(compiled.asm["ttir"])),
         "moved": len(moved(compiled.asm["ttgir"])),
     }
+    if sm == 90:
+        usage = (
+            compiled.metadata.num_warps,
+            resources["REG"],
+            compiled.metadata.shared,
+            math.prod(launch.grid),
+        )
+        figures |= sm90_occupancy(name, *usage) | sm90_figures(name, parse(code), compiled.asm["ttir"])
+    return figures
 
 
 ASYNC_COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global[\w:.]* \[[^]]*\], \[[^]]*\], 0x(\w+)")
