@@ -2,11 +2,12 @@
 
 Bytes per parameter for the weight, its copy for the products, and both moments, if products are in 16 bits:
 
-    param_dtype   fp32 4+2    split 2+2 (the high half is the copy)    bf16 2 (stochastic rounding, no master)
+    param_dtype   fp32 4+2    split 2+2 (the high half is the copy)    split24 2+1 (24 bits, the last one stochastic)
+                  bf16 2 (stochastic rounding, no master)
     state_dtype   fp32 4+4    bf16 2+2                                 int8 1+1 and 8 bytes per row
 
-So fp32 with fp32 moments takes 14 bytes, split with int8 6, bf16 with int8 4. All arithmetic is fp32; only what is
-kept between two steps is rounded. This module is the specification of `saefast.triton_kernels.storage`.
+So fp32 with fp32 moments takes 14 bytes, split with int8 6, split24 with int8 5, bf16 with int8 4. All arithmetic is fp32;
+only what is kept between two steps is rounded. This module is the specification of `saefast.triton_kernels.storage`.
 """
 
 from typing import Any, NamedTuple
@@ -15,6 +16,9 @@ import torch
 from torch import Tensor
 
 MASK = 0xFFFFFFFF
+NAN = 0x7FC00000  # the bits of a quiet NaN in fp32
+NEAREST = 0x8000  # as the random bits of a weight: it is rounded to the nearest
+LOW = {"split": torch.int16, "split24": torch.int8}  # dtype of `Matrix.low` by param_dtype
 FP32: dict[str, Any] = {
     "dtype": torch.float32,
     "device": "cpu",
@@ -25,7 +29,8 @@ class Matrix(NamedTuple):
     """A weight matrix [F, D], one contiguous row per latent, with its optimizer state."""
 
     weight: Tensor  # fp32 (fp64 in tests), or bf16
-    low: Tensor | None  # int16: the low half of an fp32 whose high half is `weight`; param_dtype "split"
+    # what an fp32 has below the bf16 that is `weight`: int16, all of it ("split"); int8, the next 8 bits ("split24")
+    low: Tensor | None
     shadow: Tensor  # in the dtype of the products; `weight` itself if that is its dtype
     exp_avg: Tensor  # fp32, bf16 or int8
     exp_avg_sq: Tensor  # fp32, bf16 or uint8
@@ -62,8 +67,8 @@ def mix(bits: Tensor) -> Tensor:
 def random_bits(rows: Tensor, n_columns: int, step: int, salt: int) -> Tensor:
     """Random 32-bit integers [len(rows), n_columns] in int64, which depend on row, column, step and salt alone.
 
-    salt: 0 for W_enc, 1 for W_dec. The lower 16 bits round the weight, the upper 16 exp_avg_sq; exp_avg takes
-    the upper 16 of the hash of the hash.
+    salt: 0 for W_enc, 1 for W_dec. The lower 16 bits round the weight (to 24 bits: the upper 8 of them), the upper 16
+    exp_avg_sq; exp_avg takes the upper 16 of the hash of the hash. So no two of the three share a bit.
     """
     of_step = mix(torch.tensor((2 * step + salt) & MASK, dtype=torch.int64, device=rows.device))
     of_row = mix(rows.long() ^ of_step)
@@ -89,8 +94,28 @@ def split_fp32(value: Tensor) -> tuple[Tensor, Tensor]:
     return high.to(torch.int16).view(torch.bfloat16), (bits - (high << 16)).to(torch.int16)
 
 
+def split_24(value: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
+    """fp32 -> high (bf16) and low (int8), from which `join_fp32` gives one of the two neighbours of `value` that have 24 bits.
+
+    It gives the larger one (in magnitude) with the probability that keeps the mean, and `value` itself if it has 24 bits.
+    high is then that neighbour rounded to nearest, halves away from zero, so low is -128 to 127. Inf stays Inf, and NaN
+    becomes the NaN whose lower bits are 0, which no carry turns into Inf. Beyond the largest finite number of 24 bits
+    the neighbour is Inf.
+
+    bits: integers of which bits 8 to 15 are uniform.
+    """
+    kept = value.view(torch.int32).masked_fill(value.isnan(), NAN)
+    kept = (
+        kept + (bits >> 8 & 0xFF).to(torch.int32)
+    ) & -0x100  # a carry may go up to the exponent, as it should
+    high = (kept + 0x8000) >> 16
+    return high.to(torch.int16).view(torch.bfloat16), (kept - (high << 16) >> 8).to(torch.int8)
+
+
 def join_fp32(high: Tensor, low: Tensor) -> Tensor:
-    return ((high.view(torch.int16).to(torch.int32) << 16) + low.to(torch.int32)).view(torch.float32)
+    """low: int16 as of `split_fp32`, or int8 as of `split_24`."""
+    below = low.to(torch.int32) << (8 if low.dtype == torch.int8 else 0)
+    return ((high.view(torch.int16).to(torch.int32) << 16) + below).view(torch.float32)
 
 
 def to_codes(magnitude: Tensor, scale: Tensor, levels: int, uniform: Tensor) -> Tensor:
@@ -117,7 +142,7 @@ def load_weight(matrix: Matrix) -> Tensor:
 def store_weight_(matrix: Matrix, value: Tensor, bits: Tensor) -> None:
     """Store `value` [F, D] and its copy for the products. bits: what `random_bits` returned."""
     if matrix.low is not None:
-        high, low = split_fp32(value)
+        high, low = split_24(value, bits) if matrix.low.dtype == torch.int8 else split_fp32(value)
         matrix.weight.copy_(high)
         matrix.low.copy_(low)
     elif matrix.weight.dtype == torch.bfloat16:
@@ -157,19 +182,41 @@ def store_moments_(matrix: Matrix, m: Tensor, v: Tensor, bits: Tensor) -> None:
         matrix.exp_avg_sq.copy_(v)
 
 
-def allocate(weight: Tensor, param_dtype: str, state_dtype: str, compute_dtype: torch.dtype) -> Matrix:
+def narrowed(weight: Tensor, param_dtype: str, rows_at_once: int = 2**14) -> tuple[Tensor, Tensor | None]:
+    """weight [F, D] -> weight and low of a Matrix; it is used in place if its dtype fits.
+
+    A few rows at a time, so that nothing else of the size of the weight is made on the way. 24 bits are the nearest.
+    """
+    if param_dtype == "fp32":
+        return weight, None
+    if param_dtype == "bf16" or weight.dtype == torch.bfloat16:
+        low = torch.zeros_like(weight, dtype=LOW[param_dtype]) if param_dtype in LOW else None
+        return weight.to(torch.bfloat16), low
+    high, low = (torch.empty_like(weight, dtype=dtype) for dtype in (torch.bfloat16, LOW[param_dtype]))
+    nearest = torch.tensor(NEAREST, dtype=torch.int64, device=weight.device)
+    for rows in (slice(start, start + rows_at_once) for start in range(0, len(weight), rows_at_once)):
+        value = weight[rows].float()
+        high[rows], low[rows] = split_24(value, nearest) if low.dtype == torch.int8 else split_fp32(value)
+    return high, low
+
+
+def allocate(
+    weight: Tensor,
+    param_dtype: str,
+    state_dtype: str,
+    compute_dtype: torch.dtype,
+    low: Tensor | None = None,
+) -> Matrix:
     """A Matrix with `weight` [F, D], which is used in place if its dtype fits, and with moments of zero.
 
     Args:
-        param_dtype: "fp32" (which leaves fp64 as it is), "split" or "bf16".
+        param_dtype: "fp32" (which leaves fp64 as it is), "split", "split24" or "bf16".
         state_dtype: "fp32", "bf16" or "int8".
-        compute_dtype: of the products. With "split" and "bf16" it must be bf16, so that they need no copy.
+        compute_dtype: of the products. With other formats than "fp32" it must be bf16, so that they need no copy.
+        low: if weight and low are those of `narrowed` already.
     """
-    low = None
-    if param_dtype == "split":
-        weight, low = split_fp32(weight.float())
-    elif param_dtype == "bf16":
-        weight = weight.to(torch.bfloat16)
+    if low is None:
+        weight, low = narrowed(weight, param_dtype)
     shadow = weight if weight.dtype == compute_dtype else weight.to(compute_dtype)
     dtypes = {
         "fp32": (weight.dtype if param_dtype == "fp32" else torch.float32,) * 2,

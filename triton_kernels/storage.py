@@ -1,7 +1,8 @@
 """How kernels read and write a weight matrix and its Adam moments in the formats of `saefast.storage`.
 
-The format is known from the pointers: `low` is there in the split form only, `scales` with int8 moments only, and
-`shadow` where the copy for the products is not the weight itself. Arithmetic is fp32. Spec: `saefast.storage`.
+The format is known from the pointers: `low` is there in the split forms only (int16: all of an fp32; int8: 24 bits of
+it), `scales` with int8 moments only, and `shadow` where the copy for the products is not the weight itself. Arithmetic is
+fp32. Spec: `saefast.storage`.
 """
 
 from typing import Protocol
@@ -66,7 +67,8 @@ def row_seed(row, step, SALT: tl.constexpr):
 def random_bits(seed, START: tl.constexpr, WIDTH: tl.constexpr):
     """uint32 for columns START to START + WIDTH, a power of two that divides START.
 
-    The lower 16 bits round the weight, the upper 16 exp_avg_sq; exp_avg takes the upper 16 of their hash.
+    The lower 16 bits round the weight (to 24 bits: the upper 8 of them), the upper 16 exp_avg_sq; exp_avg takes the
+    upper 16 of their hash.
     """
     return mix(tl.arange(0, WIDTH).to(tl.uint32) ^ (seed ^ START))
 
@@ -85,10 +87,19 @@ def split_fp32(value):
 
 
 @triton.jit
+def split_24(value, bits):
+    """Bits 8 to 15 of `bits` are used."""
+    nan = value != value  # noqa: PLR0124  (with lower bits of 0: no carry must make Inf of it)
+    kept = tl.where(nan, 0x7FC00000, value.to(tl.int32, bitcast=True))
+    kept = (kept + ((bits >> 8) & 0xFF).to(tl.int32)) & -0x100
+    high = (kept + 0x8000) >> 16
+    return high.to(tl.int16).to(tl.bfloat16, bitcast=True), ((kept - (high << 16)) >> 8).to(tl.int8)
+
+
+@triton.jit
 def join_fp32(high, low):
-    return ((high.to(tl.int16, bitcast=True).to(tl.int32) << 16) + low.to(tl.int32)).to(
-        tl.float32, bitcast=True
-    )
+    below = low.to(tl.int32) << (8 if low.dtype == tl.int8 else 0)
+    return ((high.to(tl.int16, bitcast=True).to(tl.int32) << 16) + below).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -121,9 +132,12 @@ def store_weight(matrix, j, row, seed, D: tl.constexpr, PIECES: tl.constexpr):
     kept, low = (), ()
     for i in tl.static_range(len(PIECES)):
         if matrix[1] is not None:
-            halves = split_fp32(row[i])
-            kept += (halves[0],)
-            low += (halves[1],)
+            if matrix[1].dtype.element_ty == tl.int8:
+                parts = split_24(row[i], random_bits(seed, PIECES[i][0], PIECES[i][1]))
+            else:
+                parts = split_fp32(row[i])
+            kept += (parts[0],)
+            low += (parts[1],)
         elif matrix[0].dtype.element_ty == tl.bfloat16:
             kept += (to_bf16_stochastic(row[i], random_bits(seed, PIECES[i][0], PIECES[i][1])),)
         else:

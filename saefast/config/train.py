@@ -173,9 +173,11 @@ class TrainConfig:
     compute_dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Format of the operands of matrix products; sums are always fp32. 'auto': bf16 on a GPU, fp32 on a CPU. fp32
     products on a GPU follow `torch.set_float32_matmul_precision`."""
-    param_dtype: Literal["fp32", "split", "bf16"] = "fp32"
-    """How the weight matrices are kept: 'fp32' (and a bf16 copy), 'split' (the same precision in 4 bytes: bf16 and
-    the 16 bits below), 'bf16' (2 bytes, rounded stochastically). See `saefast.storage`."""
+    param_dtype: Literal["fp32", "split", "split24", "bf16"] = "fp32"
+    """How the weight matrices are kept: 'fp32' (and a bf16 copy), 'split' (the same bits in 4 bytes: bf16 and the 16 bits
+    below), 'split24' (3 bytes: bf16 and the next 8 bits, rounded stochastically), 'bf16' (2 bytes, rounded stochastically).
+    See `saefast.storage`. But for 'fp32', the matrices of the SAE itself are bf16 while it is trained; what is saved has
+    all the bits that are kept."""
     state_dtype: Literal["fp32", "bf16", "int8"] = "fp32"
     """How Adam's moments are kept: 8, 4 or 2 bytes per parameter."""
     rescore: int = 0

@@ -1,5 +1,6 @@
 """Everything a training step changes, all on one device."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -30,12 +31,14 @@ class State:
         state_dtype: str = "fp32",
         compute_dtype: torch.dtype | None = None,
         extra: dict[str, Tensor] | None = None,
+        low: Sequence[Tensor | None] = (None, None),
     ) -> "State":
         """A state around `params`, which are trained in place where param_dtype is "fp32", and the `extra` ones;
-        moments are zero."""
+        moments are zero. low: where W_enc and W_dec are those of `storage.narrowed` already."""
         compute_dtype = compute_dtype or params.W_enc.dtype
         enc, dec = (
-            allocate(W, param_dtype, state_dtype, compute_dtype) for W in (params.W_enc, params.W_dec)
+            allocate(W, param_dtype, state_dtype, compute_dtype, below)
+            for W, below in zip((params.W_enc, params.W_dec), low, strict=True)
         )
         b_enc, b_dec = (
             Vector(b, torch.zeros_like(b), torch.zeros_like(b)) for b in (params.b_enc, params.b_dec)
@@ -75,7 +78,7 @@ class State:
         return Params(enc.weight, b_enc.value, dec.weight, b_dec.value)
 
     def exported(self) -> Params:
-        """The parameters as precise as they are kept: with param_dtype "split" joined to fp32, on the CPU."""
+        """The parameters as precise as they are kept: with "split" and "split24" joined to fp32, on the CPU."""
         enc, dec, b_enc, b_dec = self.weights
         return Params(_whole(enc), b_enc.value, _whole(dec), b_dec.value)
 

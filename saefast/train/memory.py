@@ -10,8 +10,15 @@ from saefast.errors import InputError
 
 MAX_PRE_ACTS_BYTES = 8 * 2**30  # what the encoder keeps at a time, see triton_kernels/encode.py
 GROUP = 64  # pre-activations for each maximum of the selection
-WEIGHT_BYTES = {"fp32": 4, "split": 4, "bf16": 2}  # see saefast/storage.py
+WEIGHT_BYTES = {"fp32": 4, "split": 4, "split24": 3, "bf16": 2}  # see saefast/storage.py
 MOMENT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+SMALLER = {"fp32": "split", "split": "split24", "split24": "bf16"}  # the next param_dtype
+
+
+def first_dtype(train: TrainConfig) -> torch.dtype:
+    """Of the weight matrices of the SAE that a run begins with: fp32 where the run keeps every bit of them, else bf16, so
+    that a dictionary that fills the device needs no more of it to begin with."""
+    return torch.float32 if train.param_dtype in ("fp32", "split") else torch.bfloat16
 
 
 def copy_bytes(param_dtype: str, compute_bytes: int) -> int:
@@ -111,8 +118,8 @@ def _what_helps(train: TrainConfig) -> str:
         helps.append("grad_clip = None")
     if train.state_dtype != "int8":
         helps.append("state_dtype = 'int8'")
-    if train.param_dtype != "bf16":
-        helps.append(f"param_dtype = '{'split' if train.param_dtype == 'fp32' else 'bf16'}'")
+    if train.param_dtype in SMALLER:
+        helps.append(f"param_dtype = '{SMALLER[train.param_dtype]}'")
     if train.micro_batch_size is None and train.auxk_alpha:
         helps.append("a micro_batch_size below batch_size")
     return ", ".join([*helps, "a smaller batch_size or d_sae"])

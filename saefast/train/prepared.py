@@ -19,7 +19,7 @@ from saefast.engine.state import State
 from saefast.errors import check
 from saefast.reference import Params
 from saefast.sae import SAE, geometric_median
-from saefast.storage import Matrix, scale_rows_
+from saefast.storage import Matrix, narrowed, scale_rows_
 from saefast.train.begin import Frame, factors, layer_scales, scale_of, unit_rows_
 from saefast.train.checks import check_range, check_trainable
 from saefast.train.ema import Ema
@@ -66,9 +66,12 @@ class Prepared:
         )
         with out_of_memory_help(sae.config, config):
             extra = self.arch.trained(sae.extra, config, sae.b_enc.data)
-            self.state = State.fresh(sae.params, *formats, extra)
+            low = []  # each fp32 matrix goes before the next one comes, and before the moments
+            for W in (sae.W_enc, sae.W_dec):
+                W.data, below = narrowed(W.data, config.param_dtype)
+                low.append(below)
+            self.state = State.fresh(sae.params, *formats, extra, low)
         self.state.dense = self.arch.unbounded
-        sae.W_enc.data, sae.W_dec.data = self.state.weights.enc.weight, self.state.weights.dec.weight
         self.input_scale: float | None = None  # set from the first data seen, with output_scale
         self.output_scale = 1.0
         self.frame = Frame(factors(sae.config, sae.b_dec))

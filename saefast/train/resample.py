@@ -21,12 +21,11 @@ from torch import Tensor
 
 from saefast.engine.state import State
 from saefast.errors import check
-from saefast.storage import Matrix, load_weight, store_weight_
+from saefast.storage import NEAREST, Matrix, load_weight, store_weight_
 
 ENCODER_NORM = 0.2  # of the mean norm of the live rows
 ROWS_AT_ONCE = 2**12
 MOST_INPUTS = 2**24  # torch.multinomial takes no more
-NEAREST = 0x8000  # as the random bits of `storage.to_bf16_stochastic`: to nearest, for nothing adds up here
 
 
 @torch.no_grad()
@@ -109,7 +108,8 @@ def parts(matrix: Matrix) -> Iterator[Matrix]:
 def restart_(matrix: Matrix, latents: Tensor, value: Tensor) -> None:
     """Set these rows of the weight, in every form it is kept in, to `value` and their moments to 0."""
     part = _rows(matrix, latents)  # copies
-    store_weight_(part, value, torch.tensor(NEAREST, dtype=torch.int64, device=value.device))
+    nearest = torch.tensor(NEAREST, dtype=torch.int64, device=value.device)  # for nothing adds up here
+    store_weight_(part, value, nearest)
     for whole, rows in zip(matrix[:3], part[:3], strict=True):  # weight, low, shadow
         if whole is not None and rows is not None:
             whole[latents] = rows

@@ -14,6 +14,7 @@ from saefast.activations.open import open_buffer
 from saefast.activations.sources import IterableSource, TensorSource
 from saefast.files import load_tensors
 from saefast.train.loop import INIT_ROWS
+from saefast.train.memory import first_dtype
 
 # A fork server that has torch loaded: each of the many short-lived runs starts in milliseconds.
 context = multiprocessing.get_context("forkserver")
@@ -80,6 +81,7 @@ KINDS = {
     "ema": ({}, {"ema_decay": 0.9}),
     "muon": ({}, {"optimizer": "muon"}),
     "split": ({}, {"param_dtype": "split", "state_dtype": "int8", "backend": "reference"}),
+    "split24": ({}, {"param_dtype": "split24", "state_dtype": "int8", "backend": "reference"}),
 }
 
 
@@ -87,9 +89,8 @@ def make(sae=None, **options):
     options = {"total_tokens": 20 * 64, "batch_size": 64, "buffer_tokens": 256, "log_every": 1} | options
     options = {"lr": 3e-3, "checkpoint_every": 3, "dead_feature_threshold": 200, "k_aux": 4} | options
     config = saefast.TrainConfig(**options)
-    dtype = torch.float32 if config.param_dtype == "fp32" else torch.bfloat16
     own = saefast.SAEConfig(**({"d_in": 16, "d_sae": 96, "k": 4} | (sae or {})))
-    return saefast.Trainer(saefast.SAE(own, 0, "cpu", dtype), config)
+    return saefast.Trainer(saefast.SAE(own, 0, "cpu", first_dtype(config)), config)
 
 
 def stopped_at(trainer, step, out, end=lambda: os.kill(os.getpid(), signal.SIGTERM), **options):

@@ -1,6 +1,6 @@
 """The Triton storage formats against `saefast.storage`: the same random bits, and what they round to.
 
-The bits are integers and exact, and so are rounding to bf16, stochastic or not, and the split form. A code of 8 bits may
+The bits are integers and exact, and so are rounding to bf16, stochastic or not, and the split forms. A code of 8 bits may
 be one off in one place of a hundred, because square roots and divisions round otherwise.
 """
 
@@ -32,6 +32,9 @@ FORMATS = {  # param_dtype, state_dtype, compute_dtype
     "fp32, int8 moments": ("fp32", "int8", torch.bfloat16),
     "split": ("split", "fp32", torch.bfloat16),
     "split, int8 moments": ("split", "int8", torch.bfloat16),
+    "split24": ("split24", "fp32", torch.bfloat16),
+    "split24, bf16 moments": ("split24", "bf16", torch.bfloat16),
+    "split24, int8 moments": ("split24", "int8", torch.bfloat16),
     "bf16, bf16 moments": ("bf16", "bf16", torch.bfloat16),
     "bf16, int8 moments": ("bf16", "int8", torch.bfloat16),
 }
@@ -176,8 +179,41 @@ def test_split_keeps_every_bit() -> None:
     assert torch.equal(got[0].view(torch.int32), value.view(torch.int32))
 
 
+def test_24_bits_at_all_borders() -> None:
+    """Denormals, powers of two, carries up to Inf, Inf and NaN of every payload: the bits of the reference."""
+    high = torch.tensor([0, 1, 0x7F, 0x80, 0xFF, 0x3F7F, 0x3F80, 0x3F81, 0x7F7F, 0x7F80, 0x7FFF])
+    low = torch.tensor(
+        [0, 1, 0x7F, 0x80, 0xFF, 0x100, 0x7EFF, 0x7F00, 0x7F81, 0x7FFF, 0x8000, 0x80FF, 0xFF00, 0xFFFF]
+    )
+    patterns = (high[:, None] << 16) + low
+    patterns = torch.cat([patterns, patterns - 2**31], dim=1).repeat(1, 4).to(torch.int32)
+    value = patterns.view(torch.float32).to(DEVICE)
+    got, want = (
+        storage.allocate(torch.zeros_like(value), "split24", "fp32", torch.bfloat16) for _ in range(2)
+    )
+    (F, D), zeros = value.shape, torch.zeros_like(value)
+    for step in (1, 2):
+        store_kernel[(F,)](
+            *pointers(got), value, zeros, zeros, step_of(step), SALT=0, D=D, PIECES=pieces_of(D, 1)
+        )
+        bits = storage.random_bits(torch.arange(F, device=DEVICE), D, step, 0)
+        storage.store_weight_(want, value, bits)
+        for one, other in zip(got[:2], want[:2]):
+            assert one is not None and other is not None
+            kind = torch.int16 if one.dtype == torch.bfloat16 else torch.int8
+            assert torch.equal(one.view(kind), other.view(kind))
+        loaded = [torch.empty_like(value) for _ in range(3)]
+        load_kernel[(F,)](*pointers(got), *loaded, D=D, PIECES=pieces_of(D, 1))
+        assert torch.equal(loaded[0].view(torch.int32), storage.load_weight(want).view(torch.int32))
+        assert torch.equal(loaded[0].isnan(), value.isnan())
+
+
 def test_state_bytes() -> None:
     weight = torch.zeros(2, 4)
     kept = {name: state_bytes(storage.allocate(weight.clone(), *format)) for name, format in FORMATS.items()}
     assert kept["fp32"] == 24 and kept["fp32 with a bf16 copy"] == 26
-    assert kept["split, int8 moments"] == 12 and kept["bf16, int8 moments"] == 8
+    assert (
+        kept["split, int8 moments"] == 12
+        and kept["split24, int8 moments"] == 10
+        and kept["bf16, int8 moments"] == 8
+    )

@@ -54,7 +54,7 @@ def test_fp64_is_averaged_in_fp64():
     assert_close(average.averaged(unit_norm=False), expected(7), atol=1e-15)
 
 
-@pytest.mark.parametrize("param_dtype", ["fp32", "split", "bf16"])
+@pytest.mark.parametrize("param_dtype", ["fp32", "split", "split24", "bf16"])
 def test_matrices_are_averaged_as_precisely_as_they_are_kept(param_dtype, monkeypatch):
     monkeypatch.setattr(ema, "ROWS_AT_ONCE", 10)
 
@@ -68,8 +68,11 @@ def test_matrices_are_averaged_as_precisely_as_they_are_kept(param_dtype, monkey
     for step in range(1, 8):
         average.update(kept(params_at(step)))
     assert all(tensor.dtype == torch.float32 for tensor in average.averaged(False).values())
-    rounded = param_dtype == "bf16"
-    as_kept = lambda n, v: (v.bfloat16() if rounded and n.startswith("W_") else v).double()
+
+    def as_kept(name, value):
+        matrix = storage.Matrix(*storage.narrowed(value, param_dtype), *[None] * 4)
+        return (storage.load_weight(matrix) if name.startswith("W_") else value).double()
+
     assert_close(average.averaged(unit_norm=False), expected(7, as_kept))
 
 

@@ -50,6 +50,23 @@ def test_two_million_latents_fit_one_gpu():
     assert sum(memory_bytes(*shape).values()) > 141e9  # 14 bytes a weight do not
 
 
+def test_three_million_latents_of_width_4096_fit_one_gpu_with_24_bit_weights():
+    """No power of two. 5 bytes for each of 2 * 4096 * 3,000,000 parameters; an H200 has 141 GB and more."""
+    shape = 8192, 4096, 3_000_000, 64
+    used = memory_bytes(*shape, param_dtype="split24", state_dtype="int8")
+    kept = used["weights"] + used["copies"] + used["moments"]
+    assert kept == 5 * 2 * 4096 * 3_000_000 + 3 * 4 * (3_000_000 + 4096) + 2 * 8 * 3_000_000
+    assert kept / 1e9 == pytest.approx(122.9, abs=0.1)
+    assert 132e9 < sum(used.values()) < 134e9
+    larger = memory_bytes(*shape, param_dtype="split", state_dtype="int8")  # 6 bytes do not
+    assert sum(larger.values()) > 139 * 2**30
+
+
+@pytest.mark.parametrize("param_dtype, first", [("fp32", 4), ("split", 4), ("split24", 2), ("bf16", 2)])
+def test_a_run_begins_with_what_it_keeps_of_the_weights_or_less(param_dtype, first):
+    assert memory.first_dtype(config(param_dtype=param_dtype)).itemsize == first <= WEIGHT_BYTES[param_dtype]
+
+
 def test_memory_of_clipping_and_auxk():
     assert memory_bytes(*A, clip=True)["gradients"] == 8 * 768 * 24576
     assert memory_bytes(*A, n_dead=100)["auxk"] < memory_bytes(*A, n_dead=200)["auxk"]
@@ -91,6 +108,7 @@ def test_what_each_setting_of_a_small_step_changes():
     assert changed(clip=True) == {"gradients": 4 * WEIGHTS}
     rounds = {"copies": -2 * WEIGHTS, "weights": -2 * WEIGHTS}
     assert changed(param_dtype="bf16") == rounds
+    assert changed(param_dtype="split24") == {"copies": -2 * WEIGHTS, "weights": -WEIGHTS}
     # two moments of both matrices in one byte each, with a scale for every row
     assert changed(state_dtype="int8") == {"moments": -2 * 3 * WEIGHTS + 2 * 2 * 128 * 4}
     assert changed(n_dead=5) == {"auxk": 5 * (2 * 6 * 6 + 2 * 10 * 2) + 4 * 128}
@@ -129,7 +147,11 @@ def test_a_step_needs_room_beside_what_is_held_already(compute_bytes):
         ({"state_dtype": "int8", "auxk_alpha": 0.0}, "param_dtype = 'split', a smaller batch_size"),
         (
             {"param_dtype": "split", "micro_batch_size": 8},
-            "state_dtype = 'int8', param_dtype = 'bf16', a smaller batch",
+            "state_dtype = 'int8', param_dtype = 'split24', a smaller batch",
+        ),
+        (
+            {"param_dtype": "split24", "state_dtype": "int8", "micro_batch_size": 8},
+            "param_dtype = 'bf16', a smaller batch",
         ),
         (
             {"param_dtype": "bf16", "state_dtype": "int8"},

@@ -10,7 +10,7 @@ from saefast import formats
 from saefast.errors import InputError, check
 from saefast.formats.contents import Contents, Origin, source_metadata
 from saefast.sae import SAE
-from saefast.train.memory import out_of_memory_help
+from saefast.train.memory import first_dtype, out_of_memory_help
 from saefast.train.run import checkpoint, run_folder
 from saefast.train.stepper import Stepper
 
@@ -46,9 +46,8 @@ def export_checkpoint(run: str | Path, out: str | Path | None = None) -> Exporte
     # what the weights are does not depend on what runs a step
     config = replace(config, backend="auto", cuda_graph=False, rescore=0)
     tensors, _ = checkpoint.read(run)
-    weight_dtype = torch.float32 if config.param_dtype == "fp32" else torch.bfloat16
     with out_of_memory_help(sae_config, config):
-        sae = SAE(sae_config, 0, "cpu", weight_dtype)
+        sae = SAE(sae_config, 0, "cpu", first_dtype(config))
         if (kept := tensors.get("params.b_dec")) is not None and kept.dtype == torch.float64:
             sae, config = sae.double(), replace(config, backend="reference")
         trainer = Stepper(sae, config)
