@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from saefast.errors import InputError
-from saefast.reference import Aux, Given, Grads, Groups
+from saefast.reference import Aux, Given, Grads, Groups, Tally
 from saefast.storage import Weights
 
 MODULES = {
@@ -97,7 +97,28 @@ class Backend(Protocol):
         dtype: torch.dtype,
         row_offsets: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """A code, [F, D], [D], x [B, D] -> error [B, D], its squared norm by row [B]."""
+        """A code, [F, D], [D], x [B, D] -> error [B, D], its squared norm by row [B], or in parts [B, n]."""
+
+    def losses(
+        self, squares: Tensor, variance: Tensor, scale: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """[n], [], scale [] -> sum of squares [], loss [], grad_scale [], FVU []."""
+
+    def tally_(
+        self,
+        silent_for: Tensor,
+        fired_before: Tensor,
+        fired: Tensor,
+        threshold: int,
+        n_tokens: int,
+        loss: Tensor,
+        fvu: Tensor,
+        squared: Tensor,
+        auxk_loss: Tensor | None = None,
+        penalty: Tensor | None = None,
+        code_size: Tensor | None = None,
+    ) -> Tally:
+        """Counters [F] in place, what was found [] -> the metrics of a step, [] each."""
 
     def group_by_latent(
         self, acts: Tensor, indices: Tensor, d_sae: int, row_offsets: Tensor | None = None

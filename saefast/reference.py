@@ -56,6 +56,7 @@ _arena = threading.local()
 
 Groups = tuple[Tensor, Tensor, Tensor]  # of `group_by_latent`
 Grads = tuple[Tensor, Tensor, Tensor, Tensor]  # in the order of Params
+Tally = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # of `tally_`
 
 
 class Params(NamedTuple):
@@ -346,6 +347,20 @@ def decode_error(
     return error.to(dtype), error.square().sum(dim=1)
 
 
+def losses(
+    squares: Tensor, variance: Tensor, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """squares [n], variance [], scale [] or None: 1 / variance -> their sum, the loss, its grad_scale, FVU, all [].
+
+    The loss is scale * sum of squares, and grad_scale = 2 * scale its gradient with respect to half of a square; NaN where
+    the loss is not finite, which makes the step change nothing.
+    """
+    total = squares.sum()
+    scale = 1 / variance if scale is None else scale
+    loss = scale * total
+    return total, loss, 2 * scale + 0 * loss, total / variance  # 0 times NaN or Inf is NaN
+
+
 def keep_topk(pre_acts: Tensor, k: int, count: Tensor) -> Tensor:
     """pre_acts [B, C] -> [B, C]: relu of the k largest of the first `count` [] columns of each row, 0 elsewhere."""
     columns = torch.arange(pre_acts.shape[1], dtype=torch.int64, device=pre_acts.device)
@@ -400,6 +415,40 @@ def group_by_latent(acts: Tensor, indices: Tensor, d_sae: int, row_offsets: Tens
     else:
         tokens = (torch.searchsorted(starts, pairs, right=True) - 1).clamp_max(len(starts) - 2)
     return offsets, pairs.to(torch.int32), tokens.to(torch.int32)
+
+
+def tally_(
+    silent_for: Tensor,
+    fired_before: Tensor,
+    fired: Tensor,
+    threshold: int,
+    n_tokens: int,
+    loss: Tensor,
+    fvu: Tensor,
+    squared: Tensor,
+    auxk_loss: Tensor | None = None,
+    penalty: Tensor | None = None,
+    code_size: Tensor | None = None,
+) -> Tally:
+    """Count which latents were active in a batch, and say what the step found, in the order of
+    `saefast.engine.stages.Metrics`.
+
+    Args:
+        silent_for, fired_before: [F] int64, changed in place: tokens since each latent was active (0 for those that are),
+            tokens in which it was active.
+        fired: [F] integers: tokens of this batch in which each latent is active.
+        threshold: latents silent for so many tokens before this batch are dead.
+        loss, fvu, auxk_loss, penalty: [] of the step, None: 0; squared: [] squared norm of the gradients.
+        code_size: [] entries found, None: as many as are active.
+    """
+    n_dead, n_active = (silent_for >= threshold).sum(), fired.sum()
+    fired_before += fired
+    silent_for += n_tokens
+    silent_for.masked_fill_(fired > 0, 0)
+    none, size = torch.zeros_like(loss), n_active if code_size is None else code_size
+    l0, dead = n_active.float() / max(n_tokens, 1), n_dead.float() / len(fired)
+    auxk_loss, penalty = (none if value is None else value for value in (auxk_loss, penalty))
+    return loss, fvu, l0, dead, auxk_loss, penalty, squared.sqrt(), size
 
 
 def grad_top_acts(

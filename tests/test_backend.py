@@ -137,4 +137,4 @@ def test_every_backend_is_as_the_protocol_says(name):
         assert [(p.name, p.default) for p in found] == [(p.name, p.default) for p in wanted], op
     constants = [name for name in backend.Backend.__annotations__ if not hasattr(module, name)]
     assert constants == []
-    assert len(backend.OPS) == 19
+    assert len(backend.OPS) == 21

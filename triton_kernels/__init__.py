@@ -19,8 +19,10 @@ from saefast.triton_kernels.encode import (
 from saefast.triton_kernels.grad_top_acts import grad_top_acts
 from saefast.triton_kernels.group import group_by_latent
 from saefast.triton_kernels.keep_topk import keep_topk
+from saefast.triton_kernels.losses import losses
 from saefast.triton_kernels.sum_entries import sum_entries
 from saefast.triton_kernels.sum_rows import sum_rows
+from saefast.triton_kernels.tally import tally_
 from saefast.triton_kernels.threshold import above_threshold
 from saefast.triton_kernels.topk import topk
 from saefast.triton_kernels.update import adam_rows_, row_grads, update_
@@ -48,11 +50,13 @@ __all__ = [
     "grad_top_acts",
     "group_by_latent",
     "keep_topk",
+    "losses",
     "outer_sum",
     "relu_encode",
     "row_grads",
     "sum_entries",
     "sum_rows",
+    "tally_",
     "topk",
     "update_",
 ]

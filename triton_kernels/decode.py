@@ -180,7 +180,7 @@ def decode_error(
     *,
     config: DecodeConfig | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A code, [F, D], [D], x [B, D] -> error [B, D] in `dtype`, ||error||^2 of each row before rounding [B] fp32."""
+    """A code, [F, D], [D], x [B, D] -> error [B, D] in `dtype`, ||error||^2 of each row before rounding [B, n] fp32, in parts."""
     B, K = check_code(acts, indices, row_offsets)
     D = W_dec.shape[1]
     check("W_dec", W_dec, (W_dec.shape[0], D))
@@ -206,7 +206,7 @@ def decode_error(
             BLOCK_D=config.BLOCK_D,
             num_warps=config.num_warps,
         )
-    return error, squares.sum(dim=1)
+    return error, squares
 
 
 def check(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

@@ -3,7 +3,8 @@
 A counting sort: count the entries of each latent; add up the counts; put each entry somewhere into its group; find
 each entry's place in its group. Atomics on integers give the counts and some place, and the places found last do not
 depend on it, so the result is the same every time. Latency bounds it: five short launches over `group_bytes`, which
-fit the L2 cache. The last one compares all entries of a group with each other, so its time grows with the square of a
+fit the L2 cache. Each program that adds up reads all counts before its own, which for 2^18 latents is less than a second
+launch costs. The last launch compares all entries of a group with each other, so its time grows with the square of a
 group: 8192 tokens of one latent are 67 M comparisons. Spec: `saefast.reference.group_by_latent`.
 """
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from saefast.triton_kernels.decode import check_code
 
 BLOCK = 1024  # entries of a program that counts or scatters
+BLOCK_SCAN = 4096  # latents of a program that adds up counts
 BLOCK_ORDER = 128  # entries of a program that orders
 TILE = 32  # entries they are compared with per iteration
 
@@ -40,6 +42,23 @@ def _count_kernel(
     f = tl.load(indices_ptr + position, mask=active, other=0)
     rank = tl.atomic_add(counts_ptr + f, 1, mask=active, sem="relaxed")
     tl.store(ranks_ptr + position, tl.where(active, rank, -1), mask=position < N)
+
+
+@triton.jit
+def _scan_kernel(
+    counts_ptr,  # [F]
+    offsets_ptr,  # [F + 1] out
+    F,
+    BLOCK: tl.constexpr,
+):
+    f = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    before = tl.zeros((BLOCK,), tl.int32)
+    for start in tl.range(0, tl.program_id(0) * BLOCK, BLOCK, num_stages=3):
+        before += tl.load(counts_ptr + start + tl.arange(0, BLOCK))
+    counts = tl.load(counts_ptr + f, mask=f < F, other=0)
+    ends = tl.sum(before, axis=0) + tl.cumsum(counts, axis=0)
+    tl.store(offsets_ptr + f + 1, ends, mask=f < F)
+    tl.store(offsets_ptr + f, ends - counts, mask=f == 0)
 
 
 @triton.jit
@@ -84,7 +103,7 @@ def _order_kernel(
     # The groups of neighbouring places are neighbours: all of them are one stretch of memory. It is read from a multiple
     # of TILE on and without a mask, so that a thread loads four entries at once.
     smaller = tl.zeros((BLOCK,), tl.int32)
-    for start in range(tl.min(first, axis=0) // TILE * TILE, tl.max(end, axis=0), TILE):
+    for start in tl.range(tl.min(first, axis=0) // TILE * TILE, tl.max(end, axis=0), TILE, num_stages=3):
         other = start + tl.arange(0, TILE)
         other_pair = tl.load(unordered_ptr + other)
         in_group = (other[:, None] >= first[None, :]) & (other[:, None] < end[None, :])
@@ -115,15 +134,16 @@ def group_by_latent(
     """A code -> offsets [F + 1], pairs [N], tokens [N], all int32; pairs and tokens are 0 from offsets[F] on."""
     B, _ = check_code(acts, indices, row_offsets)
     N = acts.numel()
-    counts = torch.zeros(d_sae + 1, dtype=torch.int32, device=acts.device)
     if B == 0 or N == 0:
-        nothing = torch.zeros(N, dtype=torch.int32, device=acts.device)
-        return counts, nothing, nothing.clone()
+        nothing = torch.zeros(d_sae + 1 + N, dtype=torch.int32, device=acts.device)
+        return nothing[: d_sae + 1], nothing[d_sae + 1 :], nothing[d_sae + 1 :].clone()
+    counts = torch.zeros(d_sae, dtype=torch.int32, device=acts.device)
     ranks = torch.empty(N, dtype=torch.int32, device=acts.device)
     grid = (triton.cdiv(N, BLOCK),)
     unordered = torch.empty(grid[0] * BLOCK, dtype=torch.int32, device=acts.device)
-    _count_kernel[grid](acts, indices, row_offsets, counts[1:], ranks, unordered, N, B, BLOCK=BLOCK)
-    offsets = counts.cumsum(dim=0, dtype=torch.int32)
+    _count_kernel[grid](acts, indices, row_offsets, counts, ranks, unordered, N, B, BLOCK=BLOCK)
+    offsets = torch.empty(d_sae + 1, dtype=torch.int32, device=acts.device)
+    _scan_kernel[(triton.cdiv(d_sae, BLOCK_SCAN),)](counts, offsets, d_sae, BLOCK=BLOCK_SCAN, num_warps=8)
     _scatter_kernel[grid](indices, ranks, offsets, unordered, N, BLOCK=BLOCK)
     return offsets, *in_order(unordered, indices, offsets, row_offsets)
 

@@ -74,10 +74,10 @@ class Engine(Linked):
         run = reconstruct(step, code, rows)
         losses = {}
         if len(sae.group_sizes) > 1:
-            losses["mse_loss"] = run.squares / n_tokens
+            losses["mse_loss"] = run.squares.sum() / n_tokens
         for width in sae.group_sizes[:-1]:
             inner = code._replace(acts=where(code.layout[0] < width, code.acts))
-            losses[f"inner_mse_loss_{width}"] = reconstruct(step, inner, rows).squares / n_tokens
+            losses[f"inner_mse_loss_{width}"] = reconstruct(step, inner, rows).squares.sum() / n_tokens
         weighed = self.config.norm_weighted or sae.scale_by_norm
         norms = row_norms(self.state.weights.dec) if weighed else None
         if self.config.penalty == "tanh":

@@ -133,8 +133,8 @@ class Architecture:
         """Numbers of a code which add up over the parts of a batch where it may be cut, for `observe_`."""
         return None
 
-    def observe_(self, step: Step, seen: Tensor | None, valid: Tensor) -> None:
-        """Move what follows the batches without a gradient. valid []: False changes nothing."""
+    def observe_(self, step: Step, seen: Tensor | None, grad_scale: Tensor) -> None:
+        """Move what follows the batches without a gradient. grad_scale []: NaN changes nothing."""
 
     def measured(
         self, ops: Backend, params: Params, sae: SAEConfig, batches: Sequence[Tensor]

@@ -32,9 +32,9 @@ from saefast.storage import Weights, positive
 class Revival(NamedTuple):
     """AuxK of a batch."""
 
-    loss: Tensor  # [] unweighted; 0 if nothing is dead
-    weighted: Tensor  # [] what it adds to the loss
-    grads: Aux | None  # alpha times its gradients; None where AuxK is left out
+    loss: Tensor | None = None  # [] unweighted; 0 if nothing is dead, None where AuxK is left out
+    weighted: Tensor | None = None  # [] what it adds to the loss
+    grads: Aux | None = None  # alpha times its gradients
     error: Tensor | None = (
         None  # [B, D_out]: what it adds to the error of x_hat, where that is no constant to it
     )
@@ -85,8 +85,7 @@ def revive(step: Step, batch: Batch, error: Tensor, active: Callable[[], Tensor]
     """error [B, D_out]: of the reconstruction. active: gives the latents that are active in this batch, [F] bool."""
     plan, train, silent_for = step.plan, step.plan.train, step.silent_for
     if not plan.dead_capacity:
-        none = torch.zeros_like(batch.variance)
-        return Revival(none, none, None)
+        return Revival()
     if train.count_before_auxk:
         silent_for = (silent_for + len(error)).masked_fill(active(), 0)
     dead = find_dead(silent_for, train.dead_feature_threshold, plan.dead_capacity)

@@ -18,9 +18,9 @@ from saefast.engine.stages import (
     Metrics,
     OptimizerStep,
     apply_grads_,
-    count_,
     grad_of_skip,
     squared_norm_of,
+    tally,
 )
 from saefast.engine.state import State
 from saefast.reference import Aux, Given, Grads, project_rows_, squared_norm
@@ -33,30 +33,19 @@ def dense_step(
     """The rest of `saefast.engine.step.train_step` after the centring: the gradients come before AuxK here, and exist."""
     whole = whole_pass(step, arch, batch)
     aux = revive(step, batch, whole.error, lambda: whole.fired > 0)
-    loss = whole.squares * batch.loss_scale
-    if aux.grads is not None:
-        loss = loss + aux.weighted
-    grad_scale = 2 * batch.loss_scale + 0 * loss  # 0 times NaN or Inf is NaN
+    _, loss, grad_scale, fvu = step.ops.losses(whole.squares, batch.variance, batch.of_mse)
+    if aux.weighted is not None:
+        loss, grad_scale = loss + aux.weighted, grad_scale + 0 * aux.weighted  # 0 times NaN or Inf is NaN
     extra_grads = whole.extra | grad_of_skip(step, batch, whole.error, grad_scale)
     loss, grad_scale = loss + whole.penalty, grad_scale + 0 * whole.penalty
 
     grads, squared = with_auxk(step, whole.grads, aux.grads)
     squared = squared_norm_of(step, arch, extra_grads, squared)
     apply_grads_(step, arch, grads, extra_grads, squared, grad_scale, optimizer)
-    arch.observe_(step, whole.seen, ~grad_scale.isnan())
+    arch.observe_(step, whole.seen, grad_scale)
 
-    n_tokens = len(batch.x)
-    n_active, dead_frac = count_(state, step.plan.train.dead_feature_threshold, n_tokens, whole.fired)
-    return Metrics(
-        loss=loss,
-        fvu=whole.squares / batch.variance,
-        l0=n_active.float() / max(n_tokens, 1),
-        dead_frac=dead_frac,
-        auxk_loss=aux.loss,
-        penalty=whole.penalty,
-        grad_norm=squared.sqrt(),
-        code_size=n_active,
-    )
+    found = loss, fvu, squared
+    return tally(step, state, whole.fired, len(batch.x), found, aux.loss, whole.penalty)
 
 
 def whole_pass(step: Step, arch: Architecture, batch: Batch) -> Whole:
@@ -100,7 +89,7 @@ def general_pass(
     assert found.given is not None and found.penalty is not None
     grads = products(step, centred, run, found.given, grad_scale)
     seen = arch.seen(step, code)
-    return Whole(run.error, run.squares, found.penalty, found.fired, seen, found.extra, grads)
+    return Whole(run.error, run.squares.sum(), found.penalty, found.fired, seen, found.extra, grads)
 
 
 def products(step: Step, centred: Tensor, run: Forward, given: Given, grad_scale: Tensor) -> Grads:

@@ -62,7 +62,7 @@ def entry_grads(
         push_row=entries.sum_of_rows,
         pull=pull.to(b_enc.dtype).contiguous(),
     )
-    fired = sums(run.fires.to(entries.slope.dtype)).to(torch.int32)
+    fired = sums(run.active().to(entries.slope.dtype)).to(torch.int32)
     return EntryGrads(given, groups, fired, dict(back.extra or {}), back.penalty)
 
 

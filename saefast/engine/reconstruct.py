@@ -13,9 +13,13 @@ class Forward(NamedTuple):
     code: Code  # as the errors know it
     error: Tensor  # x_hat - target [B, d_out], or by part (see `saefast.engine.nested`)
     whole: Tensor  # of the reconstruction that counts, [B, d_out]
-    squares: Tensor  # [] its squared norm
-    weighted: Tensor  # [] the squared norms of all reconstructions, weighted
-    fires: Tensor  # in the shape of the code: where a latent counts as active
+    squares: Tensor  # its squared norm, in parts that are to be added up
+    weighted: Tensor  # the squared norms of all reconstructions, weighted, in parts
+    fires: Tensor | None = None  # in the shape of the code: where a latent counts as active; None: where acts > 0
+
+    def active(self) -> Tensor:
+        """In the shape of the code: where a latent counts as active."""
+        return self.code.acts > 0 if self.fires is None else self.fires
 
 
 def reconstruct(step: Step, code: Code, target: Tensor) -> Forward:
@@ -29,5 +33,4 @@ def reconstruct(step: Step, code: Code, target: Tensor) -> Forward:
         error, squares = step.ops.decode_error(
             code.acts, code.indices, W_dec, b_dec, target, plan.compute_dtype, code.row_offsets
         )
-    total = squares.sum()
-    return Forward(code, error, error, total, total, code.acts > 0)
+    return Forward(code, error, error, squares, squares)

@@ -35,7 +35,11 @@ class Batch(NamedTuple):
     centred: Tensor  # [B, D_in] in the dtype of the products: less b_dec where that is subtracted
     target: Tensor  # [B, D_out]: what the decoder is to give
     variance: Tensor  # []
-    loss_scale: Tensor  # []: the loss is this times the squared error
+    of_mse: Tensor | None  # []: the loss is this times the squared error; None: 1 / variance
+
+    @property
+    def loss_scale(self) -> Tensor:
+        return 1 / self.variance if self.of_mse is None else self.of_mse
 
 
 def centre(step: Step, x: Tensor) -> Batch:
@@ -50,8 +54,8 @@ def centre(step: Step, x: Tensor) -> Batch:
         _, variance = ops.centre(target, torch.zeros_like(b_dec), plan.compute_dtype)
         if plan.sae.skip:
             target = target - x @ step.extra["W_skip"].value.to(x.dtype).T
-    of_mse = step.c.loss.to(variance.dtype)
-    return Batch(x, centred, target, variance, 1 / variance if plan.train.loss == "fvu" else of_mse)
+    of_mse = None if plan.train.loss == "fvu" else step.c.loss.to(variance.dtype)
+    return Batch(x, centred, target, variance, of_mse)
 
 
 def grad_of_skip(step: Step, batch: Batch, error: Tensor, grad_scale: Tensor) -> dict[str, Tensor]:
@@ -127,10 +131,19 @@ def clip_factor(squared_norm: Tensor, largest: float) -> Tensor:
     return (largest / (squared_norm.sqrt() + 1e-6)).clamp(max=1)
 
 
-def count_(state: State, plan_threshold: int, n_tokens: int, fired: Tensor) -> tuple[Tensor, Tensor]:
-    """fired [F]: tokens of the batch in which each latent is active -> active entries [], share of dead latents before []."""
-    n_dead = (state.num_tokens_since_fired >= plan_threshold).sum()
-    state.fired += fired
-    state.num_tokens_since_fired += n_tokens
-    state.num_tokens_since_fired.masked_fill_(fired > 0, 0)
-    return fired.sum(), n_dead.float() / len(fired)
+def tally(
+    step: Step,
+    state: State,
+    fired: Tensor,
+    n_tokens: int,
+    found: tuple[Tensor, Tensor, Tensor],
+    auxk_loss: Tensor | None = None,
+    penalty: Tensor | None = None,
+    code_size: Tensor | None = None,
+) -> Metrics:
+    """Count, and say what the step found, see `saefast.reference.tally_`.
+
+    fired [F]: tokens of the batch in which each latent is active; found: loss, FVU, squared norm of the gradients.
+    """
+    counts = state.num_tokens_since_fired, state.fired, fired, step.plan.train.dead_feature_threshold
+    return Metrics(*step.ops.tally_(*counts, n_tokens, *found, auxk_loss, penalty, code_size))

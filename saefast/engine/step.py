@@ -4,27 +4,27 @@ architecture.
 Nothing here waits for the device, and every shape is known beforehand: on a GPU the whole step is one CUDA graph.
 """
 
-import torch
 from torch import Tensor
 
 from saefast.backend import Backend
 from saefast.engine.architecture import Step
 from saefast.engine.architectures import architecture_of
 from saefast.engine.auxk import revive
-from saefast.engine.code import active_latents
+from saefast.engine.branch import Branch
+from saefast.engine.code import Code, active_latents
 from saefast.engine.dense_step import dense_step
 from saefast.engine.entry_grads import EntryGrads, entry_grads
 from saefast.engine.numbers import coefficients, number
 from saefast.engine.plan import Plan
-from saefast.engine.reconstruct import Forward, reconstruct
+from saefast.engine.reconstruct import reconstruct
 from saefast.engine.stages import (
     Metrics,
     OptimizerStep,
     apply_grads_,
     centre,
-    count_,
     grad_of_skip,
     squared_norm_of,
+    tally,
 )
 from saefast.engine.state import State
 
@@ -50,17 +50,23 @@ def train_step(
     code = arch.select(step, batch.centred)
     if state.smallest is not None:
         state.smallest.copy_(arch.smallest(code))
+    branch = Branch(x)
+    if alone := arch.update_finds_gradient(
+        plan
+    ):  # then grouping needs nothing else, and runs beside the decoder
+        with branch:
+            entries = without_penalty(step, code)
     run = reconstruct(step, code, batch.target)
-    aux = revive(step, batch, run.whole, lambda: active_latents(run.code, run.fires, len(step.silent_for)))
+    _, loss, grad_scale, fvu = ops.losses(run.weighted, batch.variance, batch.of_mse)
+    if plan.nested:
+        fvu = run.squares / batch.variance
+    aux = revive(step, batch, run.whole, lambda: active_latents(run.code, run.active(), len(step.silent_for)))
     if aux.error is not None:
         run = run._replace(error=run.error + aux.error)
-    loss = run.weighted * batch.loss_scale
-    if aux.grads is not None:
-        loss = loss + aux.weighted
-    grad_scale = 2 * batch.loss_scale + 0 * loss  # 0 times NaN or Inf is NaN
-    if arch.update_finds_gradient(plan):
-        entries = without_penalty(step, run)
-    else:
+    if aux.weighted is not None:
+        loss, grad_scale = loss + aux.weighted, grad_scale + 0 * aux.weighted  # 0 times NaN or Inf is NaN
+    branch.join()
+    if not alone:
         entries = entry_grads(step, arch, run, batch.centred, batch.target, grad_scale)
     if entries.penalty is not None:
         loss, grad_scale = loss + entries.penalty, grad_scale + 0 * entries.penalty
@@ -76,19 +82,10 @@ def train_step(
         grads, squared = ops.row_grads(*inputs, entries.given)
     squared = squared_norm_of(step, arch, extra_grads, squared)
     apply_grads_(step, arch, grads, extra_grads, squared, grad_scale, optimizer)
-    arch.observe_(step, arch.seen(step, code), ~grad_scale.isnan())
+    arch.observe_(step, arch.seen(step, code), grad_scale)
 
-    n_active, dead_frac = count_(state, train.dead_feature_threshold, len(x), entries.fired)
-    return Metrics(
-        loss=loss,
-        fvu=run.squares / batch.variance,
-        l0=n_active.float() / max(len(x), 1),
-        dead_frac=dead_frac,
-        auxk_loss=aux.loss,
-        penalty=torch.zeros_like(loss) if entries.penalty is None else entries.penalty,
-        grad_norm=squared.sqrt(),
-        code_size=n_active if code.size is None else code.size,
-    )
+    found = loss, fvu, squared
+    return tally(step, state, entries.fired, len(x), found, aux.loss, entries.penalty, code.size)
 
 
 def step_of(ops: Backend, state: State, plan: Plan, numbers: Tensor) -> Step:
@@ -97,9 +94,9 @@ def step_of(ops: Backend, state: State, plan: Plan, numbers: Tensor) -> Step:
     return Step(ops, state.weights, state.extra, plan, numbers, c, silent_for, state.counter)
 
 
-def without_penalty(step: Step, run: Forward) -> EntryGrads:
+def without_penalty(step: Step, code: Code) -> EntryGrads:
     """Where the update finds the gradients of the entries by itself, with at most a constant of an L1 penalty."""
-    code, (indices, row_offsets) = run.code, run.code.layout
+    indices, row_offsets = code.layout
     groups = step.ops.group_by_latent(code.acts, indices, len(step.silent_for), row_offsets)
     penalty = number(step.numbers, "l1") * code.acts.sum() if step.plan.train.penalty == "l1" else None
     return EntryGrads(None, groups, groups[0].diff(), {}, penalty)

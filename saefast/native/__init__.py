@@ -21,8 +21,10 @@ from saefast.reference import (
     dense_error,
     encode_dense,
     keep_topk,
+    losses,
     outer_sum,
     relu_encode,
+    tally_,
 )
 from saefast.storage import FP32, Matrix, Weights
 
@@ -56,10 +58,12 @@ __all__ = [
     "grad_top_acts",
     "group_by_latent",
     "keep_topk",
+    "losses",
     "outer_sum",
     "relu_encode",
     "row_grads",
     "sum_entries",
+    "tally_",
     "topk",
     "update_",
 ]

@@ -90,7 +90,7 @@ def test_tests_import_what_they_share_from_helpers():
 @pytest.mark.parametrize("folder", ["saefast", "triton_kernels", "tests", "benchmarks", "examples"])
 def test_files_are_short_and_nobody_imports_the_bare_name(folder):
     for path in ROOT.glob(f"{folder}/**/*.py"):
-        longest = 600 if path.name == "reference.py" else 300  # the specification is one file
+        longest = 650 if path.name == "reference.py" else 300  # the specification is one file
         assert len(path.read_text().splitlines()) <= longest, path
         assert not any(name.split(".")[0] == "triton_kernels" for name in imports(path)), path
 

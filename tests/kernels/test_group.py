@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from saefast import reference
-from saefast.triton_kernels.group import BLOCK, BLOCK_ORDER, TILE, group_by_latent, in_order
+from saefast.triton_kernels.group import BLOCK, BLOCK_ORDER, BLOCK_SCAN, TILE, group_by_latent, in_order
 from tests.helpers.kernels import DEVICE, ON_GPU
 from tests.helpers.sparse_codes import Code, code_to, fixed_code, ragged_code
 
@@ -44,6 +44,7 @@ SHAPES = {  # B, F, K
     "one entry": (1, 1, 1),
     "one latent": (50, 1, 1),
     "more latents than entries": (3, 500, 4),
+    "latents of three programs": (60, 2 * BLOCK_SCAN + 5, 8),
 }
 SHAPES |= {f"{B} entries": (B, 300, 1) for n in (TILE, BLOCK_ORDER, BLOCK) for B in (n - 1, n, n + 1)}
 

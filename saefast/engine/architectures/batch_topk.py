@@ -43,7 +43,7 @@ class BatchTopK(Architecture):
     def seen(self, step: Step, code: Code) -> Tensor:
         return self.smallest(code)
 
-    def observe_(self, step: Step, seen: Tensor | None, valid: Tensor) -> None:
+    def observe_(self, step: Step, seen: Tensor | None, grad_scale: Tensor) -> None:
         """Move the threshold to the mean of the smallest activation kept over the last batches: of the last tenth at first,
         while the SAE changes fast, then an average that forgets at threshold_rate. A threshold that was there before
         the run stays until SETTLED batches have been seen, and with a learning rate of 0."""
@@ -58,7 +58,7 @@ class BatchTopK(Architecture):
             torch.where((mean == 0) & (n > 1), threshold, mean)
         )  # a checkpoint of saefast 0.2 has no mean
         rate = ((1 + RECENT) / (n + RECENT)).clamp_min(step.plan.train.threshold_rate)
-        known = valid & smallest.isfinite() & (step.c.lr > 0)
+        known = ~grad_scale.isnan() & smallest.isfinite() & (step.c.lr > 0)
         mean.add_(where(known, rate * (smallest - mean)))
         threshold.copy_(torch.where(known & follows, mean, threshold))
 

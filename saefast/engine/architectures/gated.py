@@ -61,7 +61,7 @@ class Gated(Architecture):
         dot = where(code.pre_acts > 0, code.pre_acts - code.of(b_enc))
         return Backward(
             grad_gate + through_mag,
-            added.value + gate.squares * entries.grad_scale / 2,
+            added.value + gate.squares.sum() * entries.grad_scale / 2,
             None if added.norms is None else entries.sums(added.norms),
             {"r_mag": entries.sums(through_mag * dot), "b_mag": entries.sums(of_mag)},
             bias=entries.sums(-through_mag),  # pre_acts holds b_enc, which the magnitudes do not see

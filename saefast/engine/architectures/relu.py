@@ -85,9 +85,10 @@ class ReLU(Architecture):
         u = (code.acts.to(step.c.scale.dtype) * step.c.scale).flatten()
         return torch.stack([where(u > 0, u**p).sum() for p in (step.c.exponent, step.c.next_exponent)])
 
-    def observe_(self, step: Step, seen: Tensor | None, valid: Tensor) -> None:
+    def observe_(self, step: Step, seen: Tensor | None, grad_scale: Tensor) -> None:
         """p-annealing: when p falls, the weight rises so that the penalty of this batch stays what it was."""
         if seen is not None:
             scale = step.extra["penalty_scale"].value
-            factor = (seen[0] / seen[1]).masked_fill(~(valid & (seen[1] > 0)), 1.0)
+            moves = ~grad_scale.isnan() & (seen[1] > 0)
+            factor = (seen[0] / seen[1]).masked_fill(~moves, 1.0)
             scale.mul_(factor.to(scale.dtype))
