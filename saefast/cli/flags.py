@@ -93,6 +93,9 @@ def with_flags(
     flags["d_in"] = Flag(int | None, None, "Width of the input; default: that of SOURCE (less d_out).")
     flags["d_sae"] = Flag(int | None, None, f"{flags['d_sae'].help} Needed without --start.")
     flags["lr"] = flags["lr"]._replace(type=Auto, help=f"{flags['lr'].help} {AUTO}")
+    kept = flags["param_dtype"]
+    of_run = "Default: that of the run that goes on; 'split' on a GPU with products in bf16, which saves the same fp32 SAE; else 'fp32'."
+    flags["param_dtype"] = Flag(kept.type | None, None, f"{kept.help} {of_run}")
     flags |= lists or {}
     for name, value in defaults.items():
         several = name in (lists or {}) and value is not None

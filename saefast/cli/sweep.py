@@ -11,6 +11,7 @@ from tyro.conf import Fixed, Positional, Suppress, arg
 
 from saefast.cli.flags import LISTS, configs_of
 from saefast.cli.from_text import Live, LiveFlags, check_text_flags, open_rows
+from saefast.cli.param_dtype import kept_by, param_dtype_of
 from saefast.cli.train import say_recipe, usable_device
 from saefast.config.compatible import DEFAULTS, without_idle
 from saefast.config.recipes import recipe
@@ -75,7 +76,7 @@ class Sweep:
         )
         source = open_rows(self.source, self.text, self.live, lm_device, batch_size)
         check(self.contexts >= 0, f"contexts: expected 0 or more, got {self.contexts}")
-        members = self.members(source)
+        members = self.members(source, device)
         if self.recipe is not None:
             say_recipe(self.recipe)
         print(f"training {len(members)} SAEs on {members[0].train.total_tokens} tokens, on {device}")
@@ -87,12 +88,15 @@ class Sweep:
             print(pareto.table(rows))
             print(f"done: {self.out / pareto.TABLE}, {self.out / pareto.PLOT}")
 
-    def members(self, source: "Source") -> list["Member"]:
+    def members(self, source: "Source", device: str) -> list["Member"]:
         """A flag need not act in every SAE: where it does not, it is left at its default. One that acts in none is refused."""
         flags = configs_of(self)[0] | configs_of(self)[1]
+        goes_on = self.resume and flags["param_dtype"] is None
+        earlier = kept_by(sorted(self.out.glob("*/"))) if goes_on else None
         idle: dict[str, str] = {}
         found: list[Member] = []
         for asked in self._combinations(source) if self.configs is None else self._from_file(source):
+            asked.train["param_dtype"] = param_dtype_of(asked.train, device, earlier)
             idle |= without_idle(asked.sae, asked.train, (asked.sae | asked.train).keys() - asked.own)
             member = make_member(asked, source)
             if member not in found:  # twice the same one: an architecture without k

@@ -10,6 +10,7 @@ from tyro.conf import Fixed, Positional, Suppress, arg
 
 from saefast.cli.flags import configs_of
 from saefast.cli.from_text import Live, LiveFlags, check_text_flags, open_rows
+from saefast.cli.param_dtype import kept_by, param_dtype_of
 from saefast.config.compatible import without_idle
 from saefast.config.recipes import RECIPES, recipe
 from saefast.config.train import SAEConfig, TrainConfig
@@ -67,8 +68,10 @@ class Train:
         if asked == "auto":
             options["lr"] = recipe(self.recipe)[1].get("lr") if self.recipe else None
             found = self._earlier_search()
-        config = TrainConfig(**options)
         device = usable_device(self.device)
+        earlier = kept_by([self.out]) if self.resume and options["param_dtype"] is None else None
+        options["param_dtype"] = param_dtype_of(options, device, earlier)
+        config = TrainConfig(**options)
         check_text_flags(self.text, self.live)
         lm_device = usable_device(self.live.lm_device or device)
         source = open_rows(self.source, self.text, self.live, lm_device, config.batch_size)
@@ -96,19 +99,13 @@ class Train:
 
     def _make(self, shape: SAEConfig, config: TrainConfig, device: str) -> "SAE":
         """The SAE before its first step."""
-        import torch
-
         from saefast.sae import SAE
-        from saefast.train.memory import out_of_memory_help
+        from saefast.train.memory import first_dtype, out_of_memory_help
 
-        weight_dtype = torch.float32 if config.param_dtype == "fp32" else torch.bfloat16
         with out_of_memory_help(shape, config):
             if self.start is None:
-                return SAE(shape, config.seed, device, weight_dtype)
-            sae = SAE.from_pretrained(self.start, device)
-            for matrix in (sae.W_enc, sae.W_dec):
-                matrix.data = matrix.data.to(weight_dtype)
-            return sae
+                return SAE(shape, config.seed, device, first_dtype(config))
+            return SAE.from_pretrained(self.start, device)
 
     def _earlier_search(self) -> dict[str, Any] | None:
         """What the run in --out found, if it is to go on, with the rate that it has now."""

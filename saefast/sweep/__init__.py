@@ -15,8 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from saefast.activations import lm
 from saefast.activations.shards import ShardSource
 from saefast.activations.sources import Source
@@ -28,7 +26,7 @@ from saefast.interp.splice import evaluate_all_in_model
 from saefast.sae import SAE
 from saefast.sweep import pareto
 from saefast.train.loop import fit
-from saefast.train.memory import out_of_memory_help
+from saefast.train.memory import first_dtype, out_of_memory_help
 from saefast.train.parallel import side_by_side, workers_for
 from saefast.train.samples import Columns, take
 from saefast.train.trainer import Trainer
@@ -141,9 +139,8 @@ def sweep(
     check(resume or not there, f"out: expected a new folder, {out} exists; go on with --resume")
     trainers = []
     for member in members:
-        weight_dtype = torch.float32 if member.train.param_dtype == "fp32" else torch.bfloat16
         with out_of_memory_help(member.sae, member.train):
-            sae = SAE(member.sae, member.train.seed, device, weight_dtype)
+            sae = SAE(member.sae, member.train.seed, device, first_dtype(member.train))
         trainers.append(Trainer(sae, member.train))
     folders, columns = [out / label for label in labels], [member.columns for member in members]
     workers = workers_for(len(members), device) if workers is None else workers
