@@ -79,6 +79,7 @@ CASES = {
     "topk-clip": Case({"grad_clip": 1.0}),
     "topk-auxk": Case({"auxk_alpha": 1 / 32, "k_aux": 256, "dead_capacity": 1024}, shapes=("small", "B")),
     "split-int8": Case(param_dtype="split", state_dtype="int8"),
+    "split24-int8": Case(param_dtype="split24", state_dtype="int8"),
     "split-fp32": Case(param_dtype="split", shapes=("B",)),
     "bf16-int8": Case(param_dtype="bf16", state_dtype="int8"),
     "bf16-bf16": Case(param_dtype="bf16", state_dtype="bf16"),
