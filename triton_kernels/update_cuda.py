@@ -86,7 +86,9 @@ def extension() -> ModuleType:
     try:
         from saefast.triton_kernels import _update_cuda
     except ImportError as error:
-        raise ImportError(f"the update in CUDA is not built ({error}): `pip install -e .` where nvcc is") from error
+        raise ImportError(
+            f"the update in CUDA is not built ({error}): `pip install -e .` where nvcc is"
+        ) from error
     return _update_cuda
 
 
@@ -101,7 +103,9 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def launch(weights, centred, error, acts, indices, groups, grad_scale, numbers, step, config: Config) -> Tensor:
+def launch(
+    weights, centred, error, acts, indices, groups, grad_scale, numbers, step, config: Config
+) -> Tensor:
     """-> squared norm []. The arguments are as in `update_`."""
     (F, D), (B, N), device = weights.enc.weight.shape, (len(centred), acts.numel()), error.device
     expected = {

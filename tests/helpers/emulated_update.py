@@ -1,6 +1,7 @@
 """csrc/update on the host: the binding and the kernels, with tests/native/emulated in place of a multiprocessor."""
 
 import atexit
+import ctypes
 import functools
 import importlib.util
 import itertools
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +17,16 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 SOURCE, EMULATED = ROOT / "csrc/update", ROOT / "tests/native/emulated"
-FLAGS = ("-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-Wall", "-Wextra", "-Werror")
+FLAGS = (
+    "-std=c++17",
+    "-O1",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-gnu-unique",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+)
 FLAGS += ("-Wno-unknown-pragmas",)
 _numbers = itertools.count()
 
@@ -34,27 +45,40 @@ def compiled(source: Path, *includes: Path | str) -> Path:
     return to
 
 
-@functools.cache
-def binding() -> Path:
-    include = Path(torch.__file__).parent / "include"
-    return compiled(SOURCE / "bind.cpp", include, sysconfig.get_paths()["include"])
-
-
-@functools.cache
-def build(file: str = "", text: str = "", in_its_place: str = "") -> ModuleType:
-    """The extension; with a fault where `text`, which stands once in a file of csrc/update, is something else."""
-    source = SOURCE
-    if file:
-        source = folder() / f"source-{next(_numbers)}"
-        shutil.copytree(SOURCE, source)
-        before = (source / file).read_text()
-        assert before.count(text) == 1, f"{file}: {text!r} stands there {before.count(text)} times"
-        (source / file).write_text(before.replace(text, in_its_place))
+def linked(*objects: Path) -> Path:
     path = folder() / f"_update_cuda-{next(_numbers)}.so"
-    kernels = compiled(EMULATED / "launch.cpp", source, EMULATED)
-    subprocess.run(["g++", "-shared", "-pthread", "-o", path, binding(), kernels], check=True)
+    subprocess.run(["g++", "-shared", "-pthread", "-o", path, *objects], check=True)
+    return path
+
+
+@functools.cache
+def build() -> ModuleType:
+    """The extension."""
+    include = Path(torch.__file__).parent / "include"
+    binding = compiled(SOURCE / "bind.cpp", include, sysconfig.get_paths()["include"])
+    path = linked(binding, compiled(EMULATED / "launch.cpp", SOURCE, EMULATED))
     spec = importlib.util.spec_from_file_location("_update_cuda", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+class Faulty:
+    """The extension with a fault: `text`, which stands once in a file of csrc/update, is something else."""
+
+    def __init__(self, file: str, text: str, in_its_place: str) -> None:
+        source = folder() / f"source-{next(_numbers)}"
+        shutil.copytree(SOURCE, source)
+        before = (source / file).read_text()
+        assert before.count(text) == 1, f"{file}: {text!r} stands there {before.count(text)} times"
+        (source / file).write_text(before.replace(text, in_its_place))
+        self._launch = ctypes.CDLL(
+            str(linked(compiled(EMULATED / "launch.cpp", source, EMULATED)))
+        ).launch_update
+        self._launch.restype = ctypes.c_char_p
+
+    def update(self, pointers: Sequence[int], sizes: Sequence[int], stream: int) -> None:
+        fields = (ctypes.c_int64 * (len(pointers) + len(sizes)))(*pointers, *sizes)
+        if failed := self._launch(fields, ctypes.c_void_p(stream)):
+            raise RuntimeError(failed.decode())

@@ -2,7 +2,8 @@
 //
 // What could go wrong on a GPU goes wrong here: a bulk copy fills its destination with NaN when it is begun, and brings
 // its bytes either at once or, which it is by a throw of dice, at the latest moment, when nothing else can go on. Fibers
-// take turns in an order of the dice, too. When nothing can go on at all, the block has met a deadlock, and says so.
+// take turns in an order of the dice, too, and after a meeting some warps sleep. When nothing can go on at all, the block has met a
+// deadlock, and says so.
 #pragma once
 
 #include <ucontext.h>
@@ -75,6 +76,7 @@ class Block {
                 now_ = (first + (down ? n - i : i)) % n;
                 Fiber& fiber = fibers_[now_];
                 if (fiber.done || (fiber.blocked && fiber.seen == events_)) continue;
+                if (asleep_ >> (now_ / LANES) & 1) continue;
                 ran = true;
                 swapcontext(&main_, &fiber.context);
                 if (fiber.done) {
@@ -82,7 +84,12 @@ class Block {
                     ++events_;
                 }
             }
-            if (!ran && error_.empty() && !deliver_awaited()) error_ = "deadlock";
+            if (ran || !error_.empty()) continue;
+            if (asleep_ != 0) {
+                asleep_ = 0;
+            } else if (!deliver_awaited()) {
+                error_ = "deadlock";
+            }
         }
         current = nullptr;
         return error_;
@@ -101,17 +108,18 @@ class Block {
         fibers_[now_].blocked = false;
     }
 
-    void meet(Meeting& meeting, int threads) {
+    void meet(Meeting& meeting, int threads, bool some_sleep = false) {
         const std::uint64_t number = meeting.number;
         if (++meeting.present == threads) {
             meeting.present = 0;
             ++meeting.number;
             ++events_;
+            if (some_sleep && throw_dice() % 2) asleep_ = throw_dice();  // until all others wait for them
         }
         block_until([&] { return meeting.number != number; });
     }
     void meet_all() { meet(all_, static_cast<int>(fibers_.size())); }
-    void meet_named(int threads) { meet(named_, threads); }
+    void meet_named(int threads) { meet(named_, threads, true); }
     void meet_warp() { meet(warp().meeting, LANES); }
 
     template <typename T>
@@ -219,7 +227,7 @@ class Block {
     unsigned char* memory_;
     std::size_t bytes_, now_ = 0;
     std::function<void(int)> body_;
-    std::uint64_t events_ = 0;
+    std::uint64_t events_ = 0, asleep_ = 0;  // asleep: warps, which others overtake
     ucontext_t main_;
     std::string error_;
 };

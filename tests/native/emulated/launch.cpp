@@ -56,3 +56,9 @@ const char* launch(const Update& update, void* stream) {
 }
 
 }  // namespace saefast::update
+
+// Without the binding, of which a process can only load one.
+extern "C" __attribute__((visibility("default"))) const char* launch_update(const saefast::update::Update* update,
+                                                                            void* stream) {
+    return saefast::update::launch(*update, stream);
+}
