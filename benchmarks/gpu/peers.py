@@ -24,7 +24,7 @@ from benchmarks.gpu.common import (
     peak_gb,
     step_ms,
 )
-from benchmarks.peers import openai
+from benchmarks.peers import bionemo, openai
 from benchmarks.peers.contenders import CONTENDERS, Make
 from benchmarks.peers.runs import Recipe, without_weights
 
@@ -34,6 +34,7 @@ PEERS: dict[str, tuple[str | None, Make]] = {
     "sparsify": CONTENDERS["sparsify Adam"],
     "sparsify-signum": CONTENDERS["sparsify signum"],
     "openai": ("sparse_autoencoder", openai.topk),
+    "bionemo": ("sae", bionemo.topk),
     "dictionary_learning": CONTENDERS["dictionary_learning"],
     "sae_lens": CONTENDERS["SAELens"],
 }
@@ -70,4 +71,4 @@ def peer(name: str, case: str, report: Report) -> Result:
 ITEMS: dict[str, Item] = {
     f"{name} {case}": partial(peer, name, case) for case in CASES if case in PREDICTED_MS for name in PEERS
 }
-PEER = Part(ITEMS, seconds=100, item_seconds=40)
+PEER = Part(ITEMS, item_seconds=40)
