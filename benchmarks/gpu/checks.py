@@ -10,11 +10,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
-
-from benchmarks.gpu.common import REHEARSAL, ROOT, Part, Report, Result, ceilings
+from benchmarks.gpu.common import REHEARSAL, ROOT, Part, Report, Result, ceilings, said
 
 # For a group of tests; every kernel is compiled in every version that they use.
 SECONDS = 300 if REHEARSAL else 110
@@ -25,10 +23,6 @@ SANITIZER = "/usr/local/cuda/bin/compute-sanitizer"
 
 def measured_ceilings(report: Report) -> Result:
     return ceilings()
-
-
-def said(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, **options)
 
 
 class Job(NamedTuple):
@@ -118,47 +112,17 @@ def sanitize(tool: str, report: Report) -> Result:
     return result  # another exit code and no summary: the tool does not work on this machine
 
 
-def compiled(script: str, some: str, report: Report) -> Result:
-    """Into Triton's cache, on all cores: the parts that follow find every kernel compiled. Rehearsed with `some`."""
-    capability = (9, 0) if REHEARSAL else torch.cuda.get_device_capability()
-    if capability not in ((8, 0), (9, 0), (10, 0)) or (
-        script == "benchmarks.gpu.tune" and capability != (9, 0)
-    ):
-        return {"said": f"not for sm_{capability[0]}{capability[1]}"}
-    command = [sys.executable, "-m", script, "--only", some if REHEARSAL else ""]
-    command += ["--sm", f"{capability[0]}{capability[1]}"] if script == "tests.gates.compile_gate" else []
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    run = said(command, env=environment)
-    lines = run.stdout.splitlines()
-    result: Result = {
-        "kernels": len(lines),
-        "spilled": [line for line in lines if re.search(r"spilled_bytes [1-9]", line)],
-    }
-    return result if run.returncode == 0 else result | {"error": run.stderr[-2000:] or str(result["spilled"])}
-
-
-MACHINE = Part({"ceilings": measured_ceilings}, seconds=40, item_seconds=40)
-COMPILED = Part(
-    {
-        "of steps": partial(compiled, "tests.gates.compile_gate", "scatter_kernel"),
-        "candidates": partial(compiled, "benchmarks.gpu.tune", "decode A"),
-    },
-    seconds=150,
-    item_seconds=90,
-)
-ENGINE = Part(
-    {"tests": partial(tests, "engine/test_gpu", "", 6)}, seconds=SECONDS + 30, item_seconds=SECONDS + 30
-)
+MACHINE = Part({"ceilings": measured_ceilings}, item_seconds=40)
+# Few processes, because each compiles what its tests use, one kernel after another; they share Triton's cache.
+ENGINE = Part({"tests": partial(tests, "engine/test_gpu", "", 4)}, item_seconds=SECONDS + 30)
 KERNELS = Part(
     {
         "bf16": partial(tests, "kernels/test_*", "bf16", 1),  # the format of the products on a GPU
         "others": partial(tests, "kernels/test_*", "not bf16", 2),
     },
-    seconds=2 * (SECONDS + 30),
     item_seconds=SECONDS + 30,
 )
 SANITIZERS = Part(
     {"no tool": tiny_run} | {tool: partial(sanitize, tool) for tool in ("memcheck", "racecheck")},
-    seconds=400,
     item_seconds=180,
 )

@@ -8,6 +8,7 @@ import functools
 import gc
 import itertools
 import os
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +32,10 @@ REHEARSAL = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if REHEARSAL else "cuda"
 DTYPE = torch.bfloat16  # the format of the products
 LOSS = 2e-3  # relative error allowed of a first loss: in bf16 x_hat has errors of 2^-9, of either sign
-SHAPES = {"A": Shape(B=4, D=24, F=24, K=2)} if REHEARSAL else REAL_SHAPES
+TOYS = os.environ.get(
+    "SAEFAST_TOYS", "A"
+)  # the shapes that are rehearsed; all of them are one in the rehearsal
+SHAPES = dict.fromkeys(TOYS, Shape(B=4, D=24, F=24, K=2)) if REHEARSAL else REAL_SHAPES
 CASES = {name: shape for name, shape in SHAPES.items() if name in "ABC"}
 
 Result = dict[str, Any]
@@ -41,11 +45,14 @@ Item = Callable[[Report], Result]
 
 @dataclass(frozen=True)
 class Part:
-    """A group of measurements and the time it may take."""
+    """A group of measurements."""
 
     items: dict[str, Item]  # run in this order
-    seconds: int  # for all of them
-    item_seconds: int  # for one
+    item_seconds: int  # one that takes longer is stopped
+
+
+def said(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, **options)
 
 
 def rng(seed: int) -> torch.Generator:
@@ -76,6 +83,20 @@ def mean_of(shape: Shape) -> Tensor:
 def batches(shape: Shape, n: int) -> Tensor:
     """[n, B, D] with a mean, as activations have."""
     return torch.randn(n, shape.B, shape.D, device=DEVICE, generator=rng(5)) + mean_of(shape)
+
+
+def heavy_tailed_(sae: SAE) -> SAE:
+    """b_enc such that latent j is active in about k / (H r) of the tokens of `batches`, r its rank in a random order and
+    H the sum of all 1 / r: some in every token, most in few, as in dictionaries trained on language models."""
+    F = sae.config.d_sae
+    share = 1 / torch.arange(1, F + 1, device=DEVICE, dtype=torch.float64)
+    share = (share * (sae.config.k / share.sum())).clamp_max(1 - 1e-6)
+    spread = (
+        sae.W_enc.data[:64].norm(dim=1).mean()
+    )  # of a pre-activation, where those before b_enc are normal
+    order = torch.randperm(F, device=DEVICE, generator=rng(7))
+    sae.b_enc.data[order] = (spread * torch.special.ndtri(share)).float()
+    return sae
 
 
 def train_config(shape: Shape, **options: Any) -> TrainConfig:
@@ -192,14 +213,21 @@ def scratch() -> Tensor:
     return torch.empty(2**28, dtype=torch.int8, device=DEVICE)  # more than any L2 cache holds
 
 
-def kernel_ms(run: Callable[[], object], seconds: float = 0.5) -> Result:
+def clear_cache() -> None:
+    scratch().zero_()
+
+
+def kernel_ms(
+    run: Callable[[], object], seconds: float = 0.5, before: Callable[[], object] = clear_cache
+) -> Result:
+    """`before` runs ahead of each run and is not timed: it decides what is in the L2 cache."""
     if DEVICE == "cpu":
         return summary([host_ms(run)])
     run()
     n = count(host_ms(run) + 1, seconds)
     pairs = []
     for _ in range(n):
-        scratch().zero_()
+        before()
         torch.cuda._sleep(2_000_000)  # cycles, about a millisecond
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()

@@ -18,7 +18,7 @@ from saefast import SAE, SAEConfig, TrainConfig, Trainer, open_source
 STEPS, B, F, K, HELDOUT = (4, 8, 24, 4, 32) if REHEARSAL else (500, 1024, 4608, 32, 16_384)
 D = 24 if REHEARSAL else 576  # d_in of the mixtures
 DEAD_AFTER = 2 * B if REHEARSAL else 20 * B
-CORPORA = [ROOT / folder / "acts-corpus" for folder in ("data", ".whl")]  # .whl: what flight.sh takes along
+CORPORA = [ROOT / folder / "acts-corpus" for folder in ("data", "runs")]  # runs: what flight.sh takes along
 ENGINES = {"backend": "reference", "compute_dtype": "fp32"}, {"backend": "triton", "compute_dtype": "bf16"}
 LARGEST = 0.01  # relative difference of the held-out FVU, besides what the control differs by
 
@@ -107,4 +107,4 @@ def curve(report: Report) -> Result:
 
 
 ITEMS: dict[str, Item] = {"curve": curve}
-CURVE = Part(ITEMS, seconds=70, item_seconds=70)
+CURVE = Part(ITEMS, item_seconds=70)

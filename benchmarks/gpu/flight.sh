@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
 # `make gpu` on a lent machine: a GPU, CUDA's compiler, a python3 with torch, triton and pytest, and no network.
 #
-#   bash benchmarks/gpu/flight.sh --pack      here, before: the peers as wheels and what else travels, into .whl/ (git ignores it)
-#   bash benchmarks/gpu/flight.sh [options]   there, as often as needed, 10 minutes at most each; options are those of `python -m benchmarks.gpu`
+#   bash benchmarks/gpu/flight.sh --pack            here, before: the peers into .whl/, real rows into runs/ (git ignores both)
+#   bash benchmarks/gpu/flight.sh first [options]   there: the first call, 330 s at the most; see plans.py
+#   bash benchmarks/gpu/flight.sh second [options]  there: the second, after changes, 480 s at the most
+#   bash benchmarks/gpu/flight.sh [options]         there: everything, as long as it takes
 #
-# Each call goes on where the last one stopped. Results are kept in runs/gpu, and copied to $OUT where that is set: bring
-# them back and put them into runs/gpu before a call on a fresh machine, and into benchmarks/results/ in the end.
+# Options are those of `python -m benchmarks.gpu`. Results are written into $OUT from the start, into runs/gpu where that is
+# not set, so a call that is cut off leaves what it has measured. What is in runs/gpu already is not done again: bring $OUT
+# back into it before a call on a fresh machine, and put the results into benchmarks/results/ in the end.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-python3}
@@ -20,26 +23,41 @@ if [ "${1:-}" = --pack ]; then
     --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 -d .whl \
     $wanted natsort schedulefree simple-parsing docstring-parser datasets dill multiprocess \
     beartype better-abc fancy-einsum typeguard
-  if [ -d data/acts-corpus ] && [ ! -d .whl/acts-corpus ]; then "$PYTHON" -m benchmarks.gpu.flight_rows data/acts-corpus .whl/acts-corpus; fi
-  if [ -d ../.mirror/openai+sparse_autoencoder ]; then  # not on PyPI; a copy that `fetch` has made
+  if [ -d data/acts-corpus ] && [ ! -d runs/acts-corpus ]; then "$PYTHON" -m benchmarks.gpu.flight_rows data/acts-corpus runs/acts-corpus; fi
+  # not on PyPI; copies that `fetch` has made
+  if [ -d ../.mirror/openai+sparse_autoencoder ]; then
     git --git-dir=../.mirror/openai+sparse_autoencoder/repo archive HEAD sparse_autoencoder | tar x -C .whl
   fi
-  du -sh .whl
+  if [ -d ../.mirror/NVIDIA+bionemo-framework ]; then
+    git --git-dir=../.mirror/NVIDIA+bionemo-framework/repo archive \
+      HEAD:bionemo-recipes/interpretability/sparse_autoencoders/sae/src sae/architectures | tar x -C .whl
+  fi
+  du -sh .whl runs/acts-corpus
   exit
 fi
 
-export PYTHONUNBUFFERED=1 PYTHONPATH=${PYTHONPATH:-}
-mkdir -p runs/gpu
-if compgen -G ".whl/*.whl" > /dev/null && [ ! -d /tmp/site ]; then
-  "$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile --target /tmp/site .whl/*.whl
+plan=()
+case "${1:-}" in first | second) plan=(--plan "$1"); shift ;; esac
+earlier=${EARLIER:-runs/gpu}
+results=${OUT:-$earlier}
+cache=${TRITON_CACHE_DIR:-$HOME/.triton/cache}
+mkdir -p "$earlier" "$results" "$cache"
+if [ "$results" != "$earlier" ]; then cp -r "$earlier/." "$results/"; fi
+if [ -f "$results/triton-cache.tgz" ]; then tar xzf "$results/triton-cache.tgz" -C "$cache"; fi
+
+export PYTHONUNBUFFERED=1 PYTHONPATH=/tmp/site:$PWD/.whl:${PYTHONPATH:-}  # .whl may hold packages as folders
+wheels=
+if compgen -G ".whl/*.whl" > /dev/null && [ ! -d /tmp/site ]; then  # the peers, which come last in a plan
+  nice "$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile --target /tmp/site .whl/*.whl &
+  wheels=$!
 fi
-PYTHONPATH=/tmp/site:$PWD/.whl:$PYTHONPATH  # .whl may hold openai's sparse_autoencoder as a folder
-"$PYTHON" -c "import saefast._cuda" 2> /dev/null ||
-  "$PYTHON" -m pip install --quiet --no-index --no-build-isolation --no-deps -e . 2> runs/gpu/build.log ||
-  tail -5 runs/gpu/build.log
-echo "ready after $SECONDS s"
-"$PYTHON" -m benchmarks.gpu --out runs/gpu --seconds $((570 - SECONDS)) "$@" 2> runs/gpu/stderr.log
+"$PYTHON" -m benchmarks.gpu --out "$results" --elapsed "$SECONDS" "${plan[@]}" "$@" 2> "$results/stderr.log"
 status=$?
-tail -c 1000 runs/gpu/stderr.log
-if [ -n "${OUT:-}" ]; then cp -r runs/gpu/. "$OUT/"; fi
+tail -c 1000 "$results/stderr.log"
+if [ -n "$wheels" ]; then wait "$wheels"; fi
+# What launches need of the compiled kernels, for the next call. It fits if Python, Triton and this path are the same there.
+if command -v nvidia-smi > /dev/null; then
+  tar czf "$results/triton-cache.new" -C "$cache" --exclude='*.ttir' --exclude='*.ttgir' --exclude='*.llir' \
+    --exclude='*.ptx' --exclude='*.source' . && mv "$results/triton-cache.new" "$results/triton-cache.tgz"
+fi
 exit $status

@@ -1,6 +1,6 @@
 """Some rows of a shard folder as another one, small enough to travel to a machine without network.
 
-python -m benchmarks.gpu.flight_rows data/acts-corpus .whl/acts-corpus
+python -m benchmarks.gpu.flight_rows data/acts-corpus runs/acts-corpus
 """
 
 import sys

@@ -243,4 +243,4 @@ ITEMS: dict[str, Item] = {
     for name, measure in MEASUREMENTS
     for case, shape in CASES.items()
 }
-PREDICTED = Part(ITEMS, seconds=150, item_seconds=40)
+PREDICTED = Part(ITEMS, item_seconds=40)

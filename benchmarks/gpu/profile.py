@@ -58,4 +58,4 @@ def profile_of(case: str, report: Report) -> Result:
     }
 
 
-PROFILES = Part({case: partial(profile_of, case) for case in CASES}, seconds=60, item_seconds=40)
+PROFILES = Part({case: partial(profile_of, case) for case in CASES}, item_seconds=40)

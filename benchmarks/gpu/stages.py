@@ -27,6 +27,7 @@ from benchmarks.gpu.common import (
     kernel_ms,
     make_sae,
     relative_error,
+    uniform_code,
 )
 from benchmarks.shapes import Shape
 from saefast import SAEConfig, TrainConfig, reference
@@ -50,14 +51,17 @@ def numbers_of(shape: Shape, lr: float, step: int = 1) -> Tensor:
 
 
 class Chain:
-    """One step at `shape`, op by op; `calls` repeats each op on the inputs that it had."""
+    """One step at `shape`, op by op; `calls` repeats each op on the inputs that it had.
 
-    def __init__(self, shape: Shape) -> None:
+    heavy_tailed: what follows the selection gets a code in which latent 0 is active in every token and most are in few.
+    """
+
+    def __init__(self, shape: Shape, heavy_tailed: bool = False) -> None:
         self.shape, F, K = shape, shape.F, shape.K
         sae = make_sae(shape)
         self.state = State.fresh(sae.params, compute_dtype=DTYPE)
         (x,) = batches(shape, 1)
-        self.exact = exact_loss(sae.params, x, K)
+        self.exact: float | None = exact_loss(sae.params, x, K)
         weights, step = self.state.weights, torch.ones((), dtype=torch.int64, device=DEVICE)
         W_enc, W_dec, b_enc, b_dec = (
             weights.enc.shadow,
@@ -71,6 +75,9 @@ class Chain:
         pre_acts, maxima = self._run("encode", lambda: pre_acts_and_maxima(centred, W_enc, b_enc))
         acts, indices = self._run("select", lambda: select_topk(pre_acts, maxima, K))
         acts = acts.to(b_enc.dtype)
+        if heavy_tailed:
+            acts, indices = uniform_code(shape, zipf=True)
+            self.exact = None  # nothing else computes the loss of such a code
         error, squares = self._run("decode", lambda: ops.decode_error(acts, indices, W_dec, b_dec, x, DTYPE))
         groups: Groups = self._run("group", lambda: ops.group_by_latent(acts, indices, F))
         self.fvu, grad_scale, still = squares.sum() / variance, 2 / variance, numbers_of(shape, 0.0)
@@ -86,7 +93,8 @@ class Chain:
         return call()
 
     def check(self, n_latents: int = 32) -> Result:
-        close("loss", float(self.fvu), self.exact, LOSS)
+        if self.exact is not None:
+            close("loss", float(self.fvu), self.exact, LOSS)
         F = len(self.state.weights.b_enc.value)
         names, wanted = ("offsets", "pairs", "tokens"), reference.group_by_latent(self.acts, self.indices, F)
         for name, got, want in zip(names, self.groups, wanted, strict=True):
@@ -133,6 +141,19 @@ def gradient_errors(
     return [relative_error(a, torch.stack(b)) for a, b in zip(got, (of_enc, of_dec), strict=True)]
 
 
+def heavy_tailed(name: str, report: Report) -> Result:
+    """The ops whose work depends on how often latents are active. The stages of `name` are without hot latents."""
+    chain, beside = Chain(CASES[name], heavy_tailed=True), report.get("stages", {}).get(name, {})
+    result: Result = {"hottest_latent": int(chain.groups[0].diff().max())} | chain.check()
+    for op in ("decode", "group", "update"):
+        result[op] = kernel_ms(chain.calls[op])
+        if op in beside:
+            result[op]["over_uniform"] = round(result[op]["median_ms"] / beside[op]["median_ms"], 3)
+    del chain
+    free()
+    return result
+
+
 def stages_of(name: str, report: Report) -> Result:
     shape = CASES[name]
     B, D, F, _ = shape
@@ -149,6 +170,8 @@ def stages_of(name: str, report: Report) -> Result:
             "gb_per_s": round(part.bytes / seconds / 1e9),
             "tflops": round(part.flops / seconds / 1e12, 1),
         }
+    # in the state in which the update leaves the L2 cache, as within a run
+    result["encode after update"] = kernel_ms(chain.calls["encode"], before=chain.calls["update"])
     result["sum_ms"] = round(sum(result[part.name]["median_ms"] for part in parts), 4)
     result["floor_ms"] = round(total, 4)
     step = report.get("step", {}).get(f"{name} triton", {}).get("triton")
@@ -160,4 +183,6 @@ def stages_of(name: str, report: Report) -> Result:
     return result
 
 
-STAGES = Part({name: partial(stages_of, name) for name in CASES}, seconds=45, item_seconds=40)
+ITEMS = {name: partial(stages_of, name) for name in CASES}
+ITEMS |= {f"{name} heavy-tailed": partial(heavy_tailed, name) for name in CASES}
+STAGES = Part(ITEMS, item_seconds=40)

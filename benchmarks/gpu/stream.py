@@ -221,4 +221,4 @@ ITEMS = {
     "shards": partial(where_possible, from_shards),
     "training": partial(where_possible, training),
 }
-STREAM = Part(ITEMS, seconds=200, item_seconds=140)
+STREAM = Part(ITEMS, item_seconds=140)

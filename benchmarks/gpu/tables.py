@@ -15,16 +15,27 @@ from benchmarks.shapes import SHAPES
 Report = dict[str, Any]
 CONTENDERS = {
     "triton": "saefast",
+    "split": "saefast, weights in two halves (split)",
+    "heavy-tailed": "saefast, some latents in every token",
     "eager": "saefast without a CUDA graph",
     "plain": "plain PyTorch, bf16 autocast, fused Adam",
     "compiled": "the same, torch.compile",
     "sparsify": "sparsify, Adam",
     "sparsify-signum": "sparsify, signum",
     "openai": "openai/sparse_autoencoder",
+    "bionemo": "NVIDIA BioNeMo",
     "dictionary_learning": "dictionary_learning",
     "sae_lens": "SAELens",
 }
-STAGES = ("centre", "encode", "select", "decode", "group", "update")
+STAGES = ("centre", "encode", "encode after update", "select", "decode", "group", "update")
+COUNTERS = {
+    "us": "us",
+    "dram_gb": "GB",
+    "dram_percent": "DRAM, %",
+    "sm_percent": "SM, %",
+    "registers": "registers",
+}
+COUNTERS |= {"warps_percent": "warps, %", "l2_hit_percent": "L2 hits, %"}
 
 
 def reports() -> list[Report]:
@@ -77,13 +88,38 @@ def step_tables(report: Report) -> str:
 
 
 def stage_table(report: Report) -> str:
+    """Each op at each shape; where the code is heavy-tailed, and the encoder after an update, without a floor."""
     stages = items(report, "stages")
-    rows = [["op", *(f"{case}, {what}" for case in stages for what in ("ms", "floor, ms"))]]
+    columns = [(name, key) for name, one in stages.items() for key in ("median_ms", "floor_ms")]
+    columns = [(name, key) for name, key in columns if key in stages[name].get("update", {})]
+    rows = [["op", *(f"{name}, {'floor, ' * (key == 'floor_ms')}ms" for name, key in columns)]]
     for stage in STAGES:
-        found = [one.get(stage, {}) for one in stages.values()]
-        cells = [f"{c[key]:.3g}" if c else "" for c in found for key in ("median_ms", "floor_ms")]
-        rows.append([stage, *cells])
+        found = [stages[name].get(stage, {}).get(key) for name, key in columns]
+        rows.append([stage, *("" if number is None else f"{number:.3g}" for number in found)])
     return markdown(rows)
+
+
+def published_table(report: Report) -> str:
+    """Our steps beside the rates that others state: other hardware, another method, not measured by us."""
+    rows = [
+        ["shape", "saefast, rows/s", "ms", "goal, ms", "published, rows/s", "on", "how", "source", "times"]
+    ]
+    for name, one in items(report, "step", "triton").items():
+        if published := one["triton"].get("published"):
+            ours = f"{one['triton']['tokens_per_s']:,}", f"{one['triton']['median_ms']:.3g}"
+            theirs = [published[key] for key in ("hardware", "method", "source")]
+            rate, goal = f"{published['rows_per_s']:,}", f"{published['goal_ms']:g}"
+            rows.append([name.split()[0], *ours, goal, rate, *theirs, f"{published['times_published']:.1f}"])
+    return markdown(rows) if len(rows) > 1 else "None was measured."
+
+
+def counter_table(report: Report) -> str:
+    rows = [["case", "kernel", *COUNTERS.values()]]
+    for case, one in items(report, "counters", "kernels").items():
+        for kernel in one["kernels"]:
+            numbers = (kernel.get(key) for key in COUNTERS)
+            rows.append([case, kernel["name"][:40], *("" if n is None else f"{n:.3g}" for n in numbers)])
+    return markdown(rows) if len(rows) > 1 else "Nothing was counted."
 
 
 def profile_tables(report: Report) -> str:
@@ -153,8 +189,10 @@ def section(report: Report) -> str:
     commits = sorted({part["commit"] for part in report["parts"].values() if "commit" in part})
     parts = {
         "Steps": step_tables,
+        "Beside published rates": published_table,
         "Ops of a step, L2 cold": stage_table,
         "Kernels of a step, as the profiler sees them": profile_tables,
+        "Counters of the largest kernels (Nsight Compute)": counter_table,
         "Predictions": prediction_table,
         "Launch configurations": tune_table,
         "Formats": format_table,

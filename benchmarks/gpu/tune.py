@@ -1,17 +1,11 @@
 """`make gpu`: launch configurations of the kernels that decide the step, timed beside the one that is used.
 
-    python -m benchmarks.gpu.tune [--only "decode A"]    compile the candidates for sm_90: registers, spills, shared memory
-
 Each candidate must give what the configuration in use gives, to rounding where its sums have another order. A result is a
 list, the fastest first, with `default` where the one in use is. The function that chooses configurations is changed by
 hand, where a candidate is faster at several shapes: select_config, decode_config, update_config, gemm_config, MAX_FUSED_D,
 L2_BYTES.
 """
 
-import argparse
-import multiprocessing
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -21,9 +15,6 @@ from itertools import product
 from typing import Any, NamedTuple
 from unittest import mock
 
-if __name__ == "__main__":
-    os.environ.pop("TRITON_INTERPRET", None)
-
 import torch
 from torch import Tensor
 
@@ -31,11 +22,8 @@ from benchmarks.gpu.common import CASES, DTYPE, Part, Report, Result, expect, fr
 from benchmarks.gpu.stages import Chain
 from benchmarks.shapes import Shape
 from saefast import triton_kernels as ops
-from saefast.engine.state import State
-from saefast.storage import Weights
 from saefast.triton_kernels import gemm, pre_acts
 from saefast.triton_kernels.update import UpdateConfig, update_config
-from tests.gates.compile_one import compile_launch, launches
 
 # modules that the package has functions of the same names beside
 decode, topk = (import_module(f"saefast.triton_kernels.{name}") for name in ("decode", "topk"))
@@ -141,6 +129,11 @@ def operations(chain: Any) -> dict[str, tuple[Callable[..., Any], Iterator[Candi
     def update(config: UpdateConfig) -> Tensor:
         return ops.update_(*chain.update, config=config)
 
+    def update_and_encode(config: UpdateConfig) -> tuple[Tensor, Tensor]:
+        """What the update leaves in the L2 cache, the encoder of the next step finds there."""
+        update(config)
+        return pre_acts.pre_acts_and_maxima(*product)
+
     return {
         "encode, triton": (
             partial(pre_acts.pre_acts_and_maxima, *product, route="triton"),
@@ -153,42 +146,9 @@ def operations(chain: Any) -> dict[str, tuple[Callable[..., Any], Iterator[Candi
         "select": (lambda: topk.select_topk(*chain.maxima, shape.K), select_candidates(shape, device)),
         "decode": (partial(ops.decode_error, *chain.decode), decode_candidates(shape, device)),
         "update": (update, update_candidates(shape, device)),
+        "update, heavy-tailed": (update, update_candidates(shape, device)),
+        "update and encode": (update_and_encode, update_candidates(shape, device)),
     }
-
-
-class Shapes:
-    """The attributes of a `Chain`, of a step on meta tensors: for compiling."""
-
-    def __init__(self, shape: Shape) -> None:
-        from saefast.reference import Params
-
-        def tensor(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.empty(size, dtype=dtype, device="meta")
-
-        B, D, F, K = self.shape = shape
-        state = State.fresh(Params(tensor(F, D), tensor(F), tensor(F, D), tensor(D)), compute_dtype=DTYPE)
-        weights: Weights = state.weights
-        self.centred, self.W_enc, self.b_enc = (
-            tensor(B, D, dtype=DTYPE),
-            weights.enc.shadow,
-            weights.b_enc.value,
-        )
-        self.maxima = tensor(B, F, dtype=DTYPE), tensor(B, -(-F // 64), dtype=DTYPE)
-        acts, indices = tensor(B, K), tensor(B, K, dtype=torch.int32)
-        error, integers = tensor(B, D, dtype=DTYPE), partial(tensor, dtype=torch.int32)
-        self.decode = acts, indices, weights.dec.shadow, weights.b_dec.value, tensor(B, D), DTYPE
-        groups = integers(F + 1), integers(B * K), integers(B * K)
-        code = acts, indices, None, groups
-        self.update = (
-            weights,
-            self.centred,
-            error,
-            *code,
-            tensor(),
-            None,
-            tensor(16),
-            tensor(dtype=torch.int64),
-        )
 
 
 def largest_difference(got: Any, want: Any) -> float:
@@ -206,7 +166,7 @@ def largest_difference(got: Any, want: Any) -> float:
 
 
 def tune(op: str, case: str, report: Report) -> Result:
-    chain = Chain(CASES[case])
+    chain = Chain(CASES[case], heavy_tailed=op.endswith("heavy-tailed"))
     run, candidates = operations(chain)[op]
     timed: list[Result] = []
     want = None
@@ -241,45 +201,14 @@ def tune(op: str, case: str, report: Report) -> Result:
     return found
 
 
-OPS = ("encode, triton", "encode, cublas", "update", "decode", "select")
+OPS = (
+    "encode, triton",
+    "encode, cublas",
+    "update",
+    "update, heavy-tailed",
+    "update and encode",
+    "decode",
+    "select",
+)
 ITEMS = {f"{op} {case}": partial(tune, op, case) for op in OPS for case in CASES}
-TUNE = Part(ITEMS, seconds=240, item_seconds=60)
-
-
-def compile_jobs(only: str) -> list[tuple[str, Any]]:
-    found = []
-    for case, shape in CASES.items():
-        for op, (run, candidates) in operations(Shapes(shape)).items():
-            if only not in f"{op} {case}":
-                continue
-            for candidate in candidates:
-                recorded = launches(lambda run=run, candidate=candidate: candidate.run(run))
-                found += [(f"{op} {case}: {candidate.name}: {one.kernel.__name__}", one) for one in recorded]
-    return found
-
-
-_jobs: list[tuple[str, Any]] = []  # filled before the worker processes are forked
-
-
-def compile_job(index: int) -> tuple[str, Result]:
-    name, launch = _jobs[index]
-    try:
-        return name, compile_launch(launch, 90)
-    except Exception as error:  # noqa: BLE001
-        return name, {"error": str(error)[-300:]}
-
-
-def compile_candidates(only: str = "") -> dict[str, Result]:
-    """For sm_90, in a process for each core, into Triton's cache."""
-    _jobs[:] = compile_jobs(only)
-    with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
-        return dict(pool.imap(compile_job, range(len(_jobs))))
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", default="", help="of ops and cases with this in their name")
-    figures = compile_candidates(parser.parse_args().only)
-    for row, figure in figures.items():
-        print(f"{row:70}", *(f"{name} {value}" for name, value in figure.items() if name != "narrow_offsets"))
-    sys.exit(any("error" in figure for figure in figures.values()))
+TUNE = Part(ITEMS, item_seconds=60)
