@@ -31,17 +31,17 @@ def _keep_topk_kernel(
     b = tl.program_id(0).to(tl.int64)
     row_ptr = pre_acts_ptr + b * C
     count = tl.load(count_ptr).to(tl.int32)
-    keys, column = load_keys(row_ptr, None, count, 0, n_groups, C, ROWS)
+    keys, column = load_keys(row_ptr, None, None, None, count, 0, n_groups, C, ROWS)
     t, n_larger = 0, 0
     if not ALL:
-        t, n_larger = kth_key(keys, row_ptr, None, count, n_groups, C, k, ROWS, RESIDENT)
+        t, n_larger = kth_key(keys, row_ptr, None, None, None, count, n_groups, C, k, ROWS, RESIDENT)
 
     ties = 0
     for first in range(0, ROWS if RESIDENT else n_groups, CHUNK):
         if RESIDENT and CHUNK == ROWS:
             part, part_column = keys, column
         else:
-            part, part_column = load_keys(row_ptr, None, count, first, n_groups, C, CHUNK)
+            part, part_column = load_keys(row_ptr, None, None, None, count, first, n_groups, C, CHUNK)
         kept = part > t
         if not ALL:
             _, tie_rank = rank(part, t, 0, ties)

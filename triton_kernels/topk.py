@@ -16,6 +16,8 @@ Only k groups are read: all with r > tau, then those with r = tau from the left 
   groups read with r = tau lie to the left of every group that is not read, and each holds an entry equal to tau. So
   k - p entries equal to tau come before any that is not read, and k - p >= k - m because m >= p.
 
+A library product lacks bias and scale; they are added whenever its entries are read (`finished`).
+
 Reading all pre-activations once, for the maxima, is what bounds it: `topk_bytes`. Spec: `saefast.reference.topk`, with
 NaN as +inf.
 """
@@ -27,7 +29,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-GROUP = 64
+from saefast.triton_kernels.group_maxima import GROUP, assert_rows, assert_vectors, finished, group_maxima
+
 _GROUP = tl.constexpr(GROUP)
 _PAD = tl.constexpr(-(2**31))  # smaller than the key of any number
 _TOP = tl.constexpr(2**31 - 1)
@@ -56,7 +59,9 @@ def relu_of_key(key, dtype: tl.constexpr):
 
 
 @triton.jit
-def load_keys(row_ptr, groups_ptr, limit, first, n_groups, n_columns, ROWS: tl.constexpr):
+def load_keys(
+    row_ptr, bias_ptr, scale_ptr, groups_ptr, limit, first, n_groups, n_columns, ROWS: tl.constexpr
+):
     """Keys and columns [ROWS, 64] of the groups from `first` on: of the row, or of the list at groups_ptr.
 
     With a `limit`, columns from there on and numbers that are not positive have key 0.
@@ -67,7 +72,8 @@ def load_keys(row_ptr, groups_ptr, limit, first, n_groups, n_columns, ROWS: tl.c
         group = tl.load(groups_ptr + slot, mask=slot < n_groups, other=0)
     column = group[:, None] * _GROUP + tl.arange(0, _GROUP)[None, :]
     inside = (slot < n_groups)[:, None] & (column < n_columns)
-    key = sort_key(tl.load(row_ptr + column, mask=inside, other=0.0))
+    loaded = tl.load(row_ptr + column, mask=inside, other=0.0)
+    key = sort_key(finished(loaded, bias_ptr, scale_ptr, column, inside))
     if limit is not None:
         return tl.where(inside & (column < limit), tl.maximum(key, 0), 0), column
     return tl.where(inside, key, _PAD), column
@@ -87,7 +93,17 @@ def count_from(keys, bound):
 
 @triton.jit
 def kth_key(
-    keys, row_ptr, groups_ptr, limit, n_groups, n_columns, k, ROWS: tl.constexpr, RESIDENT: tl.constexpr
+    keys,
+    row_ptr,
+    bias_ptr,
+    scale_ptr,
+    groups_ptr,
+    limit,
+    n_groups,
+    n_columns,
+    k,
+    ROWS: tl.constexpr,
+    RESIDENT: tl.constexpr,
 ):
     """t and the number of keys > t: they and the leftmost keys equal to t are the k largest of the row.
 
@@ -96,7 +112,9 @@ def kth_key(
     low, high = key_bounds(keys, groups_ptr is not None)
     if not RESIDENT:
         for first in range(ROWS, n_groups, ROWS):
-            keys, _ = load_keys(row_ptr, groups_ptr, limit, first, n_groups, n_columns, ROWS)
+            keys, _ = load_keys(
+                row_ptr, bias_ptr, scale_ptr, groups_ptr, limit, first, n_groups, n_columns, ROWS
+            )
             tile_low, tile_high = key_bounds(keys, groups_ptr is not None)
             low, high = tl.minimum(low, tile_low), tl.maximum(high, tile_high)
 
@@ -108,7 +126,9 @@ def kth_key(
         else:
             found = 0
             for first in range(0, n_groups, ROWS):
-                keys, _ = load_keys(row_ptr, groups_ptr, limit, first, n_groups, n_columns, ROWS)
+                keys, _ = load_keys(
+                    row_ptr, bias_ptr, scale_ptr, groups_ptr, limit, first, n_groups, n_columns, ROWS
+                )
                 found += count_from(keys, middle)
         low = tl.where(found > k, middle, tl.where(found == k, middle - 1, low))
         high = tl.where(found > k, high, middle - 1)
@@ -129,32 +149,10 @@ def rank(keys, t, n_above, n_ties):
 
 
 @triton.jit
-def _group_maxima_kernel(
-    pre_acts_ptr,  # [B, F]
-    maxima_ptr,  # [B, F / SPAN] out
-    stride,
-    out_stride,
-    F,
-    n_groups,
-    SPAN: tl.constexpr,
-    PADDED: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    blocks = tl.cdiv(n_groups, BLOCK)
-    b = (tl.program_id(0) // blocks).to(tl.int64)
-    group = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    lane = tl.arange(0, PADDED)
-    column = group[:, None] * SPAN + lane[None, :]
-    inside = (column < F) & (lane < SPAN)[None, :]
-    x = tl.load(pre_acts_ptr + b * stride + column, mask=inside, other=float("-inf")).to(tl.float32)
-    largest = tl.max(tl.where(x < float("inf"), x, float("inf")), axis=1)
-    out = maxima_ptr + b * out_stride + group
-    tl.store(out, largest.to(maxima_ptr.dtype.element_ty), mask=group < n_groups)
-
-
-@triton.jit
 def _select_kernel(
     row_ptr,  # [B, n_columns], rows `stride` apart
+    bias_ptr,  # [n_columns], or None
+    scale_ptr,  # [n_columns], or None
     groups_ptr,  # [B, n_groups], or None: all columns
     acts_ptr,  # [B, K] out, or None
     indices_ptr,  # [B, K] out
@@ -170,15 +168,19 @@ def _select_kernel(
     row_ptr += b * stride
     if groups_ptr is not None:
         groups_ptr += b * n_groups
-    keys, column = load_keys(row_ptr, groups_ptr, None, 0, n_groups, n_columns, ROWS)
-    t, n_larger = kth_key(keys, row_ptr, groups_ptr, None, n_groups, n_columns, k, ROWS, RESIDENT)
+    keys, column = load_keys(row_ptr, bias_ptr, scale_ptr, groups_ptr, None, 0, n_groups, n_columns, ROWS)
+    t, n_larger = kth_key(
+        keys, row_ptr, bias_ptr, scale_ptr, groups_ptr, None, n_groups, n_columns, k, ROWS, RESIDENT
+    )
 
     above, ties = 0, 0
     for first in range(0, ROWS if RESIDENT else n_groups, CHUNK):
         if RESIDENT and CHUNK == ROWS:
             part, part_column = keys, column
         else:
-            part, part_column = load_keys(row_ptr, groups_ptr, None, first, n_groups, n_columns, CHUNK)
+            part, part_column = load_keys(
+                row_ptr, bias_ptr, scale_ptr, groups_ptr, None, first, n_groups, n_columns, CHUNK
+            )
         above_rank, tie_rank = rank(part, t, above, ties)
         chosen = (part > t) | ((part == t) & (tie_rank <= k - n_larger))
         slot = above_rank + tl.minimum(tie_rank, k - n_larger) - 1
@@ -213,47 +215,23 @@ def by_groups(F: int, k: int, itemsize: int) -> bool:
 
 
 def topk_bytes(B: int, F: int, K: int, itemsize: int) -> int:
-    """Bytes that `topk` by groups moves: pre-activations, maxima twice, groups, code and the list of groups twice."""
+    """Bytes that `topk` by groups moves: pre-activations, maxima twice, groups, code and the list of groups twice.
+
+    A bias adds 4 K GROUP bytes a row, out of the L2 cache.
+    """
     return B * (
         F * itemsize + 2 * triton.cdiv(F, GROUP) * itemsize + K * (GROUP * itemsize + itemsize + 4 + 8)
     )
 
 
-def assert_rows(name: str, tensor: Tensor) -> None:
-    assert tensor.stride(1) == 1, f"{name}: expected stride(1) == 1, got strides {tensor.stride()}"
-
-
-def group_maxima(pre_acts: Tensor, group: int = GROUP, out: Tensor | None = None) -> Tensor:
-    """pre_acts [B, F] -> the largest of each `group` consecutive columns [B, ceil(F / group)], NaN as +inf.
-
-    Rows may lie apart, as those of a slice of columns, in pre_acts and in `out`.
-    """
-    B, F = pre_acts.shape
-    n_groups = triton.cdiv(F, group)
-    out = torch.empty(B, n_groups, dtype=pre_acts.dtype, device=pre_acts.device) if out is None else out
-    assert_rows("pre_acts", pre_acts)
-    assert_rows("out", out)
-    if B == 0:
-        return out
-    PADDED = triton.next_power_of_2(group)
-    BLOCK = max(1, 8192 // (PADDED * pre_acts.element_size()))  # four 16-byte loads per thread
-    BLOCK = min(BLOCK, triton.next_power_of_2(n_groups))
-    _group_maxima_kernel[(B * triton.cdiv(n_groups, BLOCK),)](
-        pre_acts,
-        out,
-        pre_acts.stride(0),
-        out.stride(0),
-        F,
-        n_groups,
-        SPAN=group,
-        PADDED=PADDED,
-        BLOCK=BLOCK,
-        num_warps=4,
-    )
-    return out
-
-
-def _select(rows: Tensor, groups: Tensor | None, k: int, with_acts: bool) -> tuple[Tensor | None, Tensor]:
+def _select(
+    rows: Tensor,
+    groups: Tensor | None,
+    k: int,
+    with_acts: bool,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor]:
     (B, F), device = rows.shape, rows.device
     acts = torch.empty(B, k, dtype=rows.dtype, device=device) if with_acts else None
     indices = torch.empty(B, k, dtype=torch.int32, device=device)
@@ -262,6 +240,8 @@ def _select(rows: Tensor, groups: Tensor | None, k: int, with_acts: bool) -> tup
     if B > 0:
         _select_kernel[(B,)](
             rows,
+            bias,
+            scale,
             groups,
             acts,
             indices,
@@ -277,16 +257,24 @@ def _select(rows: Tensor, groups: Tensor | None, k: int, with_acts: bool) -> tup
     return acts, indices
 
 
-def select_topk(pre_acts: Tensor, maxima: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`topk`, given `group_maxima` of pre_acts: reads k groups, or all of the row if it has fewer than k."""
-    n_groups = triton.cdiv(pre_acts.shape[1], GROUP)
-    expected = len(pre_acts), n_groups
+def select_topk(
+    pre_acts: Tensor, maxima: Tensor, k: int, bias: Tensor | None = None, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`topk`, given `group_maxima` of pre_acts: reads k groups, or all of the row if it has fewer than k.
+
+    Args:
+        bias, scale: [F], where pre_acts are products that lack these, as in `group_maxima`.
+    """
+    B, F = pre_acts.shape
+    n_groups = triton.cdiv(F, GROUP)
+    expected = B, n_groups
     assert maxima.shape == expected, f"maxima: expected {expected}, got {tuple(maxima.shape)}"
-    assert 1 <= k <= pre_acts.shape[1], f"k: expected 1 to {pre_acts.shape[1]}, got {k}"
+    assert 1 <= k <= F, f"k: expected 1 to {F}, got {k}"
     assert_rows("pre_acts", pre_acts)
     assert_rows("maxima", maxima)
+    assert_vectors(F, bias=bias, scale=scale)
     groups = _select(maxima, None, k, with_acts=False)[1] if n_groups >= k else None
-    return _select(pre_acts, groups, k, with_acts=True)
+    return _select(pre_acts, groups, k, True, bias, scale)
 
 
 def topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
