@@ -1,6 +1,6 @@
 """The compiled parts of saefast on a lent machine, built beside the measurements that do not need them.
 
-Only the stream does. An installed saefast has them; a checkout on a machine without a network builds them with what is
+Few do: `parts.NEED_EXTENSIONS`. An installed saefast has them; a checkout on a machine without a network builds them with what is
 there (scikit-build-core, pybind11, CMake, nvcc), at the lowest priority.
 """
 

@@ -12,6 +12,7 @@ from benchmarks.gpu import (
     step,
     stream,
     tune,
+    update_cuda,
 )
 from benchmarks.gpu.common import Part
 
@@ -30,6 +31,7 @@ PARTS: dict[str, Part] = {
     "kernels": checks.KERNELS,
     "formats": step.FORMAT,
     "compiled": step.COMPILED,
+    "update in CUDA": update_cuda.UPDATE_CUDA,
     "stream": stream.STREAM,
     "sanitizer": checks.SANITIZERS,
 }
@@ -38,6 +40,7 @@ ALSO_USED = {  # folders that the results of a module depend on, besides the sou
     "benchmarks.gpu.peers": "benchmarks/peers",
     "benchmarks.gpu.step": "benchmarks/peers",
 }
+NEED_EXTENSIONS = ("update in CUDA", "stream")  # parts that wait for what a lent machine builds
 
 
 def modules_of(name: str) -> list[str]:

@@ -69,6 +69,7 @@ FIRST = Plan(
         of("profile", {"A": 6, "B": 4, "C": 7}),
         of("counters", {"A": 16, "C": 24}),
         of("peers", {"sparsify A": 6, "sparsify B": 6}),
+        of("update in CUDA", {"A": 5, "C": 9}),
         of("step", {"D triton": 6, "E triton": 6}),
     ),
 )

@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.gpu import extensions
 from benchmarks.gpu.common import REHEARSAL, ROOT, Report, Result, free, synchronize, what_failed
-from benchmarks.gpu.parts import ALSO_USED, PARTS, modules_of
+from benchmarks.gpu.parts import ALSO_USED, NEED_EXTENSIONS, PARTS, modules_of
 
 PATIENCE = 4 if REHEARSAL else 1  # times the limits: a machine without a GPU may be shared
 STARTING = 60  # seconds for a process to load torch
@@ -162,7 +162,7 @@ def run(
     Within a group what is missing comes first, and then what failed in an earlier call.
     """
     unfinished = []
-    waits_for_build = any(task.part == "stream" for group in groups for task in group)
+    waits_for_build = any(task.part in NEED_EXTENSIONS for group in groups for task in group)
     for group in groups:
         for name in {task.part for task in group}:
             up_to_date(name, full)
@@ -172,7 +172,7 @@ def run(
         if len(pending) < len(group):
             parts = ", ".join(dict.fromkeys(task.part for task in group))
             print(f"{parts}: {len(group) - len(pending)} of {len(group)} done earlier", flush=True)
-        if any(task.part == "stream" for task in pending):
+        if any(task.part in NEED_EXTENSIONS for task in pending):
             extensions.wait(deadline)
         save(path, full)
         while pending and time.monotonic() < deadline:

@@ -11,14 +11,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
-from itertools import product
+from itertools import islice, product
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.common import CASES, DTYPE, Part, Report, Result, expect, free, kernel_ms
+from benchmarks.gpu.common import CASES, DTYPE, REHEARSAL, Part, Report, Result, expect, free, kernel_ms
 from benchmarks.gpu.stages import Chain
 from benchmarks.shapes import Shape
 from saefast import triton_kernels as ops
@@ -28,6 +28,7 @@ from saefast.triton_kernels.update import UpdateConfig, update_config
 # modules that the package has functions of the same names beside
 decode, topk = (import_module(f"saefast.triton_kernels.{name}") for name in ("decode", "topk"))
 SECONDS = 0.15  # for timing one candidate
+AGAIN = "update, heavy-tailed", "update and encode"  # candidates of "update" once more
 SAME = 1e-2  # relative difference of results: sums in another order, rounded to bf16
 
 
@@ -168,6 +169,8 @@ def largest_difference(got: Any, want: Any) -> float:
 def tune(op: str, case: str, report: Report) -> Result:
     chain = Chain(CASES[case], heavy_tailed=op.endswith("heavy-tailed"))
     run, candidates = operations(chain)[op]
+    if REHEARSAL and op in AGAIN:
+        candidates = islice(candidates, 2)
     timed: list[Result] = []
     want = None
     for candidate in candidates:
