@@ -1,5 +1,5 @@
-# saefast._cuda, where there is a working nvcc: a module of its own with the CUDA runtime inside, so that saefast._C
-# loads everywhere.
+# saefast._cuda and saefast.triton_kernels._update_cuda, where there is a working nvcc: modules of their own with the CUDA
+# runtime inside, so that saefast._C loads everywhere.
 option(SAEFAST_CUDA "Build saefast._cuda where nvcc is found" ON)
 if(NOT SAEFAST_CUDA)
   return()
@@ -35,3 +35,13 @@ pybind11_add_module(_cuda cuda/bind.cpp cuda/device_buffer.cpp cuda/take.cu $<TA
 set_target_properties(_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static)
 target_link_libraries(_cuda PRIVATE Threads::Threads CUDA::cudart_static)
 install(TARGETS _cuda DESTINATION saefast)
+
+# Bulk copies are of compute capability 9 and later.
+set(UPDATE_ARCHITECTURES ${CMAKE_CUDA_ARCHITECTURES})
+list(FILTER UPDATE_ARCHITECTURES EXCLUDE REGEX "^[78]")
+if(UPDATE_ARCHITECTURES)
+  pybind11_add_module(_update_cuda update/bind.cpp update/update.cu)
+  set_target_properties(_update_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_ARCHITECTURES "${UPDATE_ARCHITECTURES}")
+  target_link_libraries(_update_cuda PRIVATE CUDA::cudart_static)
+  install(TARGETS _update_cuda DESTINATION saefast/triton_kernels)
+endif()

@@ -17,8 +17,8 @@ from saefast.triton_kernels.storage import Weights, pointers
 from saefast.triton_kernels.update import UpdateConfig
 from saefast.triton_kernels.update import update_ as triton_update_
 
-OF_THREAD = 8  # columns of a row that a thread has
-LARGEST, LARGEST_INT8 = 5120, 4096  # D for which registers do not spill
+LARGEST = 5120  # D
+REGISTERS = {3: 128, 4: 168}  # of a thread that has so many fours of columns, at most
 FIXED, OF_STAGE = 1088, 40  # bytes of a block, and of a slot of the ring beside its rows: csrc/update/ring.h
 MOST_STAGES, LEAST_STAGES = 32, 6
 
@@ -32,14 +32,14 @@ class Config:
     window: int  # a latent with more active entries is hot: other blocks sum some, those between multiples of this
 
 
+def vectors_of(D: int) -> int:
+    """Columns of a row that a thread has, in fours: those that leave the least beyond D."""
+    return 3 if -(-D // 384) * 384 < -(-D // 512) * 512 else 4
+
+
 def warps_of(D: int) -> int:
     """Of a block: those that compute, and one that fills the ring."""
-    return -(-D // (WARP * OF_THREAD)) + 1
-
-
-def registers_of(D: int) -> int:
-    """Of a thread, as nvcc compiles the kernel."""
-    return 96 if D <= LARGEST_INT8 else 80
+    return -(-D // (WARP * 4 * vectors_of(D))) + 1
 
 
 def shared_bytes(D: int, stages: int) -> int:
@@ -49,7 +49,7 @@ def shared_bytes(D: int, stages: int) -> int:
 def config_of(D: int, device: torch.device) -> Config:
     """As many blocks as registers allow, and all of the shared memory for their rings. The sums of a window take 8 D bytes,
     so that with long rows windows are longer."""
-    n = blocks_per_multiprocessor(warps_of(D), registers_of(D))
+    n = blocks_per_multiprocessor(warps_of(D), REGISTERS[vectors_of(D)])
     room = LIMITS[9, 0].shared_bytes // n - RESERVED - FIXED
     stages = max(LEAST_STAGES, min(MOST_STAGES, room // (4 * D + OF_STAGE)))
     return Config(n * multiprocessors(device), stages, 64 if D <= 1024 else 128 if D <= 2304 else 256)
@@ -63,7 +63,7 @@ def left_to_triton(weights: Weights, centred: Tensor, error: Tensor, acts: Tenso
     if dec.weight.shape != enc.weight.shape:
         return "W_dec is of another shape than W_enc"
     int8 = enc.scales is not None
-    if D % (16 if int8 else 8) or D > (LARGEST_INT8 if int8 else LARGEST):
+    if D % (16 if int8 else 8) or LARGEST < D:
         return f"rows of {D}"
     wanted = torch.bfloat16, torch.bfloat16, torch.float32
     if (centred.dtype, error.dtype, acts.dtype) != wanted:

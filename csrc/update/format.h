@@ -43,31 +43,32 @@ SAEFAST_DEVICE float to_code(float magnitude, float scale, float levels, std::ui
     return below + (uniform * (2 * below + 1) < ratio - below * below ? 1.0f : 0.0f);
 }
 
-template <bool SPLIT>
-SAEFAST_DEVICE Row load_weight(const unsigned char* slot, const Place& place) {
-    if constexpr (!SPLIT) return load_fp32(slot, place);
-    Row out = load_bf16(slot, place);  // the high half
-    for (int s = 0; s < VECTORS; ++s) {
-        if (!place.within(s)) continue;
-        const Half4 low = reinterpret_cast<const Half4*>(slot + 2 * place.D)[place.column(s) / VECTOR];
-        const std::uint32_t both[2] = {low.low, low.high};
-        for (int c = 0; c < VECTOR; ++c) {
-            const auto signed_low = static_cast<std::int16_t>(both[c / 2] >> (c % 2 * 16));
-            float& x = out.at[s].x[c];
-            x = float_of(bits_of(x) + static_cast<std::uint32_t>(std::int32_t{signed_low}));
+template <bool SPLIT, int V>
+SAEFAST_DEVICE Row<V> load_weight(const unsigned char* slot, const Place& place) {
+    Row<V> out = SPLIT ? load_bf16<V>(slot, place) : load_fp32<V>(slot, place);
+    for (int s = 0; s < V; ++s) {
+        if constexpr (SPLIT) {  // the high half; this is the low one
+            const Half4 low = reinterpret_cast<const Half4*>(slot + 2 * place.D)[place.read(s)];
+            const std::uint32_t both[2] = {low.low, low.high};
+            for (int c = 0; c < VECTOR; ++c) {
+                const auto signed_low = static_cast<std::int16_t>(both[c / 2] >> (c % 2 * 16));
+                float& x = out.at[s].x[c];
+                x = float_of(bits_of(x) + static_cast<std::uint32_t>(std::int32_t{signed_low}));
+            }
         }
+        if (!place.within(s)) out.at[s] = {};
     }
     return out;
 }
 
-template <bool SPLIT>
-SAEFAST_DEVICE void store_weight(const Matrix& matrix, std::int64_t j, const Row& row, const Place& place) {
+template <bool SPLIT, int V>
+SAEFAST_DEVICE void store_weight(const Matrix& matrix, std::int64_t j, const Row<V>& row, const Place& place) {
     const std::int64_t at = j * place.D;
     if constexpr (!SPLIT) {
         store_fp32(static_cast<float*>(matrix.weight) + at, row, place);
         store_bf16(matrix.copy + at, row, place);
     } else {
-        for (int s = 0; s < VECTORS; ++s) {
+        for (int s = 0; s < V; ++s) {
             if (!place.within(s)) continue;
             std::uint32_t high[2] = {0, 0}, low[2] = {0, 0};
             for (int c = 0; c < VECTOR; ++c) {
@@ -83,13 +84,12 @@ SAEFAST_DEVICE void store_weight(const Matrix& matrix, std::int64_t j, const Row
 }
 
 // Codes of one row of moments in a slot: D of exp_avg, D of exp_avg_sq -> fp32.
-SAEFAST_DEVICE void load_codes(const unsigned char* slot, float scale_m, float scale_v, Row& m, Row& v,
+template <int V>
+SAEFAST_DEVICE void load_codes(const unsigned char* slot, float scale_m, float scale_v, Row<V>& m, Row<V>& v,
                                const Place& place) {
-    m = v = zeros();
-    for (int s = 0; s < VECTORS; ++s) {
-        if (!place.within(s)) continue;
-        const auto codes_m = reinterpret_cast<const std::uint32_t*>(slot)[place.column(s) / VECTOR];
-        const auto codes_v = reinterpret_cast<const std::uint32_t*>(slot + place.D)[place.column(s) / VECTOR];
+    for (int s = 0; s < V; ++s) {
+        const auto codes_m = reinterpret_cast<const std::uint32_t*>(slot)[place.read(s)];
+        const auto codes_v = reinterpret_cast<const std::uint32_t*>(slot + place.D)[place.read(s)];
         for (int c = 0; c < VECTOR; ++c) {
             const auto code = static_cast<float>(static_cast<std::int8_t>(codes_m >> (8 * c)));
             const auto of_root = static_cast<float>(codes_v >> (8 * c) & 0xFF);
@@ -101,11 +101,12 @@ SAEFAST_DEVICE void load_codes(const unsigned char* slot, float scale_m, float s
 }
 
 // A positive exp_avg_sq does not become 0.
-SAEFAST_DEVICE void store_codes(const Matrix& matrix, std::int64_t j, const Row& m, const Row& v, std::uint32_t seed,
+template <int V>
+SAEFAST_DEVICE void store_codes(const Matrix& matrix, std::int64_t j, const Row<V>& m, const Row<V>& v, std::uint32_t seed,
                                 const Place& place, Exchange& exchange) {
     float largest[2] = {0, 0};
-    for (int s = 0; s < VECTORS; ++s) {
-        for (int c = 0; c < VECTOR; ++c) {
+    for (int s = 0; s < V; ++s) {
+        for (int c = 0; c < VECTOR && place.within(s); ++c) {
             const float x = m.at[s].x[c];
             largest[0] = Exchange::larger(largest[0], x < 0 ? -x : x);
             largest[1] = Exchange::larger(largest[1], v.at[s].x[c]);
@@ -113,7 +114,7 @@ SAEFAST_DEVICE void store_codes(const Matrix& matrix, std::int64_t j, const Row&
     }
     exchange.all<2, true>(largest, place);
     const float scale_m = largest[0], scale_v = root(largest[1]);
-    for (int s = 0; s < VECTORS; ++s) {
+    for (int s = 0; s < V; ++s) {
         if (!place.within(s)) continue;
         std::uint32_t codes_m = 0, codes_v = 0;
         for (int c = 0; c < VECTOR; ++c) {

@@ -17,7 +17,7 @@ constexpr int COLUMNS = 8, LANES = 32;  // of a block that finishes
 
 SAEFAST_DEVICE bool is_number(float x) { return x == x; }
 
-template <bool SPLIT, bool INT8, bool WINDOWS>
+template <int V, bool SPLIT, bool INT8, bool WINDOWS>
 struct Compute {
     const Update& u;
     Emptying ring;
@@ -26,15 +26,15 @@ struct Compute {
     const float* numbers;  // in shared memory
     float scale, squares;
     std::uint32_t of_step[2];
-    Row partial;  // of the gradient of b_dec
+    Row<V> partial;  // of the gradient of b_dec
 
     struct Grads {
-        Row enc, dec;
+        Row<V> enc, dec;
         float b;
     };
 
     // Entries are taken some at a time: their products with W_dec are summed together, by one meeting.
-    SAEFAST_DEVICE void add_entries(int entries, const Row& W_dec, Grads& grads) {
+    SAEFAST_DEVICE void add_entries(int entries, const Row<V>& W_dec, Grads& grads) {
         for (int begin = 0; begin < entries; begin += TOGETHER) {
             float dots[TOGETHER];
             Cursor ahead = ring.cursor;
@@ -42,7 +42,7 @@ struct Compute {
             for (int r = 0; r < TOGETHER; ++r) {
                 dots[r] = 0;
                 if (begin + r >= entries) continue;
-                const Row error = load_bf16(ring.slot(ahead), place);
+                const Row<V> error = load_bf16<V>(ring.slot(ahead), place);
                 dots[r] = part_of_dot(error, W_dec);
                 add(grads.dec, scale * ring.note(ahead).values[0], error);
                 ahead.next(ring.stages);
@@ -53,7 +53,7 @@ struct Compute {
                 if (begin + r >= entries) continue;
                 const float grad_pre = scale * dots[r] + numbers[L1];
                 grads.b += grad_pre;
-                add(grads.enc, grad_pre, load_bf16(ring.slot() + 2 * place.D, place));
+                add(grads.enc, grad_pre, load_bf16<V>(ring.here() + 2 * place.D, place));
                 ring.release(place);
             }
         }
@@ -61,28 +61,28 @@ struct Compute {
 
     SAEFAST_DEVICE void add_windows(int windows, Grads& grads) {
         for (int i = 0; i < windows; ++i) {
-            add(grads.dec, 1, load_fp32(ring.slot(), place));
+            add(grads.dec, 1, load_fp32<V>(ring.slot(), place));
             ring.release(place);
-            add(grads.enc, 1, load_fp32(ring.slot(), place));
+            add(grads.enc, 1, load_fp32<V>(ring.slot(), place));
             grads.b += ring.note().values[0];
             ring.release(place);
         }
     }
 
     // Moments out of the ring, and back to memory after the step; value: without the unit norm.
-    SAEFAST_DEVICE void adam_row(const Matrix& matrix, std::int64_t j, Row& value, const Row& grad, float lr, int salt) {
-        Row m, v;
+    SAEFAST_DEVICE void adam_row(const Matrix& matrix, std::int64_t j, Row<V>& value, const Row<V>& grad, float lr, int salt) {
+        Row<V> m, v;
         if (INT8) {
             const unsigned char* slot = ring.slot();
             load_codes(slot, ring.note().values[0], ring.note().values[1], m, v, place);
             ring.release(place);
         } else {
-            m = load_fp32(ring.slot(), place);
+            m = load_fp32<V>(ring.slot(), place);
             ring.release(place);
-            v = load_fp32(ring.slot(), place);
+            v = load_fp32<V>(ring.slot(), place);
             ring.release(place);
         }
-        for (int s = 0; s < VECTORS; ++s) {
+        for (int s = 0; s < V; ++s) {
             for (int c = 0; c < VECTOR; ++c) {
                 float& x = value.at[s].x[c];
                 adam(x, grad.at[s].x[c], m.at[s].x[c], v.at[s].x[c], lr, numbers[EPS], numbers);
@@ -97,20 +97,20 @@ struct Compute {
         }
     }
 
-    SAEFAST_DEVICE void step(std::int64_t j, Row& W_dec, Grads& grads, float (&bias)[3]) {
+    SAEFAST_DEVICE void step(std::int64_t j, Row<V>& W_dec, Grads& grads, float (&bias)[3]) {
         const bool unit = numbers[UNIT] != 0;
         if (unit) add(grads.dec, -exchange.sum(part_of_dot(grads.dec, W_dec), place), W_dec);
-        squares += part_of_dot(grads.enc, grads.enc) + part_of_dot(grads.dec, grads.dec);
+        squares += part_of_squares(grads.enc, place) + part_of_squares(grads.dec, place);
         adam_row(u.dec, j, W_dec, grads.dec, numbers[LR_DEC], 1);
         if (unit) {
             const float norm = root(exchange.sum(part_of_dot(W_dec, W_dec), place));
             const float inverse = quotient(1, norm < TINY ? TINY : norm);
-            for (int s = 0; s < VECTORS; ++s)
+            for (int s = 0; s < V; ++s)
                 for (int c = 0; c < VECTOR; ++c) W_dec.at[s].x[c] *= inverse;
         }
         store_weight<SPLIT>(u.dec, j, W_dec, place);
 
-        Row W_enc = load_weight<SPLIT>(ring.slot(), place);
+        Row<V> W_enc = load_weight<SPLIT, V>(ring.slot(), place);
         ring.release(place);
         if (numbers[TIED] != 0) add(partial, -grads.b, W_enc);
         adam_row(u.enc, j, W_enc, grads.enc, numbers[LR], 0);
@@ -127,24 +127,24 @@ struct Compute {
 
     SAEFAST_DEVICE void add_errors(std::int64_t block) {
         for (std::int64_t b = block; b < u.B; b += u.blocks) {
-            add(partial, 1, load_bf16(ring.slot(), place));
+            add(partial, 1, load_bf16<V>(ring.slot(), place));
             ring.release(place);
         }
-        for (int s = 0; s < VECTORS; ++s)
+        for (int s = 0; s < V; ++s)
             for (int c = 0; c < VECTOR; ++c) partial.at[s].x[c] *= scale;
     }
 
     SAEFAST_DEVICE void run(std::int64_t block) {
-        partial = zeros();
+        partial = zeros<V>();
         squares = 0;
         if (!WINDOWS) add_errors(block);
         for (;;) {
             const unsigned char* slot = ring.slot();
             const Note note = ring.note();
             if (note.latent < 0) break;
-            Row W_dec = load_weight<SPLIT>(slot, place);
+            Row<V> W_dec = load_weight<SPLIT, V>(slot, place);
             ring.release(place);
-            Grads grads{zeros(), zeros(), 0};
+            Grads grads{zeros<V>(), zeros<V>(), 0};
             add_entries(note.entries, W_dec, grads);
             if (WINDOWS) {
                 const std::int64_t w = note.windows;
@@ -165,7 +165,7 @@ struct Compute {
 };
 
 // memory: Shared::FIXED + stages * (4 D + Shared::OF_STAGE) bytes at a multiple of 16. The last warp fills the ring.
-template <bool SPLIT, bool INT8, bool WINDOWS>
+template <int V, bool SPLIT, bool INT8, bool WINDOWS>
 SAEFAST_DEVICE void run_block(const Update& u, unsigned char* memory, int thread, int threads, int block) {
     const int D = static_cast<int>(u.D), stages = static_cast<int>(u.stages), computing = threads - WARP;
     const Shared shared(memory, stages, D);
@@ -186,7 +186,7 @@ SAEFAST_DEVICE void run_block(const Update& u, unsigned char* memory, int thread
         return;
     }
     const auto twice = static_cast<std::uint32_t>(2 * *u.step);
-    Compute<SPLIT, INT8, WINDOWS> compute{u, {shared, stages, 4 * D, {}}, {thread, computing, D}, {shared.room, 0},
+    Compute<V, SPLIT, INT8, WINDOWS> compute{u, {shared, stages, 4 * D, {}}, {thread, computing, D}, {shared.room, 0},
                                           shared.numbers, scale, 0, {mix(twice), mix(twice + 1)}, {}};
     compute.run(block);
 }

@@ -85,6 +85,7 @@ struct Emptying {
         return shared.slots + at.slot * slot_bytes;
     }
     SAEFAST_DEVICE const unsigned char* slot() const { return slot(cursor); }
+    SAEFAST_DEVICE const unsigned char* here() const { return shared.slots + cursor.slot * slot_bytes; }  // after `slot`
     SAEFAST_DEVICE const Note& note(const Cursor& at) const { return shared.notes[at.slot]; }
     SAEFAST_DEVICE const Note& note() const { return note(cursor); }
 

@@ -1,4 +1,4 @@
-// The launches of the update, see kernel.h. D is a multiple of 8 up to 5120; with int8 moments of 16 up to 4096.
+// The launches of the update, see kernel.h. D is a multiple of 8, with int8 moments of 16, up to 5120.
 
 #include <cuda_runtime_api.h>
 
@@ -9,10 +9,13 @@ namespace {
 
 extern __shared__ __align__(128) unsigned char memory[];
 
-template <bool SPLIT, bool INT8, bool WINDOWS, int THREADS>
-__global__ void __launch_bounds__(THREADS) block_kernel(const __grid_constant__ Update update) {
+// At most: each has up to 128 or 168 registers.
+constexpr int threads_of(int V) { return V == 3 ? 512 : 384; }
+
+template <int V, bool SPLIT, bool INT8, bool WINDOWS>
+__global__ void __launch_bounds__(threads_of(V)) block_kernel(const __grid_constant__ Update update) {
 #if __CUDA_ARCH__ >= 900
-    run_block<SPLIT, INT8, WINDOWS>(update, memory, static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x),
+    run_block<V, SPLIT, INT8, WINDOWS>(update, memory, static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x),
                                     static_cast<int>(blockIdx.x));
 #endif
 }
@@ -24,9 +27,10 @@ __global__ void __launch_bounds__(COLUMNS* LANES) finish_kernel(const __grid_con
 #endif
 }
 
-template <bool SPLIT, bool INT8, bool WINDOWS, int THREADS>
-cudaError_t launch_blocks(const Update& u, unsigned threads, cudaStream_t stream) {
-    const auto kernel = &block_kernel<SPLIT, INT8, WINDOWS, THREADS>;
+template <int V, bool SPLIT, bool INT8, bool WINDOWS>
+cudaError_t launch_blocks(const Update& u, cudaStream_t stream) {
+    const auto kernel = &block_kernel<V, SPLIT, INT8, WINDOWS>;
+    const auto threads = static_cast<unsigned>(warps_of(u.D) * WARP);
     const std::int64_t windows = (u.N + u.window - 1) / u.window;
     const auto blocks = static_cast<unsigned>(WINDOWS && windows < u.blocks ? windows : u.blocks);
     if (blocks == 0) return cudaSuccess;
@@ -38,18 +42,15 @@ cudaError_t launch_blocks(const Update& u, unsigned threads, cudaStream_t stream
     return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(blocks), dim3(threads), arguments, bytes, stream);
 }
 
-template <bool SPLIT, bool INT8, int THREADS>
-cudaError_t launch_both(const Update& u, unsigned threads, cudaStream_t stream) {
-    const cudaError_t error = launch_blocks<SPLIT, INT8, true, THREADS>(u, threads, stream);
-    return error != cudaSuccess ? error : launch_blocks<SPLIT, INT8, false, THREADS>(u, threads, stream);
+template <int V, bool SPLIT, bool INT8>
+cudaError_t launch_both(const Update& u, cudaStream_t stream) {
+    const cudaError_t error = launch_blocks<V, SPLIT, INT8, true>(u, stream);
+    return error != cudaSuccess ? error : launch_blocks<V, SPLIT, INT8, false>(u, stream);
 }
 
 template <bool SPLIT, bool INT8>
 cudaError_t launch_format(const Update& u, cudaStream_t stream) {
-    const auto warps = static_cast<unsigned>((u.D + WARP * OF_THREAD - 1) / (WARP * OF_THREAD)) + 1;
-    if constexpr (!INT8)  // which would spill
-        if (warps > 17) return launch_both<SPLIT, INT8, 672>(u, warps * WARP, stream);  // of 80 registers
-    return launch_both<SPLIT, INT8, 544>(u, warps * WARP, stream);  // of 96
+    return vectors_of(u.D) == 3 ? launch_both<3, SPLIT, INT8>(u, stream) : launch_both<4, SPLIT, INT8>(u, stream);
 }
 
 }  // namespace

@@ -273,8 +273,7 @@ FAULTS = {  # file, text, in its place
     "released before it is read": (
         "kernel.h",
         "add(grads.enc, grad_pre, load_bf16(ring.slot() + 2 * place.D, place));\n                ring.release(place);",
-        "const Cursor here = ring.cursor; ring.release(place);\n"
-        "                add(grads.enc, grad_pre, load_bf16(ring.slot(here) + 2 * place.D, place));",
+        "const Cursor here = ring.cursor;\nring.release(place);\nadd(grads.enc, grad_pre, load_bf16(ring.slot(here) + 2 * place.D, place));",
     ),
     "threads do not meet": ("rows.h", "        meet(place.threads);\n", ""),
     "one half of the room": ("rows.h", "turn ^= 1;", ""),
