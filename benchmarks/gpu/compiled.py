@@ -170,8 +170,7 @@ def compiled(names: list[str], some: str, report: Report) -> Result:
 COMPILE = Part(
     {
         "steps and variants": partial(compiled, ["steps", "update", "encode"], "scatter"),
-        "more steps": partial(compiled, ["more steps"], "scatter"),
-        "candidates": partial(compiled, ["candidates"], "scan"),
+        "more steps and candidates": partial(compiled, ["more steps", "candidates"], "scan"),
     },
     item_seconds=150,
 )

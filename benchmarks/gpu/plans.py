@@ -14,8 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-CORES = 16  # of the lent machine
-LOADING = 9.0  # seconds for a process to load torch, triton and saefast, and to begin with CUDA
+LOADING = 6.0  # seconds for a process to load torch, triton and saefast, and to begin with CUDA
 CLOSING = 6  # for packing Triton's cache and printing
 
 
@@ -33,7 +32,7 @@ class Entry(NamedTuple):
 
 class Plan(NamedTuple):
     limit: int  # seconds from the start of flight.sh to its end
-    ready: float  # until the first process is started
+    ready: float  # until the first process is started: torch is loaded from a disk that nothing was read from
     processes: tuple[
         tuple[Entry, ...], ...
     ]  # what shares a process; it does not outlive an item that spoils CUDA
@@ -50,7 +49,7 @@ def of(part: str, seconds: dict[str, float]) -> tuple[Entry, ...]:
 
 FIRST = Plan(
     limit=330,
-    ready=6,
+    ready=12,
     processes=(
         (
             *of("compile", {"steps and variants": 18}),
@@ -75,7 +74,7 @@ FIRST = Plan(
 )
 SECOND = Plan(
     limit=480,
-    ready=6,
+    ready=12,
     processes=(
         (
             *of("compile", {"steps and variants": 12}),

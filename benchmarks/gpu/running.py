@@ -93,7 +93,7 @@ def supervise(tasks: list[Task], path: Path, deadline: float) -> Iterator[tuple[
         log.write_text("")
         names = json.dumps([task[:2] for task in tasks])
         command = [sys.executable, "-m", "benchmarks.gpu", "--work", str(path), str(log), names]
-        environment = os.environ | {"SAEFAST_RESULTS": str(path.parent.parent)}  # for what is no figure
+        environment = os.environ | {"SAEFAST_RESULTS": str(path.parent)}  # for what is no figure
         # a session of its own: it is killed with what it started
         process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
         left, n_read, began, limit = list(tasks), 0, time.monotonic(), float(STARTING)

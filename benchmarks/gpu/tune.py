@@ -6,7 +6,8 @@ hand, where a candidate is faster at several shapes: select_config, decode_confi
 L2_BYTES.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -166,28 +167,36 @@ def largest_difference(got: Any, want: Any) -> float:
     return max(largest_difference(one, other) for one, other in zip(got, want, strict=True))
 
 
-def tune(op: str, case: str, report: Report) -> Result:
-    chain = Chain(CASES[case], heavy_tailed=op.endswith("heavy-tailed"))
-    run, candidates = operations(chain)[op]
-    if REHEARSAL and op in AGAIN:
-        candidates = islice(candidates, 2)
+def timings(run: Callable[..., Any], candidates: Iterable[Candidate]) -> list[Result]:
+    """Each candidate's time, and how far it is from the first."""
     timed: list[Result] = []
     want = None
+    results: deque[Any] = deque(maxlen=1)  # the latest
     for candidate in candidates:
         try:
-            got = candidate.run(run)
+            timing = kernel_ms(
+                lambda candidate=candidate: results.append(candidate.run(run)), seconds=SECONDS
+            )
+            got = results.pop()
             if want is None:
                 want = got
             difference = largest_difference(got, want)
             expect(difference <= SAME, f"{candidate.name}: {difference} from the default")
-            timing = kernel_ms(partial(candidate.run, run), seconds=SECONDS)
             timed.append({"name": candidate.name, "median_ms": timing["median_ms"], "difference": difference})
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:  # noqa: BLE001 too much shared memory, say
             timed.append({"name": candidate.name, "said": f"{type(error).__name__}: {error}"[:200]})
         got = None
-    del chain, run, want
+        results.clear()
+    return timed
+
+
+def tune(op: str, case: str, report: Report) -> Result:
+    chain = Chain(CASES[case], heavy_tailed=op.endswith("heavy-tailed"))
+    run, candidates = operations(chain)[op]
+    timed = timings(run, islice(candidates, 2) if REHEARSAL and op in AGAIN else candidates)
+    del chain, run, candidates
     free()
     timed.sort(key=lambda one: one.get("median_ms", float("inf")))
     default = next(
