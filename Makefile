@@ -29,6 +29,7 @@ bench: $(PEERS)/ready data/acts-bench
 	$(PEERS)/bin/python -m benchmarks.peers.quality data/acts-bench data/heldout-corpus
 	$(PEERS)/bin/python -m benchmarks.report
 
+# Everything that can be checked and measured on this machine's GPU, without a limit of time; what is done already stays.
 gpu: $(VENV)/ready
 	$(BIN)/python -m benchmarks.gpu
 
