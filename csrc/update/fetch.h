@@ -147,6 +147,7 @@ struct Fetch {
     }
 
     SAEFAST_DEVICE void send_windows(const Part& part, Note note) {
+#pragma unroll 1
         for (int i = 0; i < part.job.windows; ++i) {
             if (lane != 0) continue;
             const std::int64_t w = part.job.window + i;
@@ -160,6 +161,7 @@ struct Fetch {
         Note note{part.job.latent, part.job.entries, WINDOWS ? part.job.window : part.job.windows,
                   {part.job.bias[0], part.job.bias[1], part.job.bias[2]}};
         if (lane == 0 && part.begin == 0) send_weight(u.dec, note);
+#pragma unroll 1
         for (int i = 0; i < part.count; ++i) {
             const std::int32_t token = from_lane(part.token, i);
             note.values[0] = from_lane(part.act, i);
@@ -175,6 +177,7 @@ struct Fetch {
 
     SAEFAST_DEVICE void run() {
         if (!WINDOWS && lane == 0)  // for the gradient of b_dec
+#pragma unroll 1
             for (std::int64_t b = block; b < u.B; b += u.blocks) filling.send({}, row(u.error, b, 2, Keep::long_), {});
         Part now = next();
         load_acts(now);

@@ -35,6 +35,7 @@ struct Compute {
 
     // Entries are taken some at a time: their products with W_dec are summed together, by one meeting.
     SAEFAST_DEVICE void add_entries(int entries, const Row<V>& W_dec, Grads& grads) {
+#pragma unroll 1
         for (int begin = 0; begin < entries; begin += TOGETHER) {
             float dots[TOGETHER];
             Cursor ahead = ring.cursor;
@@ -60,6 +61,7 @@ struct Compute {
     }
 
     SAEFAST_DEVICE void add_windows(int windows, Grads& grads) {
+#pragma unroll 1
         for (int i = 0; i < windows; ++i) {
             add(grads.dec, 1, load_fp32<V>(ring.slot(), place));
             ring.release(place);
@@ -126,6 +128,7 @@ struct Compute {
     }
 
     SAEFAST_DEVICE void add_errors(std::int64_t block) {
+#pragma unroll 1
         for (std::int64_t b = block; b < u.B; b += u.blocks) {
             add(partial, 1, load_bf16<V>(ring.slot(), place));
             ring.release(place);
