@@ -16,7 +16,6 @@ from saefast.triton_kernels.numbers import (
     LR_B_DEC,
     LR_BIAS,
     LR_DEC,
-    TIED,
     UNIT,
 )
 from saefast.triton_kernels.rows import dot, load_row
@@ -167,37 +166,30 @@ def _b_dec_kernel(
     b_dec_ptr,
     b_dec_m,
     b_dec_v,
-    errors_ptr,  # [D]: sum of the first B rows of error
-    partial_ptr,  # [D]: sum of grad_b_enc * W_enc, or None
-    aux_ptr,  # [D] or None
-    squares_ptr,  # [P]
-    # [D], [] out
-    grad_ptr,
-    squared_ptr,
+    partial_ptr,  # [P, D]: the gradient is the sum of these rows
+    aux_ptr,  # [D], which is added to it, or None
+    grad_ptr,  # [D] out
+    squares_ptr,  # [P + number of programs]; out: those after the first P
     grad_scale_ptr,
     numbers_ptr,
     P,
-    D,  # D_OUT of the others
-    BLOCK: tl.constexpr,
+    D: tl.constexpr,  # D_OUT of the others
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
 ):
-    """Gradient of b_dec, Adam on it, and the squared norm of everything."""
+    """Gradient of b_dec, Adam on it, and its part of the squared norm, COLS columns in each program."""
+    d = tl.program_id(0) * COLS + tl.arange(0, COLS)
     scale, bias_norm = tl.load(grad_scale_ptr), tl.load(numbers_ptr + BIAS_NORM)
-    n_updated = tl.where(tl.abs(scale) >= 0, D, 0)  # not with NaN, which changes nothing
-    squares = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, P, BLOCK):
-        i = start + tl.arange(0, BLOCK)
-        squares += tl.load(squares_ptr + i, mask=i < P, other=0.0)
-    for start in range(0, D, BLOCK):
-        d = start + tl.arange(0, BLOCK)
-        in_row = d < D
-        grad = scale * tl.load(errors_ptr + d, mask=in_row, other=0.0)
-        if partial_ptr is not None:
-            n_tied = tl.where(tl.load(numbers_ptr + TIED) != 0, D, 0)
-            grad -= tl.load(partial_ptr + d, mask=d < n_tied, other=0.0)
-        if aux_ptr is not None:
-            grad += tl.load(aux_ptr + d, mask=in_row, other=0.0)
-        tl.store(grad_ptr + d, grad, mask=in_row)
-        squares += bias_norm * grad * (bias_norm * grad)
-        if b_dec_ptr is not None:
-            adam_bias(b_dec_ptr, b_dec_m, b_dec_v, d, d < n_updated, grad, numbers_ptr, LR_B_DEC)
-    tl.store(squared_ptr, tl.sum(squares))
+    sums = tl.zeros((ROWS, COLS), tl.float32)
+    for start in tl.range(0, P, ROWS, num_stages=3):
+        p = start + tl.arange(0, ROWS)
+        at = p.to(tl.int64)[:, None] * D + d[None, :]
+        sums += tl.load(partial_ptr + at, mask=(p < P)[:, None] & (d < D)[None, :], other=0.0)
+    grad = tl.sum(sums, axis=0)
+    if aux_ptr is not None:
+        grad += tl.load(aux_ptr + d, mask=d < D, other=0.0)
+    tl.store(grad_ptr + d, grad, mask=d < D)
+    tl.store(squares_ptr + P + tl.program_id(0), tl.sum(bias_norm * grad * (bias_norm * grad)))
+    if b_dec_ptr is not None:
+        n_updated = tl.where(tl.abs(scale) >= 0, D, 0)  # not with NaN, which changes nothing
+        adam_bias(b_dec_ptr, b_dec_m, b_dec_v, d, d < n_updated, grad, numbers_ptr, LR_B_DEC)

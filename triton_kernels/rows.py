@@ -4,18 +4,19 @@ Triton's blocks are powers of two, so a row is a tuple of them: as many as fit o
 vector, then one or two for the rest: 2304 = 1024 + 1024 + 256 without a lane of padding. Each thread holds the same
 columns of every row whatever its dtype, so rows are added and converted without an exchange between threads.
 
-PIECES is a constexpr tuple of (start, width, vector). The padding of the last piece loads as 0.
+PIECES is a constexpr tuple of (start, width, vector, keep, pass), the last two of them hints for the L2 cache: whether
+gathered rows are to stay in it, and whether stored ones are to leave it first. The padding of the last piece loads as 0.
 """
 
 import triton
 import triton.language as tl
 
 VECTOR = 4  # elements: 16 bytes of fp32, and more of a narrower dtype would be other columns
-Pieces = tuple[tuple[int, int, int], ...]
+Pieces = tuple[tuple[int, int, int, int, int], ...]
 
 
-def pieces_of(D: int, num_warps: int) -> Pieces:
-    """Start, width and elements loaded at once by a thread, for each piece of a row of D."""
+def pieces_of(D: int, num_warps: int, keep_gathered: bool = True, pass_stored: bool = False) -> Pieces:
+    """Start, width and elements loaded at once by a thread, for each piece of a row of D; and the hints (0 or 1)."""
     threads = 32 * num_warps
     widths = [VECTOR * threads] * (D // (VECTOR * threads))
     rest = D - sum(widths)
@@ -26,7 +27,8 @@ def pieces_of(D: int, num_warps: int) -> Pieces:
     starts = [sum(widths[:i]) for i in range(len(widths))]
     aligned = D & -D  # row j begins at j * D: the largest power of two that divides all of these
     vectors = [min(VECTOR, aligned, max(1, width // threads)) for width in widths]
-    return tuple(zip(starts, widths, vectors, strict=True))
+    hints = int(keep_gathered), int(pass_stored)
+    return tuple((*piece, *hints) for piece in zip(starts, widths, vectors, strict=True))
 
 
 @triton.jit
@@ -38,7 +40,7 @@ def zeros(PIECES: tl.constexpr):
 
 
 @triton.jit
-def load_row(ptr, offset, D: tl.constexpr, PIECES: tl.constexpr):
+def load_row(ptr, offset, D: tl.constexpr, PIECES: tl.constexpr, zero=0):
     """The row that starts at ptr + offset (int64), in the dtype of memory.
 
     What is read once in a step should not push out of the cache what is read often.
@@ -46,7 +48,7 @@ def load_row(ptr, offset, D: tl.constexpr, PIECES: tl.constexpr):
     row = ()
     for i in tl.static_range(len(PIECES)):
         cols = tl.arange(0, PIECES[i][1])
-        at = offset + PIECES[i][0] + cols
+        at = offset + PIECES[i][0] + (cols + zero)
         if PIECES[i][2] > 1:  # Triton fails on a hint for a row of one number
             at = tl.multiple_of(at, tl.constexpr(PIECES[i][2]))
         if PIECES[i][0] + PIECES[i][1] <= D:
@@ -58,7 +60,8 @@ def load_row(ptr, offset, D: tl.constexpr, PIECES: tl.constexpr):
 
 
 @triton.jit
-def store_row(ptr, offset, row, D: tl.constexpr, PIECES: tl.constexpr):
+def store_row(ptr, offset, row, D: tl.constexpr, PIECES: tl.constexpr, READ_SOON: tl.constexpr = False):
+    """READ_SOON: by a kernel of the same step, so that it is not to leave the cache, whatever PIECES says."""
     for i in tl.static_range(len(PIECES)):
         cols = tl.arange(0, PIECES[i][1])
         at = offset + PIECES[i][0] + cols
@@ -66,9 +69,14 @@ def store_row(ptr, offset, row, D: tl.constexpr, PIECES: tl.constexpr):
             at = tl.multiple_of(at, tl.constexpr(PIECES[i][2]))
         value = row[i].to(ptr.dtype.element_ty)
         if PIECES[i][0] + PIECES[i][1] <= D:
-            tl.store(ptr + at, value)
+            tl.store(ptr + at, value, eviction_policy="evict_first" if PIECES[i][4] and not READ_SOON else "")
         else:
-            tl.store(ptr + at, value, mask=cols < D - PIECES[i][0])
+            tl.store(
+                ptr + at,
+                value,
+                mask=cols < D - PIECES[i][0],
+                eviction_policy="evict_first" if PIECES[i][4] and not READ_SOON else "",
+            )
 
 
 @triton.jit
@@ -87,7 +95,9 @@ def gather_rows(ptr, rows, valid, zero, D: tl.constexpr, PIECES: tl.constexpr):
         mask = valid[:, None]
         if PIECES[i][0] + PIECES[i][1] > D:
             mask = mask & (cols < D - PIECES[i][0])[None, :]
-        tiles += (tl.load(ptr + at, mask=mask, other=0.0, eviction_policy="evict_last"),)
+        tiles += (
+            tl.load(ptr + at, mask=mask, other=0.0, eviction_policy="evict_last" if PIECES[i][3] else ""),
+        )
     return tiles
 
 

@@ -26,15 +26,18 @@ a thread block; part of them waits in its L1 cache. Rows of W_enc and W_dec may 
 from dataclasses import dataclass
 
 import torch
+import triton
 from torch import Tensor
 
 from saefast.triton_kernels.adam_kernels import _adam_rows_kernel, _b_dec_kernel
-from saefast.triton_kernels.gemm import multiprocessors
-from saefast.triton_kernels.hot_latents import chunk_kernel, chunk_offsets, most_chunks
+from saefast.triton_kernels.gemm import device_capability, multiprocessors
+from saefast.triton_kernels.hot_latents import chunk_kernel
+from saefast.triton_kernels.occupancy import blocks_per_multiprocessor, most_registers
 from saefast.triton_kernels.rows import pieces_of
 from saefast.triton_kernels.storage import Weights, pointers, state_bytes
 from saefast.triton_kernels.update_kernels import _update_kernel
 
+B_DEC_COLUMNS = 32  # of a program
 Grads = tuple[Tensor, Tensor, Tensor, Tensor]  # W_enc, b_enc, W_dec, b_dec
 
 
@@ -45,21 +48,45 @@ class UpdateConfig:
     num_warps: int
     maxnreg: int  # registers of a thread
     programs: int  # at most; latent j belongs to program j modulo their number
-    R: int  # active entries loaded at once
-    chunk: int  # active entries of a latent that one program sums up
+    R: int  # active entries added at once
+    chunk: int = 64  # active entries of a latent beyond which several programs sum it up
+    stages: int = 1  # of the loops over gathered rows: 1 waits for each, 3 has the next on its way
+    keep_gathered: bool = True  # gathered rows are to stay in the L2 cache
+    pass_stored: bool = False  # weights and moments are to leave it first
 
 
 def update_config(D: int, itemsize: int, device: torch.device, int8: bool = False) -> UpdateConfig:
-    """At most 16 elements of a row per thread up to D = 8192, and as many programs as run at the same time.
+    """At most 16 elements of a row per thread up to D = 8192, 32 with int8 moments, and as many programs as run at the same time.
 
-    128 registers let two thread blocks of 8 warps run on a multiprocessor; smaller blocks have no such step. Rows of
-    error and centred, of `itemsize` bytes per element, must fit in beside those of the latent. int8 moments take some
-    more to unpack.
+    128 registers let two thread blocks of 8 warps run on a multiprocessor; others have as many as cost no block. Rows
+    of error and centred, of `itemsize` bytes per element, must fit in beside those of the latent: with 8 warps and more,
+    one of each at a time. int8 moments take some more to unpack, and from D = 4096 on 8 warps of all registers: 16 spill.
+    The loops over gathered rows have as many stages, 4 at most, as cost no block its place.
+
+    Args:
+        D: the wider of d_in and d_out.
     """
+    capability = device_capability(device)
     num_warps = next((n for n in (1, 2, 4, 8) if 512 * n >= D), 16)
-    maxnreg = 128 if num_warps >= 8 else 152 if int8 else 144
-    programs = multiprocessors(device) * (65536 // (32 * maxnreg) // num_warps)
-    return UpdateConfig(num_warps, maxnreg, programs, R=max(1, 4 // itemsize), chunk=256)
+    needed = 128 if num_warps >= 8 else 152 if int8 else 144
+    if int8 and 4096 < D <= 8192:
+        num_warps, needed = 8, 255
+    registers = most_registers(num_warps, needed, 0, capability)
+    blocks = blocks_per_multiprocessor(num_warps, registers, 0, capability)
+    rows = 1 if num_warps >= 8 else max(1, 4 // itemsize)
+
+    def fits(stages: int) -> bool:
+        shared = pipeline_bytes(D, itemsize, num_warps, rows, stages)
+        return blocks_per_multiprocessor(num_warps, registers, shared, capability) == blocks
+
+    stages = next(n for n in (4, 3, 2, 1) if n == 1 or fits(n))
+    return UpdateConfig(num_warps, registers, multiprocessors(device) * blocks, rows, stages=stages)
+
+
+def pipeline_bytes(D: int, itemsize: int, num_warps: int, R: int, stages: int) -> int:
+    """Shared memory of a block, at most: for each stage but one, two times R rows of `itemsize`, or one of fp32."""
+    widths = 2 * sum(width for _, width, *_ in pieces_of(D, num_warps))
+    return (stages - 1) * (widths * max(R * itemsize, 4) + 64 * R) + 1024
 
 
 def update_bytes(weights: Weights, n_entries: int, itemsize: int, pulls: int = 0) -> int:
@@ -103,14 +130,16 @@ def check_given(given, N: int, F: int, D: int, D_out: int) -> None:
 
 def launch_update(weights, operands, step, given, grads, config) -> tuple[Grads, Tensor]:
     """With `grads` of W_enc, b_enc, W_dec to fill in, or None to apply them at once -> all four, squared norm."""
-    centred, error, acts, groups, grad_scale, aux, numbers = operands
+    centred, error, acts, indices, groups, grad_scale, aux, numbers = operands
     F, D, D_out = check_weights(weights)
     B, N, device = len(centred), acts.numel(), error.device
     parts = len(error) // max(B, 1) if given is not None else 1
     for name, tensor, size in (("centred", centred, (B, D)), ("error", error, (parts * B, D_out))):
         assert tensor.shape == size, f"{name}: expected {size}, got {tuple(tensor.shape)}"
         assert tensor.is_contiguous(), f"{name}: expected contiguous memory, got strides {tensor.stride()}"
-    assert acts.is_contiguous(), f"acts: expected contiguous memory, got strides {acts.stride()}"
+    for name, tensor in (("acts", acts), ("indices", indices)):
+        assert tensor.is_contiguous(), f"{name}: expected contiguous memory, got strides {tensor.stride()}"
+    assert indices.numel() == N, f"indices: expected {N} entries, got {tuple(indices.shape)}"
     offsets = groups[0]
     assert offsets.shape == (F + 1,), f"offsets: expected {(F + 1,)}, got {tuple(offsets.shape)}"
     if given is not None:
@@ -119,42 +148,40 @@ def launch_update(weights, operands, step, given, grads, config) -> tuple[Grads,
     def fp32(*size: int) -> Tensor:
         return torch.empty(size, dtype=torch.float32, device=device)
 
-    config = config or update_config(
-        max(D, D_out), error.element_size(), device, weights.enc.scales is not None
-    )
+    int8 = weights.enc.scales is not None
+    config = config or update_config(max(D, D_out), error.element_size(), device, int8)
     P, options = min(config.programs, F), row_options(D, D_out, config)
-    options |= {"R": config.R, "CHUNK": config.chunk}
+    options |= {"R": config.R, "STAGES": config.stages, "CHUNK": config.chunk}
     enc, dec = pointers(weights.enc), pointers(weights.dec)
-    C = most_chunks(N, F, config.chunk)
-    starts = chunk_offsets(offsets, config.chunk)
+    C = triton.cdiv(N, config.chunk)
     chunks = fp32(C, D), fp32(C, D_out), fp32(C)
-    of_given, n_tokens, L = ((None,) * 5, None, 1) if given is None else (given, B, given.pull.shape[1])
-    rows, lists, scalars = (centred, error, acts), (*groups, starts), (grad_scale, numbers)
-    if C:
-        of_latents = *rows, of_given[0], *lists, *chunks, *scalars
-        steps = (F - 1).bit_length()
-        chunk_kernel[(C,)](*dec[:2], *of_latents, F, n_tokens, STEPS=steps, **options)
-    partial, squares = fp32(P, D) if D_out == D else None, fp32(P)
+    of_given, L = ((None,) * 5, 1) if given is None else (given, given.pull.shape[1])
+    rows, scalars = (centred, error, acts), (grad_scale, numbers)
+    if config.chunk < N:  # else no latent can be hot
+        programs = min(config.programs, C)
+        of_entries = *rows, of_given[0], indices, *groups, *chunks, *scalars
+        chunk_kernel[(programs,)](*dec[:2], *of_entries, F, C, programs, B, **options)
+    blocks = triton.cdiv(D_out, B_DEC_COLUMNS)
+    partial, squares = fp32(P, D_out), fp32(P + blocks)
     rows_of_aux = (None,) * 4 if aux is None else aux[:4]
     parameters = *enc, *dec, *weights.b_enc, *(grads or (None,) * 3)
-    of_latents = *rows, *lists, *chunks, *rows_of_aux, *of_given, *scalars, step
-    _update_kernel[(P,)](*parameters, *of_latents, partial, squares, F, P, n_tokens, L=L, **options)
+    of_latents = *rows, *groups, *chunks, *rows_of_aux, *of_given, *scalars, step
+    _update_kernel[(P,)](*parameters, *of_latents, partial, squares, F, P, B, L=L, **options)
 
-    b_dec = (None,) * 3 if grads else weights.b_dec
-    errors = error[:B].sum(dim=0, dtype=torch.float32)
-    of_b_dec = None if partial is None else partial.sum(dim=0), None if aux is None else aux[4]
-    grad_b_dec, squared = fp32(D_out), fp32()
-    out = squares, grad_b_dec, squared
-    _b_dec_kernel[(1,)](*b_dec, errors, *of_b_dec, *out, *scalars, P, D_out, BLOCK=1024)
-    return (*(grads or (None,) * 3), grad_b_dec), squared
+    b_dec, aux_b_dec = (None,) * 3 if grads else weights.b_dec, None if aux is None else aux[4]
+    grad_b_dec = fp32(D_out)
+    of_b_dec = *b_dec, partial, aux_b_dec, grad_b_dec, squares, *scalars
+    _b_dec_kernel[(blocks,)](*of_b_dec, P, D_out, ROWS=256, COLS=B_DEC_COLUMNS, num_warps=8)
+    return (*(grads or (None,) * 3), grad_b_dec), squares.sum()
 
 
 def row_options(D: int, D_out: int, config: UpdateConfig) -> dict[str, object]:
+    hints = config.num_warps, config.keep_gathered, config.pass_stored
     return {
         "D": D,
-        "PIECES": pieces_of(D, config.num_warps),
+        "PIECES": pieces_of(D, *hints),
         "D_OUT": D_out,
-        "PIECES_OUT": pieces_of(D_out, config.num_warps),
+        "PIECES_OUT": pieces_of(D_out, *hints),
         "num_warps": config.num_warps,
         "maxnreg": config.maxnreg,
     }
@@ -187,7 +214,7 @@ def update_(
         step: [] int64.
         given: `saefast.reference.Given` in fp32, or None.
     """
-    operands = centred, error, acts, groups, grad_scale, aux, numbers
+    operands = centred, error, acts, indices, groups, grad_scale, aux, numbers
     return launch_update(weights, operands, step, given, None, config)[1]
 
 
@@ -210,7 +237,7 @@ def row_grads(
     (F, D), D_out = weights.enc.weight.shape, weights.dec.weight.shape[1]
     sizes = (F, D), (F,), (F, D_out)
     grads = [torch.empty(size, dtype=torch.float32, device=error.device) for size in sizes]
-    operands = centred, error, acts, groups, grad_scale, aux, numbers
+    operands = centred, error, acts, indices, groups, grad_scale, aux, numbers
     return launch_update(weights, operands, None, given, grads, config)
 
 

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from saefast.triton_kernels.adam_kernels import adam_bias, adam_row
-from saefast.triton_kernels.numbers import BIAS_NORM, L1, LR_BIAS, UNIT
+from saefast.triton_kernels.numbers import BIAS_NORM, L1, LR_BIAS, TIED, UNIT
 from saefast.triton_kernels.rows import (
     add_rows,
     add_scaled,
@@ -37,15 +37,18 @@ def accumulate(
     D_OUT: tl.constexpr,
     PIECES_OUT: tl.constexpr,
     R: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Active entries `begin` to `end` of one latent -> its gradients of W_enc, W_dec (rows) and b_enc.
 
-    R entries are in flight at a time. With `grad_pre_ptr` [N], of Given, W_dec is not needed, and token t is the row t
-    of error and the row t modulo B of centred.
+    R entries are added at a time. From three STAGES on, the error and centred of the next STAGES - 2 times R entries are
+    on their way into shared memory meanwhile, and further ahead the tokens and pairs that say where they are. With
+    `grad_pre_ptr` [N], of Given, W_dec is not needed, and token t is the row t of error and the row t modulo B of
+    centred.
     """
     grad_enc, grad_dec, grad_b = zeros(PIECES), zeros(PIECES_OUT), tl.zeros((R,), tl.float32)
     zero = tl.minimum(begin, 0)
-    for start in range(begin, end, R):
+    for start in tl.range(begin, end, R, num_stages=STAGES):
         at = start + tl.arange(0, R)
         valid = at < end
         tokens = tl.load(tokens_ptr + at, mask=valid, other=0).to(tl.int64)
@@ -101,7 +104,24 @@ def add_pull(grad_dec, pull_ptr, W_dec, D: tl.constexpr, PIECES: tl.constexpr, L
 
 @triton.jit
 def add_to_row(ptr, offset, scale, row, D: tl.constexpr, PIECES: tl.constexpr):
-    store_row(ptr, offset, add_scaled(load_row(ptr, offset, D, PIECES), scale, row), D, PIECES)
+    store_row(
+        ptr, offset, add_scaled(load_row(ptr, offset, D, PIECES), scale, row), D, PIECES, READ_SOON=True
+    )
+
+
+@triton.jit
+def sum_errors(
+    error_ptr, first, P, B, zero, D: tl.constexpr, PIECES: tl.constexpr, R: tl.constexpr, STAGES: tl.constexpr
+):
+    """The sum of the rows first, first + P, first + 2 P, ... of the first B of error."""
+    total = zeros(PIECES)
+    for start in tl.range(first, B, P * R, num_stages=STAGES):
+        rows = start + P * tl.arange(0, R)
+        valid = rows < B
+        total = add_rows(
+            total, valid.to(tl.float32), gather_rows(error_ptr, rows.to(tl.int64), valid, zero, D, PIECES)
+        )
+    return total
 
 
 @triton.jit
@@ -136,8 +156,7 @@ def _update_kernel(
     offsets_ptr,
     pairs_ptr,
     tokens_ptr,
-    chunk_offsets_ptr,  # [F + 1]: the chunks of hot latents
-    # [C, D], [C, D_OUT], [C]: their sums
+    # [C, D], [C, D_OUT], [C]: sums of windows of hot latents, see `hot_latents`
     chunk_enc_ptr,
     chunk_dec_ptr,
     chunk_b_ptr,
@@ -155,22 +174,22 @@ def _update_kernel(
     grad_scale_ptr,
     numbers_ptr,
     step_ptr,
-    b_dec_ptr,  # [P, D] out: sum over the rows of a program of grad_b_enc * W_enc; None: D_OUT is not D
+    b_dec_ptr,  # [P, D_OUT] out: the part of a program in the gradient of b_dec
     squares_ptr,  # [P] out: squared norm of its gradients
     F,
     P,
-    B,  # None without Given
+    B,
     L: tl.constexpr,
     D: tl.constexpr,
     PIECES: tl.constexpr,
     D_OUT: tl.constexpr,
     PIECES_OUT: tl.constexpr,
     R: tl.constexpr,
-    CHUNK: tl.constexpr,  # a latent with more active entries comes in chunks
+    STAGES: tl.constexpr,
+    CHUNK: tl.constexpr,  # a latent with more active entries is hot
 ):
     enc = (enc_weight, enc_low, enc_shadow, enc_m, enc_v, enc_scales)
     dec = (dec_weight, dec_low, dec_shadow, dec_m, dec_v, dec_scales)
-    pid = tl.program_id(0).to(tl.int64)
     scale, l1 = tl.load(grad_scale_ptr), tl.load(numbers_ptr + L1)
     unit = None  # without Given: a number more to keep, and the fullest kernels spill
     if grad_pre_ptr is not None:
@@ -179,20 +198,22 @@ def _update_kernel(
     if grad_W_enc_ptr is None:
         n_rows = tl.where(tl.abs(scale) >= 0, F, 0)  # not with NaN, which changes nothing
 
-    if b_dec_ptr is not None:
-        store_row(b_dec_ptr, pid * D, zeros(PIECES), D, PIECES)
+    zero = tl.minimum(tl.program_id(0), 0)
+    errors = sum_errors(error_ptr, tl.program_id(0), P, B, zero, D_OUT, PIECES_OUT, R, STAGES)
+    scaled = add_scaled(zeros(PIECES_OUT), scale, errors)
+    store_row(b_dec_ptr, tl.program_id(0).to(tl.int64) * D_OUT, scaled, D_OUT, PIECES_OUT, READ_SOON=True)
     squares = 0.0
     for start in range(0, n_rows - tl.program_id(0), P):
-        j = pid + start
+        j = (tl.program_id(0) + start).to(tl.int64)
         begin, end = tl.load(offsets_ptr + j), tl.load(offsets_ptr + j + 1)
         W_dec = ()
         if grad_pre_ptr is None:
             W_dec = load_weight(dec, j, D_OUT, PIECES_OUT)
-        last = tl.where(end - begin <= CHUNK, end, begin)
+        hot, window = end - begin > CHUNK, tl.cdiv(begin, CHUNK)
         grad_enc, grad_dec, grad_b = accumulate(
             W_dec,
             begin,
-            last,
+            tl.where(hot, window * CHUNK, end),
             pairs_ptr,
             tokens_ptr,
             acts_ptr,
@@ -207,25 +228,17 @@ def _update_kernel(
             D_OUT,
             PIECES_OUT,
             R,
+            STAGES,
         )
-        zero, last = tl.minimum(begin, 0), tl.load(chunk_offsets_ptr + j + 1)
-        for i in range(tl.load(chunk_offsets_ptr + j), last, R):
-            chunks = i + tl.arange(0, R)
-            valid = chunks < last
-            grad_enc, grad_dec = add_gathered(
-                grad_enc,
-                grad_dec,
-                chunk_enc_ptr,
-                chunk_dec_ptr,
-                chunks,
-                valid,
-                zero,
-                D,
-                PIECES,
-                D_OUT,
-                PIECES_OUT,
-            )
-            grad_b += tl.sum(tl.load(chunk_b_ptr + chunks, mask=valid, other=0.0))
+        zero = tl.minimum(begin, 0)
+        if hot:
+            for i in tl.range(0, tl.cdiv(end, CHUNK) - window, num_stages=STAGES):
+                at = window.to(tl.int64) + i
+                grad_enc = add_scaled(grad_enc, 1.0, load_row(chunk_enc_ptr, at * D, D, PIECES, zero))
+                grad_dec = add_scaled(
+                    grad_dec, 1.0, load_row(chunk_dec_ptr, at * D_OUT, D_OUT, PIECES_OUT, zero)
+                )
+                grad_b += tl.load(chunk_b_ptr + at)
         if push_ptr is not None:
             W_dec = load_weight(dec, j, D_OUT, PIECES_OUT)  # not earlier: registers
             push = tl.load(push_ptr + j + tl.arange(0, 1))
@@ -234,7 +247,9 @@ def _update_kernel(
             grad_enc = add_rows(grad_enc, push, push_row)
             grad_dec = add_pull(grad_dec, pull_ptr + j * L, W_dec, D_OUT, PIECES_OUT, L)
             grad_b += tl.sum(push) * B
-        own_grad_b = grad_b
+        to_b_dec = 0.0
+        if D == D_OUT:
+            to_b_dec = tl.where(tl.load(numbers_ptr + TIED) != 0, -grad_b, 0.0)
         if bias_ptr is not None:
             grad_b += tl.load(bias_ptr + j)
         if slots_ptr is not None:
@@ -253,6 +268,7 @@ def _update_kernel(
                 PIECES_OUT,
             )
             grad_b += tl.sum(tl.load(aux_b_ptr + slot, mask=slot >= 0, other=0.0))
+        row = tl.program_id(0).to(tl.int64) * D + zero
         along = dot(grad_dec, W_dec)
         if unit is not None:
             along = tl.where(unit != 0, along, 0.0)
@@ -263,13 +279,13 @@ def _update_kernel(
             store_row(grad_W_enc_ptr, j * D, grad_enc, D, PIECES)
             store_row(grad_W_dec_ptr, j * D_OUT, grad_dec, D_OUT, PIECES_OUT)
             tl.store(grad_b_enc_ptr + j, grad_b)
-            if b_dec_ptr is not None:
-                add_to_row(b_dec_ptr, pid * D, own_grad_b, load_weight(enc, j, D, PIECES), D, PIECES)
+            if to_b_dec != 0:
+                add_to_row(b_dec_ptr, row, to_b_dec, load_weight(enc, j, D, PIECES), D, PIECES)
         else:
             adam_row(dec, j, W_dec, grad_dec, 1.0, unit, numbers_ptr, step_ptr, D_OUT, PIECES_OUT, 1)
             W_enc = load_weight(enc, j, D, PIECES)
-            if b_dec_ptr is not None:
-                add_to_row(b_dec_ptr, pid * D, own_grad_b, W_enc, D, PIECES)
+            if to_b_dec != 0:
+                add_to_row(b_dec_ptr, row, to_b_dec, W_enc, D, PIECES)
             adam_row(enc, j, W_enc, grad_enc, 1.0, unit, numbers_ptr, step_ptr, D, PIECES, 0)
             adam_bias(b_enc_ptr, b_enc_m, b_enc_v, j, True, grad_b, numbers_ptr, LR_BIAS)
-    tl.store(squares_ptr + pid, squares)
+    tl.store(squares_ptr + tl.program_id(0), squares)

@@ -15,7 +15,7 @@ from saefast.triton_kernels.update import (
 from tests.helpers.kernels import DEVICE
 
 FP32 = ("fp32", "fp32", torch.float32)
-SMALL = UpdateConfig(num_warps=1, maxnreg=128, programs=3, R=2, chunk=4)
+SMALL = UpdateConfig(num_warps=1, maxnreg=128, programs=3, R=2, chunk=4, stages=3)
 
 
 class Case(NamedTuple):
