@@ -22,10 +22,17 @@ import torch
 from torch import Tensor
 
 from saefast.triton_kernels.batch_topk import batch_topk
-from saefast.triton_kernels.pre_acts import pre_acts_and_maxima
+from saefast.triton_kernels.gemm import device_capability
+from saefast.triton_kernels.group_maxima import GROUP
+from saefast.triton_kernels.pre_acts import (
+    encode_route,
+    fused_pre_acts,
+    pre_acts_and_maxima,
+    products_and_maxima,
+)
 from saefast.triton_kernels.rescore import rescore as rescore_topk
 from saefast.triton_kernels.threshold import above_threshold
-from saefast.triton_kernels.topk import GROUP, select_topk, topk
+from saefast.triton_kernels.topk import select_topk, topk
 
 MAX_PRE_ACTS_BYTES, GROUP_MAX_BYTES = 8 * 2**30, 2**28
 
@@ -33,6 +40,10 @@ MAX_PRE_ACTS_BYTES, GROUP_MAX_BYTES = 8 * 2**30, 2**28
 def latents_per_chunk(B: int, F: int, itemsize: int) -> int:
     """As many as their pre-activations fit into MAX_PRE_ACTS_BYTES, in whole groups."""
     return min(F, max(GROUP, MAX_PRE_ACTS_BYTES // (max(B, 1) * itemsize) // GROUP * GROUP))
+
+
+def _route(centred: Tensor, W_enc: Tensor) -> str:
+    return encode_route(*centred.shape, len(W_enc), centred.dtype, device_capability(centred.device))
 
 
 def encode_topk(
@@ -58,7 +69,11 @@ def encode_topk(
     assert 1 <= k <= F, f"k: expected 1 to {F}, got {k}"
     n_selected = min(k + rescore, F)
     chunk = chunk or latents_per_chunk(B, F, centred.element_size())
-    if chunk >= F:
+    route = route or _route(centred, W_enc)
+    if chunk >= F and route == "cublas":
+        products, maxima = products_and_maxima(centred, W_enc, b_enc, scale)
+        acts, indices = select_topk(products, maxima, n_selected, b_enc, scale)
+    elif chunk >= F:
         pre_acts, maxima = pre_acts_and_maxima(centred, W_enc, b_enc, scale, route)
         acts, indices = select_topk(pre_acts, maxima, n_selected)
     else:
@@ -135,11 +150,10 @@ def encode_threshold(
 
 
 def encode_dense(centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Tensor:
-    """centred [B, D], W_enc [F, D] of one dtype, b_enc [F] -> pre_acts [B, F] in centred's dtype; NaN becomes +inf.
-
-    The maxima that are not wanted here are a 64th of what is written.
-    """
-    return pre_acts_and_maxima(centred, W_enc, b_enc)[0]
+    """centred [B, D], W_enc [F, D] of one dtype, b_enc [F] -> pre_acts [B, F] in centred's dtype; NaN becomes +inf."""
+    if _route(centred, W_enc) == "triton":
+        return fused_pre_acts(centred, W_enc, b_enc)
+    return products_and_maxima(centred, W_enc, b_enc, write=True)[0]
 
 
 def encode_group_max(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:

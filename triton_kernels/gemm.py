@@ -3,8 +3,8 @@
     acc = left [M, K] @ right [N, K].T, or @ right [K, N] with NN, in fp32
 
 The epilogue works on the accumulator before anything is written. 2 M N K FLOPs bound the whole (`gemm_flops`). The grid
-is persistent: one program per multiprocessor takes tile after tile, and with TMA the loads of its next tile run under
-the epilogue of the last. Every element is summed by one program in ascending k, so the result depends on neither the
+is persistent: each program takes tile after tile, and with TMA the loads of its next tile run under the epilogue of the
+last. `GemmConfig.blocks` of them share a multiprocessor; with two, one multiplies while the other is in its epilogue. Every element is summed by one program in ascending k, so the result depends on neither the
 grid nor the run. fp16 and bf16 operands are multiplied exactly; fp32 ones in fp32 with precision "ieee", rounded to 10
 bits of mantissa with "tf32".
 
@@ -36,9 +36,45 @@ def tile_offsets(tile, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP
 
 
 @triton.jit
-def product(
+def add_product(
+    acc,  # [BLOCK_M, BLOCK_N] fp32
     left,  # [M, K]: a descriptor with TMA, else a pointer
     right,  # [N, K], or [K, N] with NN
+    row,
+    col,
+    start,
+    M,
+    N,
+    K,
+    NN: tl.constexpr,
+    TMA: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """acc and the part of its product from k = start to start + BLOCK_K, for the tile at (row, col)."""
+    if TMA:
+        a = left.load([row, start])
+        b = right.load([start, col]) if NN else right.load([col, start]).T
+    else:
+        rows = (row + tl.arange(0, BLOCK_M))[:, None]
+        cols = (col + tl.arange(0, BLOCK_N))[None, :]
+        k = start + tl.arange(0, BLOCK_K)
+        a_ptrs = left + rows.to(tl.int64) * K + k[None, :]
+        a = tl.load(a_ptrs, mask=(rows < M) & (k < K)[None, :], other=0.0)
+        if NN:
+            b_ptrs = right + k[:, None].to(tl.int64) * N + cols
+        else:
+            b_ptrs = right + cols.to(tl.int64) * K + k[:, None]
+        b = tl.load(b_ptrs, mask=(k < K)[:, None] & (cols < N), other=0.0)
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def product(
+    left,
+    right,
     row,
     col,
     M,
@@ -53,22 +89,10 @@ def product(
 ):
     """The tile [BLOCK_M, BLOCK_N] of the product at (row, col)."""
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    rows = (row + tl.arange(0, BLOCK_M))[:, None]
-    cols = (col + tl.arange(0, BLOCK_N))[None, :]
     for start in range(0, K, BLOCK_K):
-        if TMA:
-            a = left.load([row, start])
-            b = right.load([start, col]) if NN else right.load([col, start]).T
-        else:
-            k = start + tl.arange(0, BLOCK_K)
-            a_ptrs = left + rows.to(tl.int64) * K + k[None, :]
-            a = tl.load(a_ptrs, mask=(rows < M) & (k < K)[None, :], other=0.0)
-            if NN:
-                b_ptrs = right + k[:, None].to(tl.int64) * N + cols
-            else:
-                b_ptrs = right + cols.to(tl.int64) * K + k[:, None]
-            b = tl.load(b_ptrs, mask=(k < K)[:, None] & (cols < N), other=0.0)
-        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        acc = add_product(
+            acc, left, right, row, col, start, M, N, K, NN, TMA, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K
+        )
     return acc
 
 
@@ -92,6 +116,7 @@ class GemmConfig:
     TMA: bool
     FLATTEN: bool  # one loop over the k of all tiles, so that loads run ahead into the next tile
     GROUP_M: int = 8
+    blocks: int = 1  # thread blocks on a multiprocessor
 
 
 WIDE = GemmConfig(128, 256, 64, 8, 3, TMA=True, FLATTEN=True)
@@ -119,8 +144,8 @@ def gemm_config(
 ) -> GemmConfig:
     """Tiles without spills and within shared memory (99 KB on sm_86 and sm_120, 163 on sm_80, 227 on sm_90 and sm_100).
 
-    On sm_90 WIDE reads 0.75 of the shared memory that NARROW reads per FLOP, but its last round of tiles leaves more
-    multiprocessors idle: whichever needs less time, counting a column of NARROW as 1.1 of WIDE (a guess).
+    On sm_90 the one of WIDE and NARROW that `gemm_cycles` says is done first: WIDE, except where its last round of tiles
+    would leave too many multiprocessors idle.
     """
     aligned = K * dtype.itemsize % 16 == 0 and (not NN or N * dtype.itemsize % 16 == 0)
     by_pointers = not has_tma(capability) or not aligned
@@ -130,13 +155,26 @@ def gemm_config(
         return TF32_POINTERS if by_pointers else TF32
     if by_pointers:
         return NARROW_POINTERS
+    if capability[0] != 9:
+        return NARROW
+    return min((WIDE, NARROW), key=lambda config: gemm_cycles(config, M, N, K))
 
-    def time(config: GemmConfig) -> int:
-        tiles = triton.cdiv(M, config.BLOCK_M) * triton.cdiv(N, config.BLOCK_N)
-        return triton.cdiv(tiles, N_SMS) * config.BLOCK_N
 
-    wide = capability[0] == 9 and 10 * time(WIDE) <= 11 * time(NARROW)
-    return WIDE if wide else NARROW
+def gemm_cycles(config: GemmConfig, M: int, N: int, K: int) -> float:
+    """Cycles that a 16-bit product takes on an H100 or H200: an estimate, of which nothing was measured.
+
+    A tile takes BLOCK_M BLOCK_N K / 2048 cycles of the tensor cores, or, if that is more, the (BLOCK_M + BLOCK_N) K
+    operands 2 bytes each through a multiprocessor's share of the L2 cache, about 40 bytes per cycle (a guess: 9 TB/s in
+    all). Its epilogue comes on top where nothing else runs meanwhile, which is where a multiprocessor has one block: the
+    machine code of `pre_acts` for WIDE has about 610 instructions in it, of which 4 of its 8 warps issue one in each
+    cycle, so 1230 cycles for 128 x 256 elements. Every round takes that long, also the last one, which is not full.
+    """
+    tiles = triton.cdiv(M, config.BLOCK_M) * triton.cdiv(N, config.BLOCK_N)
+    rounds = triton.cdiv(tiles, N_SMS * config.blocks)
+    products = config.BLOCK_M * config.BLOCK_N * K / 2048
+    loads = (config.BLOCK_M + config.BLOCK_N) * K * 2 / 40
+    epilogue = config.BLOCK_M * config.BLOCK_N * 1230 / 2**15 if config.blocks == 1 else 0
+    return rounds * (config.blocks * max(products, loads) + epilogue)
 
 
 def gemm_flops(M: int, N: int, K: int) -> int:
@@ -180,16 +218,18 @@ def tiled(
         assert tensor.is_contiguous(), f"{name}: expected contiguous memory, got strides {tensor.stride()}"
 
     tiles = triton.cdiv(M, config.BLOCK_M) * triton.cdiv(N, config.BLOCK_N)
-    grid = (min(tiles, multiprocessors(left.device)),)
+    grid = (min(tiles, config.blocks * multiprocessors(left.device)),)
+    constants: dict[str, object] = {"PRECISION": precision} | asdict(config)
+    del constants["blocks"]
     if config.TMA:
         block = [config.BLOCK_K, config.BLOCK_N] if NN else [config.BLOCK_N, config.BLOCK_K]
         left = TensorDescriptor.from_tensor(left, [config.BLOCK_M, config.BLOCK_K])
         right = TensorDescriptor.from_tensor(right, block)
-    return Tiled(grid, (left, right), (M, N, K), {"PRECISION": precision} | asdict(config))
+    return Tiled(grid, (left, right), (M, N, K), constants)
 
 
-def wide_product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+def wide_product(left: Tensor, right: Tensor) -> Tensor:
     """left @ right kept in fp32, by the library (cuBLAS)."""
     if left.is_cuda and left.dtype != torch.float32:
-        return torch.mm(left, right, out_dtype=torch.float32, out=out)
-    return torch.mm(left.float(), right.float(), out=out)
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return torch.mm(left.float(), right.float())

@@ -19,10 +19,10 @@ GROUP = 64
 def finished(products, bias_ptr, scale_ptr, column, inside):
     """The pre-activations of products as loaded, in their dtype: rounded after the bias and once more after the scale."""
     dtype: tl.constexpr = products.dtype
-    if bias_ptr is None:
-        return products
-    bias = tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
-    z = (products.to(tl.float32) + bias).to(dtype)
+    z = products
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
+        z = (products.to(tl.float32) + bias).to(dtype)
     if scale_ptr is not None:
         z = (z.to(tl.float32) * tl.load(scale_ptr + column, mask=inside, other=1.0).to(tl.float32)).to(dtype)
     return z
@@ -56,6 +56,7 @@ def _group_maxima_kernel(
     ptrs = pre_acts_ptr + b_wide[:, None, None] * stride + column
     x = finished(tl.load(ptrs, mask=inside, other=float("-inf")), bias_ptr, scale_ptr, column, in_row)
     if WRITE:
+        x = tl.where(x == x, x, float("inf"))  # noqa: PLR0124
         tl.store(ptrs, x, mask=inside)
     x = x.to(tl.float32)
     largest = tl.max(tl.where(x < float("inf"), x, float("inf")), axis=2)
@@ -97,7 +98,7 @@ def group_maxima(
 
     Args:
         bias, scale: [F]; then pre_acts are products that lack these. scale needs a bias.
-        write: and pre_acts get them, in place.
+        write: and pre_acts get them, in place, with +inf for NaN.
     """
     B, F = pre_acts.shape
     n_groups = triton.cdiv(F, group)

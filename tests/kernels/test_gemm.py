@@ -16,7 +16,7 @@ from saefast.reference import rounded_pre_acts
 from saefast.triton_kernels import gemm
 from saefast.triton_kernels.dense import dense_error, dense_grad_acts, relu_encode
 from saefast.triton_kernels.gemm import GemmConfig, gemm_config, wide_product
-from saefast.triton_kernels.pre_acts import pre_acts_and_maxima
+from saefast.triton_kernels.pre_acts import fused_pre_acts, pre_acts_and_maxima
 from tests.helpers.kernels import DEVICE, dtypes, needs_gpu
 
 TINY = GemmConfig(16, 128, 16, 4, 2, TMA=False, FLATTEN=False, GROUP_M=3)
@@ -127,6 +127,27 @@ def test_flattened_loop_with_more_tiles_than_programs(
     check(50, 40, 392, torch.float16, replace(TINY, TMA=TMA, FLATTEN=True))
 
 
+def test_two_blocks_on_a_multiprocessor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gemm, "multiprocessors", lambda device: 3)
+    centred, W_enc = integers(50, 40, dtype=torch.float16), integers(392, 40, dtype=torch.float16)
+    grids = [gemm.tiled(centred, W_enc, config=replace(TINY, blocks=n)).grid for n in (1, 2, 9)]
+    assert grids == [(3,), (6,), (16,)]  # 4 x 4 tiles
+    encode(50, 40, 392, torch.float16, replace(TINY, blocks=2))
+
+
+def test_infinite_rows_do_not_mark_the_columns_beyond_the_last_latent() -> None:
+    """There infinity meets weights of 0, which is NaN."""
+    centred, W_enc = (
+        integers(3, 16, dtype=torch.float16),
+        torch.ones(200, 16, dtype=torch.float16, device=DEVICE),
+    )
+    centred[1, 2] = -torch.inf
+    _, maxima = pre_acts_and_maxima(
+        centred, W_enc, torch.zeros(200, device=DEVICE), None, "triton", config=TINY
+    )
+    assert (maxima[1] == -torch.inf).all()
+
+
 def test_result_does_not_depend_on_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = torch.Generator().manual_seed(0)
     centred, W_enc, b_enc = (
@@ -152,12 +173,14 @@ def test_tf32_is_as_good_as_its_mantissa(dtype: torch.dtype) -> None:
     assert ((got.double() - exact).abs() <= bound + torch.finfo(dtype).eps * exact.abs()).all()
 
 
-def test_nan_is_plus_infinity_in_pre_acts_and_stays_in_relu() -> None:
+def test_nan_is_plus_infinity_in_maxima_and_without_them_and_stays_in_relu() -> None:
     centred, W_enc = integers(5, 16, dtype=torch.float16), integers(200, 16, dtype=torch.float16)
     W_enc[70, 3] = torch.nan
     b_enc = torch.zeros(200, device=DEVICE)
     pre_acts, maxima = pre_acts_and_maxima(centred, W_enc, b_enc, None, "triton", config=TINY)
-    assert (pre_acts[:, 70] == torch.inf).all() and torch.isfinite(pre_acts[:, :70]).all()
+    assert pre_acts[:, 70].isnan().all() and torch.isfinite(pre_acts[:, :70]).all()
+    alone = fused_pre_acts(centred, W_enc, b_enc, config=TINY)
+    assert (alone[:, 70] == torch.inf).all() and torch.equal(alone[:, :70], pre_acts[:, :70])
     assert (maxima[:, 1] == torch.inf).all() and torch.isfinite(maxima[:, [0, 2, 3]]).all()
     acts, total, counts = relu_encode(centred, W_enc, b_enc, config=TINY)
     assert acts[:, 70].isnan().all() and total.isnan() and counts[70] == 0
@@ -174,9 +197,7 @@ def test_nan_outside_the_active_ones_is_not_in_the_gradient() -> None:
 @dtypes
 def test_wide_product_keeps_fp32(dtype: torch.dtype) -> None:
     left, right = integers(3, 2000, dtype=dtype, limit=9), integers(2000, 5, dtype=dtype, limit=9, seed=1)
-    out = torch.empty(3, 5, device=DEVICE)
-    assert torch.equal(wide_product(left, right, out), (left.double() @ right.double()).float())
-    assert torch.equal(wide_product(left, right), out)
+    assert torch.equal(wide_product(left, right), (left.double() @ right.double()).float())
 
 
 @needs_gpu
@@ -197,6 +218,7 @@ CONFIGS = {  # M, N, K, dtype, NN, precision, capability -> config
         (1024, 4608, 576, torch.bfloat16),
         gemm.NARROW,
     ),  # one round of WIDE would leave half the GPU idle
+    "one round": ((1024, 4096, 4096, torch.bfloat16), gemm.WIDE),
     "A, decoder": ((8192, 768, 24576, torch.bfloat16, True), gemm.NARROW),
     "unaligned": ((8192, 24576, 767, torch.bfloat16), gemm.NARROW_POINTERS),
     "unaligned, decoder": ((8192, 767, 24576, torch.bfloat16, True), gemm.NARROW_POINTERS),
