@@ -118,11 +118,10 @@ def test_auxk_adds_nothing_when_nothing_is_dead():
 
 def test_room_for_the_dead_is_never_too_small():
     since = torch.tensor([0, 50, 95, 99, 100, 400])
-    assert auxk.capacity(since, 100, 0, exact=True) == 2
-    assert auxk.capacity(since, 100, 5, exact=True) == 4
-    assert auxk.capacity(since.repeat(50), 100, 5, exact=False) == 256
-    assert auxk.capacity(since, 100, 5, exact=False) == 6  # no more than there are latents
-    assert auxk.capacity(since, 500, 5, exact=False) == 0
+    assert auxk.capacity(since, 100, 0) == 2
+    assert auxk.capacity(since, 100, 5) == 4
+    assert auxk.rounded(200, 300) == 256 and auxk.rounded(4, 6) == 6  # no more than there are latents
+    assert auxk.capacity(since, 500, 5) == auxk.rounded(0, 6) == 0
 
 
 def test_a_latent_active_in_every_token_and_one_in_none():

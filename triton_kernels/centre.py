@@ -66,7 +66,8 @@ def _centre_kernel(
         n, mean, M2 = merged(n, mean, M2, n_more, mean_more, tl.sum(away * away, axis=0))
     mean += origin - tl.load(x_ptr + d, mask=in_row, other=0.0).to(tl.float32)
     tl.store(means_ptr + tl.program_id(0).to(tl.int64) * D + d, mean, mask=in_row)
-    tl.store(M2_ptr + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), tl.sum(M2, axis=0))
+    block = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    tl.store(M2_ptr + block, tl.sum(M2, axis=0))
 
 
 @triton.jit

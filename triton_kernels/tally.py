@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 1024  # latents of a program
+BLOCK = 256  # latents of a program, one for each thread: it reads and writes the same place
 
 
 @triton.jit
@@ -110,8 +110,8 @@ def tally_(
     n_active = torch.empty(n, dtype=torch.int64, device=device)
     n_dead = torch.empty(n, dtype=torch.int32, device=device)
     counts = silent_for, fired_before, fired, n_active, n_dead
-    _count_latents_kernel[(n,)](*counts, F, threshold, n_tokens, BLOCK=BLOCK)
+    _count_latents_kernel[(n,)](*counts, F, threshold, n_tokens, BLOCK=BLOCK, num_warps=BLOCK // 32)
     out = torch.empty(8, dtype=torch.float32, device=device)
     found = loss, fvu, squared, auxk_loss, penalty, code_size
-    _metrics_kernel[(1,)](n_active, n_dead, *found, out, n, F, max(n_tokens, 1), BLOCK=256)
+    _metrics_kernel[(1,)](n_active, n_dead, *found, out, n, F, max(n_tokens, 1), BLOCK=1024)
     return out.unbind()

@@ -160,12 +160,9 @@ class Linked(Stepper):
         elif state.step >= self.recount_at or batch_size > self.largest_batch:
             self.largest_batch = max(batch_size, self.largest_batch)
             batches_ahead = self.counts_per_step * (self._interval - 1) + config.count_before_auxk
-            self._room = auxk.capacity(
-                state.num_tokens_since_fired,
-                config.dead_feature_threshold,
-                batches_ahead * self.largest_batch,
-                exact=not self.on_gpu,
-            )
+            silent_for, threshold = state.num_tokens_since_fired, config.dead_feature_threshold
+            n = auxk.capacity(silent_for, threshold, batches_ahead * self.largest_batch)
+            self._room = auxk.rounded(n, len(silent_for)) if self.on_gpu else n
             self.recount_at = state.step + self._interval
         return self._room
 

@@ -10,9 +10,10 @@ row, so are they. With `auxk_detached` False e is no constant (llamascopium), so
 k_aux is large and the dead are few, so dense products over their compacted rows beat the sparse ops. Unlike sparsify
 (1.3.3), the gradient reaches the encoder; unlike openai's code, b_dec is not added to e_hat (the paper's form).
 
-How many latents are dead is known on the device only, but shapes must be known on the host. `capacity` asks once in
-a while: a latent can be dead within the next n tokens only if it is silent for threshold - n already, so those are
-counted and room is made for all of them. It is never too small, and nothing waits in between.
+How many latents are dead is known on the device only, but shapes must be known on the host. It is asked once in a while: a
+latent can be dead within the next n tokens only if it is silent for threshold - n already, so those are counted
+(`can_be_dead`) and room is made for all of them. It is never too small. On a GPU the count that an interval needs is asked
+for one interval before, so that nothing waits for it.
 """
 
 from collections.abc import Callable
@@ -48,18 +49,19 @@ class Dead(NamedTuple):
     slots: Tensor  # [F] int32: the place of each latent in `latents`, -1 if it is not dead
 
 
-def capacity(num_tokens_since_fired: Tensor, threshold: int, tokens_ahead: int, exact: bool) -> int:
-    """Room for all latents that can be dead before `tokens_ahead` more tokens were seen. Waits for the device.
+def can_be_dead(num_tokens_since_fired: Tensor, threshold: int, tokens_ahead: int) -> Tensor:
+    """[] int64: how many latents can be dead before `tokens_ahead` more tokens were seen."""
+    return (num_tokens_since_fired >= threshold - tokens_ahead).sum()
 
-    exact: no more than that; else 128 times a power of two, so that there are few different shapes.
-    """
-    n = int((num_tokens_since_fired >= threshold - tokens_ahead).sum())
-    if n == 0 or exact:
-        return n
-    rounded = 128
-    while rounded < n:
-        rounded *= 2
-    return min(rounded, len(num_tokens_since_fired))
+
+def capacity(num_tokens_since_fired: Tensor, threshold: int, tokens_ahead: int) -> int:
+    """Room for all latents that can be dead before `tokens_ahead` more tokens were seen. Waits for the device."""
+    return int(can_be_dead(num_tokens_since_fired, threshold, tokens_ahead))
+
+
+def rounded(n: int, d_sae: int) -> int:
+    """Room for n latents: 128 times a power of two, so that there are few different shapes; all latents at most."""
+    return n and min(d_sae, 128 << max(0, (n - 1).bit_length() - 7))
 
 
 def find_dead(num_tokens_since_fired: Tensor, threshold: int, capacity: int) -> Dead:

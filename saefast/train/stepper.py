@@ -19,11 +19,12 @@ from saefast.reference import Grads
 from saefast.sae import SAE
 from saefast.train import schedules
 from saefast.train.checks import check_mode, check_range
+from saefast.train.later import Later
 from saefast.train.memory import out_of_memory_help
 from saefast.train.optimizers import step_with
 from saefast.train.prepared import Prepared
 
-STEPS_BETWEEN_COUNTS = 16  # of dead and active latents, on a GPU; each waits for the device once
+STEPS_BETWEEN_COUNTS = 16  # of dead and active latents, on a GPU
 log = logging.getLogger("saefast")
 
 
@@ -44,6 +45,8 @@ class Stepper(Prepared):
         self._graphs = GraphedSteps() if self.on_gpu and self.ops.RECORDABLE and config.cuda_graph else None
         self._own_step: OptimizerStep | None = None if config.optimizer == "adam" else self._apply
         self._watched: deque[tuple[int, torch.cuda.Event, Tensor]] = deque()
+        self._dead_ahead: Later | None = None  # asked for in the first step of an interval, for the next one
+        self._counted_at = -1
 
     def _apply(self, grads: Grads, extra_grads: dict[str, Tensor], factor: Tensor) -> None:
         lr = self.lr(self.state.step + 1)
@@ -136,9 +139,7 @@ class Stepper(Prepared):
         """Of the next step."""
         sae, config, state = self.sae.config, self.config, self.state
         if config.auxk_alpha and state.step % self._interval == 0:
-            ahead = (self._interval - 1 + config.count_before_auxk) * batch_size
-            silent_for, threshold = state.num_tokens_since_fired, config.dead_feature_threshold
-            state.dead_capacity = auxk.capacity(silent_for, threshold, ahead, exact=not self.on_gpu)
+            self._count_dead(batch_size)
         room = math.ceil(2 * GPU_DENSITY[1] * sae.d_sae) * batch_size  # above that density no list is made
         return Plan(
             sae,
@@ -150,6 +151,30 @@ class Stepper(Prepared):
             code_capacity=room if self.on_gpu and self.arch.unbounded else None,
             frozen=self.frozen,
         )
+
+    def _count_dead(self, batch_size: int) -> None:
+        """Make room for the latents that can be dead until this is called next."""
+        state, d_sae = self.state, self.sae.config.d_sae
+        silent_for, threshold = state.num_tokens_since_fired, self.config.dead_feature_threshold
+        ahead = (self._interval - 1 + self.config.count_before_auxk) * batch_size
+        if not self.on_gpu:
+            state.dead_capacity = auxk.capacity(silent_for, threshold, ahead)
+        elif self._counted_at != state.step:
+            known = state.dead_ahead if self._dead_ahead is None else int(self._dead_ahead)
+            if known is None:  # the first interval
+                known = auxk.capacity(silent_for, threshold, ahead)
+            state.dead_capacity, self._counted_at = auxk.rounded(known, d_sae), state.step
+            ahead += self._interval * batch_size
+            self._dead_ahead = Later(auxk.can_be_dead(silent_for, threshold, ahead))
+
+    def tensors(self) -> dict[str, Tensor]:
+        if self._dead_ahead is not None:
+            self.state.dead_ahead = int(self._dead_ahead)
+        return super().tensors()
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        self._dead_ahead, self._counted_at = None, -1  # what was asked before is not of this state
+        super().load_tensors(tensors)
 
     def _raise_for_earlier_steps(self) -> None:
         """What the device has finished by now is looked at, without waiting for the rest."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import saefast
-from saefast.engine.auxk import capacity, find_dead, largest
+from saefast.engine.auxk import can_be_dead, capacity, find_dead, largest, rounded
 from tests.helpers.architecture_cases import CASES, gradients, oracle, set_up
 
 SILENT = torch.tensor([5, 20, 3, 10, 40, 9])  # tokens since each was active
@@ -12,7 +12,7 @@ SILENT = torch.tensor([5, 20, 3, 10, 40, 9])  # tokens since each was active
 
 @pytest.mark.parametrize("ahead,want", [(0, 3), (1, 4), (4, 4), (5, 5), (7, 6), (10, 6)])
 def test_room_is_made_for_what_can_be_dead_by_then(ahead, want):
-    assert capacity(SILENT, threshold=10, tokens_ahead=ahead, exact=True) == want
+    assert capacity(SILENT, threshold=10, tokens_ahead=ahead) == want
 
 
 @pytest.mark.parametrize(
@@ -21,10 +21,7 @@ def test_room_is_made_for_what_can_be_dead_by_then(ahead, want):
 )
 def test_a_few_capacities_do_for_all(n_dead, want):
     """128 times a power of two, and no more than there are latents."""
-    silent = torch.zeros(1000, dtype=torch.int64)
-    silent[:n_dead] = 7
-    assert capacity(silent, threshold=7, tokens_ahead=0, exact=False) == want
-    assert capacity(silent, threshold=7, tokens_ahead=0, exact=True) == n_dead
+    assert rounded(n_dead, 1000) == want
 
 
 @pytest.mark.parametrize(
@@ -128,3 +125,48 @@ def test_gradients_with_few_dead_latents_equal_autograd_of_the_formula(name, n_d
     assert float(metrics.loss) == pytest.approx(float(loss), rel=1e-9) and metrics.auxk_loss > 0
     for key, grad in want.items():
         torch.testing.assert_close(got[key], grad, rtol=1e-7, atol=1e-10, msg=lambda m, k=key: f"{k}: {m}")
+
+
+def on_gpu(**options) -> saefast.Trainer:
+    """One that counts as on a GPU: once in an interval, for the next."""
+    trainer = trainer_of("topk", False, **options)
+    trainer.on_gpu = True
+    return trainer
+
+
+def counted_at(trainer: saefast.Trainer, silent: int, step: int) -> int:
+    """Room in a batch of 4 tokens after `silent` of its latents were silent for 1000 tokens."""
+    trainer.state.num_tokens_since_fired[:] = 0
+    trainer.state.num_tokens_since_fired[:silent] = 1000
+    trainer.state.step = step
+    trainer.plan(4)
+    return trainer.state.dead_capacity
+
+
+def test_on_a_gpu_an_interval_has_the_count_that_was_asked_for_before(monkeypatch):
+    """The first one waits for its own; asked twice in a step it changes nothing; a checkpoint keeps what was asked."""
+    monkeypatch.setattr("saefast.engine.auxk.rounded", lambda n, d_sae: n)
+    trainer, again = (on_gpu(dead_feature_threshold=1000) for _ in range(2))
+    assert counted_at(trainer, 1, 0) == 1
+    for step, silent, want in ((0, 4, 1), (5, 3, 1), (16, 2, 1), (32, 0, 2), (48, 4, 0), (64, 0, 4)):
+        assert counted_at(trainer, silent, step) == want, step
+    again.load_tensors(trainer.tensors())
+    again.state.dead_ahead = trainer.state.dead_ahead
+    assert trainer.state.dead_ahead == 0
+    assert counted_at(trainer, 3, 80) == counted_at(again, 3, 80) == 0
+    assert counted_at(trainer, 0, 96) == counted_at(again, 0, 96) == 3
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_the_count_for_the_next_interval_is_never_too_small(counted):
+    """A latent that is silent from now on is counted before the interval in which it becomes dead."""
+    trainer = on_gpu(dead_feature_threshold=1000, count_before_auxk=counted)
+    silent_for, dead_at = trainer.state.num_tokens_since_fired, {}
+    for step in range(0, 320):
+        silent_for[:] = torch.tensor([0, 4 * step, 4 * step + 37, 2 * step])
+        trainer.state.step = step
+        trainer.plan(4)
+        n_dead = int(can_be_dead(silent_for, 1000, 4 * counted))
+        dead_at.setdefault(n_dead, step)
+        assert trainer.state.dead_capacity >= n_dead
+    assert dead_at.keys() == {0, 1, 2}

@@ -51,7 +51,7 @@ def test_integers_of_both_widths(dtype: torch.dtype) -> None:
 
 
 def test_more_latents_than_programs_are_added_at_once() -> None:
-    F = 300 * BLOCK  # 300 programs, 256 at a time
+    F = 1030 * BLOCK  # 1030 programs, 1024 at a time
     silent_for, before, fired = (torch.zeros(F, dtype=torch.int64, device=DEVICE) for _ in range(3))
     fired[-1], silent_for[-2] = 5, DEAD
     metrics = tally_(silent_for, before, fired, DEAD, 10, **found(**STEP))

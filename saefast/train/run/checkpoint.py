@@ -26,11 +26,12 @@ from saefast.train.run.loggers import Curve
 
 CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
 # 0.1.0 before the GPU engine had no dead_capacity, and TopK only
-OLD: dict[str, Any] = {"dead_capacity": 0, "dense": False, "output_scale": 1.0}
-KINDS: dict[str, type] = {
+OLD: dict[str, Any] = {"dead_capacity": 0, "dead_ahead": None, "dense": False, "output_scale": 1.0}
+KINDS: dict[str, Any] = {
     "step": int,
     "fired_tokens": int,
     "dead_capacity": int,
+    "dead_ahead": int | None,
     "dense": bool,
     "buffer": dict,
 }
@@ -107,6 +108,7 @@ def save(
         "step": state.step,
         "fired_tokens": state.fired_tokens,
         "dead_capacity": state.dead_capacity,
+        "dead_ahead": state.dead_ahead,
         "dense": state.dense,
         "input_scale": scales[0],
         "output_scale": scales[1],
@@ -169,7 +171,9 @@ def load(folder: Path, state: State, key: str | None) -> Loaded:
     for name, target in targets.items():
         target.copy_(tensors[name])
     state.step, state.fired_tokens = meta["step"], meta["fired_tokens"]
-    state.dead_capacity, state.dense = meta["dead_capacity"], meta["dense"]
+    state.dead_capacity, state.dead_ahead, state.dense = (
+        meta[name] for name in ("dead_capacity", "dead_ahead", "dense")
+    )
     state.refresh()
     prefix = "buffer."
     buffer_tensors = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
