@@ -24,6 +24,7 @@ from benchmarks.gpu.stages import Chain
 from benchmarks.shapes import Shape
 from saefast import triton_kernels as ops
 from saefast.triton_kernels import gemm, pre_acts
+from saefast.triton_kernels.occupancy import blocks_per_multiprocessor, most_registers
 from saefast.triton_kernels.update import UpdateConfig, update_config
 
 # modules that the package has functions of the same names beside
@@ -109,17 +110,20 @@ def decode_candidates(shape: Shape, device: torch.device) -> Iterator[Candidate]
 
 def update_candidates(shape: Shape, device: torch.device) -> Iterator[Candidate]:
     used = update_config(shape.D, DTYPE.itemsize, device)
-    found = {f"R {R}": replace(used, R=R) for R in (1, 2, 4)}
-    found |= {f"chunks of {chunk}": replace(used, chunk=chunk) for chunk in (128, 512)}
-    n = used.num_warps
-    for warps, registers in ((n // 2, 168), (2 * n, 128), (n, 168), (n, 96)):
-        if warps:
-            per_sm = 65536 // (32 * registers) // warps
-            programs = max(1, gemm.multiprocessors(device) * per_sm)
-            config = UpdateConfig(warps, registers, programs, used.R, used.chunk)
+    found = {f"{stages} stages": replace(used, stages=stages) for stages in (1, 2, 3)}
+    # copies into shared memory carry no hint for the cache, so that with more stages there is nothing to compare
+    found["1 stage, gathered rows not kept"] = replace(used, stages=1, keep_gathered=False)
+    found["state leaves the cache first"] = replace(used, pass_stored=True)
+    found |= {f"R {R}": replace(used, R=R) for R in (1, 2, 4)}
+    found |= {f"chunks of {chunk}": replace(used, chunk=chunk) for chunk in (64, 128, 256)}
+    n, capability = used.num_warps, gemm.device_capability(device)
+    for warps, least in ((n // 2, 152), (2 * n, 128), (n, 96)):
+        if warps and (blocks := blocks_per_multiprocessor(warps, least, 0, capability)):
+            registers = most_registers(warps, least, 0, capability)
+            programs = gemm.multiprocessors(device) * blocks
+            config = replace(used, num_warps=warps, maxnreg=registers, programs=programs)
             found[f"{warps} warps of {registers} registers"] = config
-    for factor in (2, 4):
-        found[f"{factor} times as many programs"] = replace(used, programs=factor * used.programs)
+    found["twice as many programs"] = replace(used, programs=2 * used.programs)
     yield from beside(used, found)
 
 
