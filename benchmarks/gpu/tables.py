@@ -91,7 +91,8 @@ def stage_table(report: Report) -> str:
     """Each op at each shape; where the code is heavy-tailed, and the encoder after an update, without a floor."""
     stages = items(report, "stages")
     columns = [(name, key) for name, one in stages.items() for key in ("median_ms", "floor_ms")]
-    columns = [(name, key) for name, key in columns if key in stages[name].get("update", {})]
+    measured = {name: [op for op in one.values() if isinstance(op, dict)] for name, one in stages.items()}
+    columns = [(name, key) for name, key in columns if any(key in op for op in measured[name])]
     rows = [["op", *(f"{name}, {'floor, ' * (key == 'floor_ms')}ms" for name, key in columns)]]
     for stage in STAGES:
         found = [stages[name].get(stage, {}).get(key) for name, key in columns]
@@ -145,6 +146,12 @@ def tune_table(report: Report) -> str:
     for name, one in items(report, "tune", "best_ms").items():
         times = [f"{one[key]:.3g}" for key in ("default_ms", "best_ms")]
         rows.append([name, *times, f"{one['saved']:.1%}", one["said"]])
+    for name, one in items(report, "update in CUDA", "triton").items():
+        times = {which: found["median_ms"] for which, found in one.items() if isinstance(found, dict)}
+        triton = times.pop("triton")
+        best = min(times, key=lambda which: times[which])
+        cells = f"{triton:.3g}", f"{times[best]:.3g}", f"{1 - times[best] / triton:.1%}", f"CUDA, {best}"
+        rows.append([f"update {name}", *cells])
     return markdown(rows)
 
 

@@ -178,10 +178,14 @@ def test_tables_show_what_a_flight_measures():
         "stages": {"A": {"update": timing}, "A heavy-tailed": {"update": {"median_ms": 0.5}}},
         "counters": {"A": {"kernels": counters.figures(COUNTED)}, "C": {"said": "ncu is not installed"}},
     }
+    triton, cuda = {"median_ms": 0.5}, {"median_ms": 0.4}
+    parts["update in CUDA"] = {"A": {"triton": triton, "default": {"median_ms": 0.45}, "windows of 64": cuda}}
     report = {"device": "a GPU", "parts": parts}
     published = tables.published_table(report).splitlines()
     assert len(published) == 3
     assert "1,638,400" in published[-1] and "10,700" in published[-1] and "one A100" in published[-1]
     update = next(line for line in tables.stage_table(report).splitlines() if "update" in line[:9])
     assert [cell.strip() for cell in update.strip("|").split("|")] == ["update", "0.25", "0.125", "0.5"]
+    bet = tables.tune_table(report).splitlines()[-1]
+    assert all(cell in bet for cell in ("update A", "0.5", "0.4", "20.0%", "windows of 64"))
     assert "_update_kernel" in tables.counter_table(report) and "482" in tables.counter_table(report)
