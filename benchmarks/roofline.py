@@ -1,7 +1,7 @@
 """How fast can a TopK training step be on this device? Bytes and FLOPs of every stage, and the memory a run needs.
 
     python -m benchmarks.roofline                                      the cases A, B and C on an H200
-    python -m benchmarks.roofline --d-in 4096 --d-sae 2097152 --param-dtype bf16 --state-dtype int8
+    python -m benchmarks.roofline --d-in 4096 --d-sae 3000000 --param-dtype split24 --state-dtype int8
     python -m benchmarks.roofline --device mine --bandwidth 12e9 --flops 280e9 --compute-bytes 4    any other machine
 
 A stage takes the longer of its bytes over the bandwidth of a large copy and its FLOPs over the rate of a large product;

@@ -46,7 +46,8 @@ from saefast.triton_kernels.pre_acts import encode_route
 
 LATER_LOSSES = 10 * LOSS
 N_LOSSES = 2 if REHEARSAL else 4
-FORMATS = [("fp32", "fp32"), ("split", "fp32"), ("split", "int8"), ("fp32", "bf16"), ("bf16", "int8")]
+FORMATS = [("fp32", "fp32"), ("split", "fp32"), ("split", "int8"), ("split24", "int8")]
+FORMATS += [("fp32", "bf16"), ("bf16", "int8")]
 Step = Callable[[Tensor], Tensor]  # x -> the loss before the update
 
 
@@ -134,16 +135,15 @@ def of_format(param_dtype: str, state_dtype: str, report: Report) -> Result:
     return found | {"share_of_floor": round(floor / found["median_ms"], 3)}
 
 
-def largest(report: Report) -> Result:
-    """The widest dictionary at d_in = 4096 with 4 bytes per parameter, of 2 or 3 times a power of two: three steps.
+def largest(param_dtype: str, sizes: list[int], report: Report) -> Result:
+    """The widest dictionary of `sizes` that fits at d_in = 4096, weights in `param_dtype`, moments in int8: three steps.
 
-    Its weights are bf16 from the start: `Trainer` would need 8 more bytes per parameter for an fp32 SAE to begin with.
+    Its weights are bf16 from the start: those of an fp32 SAE would leave no room for anything else.
     """
-    formats = {"param_dtype": "bf16", "state_dtype": "int8"}
+    formats, tried = {"param_dtype": param_dtype, "state_dtype": "int8"}, {}
     available = 0.95 * torch.cuda.mem_get_info()[0] if DEVICE == "cuda" else 2**17
     D, K = (32, 4) if REHEARSAL else (4096, 64)
-    most, tried = 5 if REHEARSAL else 22, {}
-    for d_sae in (size for n in range(most, 3, -1) for size in (2**n, 3 * 2 ** (n - 2))):
+    for d_sae in sizes:
         shape = Shape(SHAPES["A"].B, D, d_sae, K)
         config = train_config(shape, **formats)
         needed = sum(training_bytes(SAEConfig(D, d_sae, k=K), config, DTYPE.itemsize).values())
@@ -183,7 +183,10 @@ ITEMS: dict[str, Item] = {f"{case} {name}": partial(measure, case, name) for cas
 COMPILED_ITEMS = {
     f"{case} compiled": partial(measure, case, "compiled") for case in SHAPES if case in ("small", "A", "B")
 }
-FORMAT_ITEMS = {"largest": largest}
+# 4 bytes per parameter: 2 or 3 times a power of two; 5 bytes: three million, which is neither, and what fits if they do not
+WIDEST = [size for n in range(5 if REHEARSAL else 22, 3, -1) for size in (2**n, 3 * 2 ** (n - 2))]
+FORMAT_ITEMS: dict[str, Item] = {"largest": partial(largest, "bf16", WIDEST)}
+FORMAT_ITEMS["largest, 24 bits"] = partial(largest, "split24", [30] if REHEARSAL else [3_000_000, 2**21])
 FORMAT_ITEMS |= {"-".join(formats): partial(of_format, *formats) for formats in FORMATS}
 STEP = Part(ITEMS, item_seconds=60)
 COMPILED = Part(COMPILED_ITEMS, item_seconds=100)

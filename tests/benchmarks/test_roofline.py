@@ -53,6 +53,8 @@ def test_encoder_by_hand():
     [
         ("fp32", "fp32", 52),
         ("split", "fp32", 48),
+        ("split", "int8", 24),
+        ("split24", "int8", 20),
         ("fp32", "bf16", 36),
         ("fp32", "int8", 28),
         ("bf16", "bf16", 24),
@@ -133,6 +135,9 @@ def test_command_line(capsys, monkeypatch, tmp_path):
     large = "--d-in 4096 --d-sae 2097152"
     assert "DOES NOT FIT" in output(large)
     assert "GB of 141.00 GB: fits" in output(f"{large} --param-dtype bf16 --state-dtype int8")
+    text = output("--d-in 4096 --d-sae 3000000 --param-dtype split24 --state-dtype int8")
+    assert "weights 73.74 GB, moments 49.22 GB" in text and "in all 132.66 GB of 141.00 GB: fits" in text
+    assert "DOES NOT FIT" in output("--d-in 4096 --d-sae 3000000 --param-dtype split --state-dtype int8")
     assert "on mine" in output("--d-in 8 --d-sae 64 --k 2 --device mine --bandwidth 1e10 --flops 1e11")
 
 
