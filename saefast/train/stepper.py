@@ -33,7 +33,7 @@ class Stepper(Prepared):
 
     Args:
         sae: on the device where training is to happen, fp32 (fp64 works with the reference backend). With
-            param_dtype "split" or "bf16" its weight matrices become bf16.
+            another param_dtype than "fp32" its weight matrices become bf16.
         config: see `TrainConfig`.
 
     Raises:
