@@ -72,10 +72,10 @@ def encode_topk(
     route = route or _route(centred, W_enc)
     if chunk >= F and route == "cublas":
         products, maxima = products_and_maxima(centred, W_enc, b_enc, scale)
-        acts, indices = select_topk(products, maxima, n_selected, b_enc, scale)
+        acts, indices = select_topk(products, maxima, n_selected, b_enc, scale, b_enc.dtype)
     elif chunk >= F:
         pre_acts, maxima = pre_acts_and_maxima(centred, W_enc, b_enc, scale, route)
-        acts, indices = select_topk(pre_acts, maxima, n_selected)
+        acts, indices = select_topk(pre_acts, maxima, n_selected, dtype=b_enc.dtype)
     else:
         acts, indices = _topk_of_chunks(centred, W_enc, b_enc, n_selected, scale, route, chunk)
     if rescore:

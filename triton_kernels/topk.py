@@ -186,7 +186,8 @@ def _select_kernel(
         slot = above_rank + tl.minimum(tie_rank, k - n_larger) - 1
         tl.store(indices_ptr + b * k + slot, part_column, mask=chosen)
         if acts_ptr is not None:
-            tl.store(acts_ptr + b * k + slot, relu_of_key(part, acts_ptr.dtype.element_ty), mask=chosen)
+            act = relu_of_key(part, row_ptr.dtype.element_ty)
+            tl.store(acts_ptr + b * k + slot, act.to(acts_ptr.dtype.element_ty), mask=chosen)
         above, ties = above + count_from(part, t + 1), ties + tl.sum((part == t).to(tl.int32))
 
 
@@ -228,12 +229,12 @@ def _select(
     rows: Tensor,
     groups: Tensor | None,
     k: int,
-    with_acts: bool,
+    dtype: torch.dtype | None,  # of the activations; None: only indices are wanted
     bias: Tensor | None = None,
     scale: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor]:
     (B, F), device = rows.shape, rows.device
-    acts = torch.empty(B, k, dtype=rows.dtype, device=device) if with_acts else None
+    acts = torch.empty(B, k, dtype=dtype, device=device) if dtype else None
     indices = torch.empty(B, k, dtype=torch.int32, device=device)
     n_groups = triton.cdiv(F, GROUP) if groups is None else groups.shape[1]
     config = select_config(n_groups, rows.element_size())
@@ -258,12 +259,18 @@ def _select(
 
 
 def select_topk(
-    pre_acts: Tensor, maxima: Tensor, k: int, bias: Tensor | None = None, scale: Tensor | None = None
+    pre_acts: Tensor,
+    maxima: Tensor,
+    k: int,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`topk`, given `group_maxima` of pre_acts: reads k groups, or all of the row if it has fewer than k.
 
     Args:
         bias, scale: [F], where pre_acts are products that lack these, as in `group_maxima`.
+        dtype: of the activations; None: that of pre_acts.
     """
     B, F = pre_acts.shape
     n_groups = triton.cdiv(F, GROUP)
@@ -273,8 +280,8 @@ def select_topk(
     assert_rows("pre_acts", pre_acts)
     assert_rows("maxima", maxima)
     assert_vectors(F, bias=bias, scale=scale)
-    groups = _select(maxima, None, k, with_acts=False)[1] if n_groups >= k else None
-    return _select(pre_acts, groups, k, True, bias, scale)
+    groups = _select(maxima, None, k, None)[1] if n_groups >= k else None
+    return _select(pre_acts, groups, k, dtype or pre_acts.dtype, bias, scale)
 
 
 def topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -283,4 +290,4 @@ def topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return select_topk(pre_acts, group_maxima(pre_acts), k)
     assert 1 <= k <= pre_acts.shape[1], f"k: expected 1 to {pre_acts.shape[1]}, got {k}"
     assert_rows("pre_acts", pre_acts)
-    return _select(pre_acts, None, k, with_acts=True)
+    return _select(pre_acts, None, k, pre_acts.dtype)
