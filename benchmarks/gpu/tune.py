@@ -2,8 +2,8 @@
 
 Each candidate must give what the configuration in use gives, to rounding where its sums have another order. A result is a
 list, the fastest first, with `default` where the one in use is. The function that chooses configurations is changed by
-hand, where a candidate is faster at several shapes: select_config, decode_config, update_config, gemm_config, MAX_FUSED_D,
-L2_BYTES.
+hand, where a candidate is faster at several shapes: select_config, decode_config, update_config, gemm_config; and
+encode_route, where a route is.
 """
 
 from collections import deque
@@ -48,14 +48,16 @@ class Candidate(NamedTuple):
             return op(**dict(self.options))
 
 
-TILES = [  # BLOCK_M, BLOCK_N, BLOCK_K, warps, stages
-    (128, 256, 64, 8, 3),
-    (128, 256, 64, 8, 4),
-    (256, 128, 64, 8, 3),
-    (128, 128, 64, 8, 4),
-    (128, 128, 64, 4, 4),
-    (128, 128, 128, 8, 2),
-    (64, 256, 64, 4, 4),
+TILES = [  # BLOCK_M, BLOCK_N, BLOCK_K, warps, stages, blocks on a multiprocessor
+    (128, 256, 64, 8, 3, 1),
+    (128, 256, 64, 8, 4, 1),
+    (256, 128, 64, 8, 3, 1),
+    (256, 128, 64, 8, 4, 1),
+    (128, 128, 64, 8, 4, 1),
+    (128, 128, 64, 4, 4, 1),
+    (128, 128, 64, 4, 3, 2),
+    (128, 128, 128, 8, 2, 1),
+    (64, 256, 64, 4, 4, 1),
 ]
 
 
@@ -70,19 +72,20 @@ def beside(used: Any, found: Mapping[str, Any]) -> Iterator[Candidate]:
 def gemm_candidates(shape: Shape, device: torch.device) -> Iterator[Candidate]:
     used = gemm.gemm_config(shape.B, shape.F, shape.D, DTYPE, capability=gemm.device_capability(device))
     found = {}
-    for m, n, k, warps, stages in TILES:
-        config = replace(used, BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, num_warps=warps, num_stages=stages)
-        found[f"{m}x{n}x{k} {warps} warps {stages} stages"] = config
-    found["not flattened"] = replace(used, FLATTEN=False)
+    for m, n, k, warps, stages, blocks in TILES:
+        config = replace(
+            used, BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, num_warps=warps, num_stages=stages, blocks=blocks
+        )
+        found[f"{m}x{n}x{k} {warps} warps {stages} stages" + (" 2 blocks" if blocks == 2 else "")] = config
     for group in (4, 16):
         found[f"{group} tiles down"] = replace(used, GROUP_M=group)
     yield from beside(used, found)
 
 
-def round_candidates(shape: Shape, device: torch.device) -> Iterator[Candidate]:
-    for log in (25, 23, 24, 26, 27):
-        name = "default" if 2**log == pre_acts.L2_BYTES else f"2^{log} bytes a round"
-        yield Candidate(name, ((pre_acts, "L2_BYTES", 2**log),))
+def group_maxima_candidates(shape: Shape, device: torch.device) -> Iterator[Candidate]:
+    """After the library's product: its pass only reads it, as in `encode_topk`, or writes it back with the bias."""
+    yield Candidate("default")
+    yield Candidate("written back", options=(("write", True),))
 
 
 def select_candidates(shape: Shape, device: torch.device) -> Iterator[Candidate]:
@@ -146,8 +149,8 @@ def operations(chain: Any) -> dict[str, tuple[Callable[..., Any], Iterator[Candi
             gemm_candidates(shape, device),
         ),
         "encode, cublas": (
-            partial(pre_acts.pre_acts_and_maxima, *product, route="cublas"),
-            round_candidates(shape, device),
+            lambda write=False: pre_acts.products_and_maxima(*product, write=write)[1],
+            group_maxima_candidates(shape, device),
         ),
         "select": (lambda: topk.select_topk(*chain.maxima, shape.K), select_candidates(shape, device)),
         "decode": (partial(ops.decode_error, *chain.decode), decode_candidates(shape, device)),
