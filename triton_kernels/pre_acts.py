@@ -24,6 +24,8 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from saefast.triton_kernels.gemm import (
+    NARROW,
+    WIDE,
     GemmConfig,
     add_product,
     device_capability,
@@ -58,8 +60,7 @@ def _biases(bias_ptr, tile, B, F, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, 
 
 @triton.jit
 def _finish(
-    z,  # a tile of the product with bias, at (row, col)
-    scale,  # of its latents, or None
+    z,  # half a tile of pre-activations in fp32, at (row, col)
     pre_acts,  # [B, F] out: a descriptor with TMA_OUT, else a pointer
     maxima_ptr,  # [B, F / GROUP] out, or None
     row,
@@ -75,8 +76,6 @@ def _finish(
     b = row + tl.arange(0, BLOCK_B)
     b_wide = b.to(tl.int64)[:, None]  # B * F passes 2^31
     f = col + tl.arange(0, BLOCK_F)
-    if scale is not None:
-        z = z.to(dtype).to(tl.float32) * scale[None, :]
     if maxima_ptr is None:
         z = tl.where(z != z, float("inf"), z)  # noqa: PLR0124
     if TMA_OUT:
@@ -135,14 +134,15 @@ def _gemm_encode_kernel(
         if step == n_steps - 1:
             top, left_col = tile_offsets(done, B, F, BLOCK_M, BLOCK_N, GROUP_M)
             right_col = left_col + BLOCK_N // 2
-            left, right = halves(acc)
-            left_scale, right_scale = None, None
+            z = acc
             if scale_ptr is not None:
                 f = left_col + tl.arange(0, BLOCK_N)
                 scale = tl.load(scale_ptr + f, mask=f < F, other=0.0).to(tl.float32)
-                left_scale, right_scale = tl.split(tl.permute(tl.reshape(scale, (2, BLOCK_N // 2)), (1, 0)))
-            _finish(left, left_scale, pre_acts, maxima_ptr, top, left_col, B, F, TMA_OUT, WHOLE_GROUPS)
-            _finish(right, right_scale, pre_acts, maxima_ptr, top, right_col, B, F, TMA_OUT, WHOLE_GROUPS)
+                dtype: tl.constexpr = pre_acts.dtype if TMA_OUT else pre_acts.dtype.element_ty
+                z = acc.to(dtype).to(tl.float32) * scale[None, :]
+            left, right = halves(z)
+            _finish(left, pre_acts, maxima_ptr, top, left_col, B, F, TMA_OUT, WHOLE_GROUPS)
+            _finish(right, pre_acts, maxima_ptr, top, right_col, B, F, TMA_OUT, WHOLE_GROUPS)
             done += tl.num_programs(0)
             acc = _biases(bias_ptr, tl.minimum(done, n_tiles - 1), B, F, BLOCK_M, BLOCK_N, GROUP_M)
 
@@ -213,6 +213,8 @@ def fused_pre_acts(
         return pre_acts
     capability = device_capability(centred.device)
     config = config or gemm_config(B, F, D, centred.dtype, precision=precision, capability=capability)
+    if scale is not None and config == NARROW and capability[0] == 9:
+        config = WIDE  # with fp16 and a scale, NARROW is compiled to products that wait for each other
     run = tiled(centred, W_enc, b_enc, scale, pre_acts, maxima, config=config, precision=precision)
     constants = {name: value for name, value in run.constants.items() if name != "FLATTEN"}  # it always is
     by_tma = config.TMA and F * pre_acts.element_size() % 16 == 0
