@@ -60,7 +60,17 @@ FIRST = Plan(
             ),
             *of("stages", {"A": 7, "C": 11, "B": 8}),
             *of("step", {"A split": 4, "B split": 4, "C split": 6}),
-            *of("tune", {"encode, triton C": 9, "encode, triton B": 7, "update A": 6, "update C": 10}),
+            *of(
+                "tune",
+                {
+                    "encode, triton C": 9,
+                    "encode, triton B": 7,
+                    "encode, cublas C": 6,
+                    "encode, cublas B": 5,
+                    "update A": 6,
+                    "update C": 10,
+                },
+            ),
             *of("stages", {"A heavy-tailed": 4, "C heavy-tailed": 6}),
             *of("tune", {"update, heavy-tailed A": 6, "update, heavy-tailed C": 10}),
             *of("step", {"A heavy-tailed": 4}),
