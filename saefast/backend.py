@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 from typing import Any, Protocol, cast
 
 import torch
@@ -240,6 +241,8 @@ def load_backend(name: str = "auto", device: str = "cpu") -> Backend:
             "auto": triton for a GPU, else native; reference if that one cannot run, said once.
         device: type of the device that holds the tensors, "cpu" or "cuda".
 
+    With SAEFAST_UPDATE=cuda in the environment "triton" has the update of `saefast.triton_kernels.update_cuda`.
+
     Raises:
         InputError: unknown name, or a backend asked for by name that cannot run here.
     """
@@ -256,9 +259,23 @@ def load_backend(name: str = "auto", device: str = "cpu") -> Backend:
     elif name == "native" and device != "cpu":
         raise InputError(f"backend: 'native' needs an SAE on the CPU, got one on {device!r}")
     module = importlib.import_module(MODULES[name])
+    if name == "triton" and os.environ.get("SAEFAST_UPDATE", "triton") != "triton":
+        module = _with_cuda_update()
     if name == "native" and _screens() is None and _why_no_bytes() != APPLE:
         _say_once(f"backend: native; its encoder takes {native_encoder()}")
     return cast(Backend, module)
+
+
+def _with_cuda_update() -> ModuleType:
+    """The Triton backend with the update in CUDA, a prototype."""
+    if (update := os.environ["SAEFAST_UPDATE"]) != "cuda":
+        raise InputError(f"SAEFAST_UPDATE: expected 'triton' or 'cuda', got {update!r}")
+    module = importlib.import_module("saefast.triton_kernels.update_cuda")
+    try:
+        module.extension()
+    except ImportError as error:
+        raise InputError(f"SAEFAST_UPDATE=cuda: {error}") from error
+    return module
 
 
 def launched(function: Callable[..., Any]) -> Callable[..., Any]:

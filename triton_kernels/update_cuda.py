@@ -1,8 +1,29 @@
 """The update in CUDA: the rows of the next latents come into shared memory by bulk copies while one is computed.
 
-A prototype beside `saefast.triton_kernels.update`, for the plain step on GPUs of compute capability 9 or later; docs/update_cuda.md
-says how it works, by which model it was chosen, and what would make it the default. Its spec is `saefast.reference.update_`, with
-which it agrees without a GPU: tests/kernels/test_update_cuda.py runs the same source on the host. csrc/update has the kernels.
+A prototype beside `saefast.triton_kernels.update`, for the plain step on GPUs of compute capability 9: SAEFAST_UPDATE=cuda. It
+becomes the default only if a GPU shows it faster. Spec: `saefast.reference.update_`, with which tests/kernels/test_update_cuda.py
+compares the same source (csrc/update) on the host.
+
+A block has the latents p, p + P, ... One warp of it issues cp.async.bulk into a ring of slots of 4 D bytes, each a row of fp32
+state, or one of error beside one of centred; offsets, pairs, tokens and activations are loaded a latent ahead. The other warps
+take the slots in order, four entries to a reduction. b_dec's partial row stays in registers, and has sum_b error[b] too.
+A hot latent's entries between multiples of `window` are summed by other blocks first, and come as rows of the ring.
+
+Why this and not a ping-pong encoder (all times are estimates for an H200: 4.2 TB/s, L2 5.5 TB/s; none is measured):
+loads that the Triton kernel waits for, one after the other, per latent with n entries: offsets, W_dec, three for each two
+entries (tokens, error, centred), then chunks, moments, W_enc, moments: at A (n 10.7) 16 of .35 us and 6 of .6 us are 9 us, 7 blocks
+to a multiprocessor. Here none is exposed as long as the ring holds what the memory's latency needs, 4.2 TB/s / 132 * 1 us = 32 KB:
+
+    shape         blocks per SM   slots   ring per SM   HBM bytes, ms    Triton today / tuned   goal here
+    A                  5            14      210 KB       .98 GB    .23      .39 / .33              .29
+    B                  2            12      216 KB       7.8 GB   1.9       3.5 / 3.0             2.6
+    C                  1            14      224 KB        56 GB  13.3      17.5 / 17.0           15.8
+    D 1024, F 131072   4            13      208 KB       7.0 GB   1.7                              2.0
+    D 5120, F 65536    1            11      220 KB        17 GB   4.2                              9 (gathers of 21 GB)
+
+What then may bound A is issue: 6.8 k warp instructions a latent by SASS (two warps of 1.0 k + 1.6 k for 10.7 entries, 1.6 k of the
+one that fills the ring), 1.3 M a multiprocessor: .18 ms at four a cycle, .29 at 2.5, so that the goal is not sure. The encoder's net gain over its own cheap package is .05 / .3 / 3.0 ms against .04 / .4 /
+1.2 here, but Gluon has no interpreter: its parity cannot be checked without a GPU, and this one's is.
 """
 
 from dataclasses import dataclass
@@ -18,7 +39,8 @@ from saefast.triton_kernels.update import UpdateConfig
 from saefast.triton_kernels.update import update_ as triton_update_
 
 LARGEST = 5120  # D
-REGISTERS = {3: 128, 4: 168}  # of a thread that has so many fours of columns, at most
+OF_THREAD = 12  # columns of a row
+REGISTERS = 128  # of a thread, at most
 FIXED, OF_STAGE = 1088, 40  # bytes of a block, and of a slot of the ring beside its rows: csrc/update/ring.h
 MOST_STAGES, LEAST_STAGES = 32, 6
 
@@ -32,14 +54,9 @@ class Config:
     window: int  # a latent with more active entries is hot: other blocks sum some, those between multiples of this
 
 
-def vectors_of(D: int) -> int:
-    """Columns of a row that a thread has, in fours: those that leave the least beyond D."""
-    return 3 if -(-D // 384) * 384 < -(-D // 512) * 512 else 4
-
-
 def warps_of(D: int) -> int:
     """Of a block: those that compute, and one that fills the ring."""
-    return -(-D // (WARP * 4 * vectors_of(D))) + 1
+    return -(-D // (WARP * OF_THREAD)) + 1
 
 
 def shared_bytes(D: int, stages: int) -> int:
@@ -49,7 +66,7 @@ def shared_bytes(D: int, stages: int) -> int:
 def config_of(D: int, device: torch.device) -> Config:
     """As many blocks as registers allow, and all of the shared memory for their rings. The sums of a window take 8 D bytes,
     so that with long rows windows are longer."""
-    n = blocks_per_multiprocessor(warps_of(D), REGISTERS[vectors_of(D)])
+    n = blocks_per_multiprocessor(warps_of(D), REGISTERS)
     room = LIMITS[9, 0].shared_bytes // n - RESERVED - FIXED
     stages = max(LEAST_STAGES, min(MOST_STAGES, room // (4 * D + OF_STAGE)))
     return Config(n * multiprocessors(device), stages, 64 if D <= 1024 else 128 if D <= 2304 else 256)
@@ -171,3 +188,12 @@ def update_(
         return triton_update_(*operands, config=of_triton)
     config = config or config_of(weights.enc.weight.shape[1], error.device)
     return launch(weights, centred, error, acts, indices, groups, grad_scale, numbers, step, config)
+
+
+def __getattr__(name: str):
+    """Every other op is that of `saefast.triton_kernels`: this module is a backend, see `saefast.load_backend`."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+    import saefast.triton_kernels as ops
+
+    return getattr(ops, name)

@@ -112,6 +112,9 @@ __device__ __forceinline__ std::uint32_t to_bf16(float x, float y) {
 __device__ __forceinline__ std::uint32_t bits_of(float x) { return __float_as_uint(x); }
 __device__ __forceinline__ float float_of(std::uint32_t x) { return __uint_as_float(x); }
 
+// Made now: the compiler would repeat a choice wherever its result is used, to keep fewer registers.
+__device__ __forceinline__ void settle(float& x) { asm volatile("" : "+f"(x)); }
+
 // What nobody reads again in this step.
 __device__ __forceinline__ void store(float* to, const Float4& x) {
     __stcs(reinterpret_cast<float4*>(to), make_float4(x.x[0], x.x[1], x.x[2], x.x[3]));

@@ -158,8 +158,7 @@ struct Fetch {
     }
 
     SAEFAST_DEVICE void send(const Part& part) {
-        Note note{part.job.latent, part.job.entries, WINDOWS ? part.job.window : part.job.windows,
-                  {part.job.bias[0], part.job.bias[1], part.job.bias[2]}};
+        Note note{part.job.latent, part.job.entries, WINDOWS ? part.job.window : part.job.windows, {}};
         if (lane == 0 && part.begin == 0) send_weight(u.dec, note);
 #pragma unroll 1
         for (int i = 0; i < part.count; ++i) {
@@ -171,6 +170,7 @@ struct Fetch {
         send_windows(part, note);
         if (lane != 0) return;
         send_moments(u.dec, note, part.job.scales[0], part.job.scales[1]);
+        for (int i = 0; i < 3; ++i) note.values[i] = part.job.bias[i];
         send_weight(u.enc, note);
         send_moments(u.enc, note, part.job.scales[2], part.job.scales[3]);
     }

@@ -56,7 +56,10 @@ SAEFAST_DEVICE Row<V> load_weight(const unsigned char* slot, const Place& place)
                 x = float_of(bits_of(x) + static_cast<std::uint32_t>(std::int32_t{signed_low}));
             }
         }
-        if (!place.within(s)) out.at[s] = {};
+        for (int c = 0; c < VECTOR; ++c) {
+            if (!place.within(s)) out.at[s].x[c] = 0;
+            settle(out.at[s].x[c]);
+        }
     }
     return out;
 }

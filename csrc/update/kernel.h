@@ -89,6 +89,7 @@ struct Compute {
                 float& x = value.at[s].x[c];
                 adam(x, grad.at[s].x[c], m.at[s].x[c], v.at[s].x[c], lr, numbers[EPS], numbers);
                 if (!place.within(s)) x = 0;  // with an eps of 0 it is 0 / 0
+                settle(x);                    // in this order: all at once take too many registers
             }
         }
         if (INT8) {
@@ -99,7 +100,7 @@ struct Compute {
         }
     }
 
-    SAEFAST_DEVICE void step(std::int64_t j, Row<V>& W_dec, Grads& grads, float (&bias)[3]) {
+    SAEFAST_DEVICE void step(std::int64_t j, Row<V>& W_dec, Grads& grads) {
         const bool unit = numbers[UNIT] != 0;
         if (unit) add(grads.dec, -exchange.sum(part_of_dot(grads.dec, W_dec), place), W_dec);
         squares += part_of_squares(grads.enc, place) + part_of_squares(grads.dec, place);
@@ -113,6 +114,7 @@ struct Compute {
         store_weight<SPLIT>(u.dec, j, W_dec, place);
 
         Row<V> W_enc = load_weight<SPLIT, V>(ring.slot(), place);
+        float bias[3] = {ring.note().values[0], ring.note().values[1], ring.note().values[2]};
         ring.release(place);
         if (numbers[TIED] != 0) add(partial, -grads.b, W_enc);
         adam_row(u.enc, j, W_enc, grads.enc, numbers[LR], 0);
@@ -156,8 +158,7 @@ struct Compute {
                 if (place.thread == 0) u.window_b[w] = grads.b;
             } else {
                 add_windows(note.windows, grads);
-                float bias[3] = {note.values[0], note.values[1], note.values[2]};
-                step(note.latent, W_dec, grads, bias);
+                step(note.latent, W_dec, grads);
             }
         }
         if (WINDOWS) return;

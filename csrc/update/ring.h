@@ -11,7 +11,7 @@ namespace saefast::update {
 struct Note {
     std::int32_t latent;            // of its first slot; -1: no more
     std::int32_t entries, windows;  // of the latent
-    float values[3];                // its bias with both moments; or an activation; a sum; the scales of int8 moments
+    float values[3];                // with W_enc the bias and its moments; an activation; a sum; the scales of int8 moments
 };
 
 struct Shared {

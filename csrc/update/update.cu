@@ -9,11 +9,10 @@ namespace {
 
 extern __shared__ __align__(128) unsigned char memory[];
 
-// At most: each has up to 128 or 168 registers.
-constexpr int threads_of(int V) { return V == 3 ? 512 : 384; }
+constexpr int THREADS = 512;  // at most, so that each can have 128 registers
 
 template <int V, bool SPLIT, bool INT8, bool WINDOWS>
-__global__ void __launch_bounds__(threads_of(V)) block_kernel(const __grid_constant__ Update update) {
+__global__ void __launch_bounds__(THREADS) block_kernel(const __grid_constant__ Update update) {
 #if __CUDA_ARCH__ >= 900
     run_block<V, SPLIT, INT8, WINDOWS>(update, memory, static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x),
                                     static_cast<int>(blockIdx.x));
@@ -42,15 +41,10 @@ cudaError_t launch_blocks(const Update& u, cudaStream_t stream) {
     return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(blocks), dim3(threads), arguments, bytes, stream);
 }
 
-template <int V, bool SPLIT, bool INT8>
-cudaError_t launch_both(const Update& u, cudaStream_t stream) {
-    const cudaError_t error = launch_blocks<V, SPLIT, INT8, true>(u, stream);
-    return error != cudaSuccess ? error : launch_blocks<V, SPLIT, INT8, false>(u, stream);
-}
-
 template <bool SPLIT, bool INT8>
 cudaError_t launch_format(const Update& u, cudaStream_t stream) {
-    return vectors_of(u.D) == 3 ? launch_both<3, SPLIT, INT8>(u, stream) : launch_both<4, SPLIT, INT8>(u, stream);
+    const cudaError_t error = launch_blocks<VECTORS, SPLIT, INT8, true>(u, stream);
+    return error != cudaSuccess ? error : launch_blocks<VECTORS, SPLIT, INT8, false>(u, stream);
 }
 
 }  // namespace

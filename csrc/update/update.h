@@ -35,9 +35,9 @@ struct Update {
     std::int64_t window, blocks, stages;  // see `saefast.triton_kernels.update_cuda.Config`
 };
 
-// Columns of a row that a thread has, in fours: those that leave the least beyond D.
-inline int vectors_of(std::int64_t D) { return (D + 383) / 384 * 384 < (D + 511) / 512 * 512 ? 3 : 4; }
-inline int warps_of(std::int64_t D) { return static_cast<int>((D + 128 * vectors_of(D) - 1) / (128 * vectors_of(D))) + 1; }
+constexpr int VECTORS = 3;  // fours of columns of a row that a thread has; with 4 some formats spill registers
+
+inline int warps_of(std::int64_t D) { return static_cast<int>((D + 128 * VECTORS - 1) / (128 * VECTORS)) + 1; }
 
 // Queues the three kernels on `stream` of the current device -> null, or what went wrong.
 const char* launch(const Update& update, void* stream);

@@ -28,6 +28,32 @@ FLAGS = (
     "-Werror",
 )
 FLAGS += ("-Wno-unknown-pragmas",)
+FAULTS = {  # file of csrc/update, text that stands there once, in its place
+    "no wait for a copy": (
+        "kernel.h",
+        "load_bf16<V>(ring.slot(ahead), place)",
+        "load_bf16<V>(ring.shared.slots + ahead.slot * ring.slot_bytes, place)",
+    ),
+    "no wait for a free slot": (
+        "ring.h",
+        "wait(shared.empty + cursor.slot, cursor.parity ^ 1);\n        shared.notes[cursor.slot] = note;",
+        "shared.notes[cursor.slot] = note;",
+    ),
+    "wrong parity": ("ring.h", "wait(shared.full + at.slot, at.parity);", "wait(shared.full + at.slot, 0);"),
+    "released before it is read": (
+        "kernel.h",
+        "add(grads.enc, grad_pre, load_bf16<V>(ring.here() + 2 * place.D, place));\n                ring.release(place);",
+        "const auto* at = ring.here(); ring.release(place); meet(place.threads);\nadd(grads.enc, grad_pre, load_bf16<V>(at + 2 * place.D, place));",
+    ),
+    "threads do not meet": ("rows.h", "        meet(place.threads);\n", ""),
+    "one half of the room": ("rows.h", "turn ^= 1;", ""),
+    "fewer bytes expected": ("ring.h", "first.bytes + second.bytes)", "first.bytes)"),
+    "a warp too few releases": (
+        "kernel.h",
+        "computing / WARP);\n        }",
+        "computing / WARP - 1);\n        }",
+    ),
+}
 _numbers = itertools.count()
 
 

@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from saefast import reference
+from saefast import reference, triton_kernels
+from saefast.backend import load_backend
+from saefast.errors import InputError
 from saefast.storage import Weights
 from saefast.triton_kernels import update_cuda
 from saefast.triton_kernels.occupancy import LIMITS, RESERVED
 from saefast.triton_kernels.update_cuda import Config, config_of, left_to_triton, shared_bytes, update_
-from tests.helpers.emulated_update import Faulty, build
+from tests.helpers.emulated_update import FAULTS, Faulty, build
 from tests.helpers.kernels import DEVICE, ON_GPU
 from tests.helpers.update_cases import (
     SMALL,
@@ -73,9 +75,9 @@ def check(case: Case, F: int, D: int, config: Config = TINY, steps: int = 2, for
 SHAPES = {  # B, D, F, K
     "D 8": (6, 8, 5, 2),
     "D 24": (6, 24, 5, 2),
-    "D 136": (6, 136, 4, 2),  # the second vector of some threads
-    "D 256": (5, 256, 4, 2),  # no thread idle
-    "D 264": (5, 264, 7, 2),  # two warps compute
+    "D 136": (6, 136, 4, 2),  # the second four of some threads
+    "D 384": (5, 384, 4, 2),  # no thread idle
+    "D 392": (5, 392, 7, 2),  # two warps compute
     "D 600": (4, 600, 4, 2),
     "one latent": (6, 16, 1, 1),  # fewer latents than blocks
     "k 1": (9, 24, 7, 1),
@@ -97,7 +99,7 @@ def test_shipped_configurations(D: int) -> None:
     check(topk_case(4, D, 3, 2, dtype=BF16), 3, D, config if ON_GPU else Config(2, config.stages, 4), steps=1)
 
 
-@pytest.mark.parametrize("D", [48, 272])
+@pytest.mark.parametrize("D", [48, 400])
 @pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS.keys())
 def test_formats(format, D: int) -> None:
     check(topk_case(8, D, 5, 2, dtype=BF16), 5, D, steps=1, format=format)
@@ -120,7 +122,7 @@ def hot_case(D: int, counts: list[int], B: int) -> Case:
     return case
 
 
-@pytest.mark.parametrize("D", [16, 264])
+@pytest.mark.parametrize("D", [16, 400])
 @pytest.mark.parametrize("window", [4, 5, 40])
 def test_hot_latents(D: int, window: int) -> None:
     """Counts around the windows, one latent active in every token, one in none; at 40 no latent is hot, and the first has
@@ -192,7 +194,7 @@ def test_nan_changes_nothing(format) -> None:
 
 def test_same_bits_whatever_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies and threads in other orders, rings of other lengths, and twice on a GPU."""
-    counts, D = [11, 3, 0, 6], 264
+    counts, D = [11, 3, 0, 6], 400
     case, first = hot_case(D, counts, 11), None
     for seed, stages in enumerate((6, 4, 7, 9, 16)):
         if not ON_GPU:
@@ -236,6 +238,19 @@ def test_says_that_it_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
         update_(weights_of(4, 24, FP32), *topk_case(8, 24, 4, 2, dtype=BF16), step_of(3), config=TINY)
 
 
+def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_backend("triton", DEVICE) is triton_kernels
+    monkeypatch.setenv("SAEFAST_UPDATE", "cuda")
+    ops = load_backend("triton", DEVICE)
+    assert ops.update_ is update_ and ops.row_grads is triton_kernels.row_grads and ops.NAME == "triton"
+    monkeypatch.setattr(update_cuda, "extension", lambda: exec("raise ImportError('no nvcc')"))
+    with pytest.raises(InputError, match="SAEFAST_UPDATE=cuda: no nvcc"):
+        load_backend("triton", DEVICE)
+    monkeypatch.setenv("SAEFAST_UPDATE", "C")
+    with pytest.raises(InputError, match="SAEFAST_UPDATE: expected 'triton' or 'cuda', got 'C'"):
+        load_backend("triton", DEVICE)
+
+
 def test_rejects_what_the_kernels_cannot_read() -> None:
     weights, case = weights_of(4, 24, FP32), topk_case(8, 24, 4, 2, dtype=BF16)
     for changed, name in (
@@ -258,41 +273,13 @@ def test_config_fits_the_multiprocessor(D: int) -> None:
     assert config.stages >= 8
 
 
-FAULTS = {  # file, text, in its place
-    "no wait for a copy": (
-        "kernel.h",
-        "load_bf16(ring.slot(ahead), place)",
-        "load_bf16(ring.shared.slots + ahead.slot * ring.slot_bytes, place)",
-    ),
-    "wrong parity": ("ring.h", "wait(shared.full + at.slot, at.parity);", "wait(shared.full + at.slot, 0);"),
-    "no wait for a free slot": (
-        "ring.h",
-        "wait(shared.empty + cursor.slot, cursor.parity ^ 1);\n        shared.notes[cursor.slot] = note;",
-        "shared.notes[cursor.slot] = note;",
-    ),
-    "released before it is read": (
-        "kernel.h",
-        "add(grads.enc, grad_pre, load_bf16(ring.slot() + 2 * place.D, place));\n                ring.release(place);",
-        "const Cursor here = ring.cursor;\nring.release(place);\nadd(grads.enc, grad_pre, load_bf16(ring.slot(here) + 2 * place.D, place));",
-    ),
-    "threads do not meet": ("rows.h", "        meet(place.threads);\n", ""),
-    "one half of the room": ("rows.h", "turn ^= 1;", ""),
-    "fewer bytes expected": ("ring.h", "first.bytes + second.bytes)", "first.bytes)"),
-    "a warp too few releases": (
-        "kernel.h",
-        "computing / WARP);\n        }",
-        "computing / WARP - 1);\n        }",
-    ),
-}
-QUICK = "no wait for a copy", "no wait for a free slot"
-
-
 @pytest.mark.skipif(ON_GPU, reason="on the host")
 @pytest.mark.parametrize(
-    "fault", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAULTS]
+    "fault",
+    [pytest.param(name, marks=() if "no wait" in name else pytest.mark.slow) for name in FAULTS],
 )
 def test_finds_planted_faults(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    D, counts, found = 264, [11, 3, 0, 6, 7], []
+    D, counts, found = 400, [11, 3, 0, 6, 7], []
     case = hot_case(D, counts, 11)
     faulty = Faulty(*FAULTS[fault])
     for seed in range(4):

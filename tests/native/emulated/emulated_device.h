@@ -266,6 +266,7 @@ inline std::uint32_t to_bf16(float x, float y) {
     const auto one = [](float z) { return (bits_of(z) + 0x7FFF + (bits_of(z) >> 16 & 1)) >> 16; };
     return one(y) << 16 | one(x);
 }
+inline void settle(float&) {}
 inline void store(float* to, const Float4& x) { *reinterpret_cast<Float4*>(to) = x; }
 
 }  // namespace saefast::update

@@ -22,23 +22,18 @@ bool run_blocks(std::int64_t blocks, int threads, std::size_t bytes, const Body&
     return true;
 }
 
-template <int V, bool SPLIT, bool INT8>
-bool run_both(const Update& u) {
+template <bool SPLIT, bool INT8>
+bool run_format(const Update& u) {
     const int threads = warps_of(u.D) * WARP;
     const auto bytes = static_cast<std::size_t>(Shared::FIXED + u.stages * (4 * u.D + Shared::OF_STAGE));
     const std::int64_t windows = (u.N + u.window - 1) / u.window;
     return run_blocks(windows < u.blocks ? windows : u.blocks, threads, bytes,
                       [&](unsigned char* memory, int thread, int block) {
-                          run_block<V, SPLIT, INT8, true>(u, memory, thread, threads, block);
+                          run_block<VECTORS, SPLIT, INT8, true>(u, memory, thread, threads, block);
                       }) &&
            run_blocks(u.blocks, threads, bytes, [&](unsigned char* memory, int thread, int block) {
-               run_block<V, SPLIT, INT8, false>(u, memory, thread, threads, block);
+               run_block<VECTORS, SPLIT, INT8, false>(u, memory, thread, threads, block);
            });
-}
-
-template <bool SPLIT, bool INT8>
-bool run_format(const Update& u) {
-    return vectors_of(u.D) == 3 ? run_both<3, SPLIT, INT8>(u) : run_both<4, SPLIT, INT8>(u);
 }
 
 bool run(const Update& u) {
