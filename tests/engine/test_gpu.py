@@ -150,7 +150,7 @@ def test_fp32_products(precision, bound):
     assert torch.equal(maxima, padded.view(300, 16, 64).amax(dim=2))
 
 
-FORMATS = [(p, s) for p in ("fp32", "split", "bf16") for s in ("fp32", "bf16", "int8")]
+FORMATS = [(p, s) for p in ("fp32", "split", "split24", "bf16") for s in ("fp32", "bf16", "int8")]
 
 
 @pytest.mark.parametrize("formats", FORMATS, ids="-".join)

@@ -68,7 +68,9 @@ def slow(*formats):
     return pytest.param(formats, id="-".join(formats), marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("formats", [slow("split", "int8"), slow("bf16", "bf16"), slow("fp32", "int8")])
+@pytest.mark.parametrize(
+    "formats", [slow("split", "int8"), slow("split24", "int8"), slow("bf16", "bf16"), slow("fp32", "int8")]
+)
 def test_formats_follow_the_reference(formats):
     want_state, want = run(reference, batches(2), formats, torch.bfloat16)
     state, got = run(triton_kernels, batches(2), formats, torch.bfloat16)
