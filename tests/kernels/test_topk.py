@@ -161,24 +161,6 @@ def test_no_tokens(dtype: torch.dtype) -> None:
 
 
 @dtypes
-@pytest.mark.parametrize("F, group", [(1, 64), (64, 64), (1000, 64), (5000, 64), (300, 8), (300, 100)])
-def test_group_maxima(F: int, group: int, dtype: torch.dtype) -> None:
-    pre_acts = random_rows(3, F).to(dtype)
-    padded = torch.nn.functional.pad(pre_acts, (0, -F % group), value=-INF)
-    want = padded.unflatten(1, (-1, group)).amax(dim=2)
-    got = group_maxima(pre_acts.to(DEVICE), group)
-    assert got.dtype == dtype and torch.equal(got.cpu(), want)
-
-
-@dtypes
-def test_group_maxima_of_nan_and_infinities(dtype: torch.dtype) -> None:
-    pre_acts = torch.full((2, 256), -INF, dtype=dtype)
-    pre_acts[0, 70], pre_acts[0, 130], pre_acts[1, 3] = NAN, INF, -NAN
-    want = torch.tensor([[-INF, INF, INF, -INF], [INF, -INF, -INF, -INF]], dtype=dtype)
-    assert torch.equal(group_maxima(pre_acts.to(DEVICE)).cpu(), want)
-
-
-@dtypes
 def test_slices_of_columns(dtype: torch.dtype) -> None:
     """Maxima of one chunk of latents at a time, into a slice; rows of both lie apart. Nothing else is written."""
     pre_acts = random_rows(3, 1000).to(dtype).to(DEVICE)
