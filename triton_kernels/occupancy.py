@@ -1,4 +1,4 @@
-"""How many thread blocks a multiprocessor runs at the same time, as CUDA's occupancy calculator has it (cuda_occupancy.h).
+"""How many thread blocks a multiprocessor runs at the same time, as CUDA's occupancy calculator has it.
 
 A kernel whose programs stay, each taking row after row, wants as many of them as run at once: with one more than that,
 some wait for a second round, in which most of the GPU is idle.
