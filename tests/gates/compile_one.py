@@ -14,7 +14,7 @@ import torch
 import triton
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction, mangle_type
 
 from tests.gates.hopper import GATHERS, sm90_figures, sm90_occupancy
@@ -83,21 +83,33 @@ def signature_of(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[A
     return signature, constants, attributes, options
 
 
-def compile_launch(launch: Launch, sm: int) -> dict[str, float]:
-    """Compile for sm_`sm` as Triton would at this launch, and read the figures off the result."""
+def compiled_for(launch: Launch, sm: int) -> CompiledKernel:
+    """As Triton would compile this launch for sm_`sm`."""
     signature, constants, attributes, options = signature_of(launch)
     source = ASTSource(launch.kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
+
+
+def cuobjdump(compiled: CompiledKernel, what: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
-        resource_usage = subprocess.check_output([CUOBJDUMP, "--dump-resource-usage", cubin.name], text=True)
-        # disassembling takes as long as compiling: only where there is something to be found
-        name = launch.kernel.__name__.strip("_")
-        wanted = bool(PTX_PRODUCT.search(compiled.asm["ptx"])) or (sm == 90 and name.startswith(GATHERS))
-        sass = [CUOBJDUMP, "--dump-sass", cubin.name]
-        code = subprocess.check_output(sass, text=True) if wanted else ""
-    resources = {name: int(n) for name, n in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", resource_usage)}
+        return subprocess.check_output([CUOBJDUMP, what, cubin.name], text=True)
+
+
+def resources_of(compiled: CompiledKernel) -> dict[str, int]:
+    """REG: registers of a thread; STACK and LOCAL: bytes of memory."""
+    usage = cuobjdump(compiled, "--dump-resource-usage")
+    return {name: int(n) for name, n in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+
+
+def compile_launch(launch: Launch, sm: int) -> dict[str, float]:
+    """Compile for sm_`sm` as Triton would at this launch, and read the figures off the result."""
+    compiled, name = compiled_for(launch, sm), launch.kernel.__name__.strip("_")
+    resources = resources_of(compiled)
+    # disassembling takes as long as compiling: only where there is something to be found
+    wanted = bool(PTX_PRODUCT.search(compiled.asm["ptx"])) or (sm == 90 and name.startswith(GATHERS))
+    code = cuobjdump(compiled, "--dump-sass") if wanted else ""
     loads = re.findall(r"ld\.global[\w:.]*?(?:\.v(\d))?\.[bsuf](\d+)\s", compiled.asm["ptx"])
     widths = [int(count or 1) * int(bits) // 8 for count, bits in loads]
     copies = [int(size, 16) for size in ASYNC_COPY.findall(compiled.asm["ptx"])]

@@ -18,13 +18,19 @@ PERSISTENT = ("update_kernel", "adam_rows_kernel", "gemm_")
 GATHERS = ("update_kernel", "chunk_kernel", "decode_kernel", "decode_error_kernel")
 
 Figures = dict[str, float]
-# Loads of a turn of the gather loop that wait for each other: with rows asked for ahead, less than one.
-MOST_PHASES = 1.0
+# Loads of a turn of the gather loop that wait for each other. With rows asked for ahead it is less than one; a piece of a row
+# of which a thread has two bytes cannot be copied ahead, so in B one load or two stay.
+MOST_PHASES = 2.0
 # And of the rest of a latent in the update: offsets, weights, sums of chunks, moments.
-MOST_PHASES_OF_LATENT = 13.0
+MOST_PHASES_OF_LATENT = 17.0
 # Instructions of a warp between the last product of a tile and the next tile. With 8 warps on tiles of 128 x 256, a tile of
 # d = 768 takes the tensor cores 12,288 cycles; a multiprocessor issues 4 instructions in each.
-MOST_EPILOGUE = {"gemm_encode_kernel ": 1500, "gemm_encode_kernel/2": 2700}  # the second has a scale
+MOST_EPILOGUE = {"gemm_encode_kernel ": 700, "gemm_encode_kernel/2": 1100}  # the second has a scale
+# What a complaint may say of a row that begins so, and why that is left as it is.
+LEFT = {
+    "update_kernel given": ("run at once", "one number of programs for a width, that of the fullest kernel"),
+    "adam_rows_kernel": ("run at once", "it takes the update's; rows come in order, so bytes bound it"),
+}
 LOADS = ("LDG", "LDGSTS")
 
 
@@ -59,17 +65,18 @@ def phases(code: list[Instruction], loop: Loop) -> tuple[float, float]:
     return round(turn, 2), round(rest, 2)
 
 
-def epilogue(code: list[Instruction]) -> int:
-    """Instructions of a warp from the last product of a tile to where the next tile begins; 0 without products."""
+def epilogue(code: list[Instruction]) -> list[Instruction]:
+    """What a warp runs from the last product of a tile to where the next tile begins; nothing without products."""
     main = innermost_with(code, is_product)
     if not main:
-        return 0
+        return []
     loop = main[0]
-    last = max(i for i in range(loop.first, loop.last + 1) if is_product(code[i]))
     around = [other for other in loops(code) if other.first <= loop.first and loop.last < other.last]
-    end = loop.last if not around else around[0].last
-    begin = last if not around else loop.last
-    return end - begin
+    if around:
+        return code[loop.last + 1 : around[0].last + 1]
+    # one loop over the k of all tiles
+    last = max(i for i in range(loop.first, loop.last + 1) if is_product(code[i]))
+    return code[last + 1 : loop.last + 1]
 
 
 def sm90_figures(kernel: str, code: list[Instruction], ttir: str) -> Figures:
@@ -88,7 +95,7 @@ def sm90_figures(kernel: str, code: list[Instruction], ttir: str) -> Figures:
         main = inside(code, innermost_with(code, is_product)[0])
         waits = [groups_open(i) for i in main if i.name.startswith("WARPGROUP.DEPBAR")]
         figures["products_ahead"] = max(waits, default=0)
-        figures["epilogue"] = epilogue(code)
+        figures["epilogue"] = len(epilogue(code))
     return figures
 
 
@@ -114,7 +121,7 @@ def complaints(row: str, figures: Figures) -> list[str]:
     if "programs" in figures:
         slots, programs = N_SMS * figures["blocks"], figures["programs"]
         if programs > slots:
-            found.append(f"{programs} programs where {slots} run at once: a second round")
+            found.append(f"{programs} programs, of which {slots} run together: a second round")
         # another number than a multiple of the multiprocessors is that of the rows or tiles
         elif programs < slots and programs % N_SMS == 0:
             found.append(f"{programs} programs where {slots} run at once")
@@ -137,4 +144,5 @@ def complaints(row: str, figures: Figures) -> list[str]:
     most = next((n for kernel, n in MOST_EPILOGUE.items() if row.startswith(kernel)), None)
     if most is not None and figures.get("epilogue", 0) > most:
         found.append(f"{figures['epilogue']} instructions of epilogue, at most {most}")
-    return [f"{row}: {complaint}" for complaint in found]
+    left = [words for start, (words, _) in LEFT.items() if row.startswith(start)]
+    return [f"{row}: {complaint}" for complaint in found if not any(words in complaint for words in left)]

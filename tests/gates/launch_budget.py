@@ -3,8 +3,8 @@
     python -m tests.gates.launch_budget                   every step of the budget; exits with 1 if one is over
     python -m tests.gates.launch_budget --only "topk A"   that step, and what it launches: name and count, then in order
 
-A GPU needs 1.5 to 2 us between two nodes of a CUDA graph, and most small ops take no longer themselves: in case A 50 launches
-are a tenth of the step. The step runs on meta tensors (see compile_gate.py), where every op of torch and every kernel is seen.
+A GPU needs 1.5 to 2 us between two nodes of a CUDA graph, and most small ops take no longer themselves: in case A the 56
+launches that a step once had were a tenth of it. The step runs on meta tensors (see compile_gate.py), where every op of torch and every kernel is seen.
 Views and fresh memory launch nothing. A `call` is one kernel of ours or one op of torch; `nodes` are what a GPU is given for
 it, where torch's source says that it is more than one.
 """
@@ -14,6 +14,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -22,11 +23,14 @@ if __name__ == "__main__":
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 from triton.runtime.jit import JITFunction
 
+from benchmarks import checkout  # noqa: F401
 from benchmarks.shapes import SHAPES
+from saefast.engine.branch import Branch
 from tests.gates.compile_gate import CASES, step_call
-from tests.gates.compile_one import NothingWaits
+from tests.gates.compile_one import Launch, NothingWaits
 
 
 class Count(NamedTuple):
@@ -37,14 +41,14 @@ class Count(NamedTuple):
 # By case of compile_gate.py and shape. A number goes down with the commit that saves a launch, and
 # up with a reason. The goal of plain TopK in A is 20 calls.
 BUDGET = {
-    "topk A": Count(56, 61),
-    "topk B": Count(183, 188),
-    "topk C": Count(567, 572),
-    "topk-clip A": Count(67, 72),
-    "topk-auxk A": Count(104, 114),
-    "topk-rescore A": Count(56, 61),
-    "batch-topk A": Count(72, 80),
-    "jumprelu A": Count(187, 198),
+    "topk A": Count(20, 20),
+    "topk B": Count(20, 20),
+    "topk C": Count(20, 20),
+    "topk-clip A": Count(31, 31),
+    "topk-auxk A": Count(69, 73),
+    "topk-rescore A": Count(21, 21),
+    "batch-topk A": Count(37, 40),
+    "jumprelu A": Count(154, 160),
 }
 # Ops without a launch that are no views.
 FREE = {"empty", "empty_like", "empty_strided", "new_empty", "_unsafe_view", "_reshape_alias", "detach"}
@@ -57,31 +61,61 @@ NODES = {
 }
 
 
+class Call(NamedTuple):
+    """A kernel of ours, an op of torch, or a mark in the list of them (of which it has no operands)."""
+
+    name: str
+    launch: Launch | None = None
+    tensors: tuple[Tensor, ...] = ()  # what it reads and writes
+
+
+MARKS = {"branch", "end of branch", "join"}  # of `saefast.engine.branch`
+
+
+def tensors_in(*values: Any) -> tuple[Tensor, ...]:
+    return tuple(value for value in tree_flatten(values)[0] if isinstance(value, Tensor))
+
+
 class Calls(NothingWaits):
-    """Names what is called inside, in order."""
+    """What is called inside, in order."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.names: list[str] = []
+        self.list: list[Call] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_dispatch__(func, types, args, kwargs)
         name = func.name().removeprefix("aten::").partition(".")[0]
         if not func.is_view and name not in FREE:
-            self.names.append(name)
-        return super().__torch_dispatch__(func, types, args, kwargs)
+            self.list.append(Call(name, None, tensors_in(args, kwargs, result)))
+        return result
+
+
+def recorded(call: Callable[[], object]) -> list[Call]:
+    """What `call` would launch, none of it run, with marks where a branch begins, ends and is waited for."""
+    calls = Calls()
+
+    def record(kernel: JITFunction, *args: Any, grid: tuple[int, ...], warmup: bool, **kwargs: Any) -> None:
+        launch = Launch(kernel, args, kwargs, grid)
+        calls.list.append(Call(kernel.__name__.strip("_"), launch, tensors_in(args, kwargs)))
+
+    def mark(name: str) -> Callable[..., None]:
+        return lambda *args: calls.list.append(Call(name))
+
+    with ExitStack() as stack:
+        for method, name in (("__enter__", "branch"), ("__exit__", "end of branch"), ("join", "join")):
+            stack.enter_context(mock.patch.object(Branch, method, mark(name)))
+        stack.enter_context(mock.patch.object(JITFunction, "run", record))
+        # as on a GPU, where a library product keeps fp32 without copies of its operands
+        stack.enter_context(mock.patch.object(Tensor, "is_cuda", True))
+        stack.enter_context(calls)
+        call()
+    return calls.list
 
 
 def calls_of(call: Callable[[], object]) -> list[str]:
-    """The kernels and the ops of torch that `call` would launch, none of them run."""
-    calls = Calls()
-
-    def record(kernel: JITFunction, *args: Any, **kwargs: Any) -> None:
-        calls.names.append(kernel.__name__.strip("_"))
-
-    # as on a GPU, where a library product keeps fp32 without copies of its operands
-    with mock.patch.object(JITFunction, "run", record), mock.patch.object(Tensor, "is_cuda", True), calls:
-        call()
-    return calls.names
+    """The names of what `call` would launch."""
+    return [call.name for call in recorded(call) if call.name not in MARKS]
 
 
 def count(names: list[str]) -> Count:

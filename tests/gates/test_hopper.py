@@ -88,7 +88,9 @@ def test_more_programs_than_run_at_once_are_noticed() -> None:
     assert (
         hopper.complaints("update_kernel tiny", {**figures, "programs": 70}) == []
     )  # as many as there are rows
-    assert "792.0 run at once" in hopper.complaints("update_kernel", {"blocks": 6.0, "programs": 264})[0]
+    fewer: hopper.Figures = {"blocks": 6, "programs": 264}
+    assert "792 run at once" in hopper.complaints("update_kernel", fewer)[0]
+    assert hopper.complaints("update_kernel given A fp32 sm_90", fewer) == []  # LEFT says why
 
 
 @pytest.mark.slow
@@ -103,6 +105,7 @@ def test_faults_planted_in_kernels_are_found() -> None:
         return "\n".join(hopper.complaints(name, found[name]))
 
     assert said("decode_kernel, right") == ""
+    assert found["decode_kernel, right"]["phases"] < 1
     assert "no cp.async" in said("decode_kernel, not ahead")
     more = found["decode_kernel, a list more"]["phases"] - found["decode_kernel, not ahead"]["phases"]
     assert more == 1
