@@ -19,6 +19,7 @@ Bytes and FLOPs: those of `pre_acts` and of the selection. Specs: the functions 
 """
 
 import torch
+import triton
 from torch import Tensor
 
 from saefast.triton_kernels.batch_topk import batch_topk
@@ -70,11 +71,13 @@ def encode_topk(
     n_selected = min(k + rescore, F)
     chunk = chunk or latents_per_chunk(B, F, centred.element_size())
     route = route or _route(centred, W_enc)
+    assert route in ("triton", "cublas"), f"route: expected 'triton' or 'cublas', got {route!r}"
     if chunk >= F and route == "cublas":
         products, maxima = products_and_maxima(centred, W_enc, b_enc, scale)
         acts, indices = select_topk(products, maxima, n_selected, b_enc, scale, b_enc.dtype)
     elif chunk >= F:
-        pre_acts, maxima = pre_acts_and_maxima(centred, W_enc, b_enc, scale, route)
+        maxima = torch.empty(B, triton.cdiv(F, GROUP), dtype=centred.dtype, device=centred.device)
+        pre_acts = fused_pre_acts(centred, W_enc, b_enc, scale, maxima)
         acts, indices = select_topk(pre_acts, maxima, n_selected, dtype=b_enc.dtype)
     else:
         acts, indices = _topk_of_chunks(centred, W_enc, b_enc, n_selected, scale, route, chunk)
