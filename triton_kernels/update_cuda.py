@@ -27,7 +27,6 @@ one that fills the ring), 1.3 M a multiprocessor: .18 ms at four a cycle, .29 at
 """
 
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -98,8 +97,8 @@ def left_to_triton(weights: Weights, centred: Tensor, error: Tensor, acts: Tenso
     return None
 
 
-def extension() -> ModuleType:
-    """saefast.triton_kernels._update_cuda, imported on first use."""
+def extension():
+    """The compiled module beside this one, imported on first use."""
     try:
         from saefast.triton_kernels import _update_cuda
     except ImportError as error:

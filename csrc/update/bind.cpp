@@ -1,4 +1,4 @@
-// saefast.triton_kernels._update_cuda. Memory comes as addresses, in the order of `Update`; `update_cuda.py` checks tensors.
+// The module _update_cuda beside the Triton kernels. Memory comes as addresses, in the order of `Update`; `update_cuda.py` checks tensors.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -6,6 +6,7 @@ place: waits that are missing are found, which the last test shows with faults t
 
 import math
 import shutil
+import sys
 
 import pytest
 import torch
@@ -77,7 +78,7 @@ SHAPES = {  # B, D, F, K
     "D 24": (6, 24, 5, 2),
     "D 136": (6, 136, 4, 2),  # the second four of some threads
     "D 384": (5, 384, 4, 2),  # no thread idle
-    "D 392": (5, 392, 7, 2),  # two warps compute
+    "D 400": (5, 400, 4, 2),  # two warps compute
     "D 600": (4, 600, 4, 2),
     "one latent": (6, 16, 1, 1),  # fewer latents than blocks
     "k 1": (9, 24, 7, 1),
@@ -233,7 +234,7 @@ def test_the_rest_goes_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_says_that_it_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setitem(__import__("sys").modules, "saefast.triton_kernels._update_cuda", None)
+    monkeypatch.setitem(sys.modules, "saefast.triton_kernels._update_cuda", None)
     with pytest.raises(ImportError, match="not built.*nvcc"):
         update_(weights_of(4, 24, FP32), *topk_case(8, 24, 4, 2, dtype=BF16), step_of(3), config=TINY)
 
@@ -243,8 +244,10 @@ def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAEFAST_UPDATE", "cuda")
     ops = load_backend("triton", DEVICE)
     assert ops.update_ is update_ and ops.row_grads is triton_kernels.row_grads and ops.NAME == "triton"
-    monkeypatch.setattr(update_cuda, "extension", lambda: exec("raise ImportError('no nvcc')"))
-    with pytest.raises(InputError, match="SAEFAST_UPDATE=cuda: no nvcc"):
+    monkeypatch.undo()
+    monkeypatch.setenv("SAEFAST_UPDATE", "cuda")
+    monkeypatch.setitem(sys.modules, "saefast.triton_kernels._update_cuda", None)
+    with pytest.raises(InputError, match="SAEFAST_UPDATE=cuda: .*not built"):
         load_backend("triton", DEVICE)
     monkeypatch.setenv("SAEFAST_UPDATE", "C")
     with pytest.raises(InputError, match="SAEFAST_UPDATE: expected 'triton' or 'cuda', got 'C'"):
