@@ -103,7 +103,9 @@ def _order_kernel(
     # The groups of neighbouring places are neighbours: all of them are one stretch of memory. It is read from a multiple
     # of TILE on and without a mask, so that a thread loads four entries at once.
     smaller = tl.zeros((BLOCK,), tl.int32)
-    for start in tl.range(tl.min(first, axis=0) // TILE * TILE, tl.max(end, axis=0), TILE, loop_unroll_factor=4):
+    for start in tl.range(
+        tl.min(first, axis=0) // TILE * TILE, tl.max(end, axis=0), TILE, loop_unroll_factor=4
+    ):
         other = start + tl.arange(0, TILE)
         other_pair = tl.load(unordered_ptr + other)
         in_group = (other[:, None] >= first[None, :]) & (other[:, None] < end[None, :])

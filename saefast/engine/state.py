@@ -19,7 +19,9 @@ class State:
     fired_tokens: int = 0
     step: int = 0
     dead_capacity: int = 0  # rows reserved for dead latents until the next count, see `saefast.engine.auxk`
-    dead_ahead: int | None = None  # of a checkpoint on a GPU: what was counted for the interval that begins then
+    dead_ahead: int | None = (
+        None  # of a checkpoint on a GPU: what was counted for the interval that begins then
+    )
     dense: bool = False  # whether the next code is, see `saefast.engine.plan.stays_dense`
     extra: dict[str, Vector] = field(default_factory=dict)  # what the architecture trains besides
     smallest: Tensor | None = None  # [], if asked for: `Architecture.smallest` of the last batch

@@ -162,7 +162,7 @@ def test_the_count_for_the_next_interval_is_never_too_small(counted):
     """A latent that is silent from now on is counted before the interval in which it becomes dead."""
     trainer = on_gpu(dead_feature_threshold=1000, count_before_auxk=counted)
     silent_for, dead_at = trainer.state.num_tokens_since_fired, {}
-    for step in range(0, 320):
+    for step in range(320):
         silent_for[:] = torch.tensor([0, 4 * step, 4 * step + 37, 2 * step])
         trainer.state.step = step
         trainer.plan(4)
