@@ -4,8 +4,6 @@ import functools
 import importlib
 import logging
 import os
-import platform
-import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor
 
 from saefast.errors import InputError
+from saefast.instructions import APPLE, native_encoder, screens, why_no_bytes
 from saefast.reference import Aux, Given, Grads, Groups, Tally
 from saefast.storage import Weights
 
@@ -26,15 +25,6 @@ MODULES = {
 OLDEST_GPU = (8, 0)  # Ampere: bf16 matrix products and asynchronous copies
 OLDEST_TRITON = (3, 3)
 OLDEST_TORCH = (2, 8)  # for the kernels: torch.mm with 16-bit operands and an fp32 result
-BYTES_BY = {  # of the instruction sets of the C++ extension
-    "vnni": "vpdpbusd of AVX-512 VNNI",
-    "avx512": "vpmaddubsw of AVX-512",
-    "avxvnni": "vpdpbusd of AVX-VNNI",
-    "avx2": "vpmaddubsw of AVX2",
-    "i8mm": "smmla of Arm's i8mm",
-    "dotprod": "sdot of Arm's dot product",
-}
-APPLE = "Accelerate's, by the matrix unit of Apple's processors"
 log = logging.getLogger("saefast")
 
 
@@ -261,7 +251,7 @@ def load_backend(name: str = "auto", device: str = "cpu") -> Backend:
     module = importlib.import_module(MODULES[name])
     if name == "triton" and os.environ.get("SAEFAST_UPDATE", "triton") != "triton":
         module = _with_cuda_update()
-    if name == "native" and _screens() is None and _why_no_bytes() != APPLE:
+    if name == "native" and screens() is None and why_no_bytes() != APPLE:
         _say_once(f"backend: native; its encoder takes {native_encoder()}")
     return cast(Backend, module)
 
@@ -287,40 +277,6 @@ def launched(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
 
     return run
-
-
-def native_isas() -> list[str] | None:
-    """What the C++ extension can use on this processor; None if it is not built."""
-    try:
-        import saefast._C
-    except ImportError:
-        return None
-    return list(saefast._C.isas())
-
-
-def native_encoder() -> str | None:
-    """How the encoder of the C++ extension multiplies on this processor, in words; None if it is not built."""
-    if native_isas() is None:
-        return None
-    isa = _screens()
-    if isa is None:
-        return f"torch's product: {_why_no_bytes()}"
-    return f"bytes first, by {BYTES_BY[isa]}, then in fp32 what their bounds leave"
-
-
-def _screens() -> str | None:
-    """The instructions by which the encoder of the C++ extension, which is built, multiplies bytes."""
-    from saefast.native.encode import screens
-
-    return screens()
-
-
-def _why_no_bytes() -> str:
-    if sys.platform == "darwin" and platform.machine() == "arm64":
-        return APPLE
-    if limit := os.environ.get("SAEFAST_ISA"):
-        return f"SAEFAST_ISA={limit} leaves no instruction that multiplies bytes"
-    return f"this processor has no instruction that multiplies bytes ({', '.join(BYTES_BY.values())})"
 
 
 _said: set[str] = set()

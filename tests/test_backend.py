@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import saefast
-from saefast import backend
+from saefast import backend, instructions
 
 
 @pytest.fixture
@@ -45,31 +45,31 @@ def test_an_old_gpu_is_named_and_auto_goes_on_without_the_kernels(no_interpreter
 
 def test_how_the_native_encoder_multiplies_is_said(monkeypatch, caplog):
     """By `saefast info`, and once in the log where it takes torch's products for want of instructions."""
-    isas = backend.native_isas()
+    isas = instructions.native_isas()
     if isas is None:
         pytest.skip("the C++ extension saefast._C is not built")
     monkeypatch.delenv("SAEFAST_ISA", raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
     if isas[0] != "plain":
-        assert backend.BYTES_BY[isas[0]] in backend.native_encoder()
+        assert instructions.BYTES_BY[isas[0]] in instructions.native_encoder()
     monkeypatch.setenv("SAEFAST_ISA", "plain")
-    assert "SAEFAST_ISA=plain leaves no instruction" in backend.native_encoder()
+    assert "SAEFAST_ISA=plain leaves no instruction" in instructions.native_encoder()
     monkeypatch.setattr(backend, "_said", set())
     for _ in range(2):
         saefast.load_backend("native")
     (message,) = caplog.messages
-    assert message == f"backend: native; its encoder takes {backend.native_encoder()}"
+    assert message == f"backend: native; its encoder takes {instructions.native_encoder()}"
     monkeypatch.setattr(backend, "_said", set())
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
     saefast.load_backend("native")
-    assert "Accelerate" in backend.native_encoder() and len(caplog.messages) == 1
+    assert "Accelerate" in instructions.native_encoder() and len(caplog.messages) == 1
     from saefast import _C
 
     monkeypatch.setattr(_C, "isas", lambda: ["plain"])
     monkeypatch.setenv("SAEFAST_ISA", "")
     monkeypatch.setattr(sys, "platform", "linux")
-    assert "this processor has no instruction that multiplies bytes" in backend.native_encoder()
+    assert "this processor has no instruction that multiplies bytes" in instructions.native_encoder()
 
 
 @pytest.mark.parametrize(

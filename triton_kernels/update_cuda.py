@@ -89,6 +89,8 @@ def left_to_triton(weights: Weights, centred: Tensor, error: Tensor, acts: Tenso
         split = matrix.low is not None
         if not split and (matrix.weight.dtype, matrix.shadow.dtype) != (torch.float32, torch.bfloat16):
             return f"weights in {matrix.weight.dtype} with a copy in {matrix.shadow.dtype}"
+        if matrix.low is not None and matrix.low.dtype != torch.int16:
+            return f"weights with {matrix.low.dtype} below bf16"
         if {matrix.exp_avg.dtype, matrix.exp_avg_sq.dtype} != moments:
             return f"moments in {matrix.exp_avg.dtype}"
     rows = *pointers(enc)[:5], *pointers(dec)[:5], centred, error

@@ -38,7 +38,7 @@ from tests.gates import compile_gate
 from tests.gates.compile_one import Launch, launches, signature_of
 
 SM = 90
-FORMATS = ("split-int8", "bf16-int8", "fp32-bf16")  # of weights and moments, beside fp32
+FORMATS = ("split-int8", "split24-int8", "bf16-int8", "fp32-bf16")  # of weights and moments, beside fp32
 
 
 class Job(NamedTuple):

@@ -158,7 +158,7 @@ def tune_table(report: Report) -> str:
 def format_table(report: Report) -> str:
     rows = [["formats (weights-moments)", "ms", "GB", "tokens/s"]]
     for name, one in items(report, "formats", "median_ms").items():
-        label = f"largest: d_sae {one['d_sae']:,}, d_in 4096" if "d_sae" in one else name
+        label = f"{name}: d_sae {one['d_sae']:,}, d_in 4096" if "d_sae" in one else name
         rows.append([label, f"{one['median_ms']:.3g}", f"{one['peak_gb']:.1f}", f"{one['tokens_per_s']:,}"])
     return markdown(rows)
 

@@ -7,7 +7,7 @@ order. Whatever is selected must score above the bar of the fp64 pre-activations
 The floor is that of the product in the format of the operands plus the selection; the native encoder screens latents in
 products of bytes, and may beat it. `bench_selection` has the native encode_topk in the place of plain: the times of the other
 selections of as many entries (a threshold for each latent, as JumpReLU has it) over its own. On a GPU compare "triton" with
-"cublas" over d_in to set `pre_acts.MAX_FUSED_D`.
+"cublas" over d_in, between which `encode_route` decides.
 """
 
 from collections.abc import Callable, Mapping

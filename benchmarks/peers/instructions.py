@@ -27,7 +27,7 @@ from benchmarks.measuring import in_fresh_process, interleaved, ratio, rows_of, 
 from benchmarks.peers import step_ratios
 from benchmarks.peers.step_ratios import PRODUCT, compare, step_of
 from saefast import SAE, SAEConfig, TrainConfig, Trainer, native
-from saefast.backend import native_isas
+from saefast.instructions import native_isas
 
 ISAS = {  # and what torch and MKL are held to
     "vnni": {},

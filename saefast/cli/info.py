@@ -28,15 +28,15 @@ class Info:
     def run(self) -> None:
         import torch
 
-        from saefast import backend
+        from saefast import backend, instructions
 
         result: dict[str, Any] = {}
         if self.path is not None:
             result = {"path": str(self.path)} | describe(self.path)
         name, reason = backend.choose("cuda" if torch.cuda.is_available() else "cpu")
         unavailable = {n: why for n in backend.MODULES if (why := backend.unavailable(n))}
-        result["backend"] = {"auto": name, "why": reason, "instruction_sets": backend.native_isas()}
-        result["backend"]["encoder"] = backend.native_encoder()
+        result["backend"] = {"auto": name, "why": reason, "instruction_sets": instructions.native_isas()}
+        result["backend"]["encoder"] = instructions.native_encoder()
         result["backend"]["unavailable"] = unavailable
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         result["machine"] = {"gpu": gpu, "torch": torch.__version__, "threads": torch.get_num_threads()}

@@ -15,7 +15,9 @@ class Forward(NamedTuple):
     whole: Tensor  # of the reconstruction that counts, [B, d_out]
     squares: Tensor  # its squared norm, in parts that are to be added up
     weighted: Tensor  # the squared norms of all reconstructions, weighted, in parts
-    fires: Tensor | None = None  # in the shape of the code: where a latent counts as active; None: where acts > 0
+    fires: Tensor | None = (
+        None  # in the shape of the code: where a latent counts as active; None: where acts > 0
+    )
 
     def active(self) -> Tensor:
         """In the shape of the code: where a latent counts as active."""

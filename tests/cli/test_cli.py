@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from saefast import SAE, SAEConfig, backend, cli, formats, open_source
+from saefast import SAE, SAEConfig, cli, formats, instructions, open_source
 from saefast.activations import shards
 from tests.helpers.tiny_world import CACHE, TRAIN, contents, run
 
@@ -115,7 +115,7 @@ def test_info_of_a_killed_run_and_of_this_machine(world, tmp_path, capsys):
     assert info["progress"] == {"step": 0, "of": 20} and info["last_metrics"] == {"step": 5}
     run("info")
     said = capsys.readouterr().out
-    assert "backend" in said and str(backend.native_encoder()) in said
+    assert "backend" in said and str(instructions.native_encoder()) in said
 
 
 @pytest.mark.parametrize("more", ["", "--hook model.layers.0.mlp"])

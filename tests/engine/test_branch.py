@@ -49,7 +49,14 @@ def test_a_branch_begins_after_the_main_line_and_is_waited_for(said) -> None:
         said.append("inside")
     said.append("beside")
     branch.join()
-    assert said == ["side waits for main", "enter side", "inside", "leave side", "beside", "main waits for side"]
+    assert said == [
+        "side waits for main",
+        "enter side",
+        "inside",
+        "leave side",
+        "beside",
+        "main waits for side",
+    ]
 
 
 def test_an_error_inside_leaves_the_branch(said) -> None:

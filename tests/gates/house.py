@@ -25,7 +25,7 @@ OLD_STEP: list[Hop] = [
 ]
 OLD_GRAPH: Hop = ("saefast/graph.py", "__call__", "train_step(")
 SELECT: Hop = ("saefast/engine/architectures/topk.py", "select", "encode_topk(")
-TILES: Hop = ("triton_kernels/pre_acts.py", "pre_acts_and_maxima", "_gemm_encode_kernel[")
+TILES: Hop = ("triton_kernels/pre_acts.py", "fused_pre_acts", "_gemm_encode_kernel[")
 WAYS: dict[str, list[list[Hop]]] = {
     "update, native": [
         [
@@ -82,7 +82,7 @@ WAYS: dict[str, list[list[Hop]]] = {
             STEP,
             ("saefast/engine/step.py", "train_step", "select("),
             SELECT,
-            ("triton_kernels/encode.py", "encode_topk", "pre_acts_and_maxima("),
+            ("triton_kernels/encode.py", "encode_topk", "fused_pre_acts("),
             TILES,
         ],
         [

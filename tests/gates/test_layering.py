@@ -17,6 +17,7 @@ FLOORS = """
     errors  storage
     files  config  reference
     native
+    instructions
     backend
     engine  activations  autograd  optim
     formats

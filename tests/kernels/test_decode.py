@@ -109,7 +109,9 @@ def test_error_is_not_rounded_before_the_end() -> None:
     assert (error == -(2**-12)).all()
     error, sq_error = decode_error(acts, indices, W_dec, b_dec * 2e-12, x * 1e-12, torch.float16)
     assert (error == 0).all()
-    torch.testing.assert_close(sq_error.sum(dim=1), torch.full((3,), 40 * 1e-18, device=DEVICE), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        sq_error.sum(dim=1), torch.full((3,), 40 * 1e-18, device=DEVICE), rtol=1e-5, atol=0
+    )
 
 
 COUNTS = {

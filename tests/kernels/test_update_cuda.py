@@ -228,6 +228,8 @@ def test_the_rest_goes_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "AuxK" in (left_to_triton(weights, *rows, aux, None) or "")
     assert "float32" in (left_to_triton(weights, case.centred.float(), *rows[1:], None, None) or "")
     assert "rows of 8" in (left_to_triton(weights_of(4, 8, FORMATS["int8"]), *rows, None, None) or "")
+    bits = weights_of(4, 24, ("split24", "fp32", BF16))
+    assert "int8 below bf16" in (left_to_triton(bits, *rows, None, None) or "")
     shifted = torch.zeros(8 * 24 + 1, dtype=BF16, device=DEVICE)[1:].view(8, 24)
     assert "16 bytes" in (left_to_triton(weights, shifted, *rows[1:], None, None) or "")
 
