@@ -1,5 +1,6 @@
 """How many bytes a run needs on the device, and what to say when there are not enough."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,7 @@ from saefast.errors import InputError
 MAX_PRE_ACTS_BYTES = 8 * 2**30  # what the encoder keeps at a time, see triton_kernels/encode.py
 GROUP = 64  # pre-activations for each maximum of the selection
 WEIGHT_BYTES = {"fp32": 4, "split": 4, "split24": 3, "bf16": 2}  # see saefast/storage.py
+WINDOW = 64  # entries of a hot latent that one program sums up, see triton_kernels/hot_latents.py
 MOMENT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 SMALLER = {"fp32": "split", "split": "split24", "split24": "bf16"}  # the next param_dtype
 
@@ -58,6 +60,7 @@ def memory_bytes(
         "batch": B * D * (input_bytes + 2 * c) + 4 * B,  # x, centred, error
         "pre-activations": min(c * B * F, chunk_bytes) + c * B * F // GROUP,
         "code and groups": 16 * N + 4 * F,
+        "sums of hot latents": 4 * math.ceil(N / WINDOW) * (2 * D + 1),
     }
     if state_dtype == "int8":
         out["moments"] += 2 * 8 * F

@@ -136,7 +136,7 @@ def test_command_line(capsys, monkeypatch, tmp_path):
     assert "DOES NOT FIT" in output(large)
     assert "GB of 141.00 GB: fits" in output(f"{large} --param-dtype bf16 --state-dtype int8")
     text = output("--d-in 4096 --d-sae 3000000 --param-dtype split24 --state-dtype int8")
-    assert "weights 73.74 GB, moments 49.22 GB" in text and "in all 132.66 GB of 141.00 GB: fits" in text
+    assert "weights 73.74 GB, moments 49.22 GB" in text and "in all 132.93 GB of 141.00 GB: fits" in text
     assert "DOES NOT FIT" in output("--d-in 4096 --d-sae 3000000 --param-dtype split --state-dtype int8")
     assert "on mine" in output("--d-in 8 --d-sae 64 --k 2 --device mine --bandwidth 1e10 --flops 1e11")
 

@@ -88,6 +88,7 @@ def test_what_a_small_step_takes_counted_by_hand():
         + 10 * 4,  # x, and in bf16 what is centred and the error; a loss per row
         "pre-activations": 2 * 10 * 128 + 2 * 10 * 128 // 64,  # and the largest of each 64
         "code and groups": 10 * 3 * (4 + 4 + 8) + 4 * 128,
+        "sums of hot latents": 4 * (6 + 6 + 1),  # 30 entries: one window
         # 5 rows of both matrices and their gradients, 4 rows of pre-activations and of their gradients; slots
         "auxk": 5 * (2 * 6 * 2 + 2 * 6 * 4 + 4 * 2 + 4 * 2) + 4 * 128,
     }
