@@ -129,7 +129,7 @@ def test_a_step_needs_room_beside_what_is_held_already(compute_bytes):
         options = {"batch_size": 10, "micro_batch_size": 4} | options
         return memory.free_for_steps(sae, saefast.TrainConfig(total_tokens=1, **options), compute_bytes)
 
-    batch, code = 10 * 6 * (4 + 2 * compute_bytes) + 40, 10 * 3 * 16 + 4 * 139
+    batch, code = 10 * 6 * (4 + 2 * compute_bytes) + 40, 10 * 3 * 16 + 4 * 139 + 4 * 13  # one window of sums
     pre_acts = compute_bytes * 10 * 139 + compute_bytes * 10 * 139 // 64
     auxk = 13 * (2 * 6 * (compute_bytes + 4) + 2 * 4 * compute_bytes) + 4 * 139
     assert free() == batch + code + pre_acts + auxk
