@@ -57,7 +57,7 @@ def chunk_kernel(
     for start in range(tl.program_id(0), C, P * AT_ONCE):
         windows = start + P * tl.arange(0, AT_ONCE)
         used = (windows < C) & (windows < tl.cdiv(total, CHUNK))
-        pairs = tl.load(pairs_ptr + windows * CHUNK, mask=used, other=0)
+        pairs = tl.load(pairs_ptr + windows.to(tl.int64) * CHUNK, mask=used, other=0)
         latents = tl.load(indices_ptr + pairs, mask=used, other=0)
         ends = tl.load(offsets_ptr + latents + 1, mask=used, other=0)
         hot = used & (ends - tl.load(offsets_ptr + latents, mask=used, other=0) > CHUNK)

@@ -71,7 +71,7 @@ def update_config(D: int, itemsize: int, device: torch.device, int8: bool = Fals
     needed = 128 if num_warps >= 8 else 152 if int8 else 144
     if int8 and 4096 < D <= 8192:
         num_warps, needed = 8, 255
-    elif int8 and capability[0] >= 10:  # the compiler for these needs some more
+    elif capability[0] >= 10 and (int8 or itemsize == 4):  # the compiler for these needs some more
         needed = 255 if num_warps >= 8 else 176
     registers = most_registers(num_warps, needed, 0, capability)
     blocks = blocks_per_multiprocessor(num_warps, registers, 0, capability)
