@@ -55,34 +55,40 @@ class UpdateConfig:
     pass_stored: bool = False  # weights and moments are to leave it first
 
 
-def update_config(D: int, itemsize: int, device: torch.device, int8: bool = False) -> UpdateConfig:
-    """At most 16 elements of a row per thread up to D = 8192, 32 with int8 moments, and as many programs as run at the same time.
+def update_config(D: int, itemsize: int, device: torch.device, packed: bool = False) -> UpdateConfig:
+    """As many programs as run at the same time, with few warps each: what a program waits for, it waits for once a latent.
 
-    128 registers let two thread blocks of 8 warps run on a multiprocessor; others have as many as cost no block. Rows
-    of error and centred, of `itemsize` bytes per element, must fit in beside those of the latent: with 8 warps and more,
-    one of each at a time. int8 moments take some more to unpack, and from D = 4096 on 8 warps of all registers: 16 spill.
-    The loops over gathered rows have as many stages, 4 at most, as cost no block its place.
+    At most 24 elements of a row per thread up to D = 3072, in 168 registers: 12 warps on a multiprocessor. Beyond, 16 in 128
+    registers, which let two thread blocks of 8 warps run. Packed moments take some more to unpack: 16 elements from
+    D = 1536 on, and from 4096 on 8 warps of all registers, because 16 spill. So do fp32 operands on sm_80, and the compiler
+    for sm_100. Rows of error and centred, of `itemsize` bytes per element, must fit in beside those of the latent: one of each
+    at a time. The loops over gathered rows have as many stages, 4 at most, as cost no more than one block in eight its place.
 
     Args:
         D: the wider of d_in and d_out.
+        packed: moments take less than fp32.
     """
     capability = device_capability(device)
-    num_warps = next((n for n in (1, 2, 4, 8) if 512 * n >= D), 16)
-    needed = 128 if num_warps >= 8 else 152 if int8 else 144
-    if int8 and 4096 < D <= 8192:
-        num_warps, needed = 8, 255
-    elif capability[0] >= 10 and (int8 or itemsize == 4):  # the compiler for these needs some more
-        needed = 255 if num_warps >= 8 else 176
+    widest = 512 if packed and capability[0] >= 10 else 768  # elements of a row in a warp
+    most = 8192 if packed else 4096  # of 8 warps
+    num_warps = next((n for n in (1, 2, 4) if widest * n >= D), 8 if most >= D else 16)
+    if packed and num_warps == 4:
+        num_warps = 8
+    needed = 168 if num_warps <= 4 else 255 if D > 4096 and num_warps == 8 else 128
+    if num_warps <= 8 and capability[0] >= 10 and (packed or itemsize == 4):
+        needed = 255
+    elif num_warps <= 4 and itemsize == 4 and capability[0] < 9:
+        needed = 200
     registers = most_registers(num_warps, needed, 0, capability)
     blocks = blocks_per_multiprocessor(num_warps, registers, 0, capability)
-    rows = 1 if num_warps >= 8 else max(1, 4 // itemsize)
 
-    def fits(stages: int) -> bool:
-        shared = pipeline_bytes(D, itemsize, num_warps, rows, stages)
-        return blocks_per_multiprocessor(num_warps, registers, shared, capability) == blocks
+    def blocks_with(stages: int) -> int:
+        shared = pipeline_bytes(D, itemsize, num_warps, 1, stages)
+        return blocks_per_multiprocessor(num_warps, registers, shared, capability)
 
-    stages = next(n for n in (4, 3, 2, 1) if n == 1 or fits(n))
-    return UpdateConfig(num_warps, registers, multiprocessors(device) * blocks, rows, stages=stages)
+    stages = next(n for n in (4, 3, 2, 1) if n == 1 or 8 * blocks_with(n) >= 7 * blocks)
+    programs = multiprocessors(device) * blocks_with(stages)
+    return UpdateConfig(num_warps, registers, programs, R=1, stages=stages)
 
 
 def pipeline_bytes(D: int, itemsize: int, num_warps: int, R: int, stages: int) -> int:
@@ -150,8 +156,8 @@ def launch_update(weights, operands, step, given, grads, config) -> tuple[Grads,
     def fp32(*size: int) -> Tensor:
         return torch.empty(size, dtype=torch.float32, device=device)
 
-    int8 = weights.enc.scales is not None
-    config = config or update_config(max(D, D_out), error.element_size(), device, int8)
+    packed = weights.enc.exp_avg.element_size() < 4
+    config = config or update_config(max(D, D_out), error.element_size(), device, packed)
     P, options = min(config.programs, F), row_options(D, D_out, config)
     options |= {"R": config.R, "STAGES": config.stages, "CHUNK": config.chunk}
     enc, dec = pointers(weights.enc), pointers(weights.dec)
@@ -257,7 +263,9 @@ def adam_rows_(
     for name, grad in zip(("W_enc", "b_enc", "W_dec", "b_dec"), grads, strict=True):
         assert grad.dtype == torch.float32, f"gradient of {name}: expected float32, got {grad.dtype}"
         assert grad.is_contiguous(), f"gradient of {name}: expected contiguous memory, got {grad.stride()}"
-    config = config or update_config(max(D, D_out), 4, grads[0].device, weights.enc.scales is not None)
+    config = config or update_config(
+        max(D, D_out), 4, grads[0].device, weights.enc.exp_avg.element_size() < 4
+    )
     P = min(config.programs, F)
     _adam_rows_kernel[(P,)](
         *pointers(weights.enc),
