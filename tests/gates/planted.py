@@ -89,7 +89,7 @@ def main() -> None:
         "decode_kernel, a list more": gather(1, HOPS=1),
         "gemm_encode_kernel, right": product(),
         "gemm_encode_kernel, epilogue twice": product(EPILOGUES=2),
-        "update_kernel, too many": programs(lambda config: replace(config, programs=132 * 9)),
+        "update_kernel, too many": programs(lambda config: replace(config, programs=132 * 13)),
         "update_kernel, too few": programs(lambda config: replace(config, programs=132)),
     }
     print(json.dumps(found, indent=1))
