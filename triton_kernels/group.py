@@ -137,8 +137,8 @@ def group_by_latent(
     B, _ = check_code(acts, indices, row_offsets)
     N = acts.numel()
     if B == 0 or N == 0:
-        nothing = torch.zeros(d_sae + 1 + N, dtype=torch.int32, device=acts.device)
-        return nothing[: d_sae + 1], nothing[d_sae + 1 :], nothing[d_sae + 1 :].clone()
+        nothing = torch.zeros(N, dtype=torch.int32, device=acts.device)
+        return torch.zeros(d_sae + 1, dtype=torch.int32, device=acts.device), nothing, nothing.clone()
     counts = torch.zeros(d_sae, dtype=torch.int32, device=acts.device)
     ranks = torch.empty(N, dtype=torch.int32, device=acts.device)
     grid = (triton.cdiv(N, BLOCK),)
