@@ -156,6 +156,8 @@ class Stepper(Prepared):
         """Make room for the latents that can be dead until this is called next."""
         state, d_sae = self.state, self.sae.config.d_sae
         silent_for, threshold = state.num_tokens_since_fired, self.config.dead_feature_threshold
+        if self.on_gpu:  # a small batch now says nothing of those until the end of the next interval
+            batch_size = max(batch_size, self.config.batch_size)
         ahead = (self._interval - 1 + self.config.count_before_auxk) * batch_size
         if not self.on_gpu:
             state.dead_capacity = auxk.capacity(silent_for, threshold, ahead)

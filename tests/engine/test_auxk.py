@@ -170,3 +170,16 @@ def test_the_count_for_the_next_interval_is_never_too_small(counted):
         dead_at.setdefault(n_dead, step)
         assert trainer.state.dead_capacity >= n_dead
     assert dead_at.keys() == {0, 1, 2}
+
+
+def test_a_small_batch_makes_room_for_those_that_follow():
+    """On a GPU the count is for up to two intervals of whole batches, 6 tokens here, whatever the first one has."""
+    trainer = on_gpu(dead_feature_threshold=1000)
+    trainer.state.num_tokens_since_fired[:] = torch.tensor(
+        [0, 1000 - 15 * 6 - 1, 1000 - 15 * 6, 1000 - 31 * 6]
+    )
+    trainer.plan(1)
+    assert trainer.state.dead_capacity == 4 and int(trainer._dead_ahead) == 3  # 1, rounded to all there are
+    trainer.state.step = 16
+    trainer.plan(1)
+    assert trainer.state.dead_capacity == 4
